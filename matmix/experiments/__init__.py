@@ -1,0 +1,1 @@
+"""Tasks, trainer, studies, reports and the command line."""

@@ -1,0 +1,1 @@
+"""Long-sequence and time-series models built from matmix mixers."""

@@ -1,0 +1,1 @@
+"""Image models built from matmix mixers."""
