@@ -1,0 +1,449 @@
+"""The algebra: sums, products and arrangements of matrices are matrices, built lazily and applied by parts."""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.dense import Dense
+from matmix.ops.cost import Cost
+
+
+def _joint(sizes: list[int], what: str, name: str) -> int:
+    """The common size of parts whose size may also be 1."""
+    others = {size for size in sizes if size != 1}
+    if len(others) > 1:
+        raise ValueError(f"{name}: the parts disagree on {what}: {sizes}; sizes must be equal or 1")
+    return others.pop() if others else 1
+
+
+def _random(rows: int, columns: int, heads: int, batch: int, dtype: torch.dtype) -> Dense:
+    return Dense(torch.randn(batch, heads, rows, columns, dtype=dtype))
+
+
+class Sum(Matrix):
+    """``M = A + B + ...``; the cost of its terms."""
+
+    terms: tuple[Matrix, ...]
+
+    @classmethod
+    def of(cls, *terms: Matrix) -> Self:
+        flat = tuple(part for term in terms for part in (term.terms if isinstance(term, Sum) else (term,)))
+        sizes = {term.shape[2:] for term in flat}
+        if len(sizes) != 1:
+            raise ValueError(f"Sum needs terms of one size, got {', '.join(map(repr, flat))}")
+        _joint([term.shape[0] for term in flat], "batch", "Sum")
+        _joint([term.shape[1] for term in flat], "heads", "Sum")
+        return cls(flat)
+
+    @property
+    def shape(self) -> Shape:
+        shapes = [term.shape for term in self.terms]
+        batch, heads = (_joint([s[i] for s in shapes], w, "Sum") for i, w in enumerate(("batch", "heads")))
+        return (batch, heads, *shapes[0][2:])
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        mixed = self.terms[0].matmul(values)
+        for term in self.terms[1:]:
+            mixed = mixed + term.matmul(values)
+        return mixed
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        mixed = self.terms[0].rmatmul(values)
+        for term in self.terms[1:]:
+            mixed = mixed + term.rmatmul(values)
+        return mixed
+
+    @property
+    def mT(self) -> Sum:
+        return Sum(tuple(term.mT for term in self.terms))
+
+    def diagonal(self) -> Tensor:
+        entries = self.terms[0].diagonal()
+        for term in self.terms[1:]:
+            entries = entries + term.diagonal()
+        return entries
+
+    def to_dense(self) -> Tensor:
+        entries = self.terms[0].to_dense()
+        for term in self.terms[1:]:
+            entries = entries + term.to_dense()
+        return entries
+
+    def cost(self, width: int) -> Cost:
+        total = sum((term.cost(width) for term in self.terms), Cost(0, 0))
+        batch, heads, rows, _ = self.shape
+        written = batch * heads * rows * width * (len(self.terms) - 1)
+        return total + Cost(written, 3 * written * self.dtype.itemsize)
+
+    @classmethod
+    def example(
+        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
+    ) -> Self:
+        length = math.prod(grid)
+        return cls.of(_random(length, length, heads, batch, dtype), _random(length, length, 1, 1, dtype))
+
+
+class Scale(Matrix):
+    """``factor * M``, one factor for all or one a sample and head."""
+
+    inner: Matrix
+    factor: Tensor  # broadcasts to (B, H, 1, 1)
+
+    @classmethod
+    def of(cls, inner: Matrix, factor: Tensor | float) -> Self:
+        if not isinstance(factor, Tensor):
+            factor = torch.full((1, 1, 1, 1), float(factor), dtype=inner.dtype, device=inner.device)
+        shape = (1,) * (4 - factor.dim()) + tuple(factor.shape)
+        if len(shape) != 4 or shape[2:] != (1, 1):
+            raise ValueError(
+                f"factor must broadcast to (B, H, 1, 1), got {tuple(factor.shape)}; a factor a token is a Diagonal"
+            )
+        _joint([inner.shape[0], shape[0]], "batch", "Scale")
+        _joint([inner.shape[1], shape[1]], "heads", "Scale")
+        return cls(inner, factor.reshape(shape))
+
+    @property
+    def shape(self) -> Shape:
+        shape = self.inner.shape
+        return (max(shape[0], self.factor.shape[0]), max(shape[1], self.factor.shape[1]), *shape[2:])
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        return self.factor * self.inner.matmul(values)
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        return self.inner.rmatmul(self.factor * values)
+
+    @property
+    def mT(self) -> Scale:
+        return Scale(self.inner.mT, self.factor)
+
+    def diagonal(self) -> Tensor:
+        return self.factor.squeeze(-1) * self.inner.diagonal()
+
+    def to_dense(self) -> Tensor:
+        return self.factor * self.inner.to_dense()
+
+    def cost(self, width: int) -> Cost:
+        batch, heads, rows, _ = self.shape
+        written = batch * heads * rows * width
+        return self.inner.cost(width) + Cost(written, 2 * written * self.factor.itemsize)
+
+    @classmethod
+    def example(
+        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
+    ) -> Self:
+        length = math.prod(grid)
+        return cls.of(_random(length, length, heads, 1, dtype), torch.randn(batch, heads, 1, 1, dtype=dtype))
+
+
+class Product(Matrix):
+    """``M = A B ...``, applied from the right: the cost of its factors, never of the product."""
+
+    factors: tuple[Matrix, ...]
+
+    @classmethod
+    def of(cls, *factors: Matrix) -> Self:
+        flat = tuple(p for factor in factors for p in (factor.factors if isinstance(factor, Product) else (factor,)))
+        for left, right in zip(flat, flat[1:], strict=False):
+            if left.shape[3] != right.shape[2]:
+                raise ValueError(f"Product: {left!r} has {left.shape[3]} columns, {right!r} has {right.shape[2]} rows")
+        _joint([factor.shape[0] for factor in flat], "batch", "Product")
+        _joint([factor.shape[1] for factor in flat], "heads", "Product")
+        return cls(flat)
+
+    @property
+    def shape(self) -> Shape:
+        shapes = [factor.shape for factor in self.factors]
+        batch, heads = (_joint([s[i] for s in shapes], w, "Product") for i, w in enumerate(("batch", "heads")))
+        return (batch, heads, shapes[0][2], shapes[-1][3])
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        for factor in reversed(self.factors):
+            values = factor.matmul(values)
+        return values
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        for factor in self.factors:
+            values = factor.rmatmul(values)
+        return values
+
+    @property
+    def mT(self) -> Product:
+        return Product(tuple(factor.mT for factor in reversed(self.factors)))
+
+    def to_dense(self) -> Tensor:
+        entries = self.factors[0].to_dense()
+        for factor in self.factors[1:]:
+            entries = entries @ factor.to_dense()
+        return entries
+
+    def cost(self, width: int) -> Cost:
+        return sum((factor.cost(width) for factor in self.factors), Cost(0, 0))
+
+    @classmethod
+    def example(
+        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
+    ) -> Self:
+        length = math.prod(grid)
+        return cls.of(
+            _random(length, length + 1, heads, batch, dtype), _random(length + 1, length, heads, 1, dtype)
+        )
+
+
+class Transpose(Matrix):
+    """``M^T`` of a class that has no transposed form of its own."""
+
+    inner: Matrix
+
+    @property
+    def shape(self) -> Shape:
+        batch, heads, rows, columns = self.inner.shape
+        return (batch, heads, columns, rows)
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        return self.inner.rmatmul(values)
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        return self.inner.matmul(values)
+
+    @property
+    def mT(self) -> Matrix:
+        return self.inner
+
+    def diagonal(self) -> Tensor:
+        return self.inner.diagonal()
+
+    def to_dense(self) -> Tensor:
+        return self.inner.to_dense().mT
+
+    def cost(self, width: int) -> Cost:
+        return self.inner.cost(width)
+
+    @classmethod
+    def example(
+        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
+    ) -> Self:
+        length = math.prod(grid)
+        return cls(_random(length, length + 2, heads, batch, dtype))
+
+
+class Kron(Matrix):
+    """``rows (x) columns`` over a grid that is flattened row by row: one axis after the other.
+
+    O(R C (R + C) W) for dense factors on an R x C grid instead of O(R^2 C^2 W).
+    """
+
+    rows: Matrix
+    columns: Matrix
+
+    @property
+    def shape(self) -> Shape:
+        rows, columns = self.rows.shape, self.columns.shape
+        return (
+            _joint([rows[0], columns[0]], "batch", "Kron"),
+            _joint([rows[1], columns[1]], "heads", "Kron"),
+            rows[2] * columns[2],
+            rows[3] * columns[3],
+        )
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        return _kron(self.rows.matmul, self.columns.matmul, values, self.rows.shape[3], self.columns.shape[3])
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        return _kron(self.rows.rmatmul, self.columns.rmatmul, values, self.rows.shape[2], self.columns.shape[2])
+
+    @property
+    def mT(self) -> Kron:
+        return Kron(self.rows.mT, self.columns.mT)
+
+    def to_dense(self) -> Tensor:
+        rows, columns = self.rows.to_dense(), self.columns.to_dense()
+        blocks = rows[:, :, :, None, :, None] * columns[:, :, None, :, None, :]
+        return blocks.reshape(*blocks.shape[:2], *self.shape[2:])
+
+    def cost(self, width: int) -> Cost:
+        # Rows act on every column of the grid and the other way round; a data-dependent factor carries its batch.
+        return self.rows.cost(width * self.columns.shape[3]) + self.columns.cost(width * self.rows.shape[2])
+
+    @classmethod
+    def example(
+        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
+    ) -> Self:
+        rows, columns = grid[0], math.prod(grid[1:])
+        return cls(_random(rows, rows, heads, batch, dtype), _random(columns, columns, heads, 1, dtype))
+
+
+def _kron(along_rows, along_columns, values: Tensor, rows: int, columns: int) -> Tensor:  # type: ignore[no-untyped-def]
+    """Mix columns within each row, then rows within each column; the other axis rides along in the width."""
+    batch, heads, _, width = values.shape
+    grid = values.reshape(batch, heads, rows, columns, width)
+    mixed = along_rows(grid.reshape(batch, heads, rows, columns * width))
+    rows = mixed.shape[2]
+    grid = mixed.view(batch, heads, rows, columns, width).transpose(2, 3)
+    mixed = along_columns(grid.reshape(batch, heads, columns, rows * width))
+    columns = mixed.shape[2]
+    return mixed.view(batch, heads, columns, rows, width).transpose(2, 3).reshape(batch, heads, rows * columns, width)
+
+
+class HeadCat(Matrix):
+    """One matrix whose heads are those of its parts in turn.
+
+    ``repeats[i]`` heads in a row share each head of part ``i``: that is how parts of different head widths stand
+    side by side (four heads of width 8 that share one matrix are one head of width 32).
+    """
+
+    parts: tuple[Matrix, ...]
+    repeats: tuple[int, ...] = static()
+
+    @classmethod
+    def of(cls, *parts: Matrix, repeats: tuple[int, ...] | None = None) -> Self:
+        if len({part.shape[2:] for part in parts}) != 1:
+            raise ValueError(f"HeadCat needs parts of one size, got {', '.join(map(repr, parts))}")
+        _joint([part.shape[0] for part in parts], "batch", "HeadCat")
+        return cls(tuple(parts), repeats or (1,) * len(parts))
+
+    @property
+    def shape(self) -> Shape:
+        shapes = [part.shape for part in self.parts]
+        heads = sum(s[1] * r for s, r in zip(shapes, self.repeats, strict=True))
+        return (_joint([s[0] for s in shapes], "batch", "HeadCat"), heads, *shapes[0][2:])
+
+    def _apply(self, name: str, values: Tensor) -> Tensor:
+        counts = [part.shape[1] * repeat for part, repeat in zip(self.parts, self.repeats, strict=True)]
+        mixed = []
+        for part, repeat, chunk in zip(self.parts, self.repeats, values.split(counts, 1), strict=True):
+            if repeat == 1:
+                mixed.append(getattr(part, name)(chunk))
+                continue
+            batch, heads, length, width = chunk.shape
+            wide = chunk.reshape(batch, heads // repeat, repeat, length, width).transpose(2, 3)
+            out = getattr(part, name)(wide.reshape(batch, heads // repeat, length, repeat * width))
+            out = out.view(batch, heads // repeat, -1, repeat, width).transpose(2, 3)
+            mixed.append(out.reshape(batch, heads, -1, width))
+        return torch.cat(mixed, 1)
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        return self._apply("matmul", values)
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        return self._apply("rmatmul", values)
+
+    @property
+    def mT(self) -> HeadCat:
+        return HeadCat(tuple(part.mT for part in self.parts), self.repeats)
+
+    def _stack(self, per_part: list[Tensor]) -> Tensor:
+        batch = self.shape[0]
+        wide = [t.repeat_interleave(r, 1) for t, r in zip(per_part, self.repeats, strict=True)]
+        return torch.cat([t.expand(batch, *t.shape[1:]) for t in wide], 1)
+
+    def diagonal(self) -> Tensor:
+        return self._stack([part.diagonal() for part in self.parts])
+
+    def to_dense(self) -> Tensor:
+        return self._stack([part.to_dense() for part in self.parts])
+
+    def cost(self, width: int) -> Cost:
+        parts = zip(self.parts, self.repeats, strict=True)
+        return sum((part.cost(width * repeat) for part, repeat in parts), Cost(0, 0))
+
+    @classmethod
+    def example(
+        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
+    ) -> Self:
+        length = math.prod(grid)
+        one, many = _random(length, length, 1, batch, dtype), _random(length, length, heads, 1, dtype)
+        return cls.of(one, many, repeats=(3, 1))
+
+
+class ColumnCat(Matrix):
+    """``[A, B, ...]`` over values stacked along the tokens: a mixer that reads several value streams."""
+
+    blocks: tuple[Matrix, ...]
+
+    @property
+    def shape(self) -> Shape:
+        shapes = [block.shape for block in self.blocks]
+        if len({s[2] for s in shapes}) != 1:
+            raise ValueError(f"ColumnCat needs blocks of equal rows, got {', '.join(map(repr, self.blocks))}")
+        batch, heads = (_joint([s[i] for s in shapes], w, "ColumnCat") for i, w in enumerate(("batch", "heads")))
+        return (batch, heads, shapes[0][2], sum(s[3] for s in shapes))
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        streams = values.split([block.shape[3] for block in self.blocks], 2)
+        mixed = self.blocks[0].matmul(streams[0])
+        for block, stream in zip(self.blocks[1:], streams[1:], strict=True):
+            mixed = mixed + block.matmul(stream)
+        return mixed
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        return torch.cat([block.rmatmul(values) for block in self.blocks], 2)
+
+    def to_dense(self) -> Tensor:
+        batch, heads = self.shape[:2]
+        return torch.cat([b.expand(batch, heads, -1, -1) for b in (block.to_dense() for block in self.blocks)], 3)
+
+    def cost(self, width: int) -> Cost:
+        return sum((block.cost(width) for block in self.blocks), Cost(0, 0))
+
+    @classmethod
+    def example(
+        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
+    ) -> Self:
+        length = math.prod(grid)
+        return cls((_random(length, length, heads, batch, dtype), _random(length, length + 1, 1, 1, dtype)))
+
+
+class Masked(Matrix):
+    """``diag(rows) M diag(columns)`` with 0/1 masks: what stands at a masked position neither gives nor gets."""
+
+    inner: Matrix
+    rows: Tensor  # (B or 1, L_out) bool, True = a real token
+    columns: Tensor  # (B or 1, L_in) bool
+
+    @classmethod
+    def of(cls, inner: Matrix, mask: Tensor) -> Self:
+        length = inner.shape[2]
+        if mask.dtype != torch.bool or mask.dim() != 2 or mask.shape[1] != length or inner.shape[3] != length:
+            raise ValueError(
+                f"mask must be bool of shape (B, {length}) over a square matrix, got {mask.dtype} "
+                f"{tuple(mask.shape)} for {inner!r}"
+            )
+        return cls(inner, mask, mask)
+
+    @property
+    def shape(self) -> Shape:
+        shape = self.inner.shape
+        return (_joint([shape[0], self.rows.shape[0]], "batch", "Masked"), *shape[1:])
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        kept = values.masked_fill(~self.columns[:, None, :, None], 0)
+        return self.inner.matmul(kept).masked_fill(~self.rows[:, None, :, None], 0)
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        kept = values.masked_fill(~self.rows[:, None, :, None], 0)
+        return self.inner.rmatmul(kept).masked_fill(~self.columns[:, None, :, None], 0)
+
+    @property
+    def mT(self) -> Masked:
+        return Masked(self.inner.mT, self.columns, self.rows)
+
+    def to_dense(self) -> Tensor:
+        kept = self.rows[:, None, :, None] & self.columns[:, None, None, :]
+        return self.inner.to_dense().masked_fill(~kept, 0)
+
+    def cost(self, width: int) -> Cost:
+        batch, heads, rows, columns = self.shape
+        return self.inner.cost(width) + Cost(0, 2 * batch * heads * (rows + columns) * width * self.dtype.itemsize)
+
+    @classmethod
+    def example(
+        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
+    ) -> Self:
+        length = math.prod(grid)
+        return cls.of(_random(length, length, heads, 1, dtype), torch.rand(batch, length) < 0.7)

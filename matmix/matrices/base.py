@@ -1,0 +1,286 @@
+"""The contract of a structured matrix.
+
+One legend for every class: a matrix ``M`` is ``(B or 1, H, L_out, L_in)``, values ``V`` are ``(B, H, L_in, W)`` and
+the product is ``(B, H, L_out, W)``. A leading 1 says that the matrix does not depend on the data; one head (H = 1)
+serves values of any number of heads.
+
+A subclass states its tensors as annotated fields and its options as ``static()`` fields, and writes five methods::
+
+    class Diagonal(Matrix):
+        entries: Tensor                      # (B or 1, H, L)
+
+        @property
+        def shape(self): ...
+        def _matmul(self, values): ...       # the algorithm, at the structure's own cost
+        def to_dense(self): ...              # the mathematics, entry by entry, never by way of _matmul
+        def cost(self, width): ...
+        @classmethod
+        def example(cls, grid, heads, batch, dtype): ...
+
+It becomes a frozen dataclass and a pytree by being defined: nothing to register, and ``example`` alone puts it under
+every law of the test suite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from matmix.ops.cost import Cost
+
+if TYPE_CHECKING:
+    from matmix.matrices.algebra import ColumnCat, HeadCat, Kron, Masked, Product, Scale, Sum
+
+Shape = tuple[int, int, int, int]
+
+
+def static(**options: Any) -> Any:
+    """A field that is an option, not data: compared by value, left alone by ``tree_map``, constant to a compiler."""
+    return field(metadata={"static": True}, **options)
+
+
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static, field))
+@dataclass(frozen=True, eq=False, repr=False)
+class Matrix(ABC):
+    """A structured matrix ``(B or 1, H, L_out, L_in)``."""
+
+    # What holds for every instance of the class; each word is a law (matmix.testing.PROPERTIES).
+    properties: ClassVar[frozenset[str]] = frozenset()
+    # Up to this many columns the dense product is the faster one (measured by benchmarks.matrices).
+    dense_below: ClassVar[int] = 0
+
+    _tensors: ClassVar[tuple[str, ...]] = ()
+    _options: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        dataclass(frozen=True, eq=False, repr=False)(cls)
+        fields = dataclasses.fields(cls)
+        cls._tensors = tuple(f.name for f in fields if not f.metadata.get("static"))
+        cls._options = tuple(f.name for f in fields if f.metadata.get("static"))
+        pytree.register_pytree_node(
+            cls,
+            _flatten,
+            lambda children, context: _unflatten(cls, children, context),
+            flatten_with_keys_fn=_flatten_with_keys,
+            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+            to_dumpable_context=repr,
+            from_dumpable_context=_not_loadable,
+        )
+
+    # ------------------------------------------------------------------ what a subclass writes
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape:
+        """``(B or 1, H, L_out, L_in)``."""
+
+    @abstractmethod
+    def _matmul(self, values: Tensor) -> Tensor:
+        """The fast product; ``values`` are checked and of the right shape."""
+
+    @abstractmethod
+    def to_dense(self) -> Tensor:
+        """The matrix written out, ``(B or 1, H, L_out, L_in)``, from its definition and not from the fast product."""
+
+    @abstractmethod
+    def cost(self, width: int) -> Cost:
+        """Operations and bytes of one product with values of ``width`` columns a head."""
+
+    @classmethod
+    @abstractmethod
+    def example(
+        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
+    ) -> Self:
+        """A small random instance over ``prod(grid)`` tokens, from torch's global generator."""
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        """``M^T v``: the vector-Jacobian product of the fast product, unless a class has a shorter way."""
+        batch, heads, width = values.shape[0], values.shape[1], values.shape[3]
+        start = values.new_zeros(batch, heads, self.shape[3], width)
+        return torch.func.vjp(self._matmul, start)[1](values)[0]
+
+    def diagonal(self) -> Tensor:
+        """``M[i, i]``, shape ``(B or 1, H, min(L_out, L_in))``."""
+        return self.to_dense().diagonal(dim1=-2, dim2=-1)
+
+    # ------------------------------------------------------------------ what a caller uses
+
+    def matmul(self, values: Tensor) -> Tensor:
+        """``M @ values``: ``(B, H, L_in, W) -> (B, H, L_out, W)``, in the dtype of the values.
+
+        Raises:
+            ValueError: if the values do not fit the matrix.
+        """
+        shape = self.shape
+        _check(self, shape, shape[3], values)
+        mixed = self.to_dense() @ values if shape[3] <= self.dense_below else self._matmul(values)
+        return mixed if mixed.dtype == values.dtype else mixed.to(values.dtype)
+
+    def rmatmul(self, values: Tensor) -> Tensor:
+        """``M^T @ values``: ``(B, H, L_out, W) -> (B, H, L_in, W)``.
+
+        Raises:
+            ValueError: if the values do not fit the transposed matrix.
+        """
+        shape = self.shape
+        _check(self, shape, shape[2], values)
+        mixed = self.to_dense().mT @ values if shape[3] <= self.dense_below else self._rmatmul(values)
+        return mixed if mixed.dtype == values.dtype else mixed.to(values.dtype)
+
+    @property
+    def mT(self) -> Matrix:
+        """The transposed matrix of every head."""
+        from matmix.matrices.algebra import Transpose
+
+        return Transpose(self)
+
+    def __matmul__(self, other: Any) -> Any:
+        """``M @ values`` for people; code in a forward calls ``matmul``, which compilers follow. ``M @ N`` is lazy."""
+        if isinstance(other, Matrix):
+            from matmix.matrices.algebra import Product
+
+            return Product.of(self, other)
+        if isinstance(other, Tensor):
+            return self.matmul(other)
+        return NotImplemented
+
+    def __add__(self, other: Matrix) -> Sum:
+        from matmix.matrices.algebra import Sum
+
+        if not isinstance(other, Matrix):
+            return NotImplemented
+        return Sum.of(self, other)
+
+    def __sub__(self, other: Matrix) -> Sum:
+        if not isinstance(other, Matrix):
+            return NotImplemented
+        return self + other.scale(-1.0)
+
+    def scale(self, factor: Tensor | float) -> Scale:
+        """``factor * M``; a tensor must broadcast to ``(B, H, 1, 1)``."""
+        from matmix.matrices.algebra import Scale
+
+        return Scale.of(self, factor)
+
+    def masked(self, mask: Tensor) -> Masked:
+        """``diag(mask) M diag(mask)`` for a square matrix and a ``(B, L)`` mask, True = a real token."""
+        from matmix.matrices.algebra import Masked
+
+        return Masked.of(self, mask)
+
+    def permuted(self, index: Tensor) -> Product:
+        """``P^T M P``: the same mixing along another scan order. ``index`` (L,) lists the tokens in that order."""
+        from matmix.matrices.algebra import Product
+        from matmix.matrices.permutation import Permutation
+
+        order = Permutation(index, dtype=self.dtype)
+        return Product.of(order.mT, self, order)
+
+    def kron(self, other: Matrix) -> Kron:
+        """``M (x) N``: M along the rows, N along the columns of a grid."""
+        from matmix.matrices.algebra import Kron
+
+        return Kron(self, other)
+
+    def cat_heads(self, *others: Matrix) -> HeadCat:
+        """One matrix whose heads are the heads of all."""
+        from matmix.matrices.algebra import HeadCat
+
+        return HeadCat.of(self, *others)
+
+    def cat_columns(self, *others: Matrix) -> ColumnCat:
+        """``[M, N, ...]``, to be applied to values stacked along the tokens."""
+        from matmix.matrices.algebra import ColumnCat
+
+        return ColumnCat((self, *others))
+
+    # ------------------------------------------------------------------ tensors, dtype, device, text
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors in the matrix, those of its parts too."""
+        return (leaf for leaf in pytree.tree_leaves(self) if isinstance(leaf, Tensor))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the entries: that of the first floating tensor."""
+        for tensor in self.tensors():
+            if tensor.is_floating_point() or tensor.is_complex():
+                return tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+        raise TypeError(f"{type(self).__name__} holds no floating tensor and states no dtype")
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first tensor."""
+        for tensor in self.tensors():
+            return tensor.device
+        raise TypeError(f"{type(self).__name__} holds no tensor and states no device")
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.shape))
+        traits = ", ".join(sorted(self.properties))
+        return f"{type(self).__name__}({size}{'; ' + traits if traits else ''})"
+
+
+def _check(matrix: Matrix, shape: Shape, tokens: int, values: Tensor) -> None:
+    """Refuse values that do not fit. On the hot path, so the good case is a handful of integer comparisons."""
+    size = values.shape
+    if (
+        len(size) == 4
+        and size[2] == tokens
+        and (size[1] == shape[1] or shape[1] == 1)
+        and (size[0] == shape[0] or shape[0] == 1 or size[0] == 1)
+    ):
+        return
+    batch, heads = shape[0], shape[1]
+    raise ValueError(
+        f"{matrix!r} needs values of shape "
+        f"({'B' if batch == 1 else batch}, {'any H' if heads == 1 else heads}, {tokens}, W), got {tuple(size)}"
+    )
+
+
+def _flatten(matrix: Matrix) -> tuple[list[Any], tuple[tuple[str, ...], tuple[Any, ...]]]:
+    # None is a leaf to torch's pytrees, and vmap refuses it: absent tensors go into the context instead.
+    present = tuple(name for name in matrix._tensors if getattr(matrix, name) is not None)
+    options = tuple(getattr(matrix, name) for name in matrix._options)
+    return [getattr(matrix, name) for name in present], (present, options)
+
+
+def _flatten_with_keys(matrix: Matrix) -> tuple[list[tuple[Any, Any]], Any]:
+    children, context = _flatten(matrix)
+    return [(pytree.GetAttrKey(name), child) for name, child in zip(context[0], children, strict=True)], context
+
+
+def _unflatten(cls: type[Matrix], children: Sequence[Any], context: tuple[tuple[str, ...], tuple[Any, ...]]) -> Any:
+    present, options = context
+    matrix = object.__new__(cls)
+    for name in cls._tensors:
+        object.__setattr__(matrix, name, None)
+    for name, child in zip(present, children, strict=True):
+        object.__setattr__(matrix, name, child)
+    for name, option in zip(cls._options, options, strict=True):
+        object.__setattr__(matrix, name, option)
+    return matrix
+
+
+def _not_loadable(text: str) -> Any:
+    raise NotImplementedError("a matrix is made anew in every forward; a saved program has no matrix in its signature")
+
+
+def all_classes(base: type[Matrix] = Matrix) -> list[type[Matrix]]:
+    """Every concrete matrix class that is defined so far, by name."""
+    found: dict[str, type[Matrix]] = {}
+    todo = [base]
+    while todo:
+        for cls in todo.pop().__subclasses__():
+            todo.append(cls)
+            if not getattr(cls, "__abstractmethods__", None):
+                found[f"{cls.__module__}.{cls.__qualname__}"] = cls
+    return [found[name] for name in sorted(found)]

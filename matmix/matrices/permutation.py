@@ -1,0 +1,53 @@
+"""Permutation: another order of the tokens; ``P^T M P`` is the same mixing along another scan."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from matmix.matrices.base import Matrix, Shape, static
+from matmix.ops.cost import Cost
+
+
+class Permutation(Matrix):
+    """``(P v)[i] = v[index[i]]``, the same for all samples and heads; O(L W)."""
+
+    index: Tensor  # (L,) integer, every token once
+    dtype: torch.dtype = static(default=torch.float32)
+
+    properties: ClassVar = frozenset({"permutation", "orthogonal", "row_stochastic"})
+
+    @property
+    def shape(self) -> Shape:
+        length = self.index.shape[0]
+        return (1, 1, length, length)
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        return values.index_select(2, self.index)
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        return torch.zeros_like(values).index_copy(2, self.index, values)
+
+    @property
+    def mT(self) -> Permutation:
+        return Permutation(torch.argsort(self.index), self.dtype)
+
+    def diagonal(self) -> Tensor:
+        here = torch.arange(len(self.index), device=self.index.device)
+        return (self.index == here).to(self.dtype).view(1, 1, -1)
+
+    def to_dense(self) -> Tensor:
+        columns = torch.arange(len(self.index), device=self.index.device)
+        return (self.index.view(-1, 1) == columns).to(self.dtype)[None, None]
+
+    def cost(self, width: int) -> Cost:
+        return Cost(0, self.dtype.itemsize * len(self.index) * 2 * width)
+
+    @classmethod
+    def example(
+        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
+    ) -> Self:
+        return cls(torch.randperm(math.prod(grid)), dtype)
