@@ -1,0 +1,28 @@
+"""matmix: every sequence mixer is a structured matrix with a fast product."""
+
+from matmix import matrices, mixers
+from matmix.matrices import Matrix
+from matmix.mixers import (
+    Mixer,
+    Traits,
+    create_mixer,
+    create_mixers,
+    list_mixers,
+    mixer_info,
+    register,
+)
+from matmix.ops.seed import fork_seed
+
+__all__ = [
+    "Matrix",
+    "Mixer",
+    "Traits",
+    "create_mixer",
+    "create_mixers",
+    "fork_seed",
+    "list_mixers",
+    "matrices",
+    "mixer_info",
+    "mixers",
+    "register",
+]

@@ -1,0 +1,170 @@
+"""Checkpoints that a crash cannot spoil: tensors in safetensors, the rest in JSON, never pickle.
+
+A checkpoint is a folder `step-00000120/` with `tensors.safetensors` and `state.json`, which holds the checksums of both.
+It is written under a temporary name, flushed to the disk and renamed, and only then is an older one removed; so at
+every moment at least one whole checkpoint exists (once there was one). Reading verifies the checksums and falls back,
+with a warning, to the checkpoint before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+_TENSORS, _STATE, _TEMPORARY = "tensors.safetensors", "state.json", ".tmp-"
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that is incomplete or does not have its checksum."""
+
+
+def save_checkpoint(root: Path, step: int, state: Any, *, keep: int = 2) -> Path:
+    """Write nested dicts, lists, tuples, tensors and JSON values as the checkpoint of `step`; keep the newest `keep`."""
+    root.mkdir(parents=True, exist_ok=True)
+    _sweep(root)
+    tensors: dict[str, torch.Tensor] = {}
+    plain = _encode(state, "", tensors)
+    blob = save_tensors(tensors)
+    document = {
+        "step": step,
+        "sha256": {_TENSORS: _digest(blob), _STATE: _digest(_canonical(plain))},
+        "state": plain,
+    }
+    temporary, final = root / f"{_TEMPORARY}{step}-{os.getpid()}", _folder(root, step)
+    temporary.mkdir()
+    _write(temporary / _TENSORS, blob)
+    _write(temporary / _STATE, json.dumps(document).encode())
+    sync_folder(temporary)
+    if final.exists():  # a damaged one of the same step: out of the way in one move
+        final.rename(root / f"{_TEMPORARY}old-{step}-{os.getpid()}")
+    temporary.rename(final)
+    sync_folder(root)
+    for old in _steps(root)[keep:]:
+        shutil.rmtree(_folder(root, old), ignore_errors=True)
+    _sweep(root)
+    return final
+
+
+def load_checkpoint(root: Path, step: int) -> Any:
+    """The state of one checkpoint; raises `DamagedCheckpoint` when it is not whole."""
+    folder = _folder(root, step)
+    try:
+        document = json.loads((folder / _STATE).read_bytes())
+        blob = (folder / _TENSORS).read_bytes()
+        plain, sums = document["state"], document["sha256"]
+        if _digest(blob) != sums[_TENSORS]:
+            raise DamagedCheckpoint(f"{_TENSORS} does not have its checksum")
+        if _digest(_canonical(plain)) != sums[_STATE] or document["step"] != step:
+            raise DamagedCheckpoint(f"{_STATE} does not have its checksum")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{type(error).__name__}: {error}") from error
+    return _decode(plain, load_tensors(blob))
+
+
+def load_latest(root: Path) -> tuple[int, Any] | None:
+    """Step and state of the newest whole checkpoint, or None. Warns for each damaged one that it passes over."""
+    for step in _steps(root):
+        try:
+            return step, load_checkpoint(root, step)
+        except DamagedCheckpoint as error:
+            warnings.warn(
+                f"checkpoint {_folder(root, step)} is damaged ({error}); using the one before it", stacklevel=2
+            )
+    return None
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}")
+    _write(temporary, data)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write named tensors (a `state_dict`) to one safetensors file, all or nothing."""
+    write_file(path, save_tensors({name: _plain(tensor) for name, tensor in tensors.items()}))
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries (names made, renamed or removed in it) to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _folder(root: Path, step: int) -> Path:
+    return root / f"step-{step:08d}"
+
+
+def _steps(root: Path) -> list[int]:
+    """Steps that have a checkpoint, newest first."""
+    return sorted((int(folder.name[5:]) for folder in root.glob("step-*")), reverse=True)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what writers that were killed left behind (the run's lock admits one writer at a time)."""
+    for left in root.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _canonical(plain: Any) -> bytes:
+    return json.dumps(plain, sort_keys=True).encode()
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    # Tied tensors share storage, which safetensors refuses; each gets its own copy.
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """JSON for `value`; its tensors go to `tensors` under their path."""
+    if isinstance(value, torch.Tensor):
+        tensors[path] = _plain(value)
+        return {"<tensor>": path}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and not key.startswith("<") for key in value):
+            return {key: _encode(item, f"{path}/{key}", tensors) for key, item in value.items()}
+        return {"<dict>": [[key, _encode(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, tuple | list):
+        items = [_encode(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
+        return items if isinstance(value, list) else {"<tuple>": items}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint holds tensors and JSON values; {path or 'the state'} is a {type(value).__name__}")
+
+
+def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "<tensor>" in value:
+        return tensors[value["<tensor>"]]
+    if "<dict>" in value:
+        return {key: _decode(item, tensors) for key, item in value["<dict>"]}
+    if "<tuple>" in value:
+        return tuple(_decode(item, tensors) for item in value["<tuple>"])
+    return {key: _decode(item, tensors) for key, item in value.items()}

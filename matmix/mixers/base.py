@@ -1,0 +1,192 @@
+"""The contract of a mixer: tokens in, tokens out, and the matrix in between on show.
+
+A mixer writes two methods. ``project`` turns tokens into a matrix, the values it multiplies and whatever else the
+end needs; ``merge`` turns the product back into tokens. ``forward`` is written once, here, so the matrix that
+``matrix()`` returns is the matrix that ran.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from matmix.matrices.base import Matrix
+
+Grid = tuple[int, ...]
+State = Any  # a pytree of tensors, (B, ...) each
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a mixer promises; each promise is a law of the test suite (matmix.testing)."""
+
+    causal: bool = False  # no output depends on a later token
+    data_dependent: bool = False  # the matrix depends on the tokens
+    length: Literal["any", "fixed"] = "any"  # fixed: tied to the grid it was built for, until resize_
+    # content: what stands at masked positions never reaches a real token; trim: a padded sequence also equals the
+    # unpadded one; None: a mask is refused
+    mask: Literal[None, "content", "trim"] = None
+    recurrent: bool = False  # init_state, prefill and step give the same outputs token by token
+    aligned: bool = False  # the matrix of a prefix is the leading block of the matrix
+    mixes: bool = True  # tokens reach other tokens (identity aside)
+    dims: frozenset[int] = field(default=frozenset({1, 2}))  # grids it accepts: sequences, images
+
+
+class Context(NamedTuple):
+    """What ``project`` knows besides the tokens."""
+
+    grid: Grid  # static, prod(grid) = L
+    mask: Tensor | None  # (B, L) bool, True = a real token
+
+
+class Projected(NamedTuple):
+    """What ``project`` returns."""
+
+    matrix: Matrix  # (B or 1, H, L, L_in)
+    values: Tensor  # (B, H, L_in, W)
+    rest: Any = None  # what merge needs besides the product: gates, skips
+
+
+class Mixer(nn.Module):
+    """A sequence mixer, ``x (B, L, D) -> (B, L, D)``: a structured matrix times values.
+
+    Args (of every mixer):
+        dim: model width D.
+        grid: ``(L,)`` or ``(rows, columns)`` with ``prod(grid) = L``; needed by mixers of fixed length, a default
+            for the others.
+    """
+
+    traits: ClassVar[Traits]  # an instance may narrow it (attention(causal=True)) by setting self.traits
+
+    def __init__(self, dim: int, grid: Grid | None = None) -> None:
+        super().__init__()
+        if not isinstance(dim, int) or dim < 1:
+            raise ValueError(f"dim must be a positive integer, got {dim!r}")
+        self.dim = dim
+        self.grid = check_grid(grid, self.traits, type(self).__name__)
+
+    # ------------------------------------------------------------------ what a mixer writes
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        """Tokens ``(B, L, D)`` to a matrix, its values and the rest."""
+        raise NotImplementedError
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        """The product ``(B, H, L, W)`` to tokens ``(B, L, D)``; linear in ``mixed`` unless the mixer says otherwise."""
+        return merge_heads(mixed)
+
+    def resize_(self, grid: Grid) -> Self:
+        """Adapt the parameters to another grid, in place. Mixers of any length only note the grid."""
+        self.grid = check_grid(grid, self.traits, type(self).__name__)
+        return self
+
+    # recurrent mixers only; pure functions of the state they are given
+
+    def init_state(self, batch: int) -> State:
+        """The state before the first token."""
+        raise NotImplementedError(f"{type(self).__name__} is not recurrent")
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
+        """Outputs for a whole prompt ``(B, L, D)`` and the state after it. A mask pads on the left."""
+        raise NotImplementedError(f"{type(self).__name__} is not recurrent")
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token ``(B, D)`` and the state before it to its output ``(B, D)`` and the state after it."""
+        raise NotImplementedError(f"{type(self).__name__} is not recurrent")
+
+    # ------------------------------------------------------------------ what a caller uses
+
+    @final
+    def forward(self, x: Tensor, *, grid: Grid | None = None, mask: Tensor | None = None) -> Tensor:
+        """Mix tokens ``(B, L, D)``.
+
+        Args:
+            x: tokens; a channels-last image flattened row by row is tokens as it stands.
+            grid: the shape of the tokens where it is not the one the mixer was built for.
+            mask: ``(B, L)`` bool, True = a real token; outputs at other positions are zero.
+
+        Raises:
+            ValueError: for tokens, a grid or a mask that do not fit; a mixer of fixed length names ``resize_``.
+        """
+        context = self._context(x, grid, mask)
+        matrix, values, rest = self.project(x, context)
+        out = self.merge(matrix.matmul(values), rest)
+        if mask is not None:
+            out = out.masked_fill(~mask.unsqueeze(-1), 0)
+        return out if out.dtype == x.dtype else out.to(x.dtype)
+
+    @final
+    def matrix(self, x: Tensor, *, grid: Grid | None = None, mask: Tensor | None = None) -> Matrix:
+        """The matrix that ``forward`` multiplies by for these tokens, ``(B or 1, H, L, L_in)``."""
+        return self.project(x, self._context(x, grid, mask)).matrix
+
+    def _context(self, x: Tensor, grid: Grid | None, mask: Tensor | None) -> Context:
+        name = type(self).__name__
+        if x.dim() != 3 or x.shape[2] != self.dim:
+            raise ValueError(f"{name}: x must be tokens (B, L, {self.dim}), got {tuple(x.shape)}")
+        length = x.shape[1]
+        if grid is None:
+            grid = self.grid
+            if grid is None or (len(grid) == 1 and self.traits.length == "any"):
+                grid = (length,)
+        elif grid != self.grid:
+            grid = check_grid(grid, self.traits, name)
+        assert grid is not None
+        if math.prod(grid) != length or (self.traits.length == "fixed" and grid != self.grid):
+            raise ValueError(self._misfit(length, grid))
+        if mask is not None:
+            if self.traits.mask is None:
+                raise ValueError(f"{name} takes no mask: its matrix joins all positions of the built length")
+            if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
+                raise ValueError(
+                    f"{name}: mask must be bool of shape {tuple(x.shape[:2])} (True = a real token), "
+                    f"got {mask.dtype} {tuple(mask.shape)}"
+                )
+        return Context(grid, mask)
+
+    def _misfit(self, length: int, grid: Grid) -> str:
+        name = type(self).__name__
+        if self.traits.length == "fixed":
+            return (
+                f"{name} was built for the grid {self.grid} and got {length} tokens on the grid {grid}; "
+                f"call resize_(grid) to adapt its parameters"
+            )
+        return f"{name}: grid {grid} has {math.prod(grid)} positions, x has {length} tokens; pass grid="
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, grid={self.grid}"
+
+
+def check_grid(grid: Any, traits: Traits, name: str) -> Grid | None:
+    """A grid as a tuple of positive integers of an accepted number of axes, or a ValueError that says what is."""
+    if grid is None:
+        if traits.length == "fixed":
+            raise ValueError(f"{name} has a fixed length and needs grid=(L,) or grid=(rows, columns)")
+        return None
+    if isinstance(grid, int):
+        grid = (grid,)
+    grid = tuple(grid)
+    if not all(isinstance(n, int) and n > 0 for n in grid) or len(grid) not in traits.dims:
+        allowed = " or ".join({1: "(L,)", 2: "(rows, columns)"}.get(n, f"{n} axes") for n in sorted(traits.dims))
+        raise ValueError(f"{name}: grid must be {allowed} of positive integers, got {grid!r}")
+    return grid
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Tokens ``(B, L, H*W)`` as values ``(B, H, L, W)``, a view."""
+    batch, length, width = x.shape
+    return x.view(batch, length, heads, width // heads).transpose(1, 2)
+
+
+def merge_heads(mixed: Tensor) -> Tensor:
+    """Values ``(B, H, L, W)`` as tokens ``(B, L, H*W)``."""
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def drop_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Tokens ``(B, L, D)`` with zeros at masked positions."""
+    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)

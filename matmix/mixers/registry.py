@@ -1,0 +1,205 @@
+"""Names of mixers, and the spec strings that build them.
+
+A spec is Python call syntax, read with ``ast`` and never evaluated::
+
+    hydra                                   a mixer with its defaults
+    hydra(expand=1, d_state=32)             with options
+    heads("attention", "ssd")               side by side, each on its share of the channels
+    ssd*3, attention                        by depth (create_mixers)
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from matmix.matrices.base import Matrix
+from matmix.mixers.base import Grid, Mixer, Traits
+
+_MixerT = TypeVar("_MixerT", bound=type[Mixer])
+
+
+@dataclass(frozen=True)
+class MixerInfo:
+    """One entry of the registry."""
+
+    name: str
+    cls: type[Mixer]
+    matrix: str  # the class of the matrix, and per what: "Softmax per head"
+    cost: str  # asymptotic, in L, D, H, N
+    source: str  # owner/repo of the published code, or the paper where there is none
+    paper: str  # arXiv number and equation
+    smallest: dict[str, Any] = field(default_factory=dict)  # the smallest arguments that build it: enrols it in the laws
+
+    @property
+    def traits(self) -> Traits:
+        """What the mixer promises with its default options."""
+        return self.cls.traits
+
+
+_REGISTRY: dict[str, MixerInfo] = {}
+_PLUGINS_LOADED = False
+
+
+def register(
+    name: str,
+    *,
+    matrix: type[Matrix] | str,
+    cost: str,
+    source: str,
+    paper: str = "",
+    smallest: dict[str, Any] | None = None,
+) -> Callable[[_MixerT], _MixerT]:
+    """Put a mixer class under a name, and with that under every law.
+
+    Args:
+        name: the name in specs, a Python identifier.
+        matrix: class of the mixing matrix, or a phrase that names it.
+        cost: asymptotic cost in the letters of the legend.
+        source: ``owner/repo`` of the published code, or where the definition stands.
+        paper: arXiv number and equation.
+        smallest: arguments besides ``dim`` and ``grid`` that make the smallest sensible instance; its optional
+            key ``"dim"`` states the smallest width (8 where absent).
+    """
+    if not name.isidentifier():
+        raise ValueError(f"name must be a Python identifier, got {name!r}")
+
+    def enrol(cls: _MixerT) -> _MixerT:
+        known = _REGISTRY.get(name)
+        if known is not None and known.cls.__qualname__ != cls.__qualname__:
+            raise ValueError(f"the mixer name {name!r} is taken by {known.cls.__module__}.{known.cls.__qualname__}")
+        text = matrix if isinstance(matrix, str) else matrix.__name__
+        _REGISTRY[name] = MixerInfo(name, cls, text, cost, source, paper, dict(smallest or {}))
+        return cls
+
+    return enrol
+
+
+def _load_plugins() -> None:
+    global _PLUGINS_LOADED
+    if not _PLUGINS_LOADED:
+        _PLUGINS_LOADED = True
+        for entry in entry_points(group="matmix.mixers"):
+            entry.load()
+
+
+def list_mixers() -> list[str]:
+    """The names of all mixers, those of other packages (entry-point group ``matmix.mixers``) included."""
+    _load_plugins()
+    return sorted(_REGISTRY)
+
+
+def mixer_info(name: str) -> MixerInfo:
+    """What the registry knows about a mixer.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the close ones.
+    """
+    _load_plugins()
+    if name not in _REGISTRY:
+        close = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise ValueError(f"unknown mixer {name!r}{hint} Known: {', '.join(sorted(_REGISTRY))}")
+    return _REGISTRY[name]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One call of a spec string, read but not built."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        inner = [repr(a) for a in self.args] + [f"{k}={v!r}" for k, v in self.options]
+        return f"{self.name}({', '.join(inner)})" if inner else self.name
+
+
+def parse_spec(spec: str) -> list[Spec]:
+    """Read a spec string into calls, ``"ssd*2, attention"`` into three.
+
+    Raises:
+        ValueError: for anything but names, calls with literal arguments, ``* count`` and commas.
+    """
+    if not isinstance(spec, str) or not spec.strip():
+        raise ValueError(f"spec must be a non-empty string such as 'hydra(expand=2)', got {spec!r}")
+    try:
+        body = ast.parse(spec.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"spec {spec!r} is not Python call syntax: {error.msg}") from None
+    return [call for item in (body.elts if isinstance(body, ast.Tuple) else [body]) for call in _read(item, spec)]
+
+
+def _read(node: ast.expr, spec: str) -> list[Spec]:
+    if isinstance(node, ast.Name):
+        return [Spec(node.id)]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        count = node.right.value if isinstance(node.right, ast.Constant) else None
+        if type(count) is not int or count < 1:
+            raise ValueError(f"spec {spec!r}: the count after * must be a positive integer")
+        return _read(node.left, spec) * count
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        try:
+            args = tuple(ast.literal_eval(arg) for arg in node.args)
+            options = tuple((k.arg or "**", ast.literal_eval(k.value)) for k in node.keywords)
+        except ValueError:
+            raise ValueError(f"spec {spec!r}: arguments must be literals (numbers, strings, tuples)") from None
+        return [Spec(node.func.id, args, options)]
+    raise ValueError(f"spec {spec!r}: expected a name, a call, * count or a comma at {ast.unparse(node)!r}")
+
+
+def _build(call: Spec, dim: int, grid: Grid | None) -> Mixer:
+    info = mixer_info(call.name)
+    signature = inspect.signature(info.cls)
+    allowed = [name for name in signature.parameters if name not in ("dim", "grid")]
+    positional = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+    if call.args and not positional:
+        raise ValueError(f"{call.name}: options are given by name, as in {call.name}({(allowed or ['option'])[0]}=...)")
+    for name, _ in call.options:
+        if name not in allowed:
+            raise ValueError(f"{call.name} has no option {name!r}; it has: {', '.join(allowed) or 'none'}")
+    options: dict[str, Any] = dict(call.options)
+    if positional:
+        return info.cls(dim, grid, *call.args, **options)
+    return info.cls(dim, grid, **options)
+
+
+def create_mixer(spec: str, dim: int, grid: Grid | int | None = None) -> Mixer:
+    """Build one mixer from a spec.
+
+    Args:
+        spec: such as ``"hydra(expand=2)"``.
+        dim: model width D.
+        grid: ``(L,)`` or ``(rows, columns)``; needed by mixers of fixed length.
+
+    Raises:
+        ValueError: for an unknown mixer or option (the message lists what there is) or a spec of several mixers.
+    """
+    calls = parse_spec(spec)
+    if len(calls) != 1:
+        raise ValueError(f"spec {spec!r} names {len(calls)} mixers; create_mixers(spec, depth, ...) builds one a layer")
+    return _build(calls[0], dim, (grid,) if isinstance(grid, int) else grid)
+
+
+def create_mixers(spec: str, depth: int, dim: int, grid: Grid | int | None = None) -> list[Mixer]:
+    """Build the mixers of a stack: ``"ssd*3, attention"`` repeats with period four.
+
+    Raises:
+        ValueError: if the pattern's length does not divide ``depth``.
+    """
+    grid = (grid,) if isinstance(grid, int) else grid
+    return [_build(call, dim, grid) for call in layer_specs(spec, depth)]
+
+
+def layer_specs(spec: str, depth: int) -> list[Spec]:
+    """The spec of each of ``depth`` layers; the pattern repeats."""
+    calls = parse_spec(spec)
+    if depth < 1 or depth % len(calls):
+        raise ValueError(f"spec {spec!r} is a pattern of {len(calls)} layers, which does not divide depth={depth}")
+    return calls * (depth // len(calls))
