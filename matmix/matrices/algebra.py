@@ -81,9 +81,7 @@ class Sum(Matrix):
         return total + Cost(written, 3 * written * self.dtype.itemsize)
 
     @classmethod
-    def example(
-        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
-    ) -> Self:
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         length = math.prod(grid)
         return cls.of(_random(length, length, heads, batch, dtype), _random(length, length, 1, 1, dtype))
 
@@ -134,9 +132,7 @@ class Scale(Matrix):
         return self.inner.cost(width) + Cost(written, 2 * written * self.factor.itemsize)
 
     @classmethod
-    def example(
-        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
-    ) -> Self:
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         length = math.prod(grid)
         return cls.of(_random(length, length, heads, 1, dtype), torch.randn(batch, heads, 1, 1, dtype=dtype))
 
@@ -186,13 +182,9 @@ class Product(Matrix):
         return sum((factor.cost(width) for factor in self.factors), Cost(0, 0))
 
     @classmethod
-    def example(
-        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
-    ) -> Self:
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         length = math.prod(grid)
-        return cls.of(
-            _random(length, length + 1, heads, batch, dtype), _random(length + 1, length, heads, 1, dtype)
-        )
+        return cls.of(_random(length, length + 1, heads, batch, dtype), _random(length + 1, length, heads, 1, dtype))
 
 
 class Transpose(Matrix):
@@ -225,9 +217,7 @@ class Transpose(Matrix):
         return self.inner.cost(width)
 
     @classmethod
-    def example(
-        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
-    ) -> Self:
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         length = math.prod(grid)
         return cls(_random(length, length + 2, heads, batch, dtype))
 
@@ -271,9 +261,7 @@ class Kron(Matrix):
         return self.rows.cost(width * self.columns.shape[3]) + self.columns.cost(width * self.rows.shape[2])
 
     @classmethod
-    def example(
-        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
-    ) -> Self:
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         rows, columns = grid[0], math.prod(grid[1:])
         return cls(_random(rows, rows, heads, batch, dtype), _random(columns, columns, heads, 1, dtype))
 
@@ -353,9 +341,7 @@ class HeadCat(Matrix):
         return sum((part.cost(width * repeat) for part, repeat in parts), Cost(0, 0))
 
     @classmethod
-    def example(
-        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
-    ) -> Self:
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         length = math.prod(grid)
         one, many = _random(length, length, 1, batch, dtype), _random(length, length, heads, 1, dtype)
         return cls.of(one, many, repeats=(3, 1))
@@ -392,9 +378,7 @@ class ColumnCat(Matrix):
         return sum((block.cost(width) for block in self.blocks), Cost(0, 0))
 
     @classmethod
-    def example(
-        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
-    ) -> Self:
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         length = math.prod(grid)
         return cls((_random(length, length, heads, batch, dtype), _random(length, length + 1, 1, 1, dtype)))
 
@@ -442,8 +426,6 @@ class Masked(Matrix):
         return self.inner.cost(width) + Cost(0, 2 * batch * heads * (rows + columns) * width * self.dtype.itemsize)
 
     @classmethod
-    def example(
-        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
-    ) -> Self:
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         length = math.prod(grid)
         return cls.of(_random(length, length, heads, 1, dtype), torch.rand(batch, length) < 0.7)

@@ -96,9 +96,7 @@ class Matrix(ABC):
 
     @classmethod
     @abstractmethod
-    def example(
-        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
-    ) -> Self:
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         """A small random instance over ``prod(grid)`` tokens, from torch's global generator."""
 
     def _rmatmul(self, values: Tensor) -> Tensor:

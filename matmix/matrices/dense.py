@@ -48,8 +48,6 @@ class Dense(Matrix):
         return dense_cost(self.shape, width, self.entries.itemsize)
 
     @classmethod
-    def example(
-        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
-    ) -> Self:
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         length = math.prod(grid)
         return cls(torch.randn(batch, heads, length, length, dtype=dtype))

@@ -45,7 +45,5 @@ class Diagonal(Matrix):
         return Cost(size * width, self.entries.itemsize * size * (1 + 2 * width))
 
     @classmethod
-    def example(
-        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
-    ) -> Self:
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         return cls(torch.randn(batch, heads, math.prod(grid), dtype=dtype))

@@ -52,7 +52,5 @@ class Identity(Matrix):
         return Cost(0, 0)
 
     @classmethod
-    def example(
-        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
-    ) -> Self:
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         return cls(math.prod(grid), heads, dtype)

@@ -47,7 +47,5 @@ class Permutation(Matrix):
         return Cost(0, self.dtype.itemsize * len(self.index) * 2 * width)
 
     @classmethod
-    def example(
-        cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64
-    ) -> Self:
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         return cls(torch.randperm(math.prod(grid)), dtype)

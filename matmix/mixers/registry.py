@@ -34,7 +34,9 @@ class MixerInfo:
     cost: str  # asymptotic, in L, D, H, N
     source: str  # owner/repo of the published code, or the paper where there is none
     paper: str  # arXiv number and equation
-    smallest: dict[str, Any] = field(default_factory=dict)  # the smallest arguments that build it: enrols it in the laws
+    smallest: dict[str, Any] = field(
+        default_factory=dict
+    )  # the smallest arguments that build it: enrols it in the laws
 
     @property
     def traits(self) -> Traits:

@@ -1,0 +1,31 @@
+# `make study` and `make test` need only Python >= 3.11, git and make: each makes the environment if it is not there.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: study test slow lint types
+
+study: $(READY)
+	$(BIN)/matmix study quickstart
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not gpu"
+
+slow: $(READY)
+	$(BIN)/python -m pytest -q -n auto -m "slow and not gpu"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "matmix needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[all,dev]"
+	@touch $(READY)

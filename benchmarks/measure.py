@@ -1,0 +1,92 @@
+"""How the benchmarks measure: interleaved runs, the best of several, peak memory, fitted exponents."""
+
+from __future__ import annotations
+
+import gc
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+
+import torch
+
+Work = Callable[[], object]
+
+
+def best_times(works: Sequence[Work], budget: float = 0.3, least: int = 3) -> list[float]:
+    """Seconds of each piece of work, run in turn A B A B so that a slow spell of the machine meets all alike.
+
+    The minimum is quoted: everything else that a shared machine does only adds time.
+    """
+    best = [math.inf] * len(works)
+    rounds, spent = 0, 0.0
+    with torch.no_grad():
+        for work in works:
+            work()
+        while rounds < least or spent < budget * len(works):
+            for index, work in enumerate(works):
+                start = time.perf_counter()
+                work()
+                elapsed = time.perf_counter() - start
+                best[index] = min(best[index], elapsed)
+                spent += elapsed
+            rounds += 1
+    return best
+
+
+def peak_memory(work: Work) -> int | None:
+    """Bytes that the work adds to the process at its highest; None where the system does not tell (not Linux)."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    gc.collect()
+    try:
+        reset.write_text("5")  # sets the high-water mark back to what is resident now
+    except OSError:
+        return None
+    before = _kilobytes(status, "VmRSS")
+    with torch.no_grad():
+        work()
+    return max(0, _kilobytes(status, "VmHWM") - before) * 1024
+
+
+def _kilobytes(status: Path, key: str) -> int:
+    line = next(line for line in status.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1])
+
+
+def exponent(lengths: Sequence[int], seconds: Sequence[float]) -> float:
+    """The slope of log time against log length, by least squares."""
+    x = [math.log(length) for length in lengths]
+    y = [math.log(second) for second in seconds]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    across = sum((a - mean_x) ** 2 for a in x)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / across
+
+
+def heading(command: str) -> str:
+    """Date, hardware, versions and the command, for the head of a results table."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0] if names else processor
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return (
+        f"{date.today().isoformat()}, {processor}, {torch.get_num_threads()} threads, {device}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}\n\n`{command}`"
+    )
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table with aligned columns."""
+    cells = [[str(cell) for cell in row] for row in [columns, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def say(text: str) -> None:
+    """Progress, to standard error: standard output holds the results only."""
+    print(text, file=sys.stderr, flush=True)
