@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -145,7 +146,7 @@ class Product(Matrix):
     @classmethod
     def of(cls, *factors: Matrix) -> Self:
         flat = tuple(p for factor in factors for p in (factor.factors if isinstance(factor, Product) else (factor,)))
-        for left, right in zip(flat, flat[1:], strict=False):
+        for left, right in pairwise(flat):
             if left.shape[3] != right.shape[2]:
                 raise ValueError(f"Product: {left!r} has {left.shape[3]} columns, {right!r} has {right.shape[2]} rows")
         _joint([factor.shape[0] for factor in flat], "batch", "Product")
