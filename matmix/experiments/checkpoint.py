@@ -48,8 +48,10 @@ def save_checkpoint(root: Path, step: int, state: Any, *, keep: int = 2) -> Path
         final.rename(root / f"{_TEMPORARY}old-{step}-{os.getpid()}")
     temporary.rename(final)
     sync_folder(root)
-    for old in _steps(root)[keep:]:
-        shutil.rmtree(_folder(root, old), ignore_errors=True)
+    # Later steps are a damaged future that a resumed run has gone back from.
+    past = [other for other in _steps(root) if other <= step]
+    for other in set(_steps(root)) - set(past[:keep]):
+        shutil.rmtree(_folder(root, other), ignore_errors=True)
     _sweep(root)
     return final
 
