@@ -205,3 +205,23 @@ def layer_specs(spec: str, depth: int) -> list[Spec]:
     if depth < 1 or depth % len(calls):
         raise ValueError(f"spec {spec!r} is a pattern of {len(calls)} layers, which does not divide depth={depth}")
     return calls * (depth // len(calls))
+
+
+def markdown_table() -> str:
+    """The registry as a Markdown table, for the README."""
+    lines = [
+        "| mixer | matrix | cost | causal | data dependent | length | mask | recurrent | source |",
+        "|---|" + "---|" * 8,
+    ]
+    for name in list_mixers():
+        info = mixer_info(name)
+        traits = info.traits
+        paper = f"{info.source}; {info.paper}" if info.paper else info.source
+        cells = [f"`{name}`", info.matrix, info.cost, *(_tick(t) for t in (traits.causal, traits.data_dependent))]
+        cells += [traits.length, traits.mask or "", _tick(traits.recurrent), paper]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _tick(flag: bool) -> str:
+    return "yes" if flag else ""
