@@ -1,0 +1,189 @@
+"""What a model costs: parameters, multiply-accumulates and FFT operations of one forward.
+
+Conventions, so that columns of a table mean the same for every mixer:
+
+- A multiply-accumulate (MAC) is one multiplication and one addition: matrix products, convolutions (depthwise and
+  grouped ones by their own size), scaled dot product attention, recurrent cells. A product of complex matrices is four
+  real ones. Average pooling counts as the depthwise convolution with constant weights that it is.
+- An FFT of N points is ``5 N log2 N`` real operations, one of real data ``2.5 N log2 N`` (the convention of FFTW's
+  benchmarks, whatever algorithm runs). They stand apart, because they are not MACs; two of them take the arithmetic of
+  one MAC.
+- Elementwise work (activations, norms, gates, scans that are written elementwise) is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """The cost of one forward with the given inputs; the weights are counted once where they are shared."""
+
+    parameters: int
+    trainable: int
+    macs: int
+    """Multiply-accumulates without the FFTs."""
+    fft_flops: int
+    """Real operations of the FFTs."""
+    uncounted: tuple[str, ...] = ()
+    """Operators that ran and that no formula is known for (fused kernels of a package): what they do is missing."""
+
+    def __str__(self) -> str:
+        text = f"{self.parameters:,} parameters, {self.macs:,} MACs, {self.fft_flops:,} FFT operations"
+        return text + (f", without {', '.join(self.uncounted)}" if self.uncounted else "")
+
+
+def count(model: nn.Module, *inputs: Any, **options: Any) -> CostReport:
+    """Run ``model(*inputs, **options)`` once, in eval mode and without gradients, and count.
+
+    A kernel that is launched past PyTorch's dispatcher (a bare Triton launch) is not seen; count on the CPU then.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    seen = _Unknown()
+    with evaluating(model), torch.no_grad(), seen, counter:
+        model(*inputs, **options)
+    by_operator = counter.get_flop_counts().get("Global", {})
+    fft = sum(flops for operator, flops in by_operator.items() if operator in _FFTS)
+    parameters = list(model.parameters())
+    return CostReport(
+        parameters=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        macs=(sum(by_operator.values()) - fft) // 2,
+        fft_flops=fft,
+        uncounted=tuple(sorted(seen.names)),
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the whole model, each module's own mode afterwards.
+
+    PyTorch's fused encoder layer is off in here: in eval mode it never calls an attention module that was replaced.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        model.eval()
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, training in modes:
+            module.training = training
+
+
+def fft_operations(length: int, transforms: int = 1, *, real: bool = False) -> int:
+    """Real operations of ``transforms`` FFTs of ``length`` points: ``5 N log2 N`` each, half of it for real data."""
+    return round((2.5 if real else 5.0) * transforms * length * math.log2(length)) if length > 1 else 0
+
+
+class _Unknown(TorchDispatchMode):
+    """Notes operators that reach the backend without a formula although they hide real work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = func._overloadpacket
+        known = packet in _FORMULAS or packet in flop_registry
+        if not known and (func.namespace not in ("aten", "prim", "prims") or packet in _OPAQUE):
+            self.names.add(str(packet))
+        return func(*args, **(kwargs or {}))
+
+
+def _raw(formula: Callable[..., int]) -> Callable[..., int]:
+    """Give the formula the tensors, not only their shapes."""
+    formula._get_raw = True  # type: ignore[attr-defined]
+    return formula
+
+
+def _fft(real: bool, signal: str) -> Callable[..., int]:
+    @_raw
+    def formula(x: Tensor, dims: list[int], *args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        shape = (x if signal == "input" else out_val).shape
+        length = math.prod(shape[d] for d in dims)
+        return fft_operations(length, math.prod(shape) // length, real=real) if length else 0
+
+    return formula
+
+
+def _product(first: int) -> Callable[..., int]:
+    """``(..., n, k) @ (..., k, m)``, the two factors at positions ``first`` and ``first + 1``."""
+
+    @_raw
+    def formula(*args: Any, **kwargs: Any) -> int:
+        left, right = args[first : first + 2]
+        columns = right.shape[-1] if right.dim() > 1 else 1
+        return 2 * left.numel() * columns * (4 if left.is_complex() else 1)
+
+    return formula
+
+
+@_raw
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _pool(axes: int) -> Callable[..., int]:
+    @_raw
+    def formula(x: Tensor, kernel: list[int], *args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        return 2 * out_val.numel() * math.prod(kernel if len(kernel) == axes else kernel * axes)
+
+    return formula
+
+
+@_raw
+def _adaptive_pool(x: Tensor, *args: Any, **kwargs: Any) -> int:
+    return 2 * x.numel()
+
+
+@_raw
+def _mkldnn_rnn(x: Tensor, input_weight: Tensor, hidden_weight: Tensor, *args: Any, **kwargs: Any) -> int:
+    return 2 * x.shape[0] * x.shape[1] * (input_weight.numel() + hidden_weight.numel())  # x (T, B, D)
+
+
+@_raw
+def _distances(x: Tensor, y: Tensor, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
+    return 2 * out_val.numel() * x.shape[-1]
+
+
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    aten._fft_r2c: _fft(True, "input"),
+    aten._fft_c2r: _fft(True, "output"),
+    aten._fft_c2c: _fft(False, "input"),
+    aten.mm: _product(0),
+    aten.bmm: _product(0),
+    aten.mv: _product(0),
+    aten.dot: _product(0),
+    aten.vdot: _product(0),
+    aten.addmm: _product(1),
+    aten.baddbmm: _product(1),
+    aten.addmv: _product(1),
+    aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
+    aten.avg_pool2d: _pool(2),
+    aten.avg_pool3d: _pool(3),
+    aten._adaptive_avg_pool2d: _adaptive_pool,
+    aten._adaptive_avg_pool3d: _adaptive_pool,
+    aten._cdist_forward: _distances,
+    aten.mkldnn_rnn_layer: _mkldnn_rnn,
+}
+_FFTS = (aten._fft_r2c, aten._fft_c2r, aten._fft_c2c)
+_OPAQUE = {
+    operator
+    for name in ("_transformer_encoder_layer_fwd", "_native_multi_head_attention", "_cudnn_rnn",
+                 "_thnn_fused_lstm_cell", "_trilinear", "addr")
+    if (operator := getattr(aten, name, None)) is not None
+}  # fmt: skip
