@@ -22,6 +22,12 @@ def _joint(sizes: list[int], what: str, name: str) -> int:
     return others.pop() if others else 1
 
 
+def _one_batch(mixed: list[Tensor]) -> list[Tensor]:
+    """Products of parts, some of which brought a batch that the values lack, at one batch size."""
+    batch = _joint([part.shape[0] for part in mixed], "batch", "products")
+    return [part if part.shape[0] == batch else part.expand(batch, -1, -1, -1) for part in mixed]
+
+
 def _random(rows: int, columns: int, heads: int, batch: int, dtype: torch.dtype) -> Dense:
     return Dense(torch.randn(batch, heads, rows, columns, dtype=dtype))
 
@@ -270,13 +276,13 @@ class Kron(Matrix):
 def _kron(along_rows, along_columns, values: Tensor, rows: int, columns: int) -> Tensor:  # type: ignore[no-untyped-def]
     """Mix columns within each row, then rows within each column; the other axis rides along in the width."""
     batch, heads, _, width = values.shape
-    grid = values.reshape(batch, heads, rows, columns, width)
-    mixed = along_rows(grid.reshape(batch, heads, rows, columns * width))
-    rows = mixed.shape[2]
-    grid = mixed.view(batch, heads, rows, columns, width).transpose(2, 3)
+    mixed = along_rows(values.reshape(batch, heads, rows, columns * width))
+    batch, heads, rows = mixed.shape[:3]  # a factor may bring a batch or heads that the values lack
+    grid = mixed.reshape(batch, heads, rows, columns, width).transpose(2, 3)
     mixed = along_columns(grid.reshape(batch, heads, columns, rows * width))
-    columns = mixed.shape[2]
-    return mixed.view(batch, heads, columns, rows, width).transpose(2, 3).reshape(batch, heads, rows * columns, width)
+    batch, heads, columns = mixed.shape[:3]
+    grid = mixed.reshape(batch, heads, columns, rows, width).transpose(2, 3)
+    return grid.reshape(batch, heads, rows * columns, width)
 
 
 class HeadCat(Matrix):
@@ -312,9 +318,9 @@ class HeadCat(Matrix):
             batch, heads, length, width = chunk.shape
             wide = chunk.reshape(batch, heads // repeat, repeat, length, width).transpose(2, 3)
             out = getattr(part, name)(wide.reshape(batch, heads // repeat, length, repeat * width))
-            out = out.view(batch, heads // repeat, -1, repeat, width).transpose(2, 3)
-            mixed.append(out.reshape(batch, heads, -1, width))
-        return torch.cat(mixed, 1)
+            out = out.unflatten(3, (repeat, width)).transpose(2, 3)
+            mixed.append(out.flatten(1, 2))
+        return torch.cat(_one_batch(mixed), 1)
 
     def _matmul(self, values: Tensor) -> Tensor:
         return self._apply("matmul", values)
@@ -369,7 +375,7 @@ class ColumnCat(Matrix):
         return mixed
 
     def _rmatmul(self, values: Tensor) -> Tensor:
-        return torch.cat([block.rmatmul(values) for block in self.blocks], 2)
+        return torch.cat(_one_batch([block.rmatmul(values) for block in self.blocks]), 2)
 
     def to_dense(self) -> Tensor:
         batch, heads = self.shape[:2]

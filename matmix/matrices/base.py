@@ -206,12 +206,20 @@ class Matrix(ABC):
         """All tensors in the matrix, those of its parts too."""
         return (leaf for leaf in pytree.tree_leaves(self) if isinstance(leaf, Tensor))
 
+    def _parts(self) -> Iterator[Matrix]:
+        """The matrices that this one is made of."""
+        for name in self._tensors:
+            value = getattr(self, name)
+            yield from (part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, Matrix))
+
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the entries: that of the first floating tensor."""
+        """The dtype of the entries: that of the first floating tensor, or what the first part states."""
         for tensor in self.tensors():
             if tensor.is_floating_point() or tensor.is_complex():
                 return tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+        for part in self._parts():
+            return part.dtype
         raise TypeError(f"{type(self).__name__} holds no floating tensor and states no dtype")
 
     @property
@@ -219,6 +227,8 @@ class Matrix(ABC):
         """The device of the first tensor."""
         for tensor in self.tensors():
             return tensor.device
+        for part in self._parts():
+            return part.device
         raise TypeError(f"{type(self).__name__} holds no tensor and states no device")
 
     def __repr__(self) -> str:
