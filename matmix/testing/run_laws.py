@@ -1,0 +1,152 @@
+"""The laws of running a mixer: compilers, low precision, extreme numbers, long sequences."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+
+from matmix.mixers.base import Mixer
+from matmix.testing.cases import MixerCase
+from matmix.testing.compare import TOLERANCE, close
+from matmix.testing.mixer_laws import law, slow_law
+
+
+def _train(mixer: Mixer, x: Tensor, weight: Tensor, run: torch.nn.Module | None = None) -> dict[str, Tensor]:
+    """The outputs and all gradients of one pass, through ``run`` (a compiled form of the mixer) where given."""
+    mixer.zero_grad(set_to_none=True)
+    x = x.detach().requires_grad_()
+    out = (mixer if run is None else run)(x)
+    (out * weight).sum().backward()
+    assert x.grad is not None
+    grads = {name: p.grad.clone() for name, p in mixer.named_parameters() if p.grad is not None}
+    return {"forward": out.detach(), "gradient of the tokens": x.grad, **grads}
+
+
+def _compiled(case: MixerCase, backend: str) -> None:
+    mixer = case.build(torch.float32)
+    x, weight = case.tokens(torch.float32), case.tokens(torch.float32, name="weight")
+    expected = _train(mixer, x, weight)
+    torch._dynamo.reset()  # graphs of other mixers would count towards the recompile limit
+    try:
+        run = torch.compile(mixer, fullgraph=True, backend=backend)
+        got = _train(mixer, x, weight, run)
+        for name, value in got.items():
+            close(value, expected[name], f"compiled by {backend}: {name}", tolerance=1e-4)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise AssertionError(f"torch.compile(fullgraph=True): {str(error).strip()[:800]}") from error
+    finally:
+        torch._dynamo.reset()
+
+
+@law
+def compiles(case: MixerCase) -> None:
+    """``torch.compile(fullgraph=True)`` traces forward and backward as one graph each, with eager's results."""
+    _compiled(case, "aot_eager")
+
+
+@slow_law
+def compiles_by_inductor(case: MixerCase) -> None:
+    """The same with kernels that inductor writes."""
+    _compiled(case, "inductor")
+
+
+@slow_law
+def compiles_at_several_sizes(case: MixerCase) -> None:
+    """A compiled mixer runs at other batch sizes, and at other lengths if it promises any."""
+    mixer = case.build(torch.float32)
+    sizes = [case, case.on(case.grid, batch=case.batch + 2)]
+    if mixer.traits.length == "any" and len(case.grid) == 1:
+        sizes += [case.on((case.length + 4,)), case.on((case.length + 11,), batch=case.batch + 4)]
+    torch._dynamo.reset()
+    try:
+        run = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+        for size in sizes:
+            x = size.tokens(torch.float32)
+            close(run(x), mixer(x), f"compiled, {size}")
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise AssertionError(f"torch.compile(fullgraph=True): {str(error).strip()[:800]}") from error
+    finally:
+        torch._dynamo.reset()
+
+
+@law
+def exports(case: MixerCase) -> None:
+    """``torch.export`` gives a program with eager's results."""
+    mixer, x = case.build(torch.float32), case.tokens(torch.float32)
+    torch._dynamo.reset()
+    try:
+        program = torch.export.export(mixer, (x,))
+    except Exception as error:  # the exporter raises a dozen kinds
+        raise AssertionError(f"torch.export: {type(error).__name__}: {str(error).strip()[:800]}") from error
+    other = case.tokens(torch.float32, name="others")
+    close(program.module()(other), mixer(other), "exported program")
+
+
+def _distance(actual: Tensor, expected: Tensor, limit: float, what: str) -> None:
+    """Relative error in the Euclidean norm: one entry that a half precision number misses is not a failure."""
+    actual, expected = actual.detach().double(), expected.detach().double()
+    assert bool(torch.isfinite(actual).all()), f"{what}: an output is not finite"
+    error, size = float((actual - expected).norm()), float(expected.norm())
+    assert error <= limit * size, f"{what}: relative error {error / size:.3g} (norm), allowed is {limit:.3g}"
+
+
+@law
+def precision(case: MixerCase) -> None:
+    """float32 is within 1e-5 of float64 (largest error over largest output); ``.bfloat16()``, ``.half()`` and both
+    under autocast keep the dtype and are within 8 units of rounding (Euclidean norm), with finite gradients."""
+    exact, x = case.build(), case.tokens(torch.float32)
+    single = case.build(torch.float32)
+    reference = copy.deepcopy(single).double()
+    close(single(x), reference(x.double()), "float32 against float64")
+    for dtype in (torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        with torch.autocast("cpu", dtype):
+            out = single(x)
+        assert out.dtype == torch.float32, f"autocast to {name}: float32 tokens become {out.dtype}"
+        _distance(out, reference(x.double()), TOLERANCE[dtype], f"autocast to {name}")
+        half, tokens = copy.deepcopy(exact).to(dtype), x.to(dtype).requires_grad_()
+        out = half(tokens)
+        assert out.dtype == dtype, f"{name} tokens become {out.dtype}"
+        wide = copy.deepcopy(half).double()
+        _distance(out, wide(tokens.detach().double()), TOLERANCE[dtype], name)
+        out.float().square().mean().backward()
+        for owner, grad in (("the tokens", tokens.grad), *((n, p.grad) for n, p in half.named_parameters())):
+            assert grad is None or bool(torch.isfinite(grad).all()), f"{name}: gradient of {owner} is not finite"
+
+
+@law
+def extremes(case: MixerCase) -> None:
+    """Huge tokens, equal tokens and zeros, weights that are 0 or ten times as large (decays of 0 and 1, saturated
+    gates): finite outputs, and for the tokens finite gradients."""
+    x = case.tokens(torch.float32)
+    inputs = {"tokens times 100": 100 * x, "equal tokens": x[:, :1].expand_as(x), "zeros": torch.zeros_like(x)}
+    for what, tokens in inputs.items():
+        mixer, tokens = case.build(torch.float32), tokens.detach().clone().requires_grad_()
+        out = mixer(tokens)
+        assert bool(torch.isfinite(out).all()), f"{what}: an output is not finite"
+        out.mean().backward()
+        for owner, grad in (("the tokens", tokens.grad), *((n, p.grad) for n, p in mixer.named_parameters())):
+            assert grad is None or bool(torch.isfinite(grad).all()), f"{what}: the gradient of {owner} is not finite"
+    for factor in (0.0, 10.0):
+        mixer = case.build(torch.float32)
+        with torch.no_grad():
+            for parameter in mixer.parameters():
+                parameter.mul_(factor)
+            assert bool(torch.isfinite(mixer(x)).all()), f"weights times {factor:g}: an output is not finite"
+
+
+@slow_law
+def long(case: MixerCase) -> None:
+    """4096 tokens in float32: finite outputs and gradients."""
+    grid = (4096,) if len(case.grid) == 1 else (32, 128)
+    there = case.on(grid, batch=1)
+    mixer, x = there.build(torch.float32), there.tokens(torch.float32).requires_grad_()
+    out = mixer(x)
+    assert math.prod(grid) == out.shape[1]
+    assert bool(torch.isfinite(out).all()), "an output is not finite"
+    out.mean().backward()
+    for owner, grad in (("the tokens", x.grad), *((n, p.grad) for n, p in mixer.named_parameters())):
+        assert grad is None or bool(torch.isfinite(grad).all()), f"the gradient of {owner} is not finite"
