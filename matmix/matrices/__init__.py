@@ -1,27 +1,51 @@
 """Structured matrices, one class a file, and the algebra over them."""
 
 from matmix.matrices.algebra import ColumnCat, HeadCat, Kron, Masked, Product, Scale, Sum, Transpose
+from matmix.matrices.average_pool import AveragePool
+from matmix.matrices.banded import Banded
 from matmix.matrices.base import Matrix, Shape, all_classes, static
+from matmix.matrices.butterfly import Butterfly
+from matmix.matrices.cauchy import Cauchy
+from matmix.matrices.convolution import Convolution
 from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.identity import Identity
+from matmix.matrices.low_rank import LowRank
+from matmix.matrices.monarch import Monarch
 from matmix.matrices.permutation import Permutation
+from matmix.matrices.quasiseparable import Quasiseparable
+from matmix.matrices.selection import Selection
+from matmix.matrices.semiseparable import Semiseparable
+from matmix.matrices.softmax import Softmax
+from matmix.matrices.vandermonde import Vandermonde
 
 __all__ = [
+    "AveragePool",
+    "Banded",
+    "Butterfly",
+    "Cauchy",
     "ColumnCat",
+    "Convolution",
     "Dense",
     "Diagonal",
     "HeadCat",
     "Identity",
     "Kron",
+    "LowRank",
     "Masked",
     "Matrix",
+    "Monarch",
     "Permutation",
     "Product",
+    "Quasiseparable",
     "Scale",
+    "Selection",
+    "Semiseparable",
     "Shape",
+    "Softmax",
     "Sum",
     "Transpose",
+    "Vandermonde",
     "all_classes",
     "static",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape
 from matmix.ops.cost import Cost
+from matmix.ops.product import product
 
 
 def dense_cost(shape: Shape, width: int, itemsize: int) -> Cost:
@@ -32,10 +33,10 @@ class Dense(Matrix):
         return self.entries.shape  # type: ignore[return-value]
 
     def _matmul(self, values: Tensor) -> Tensor:
-        return torch.matmul(self.entries, values)
+        return product(self.entries, values)
 
     def _rmatmul(self, values: Tensor) -> Tensor:
-        return torch.matmul(self.entries.mT, values)
+        return product(self.entries.mT, values)
 
     def to_dense(self) -> Tensor:
         return self.entries

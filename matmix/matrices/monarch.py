@@ -1,0 +1,71 @@
+"""Monarch: two block-diagonal factors with a transposition of the token grid between them."""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from matmix.matrices.base import Matrix, Shape
+from matmix.ops.cost import Cost
+
+
+class Monarch(Matrix):
+    """Tokens on an m x n grid: mix within every row by its own block, then within every column by its own.
+
+    ``M[(d, c), (a, b)] = left[c, d, a] right[a, c, b]``; O(L (m + n) W) per head, O(L^1.5 W) at m = n. Any L = m n.
+    Dao et al., Monarch, arXiv 2204.00595, equation 1, with both outer permutations absorbed.
+    """
+
+    left: Tensor  # (B or 1, H, n, m, m): a block a column
+    right: Tensor  # (B or 1, H, m, n, n): a block a row
+
+    @classmethod
+    def split(cls, length: int) -> tuple[int, int]:
+        """``(m, n)`` with ``m n = length``, as near to a square as the length allows (a prime has one row)."""
+        rows = max(m for m in range(1, math.isqrt(length) + 1) if length % m == 0)
+        return rows, length // rows
+
+    @property
+    def shape(self) -> Shape:
+        left, right = self.left.shape, self.right.shape
+        return (right[0] if left[0] == 1 else left[0], left[1], left[2] * left[3], right[2] * right[3])
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        m, n = self.left.shape[3], self.left.shape[2]
+        rows = self.right @ values.unflatten(2, (m, n))
+        return (self.left @ rows.transpose(2, 3)).transpose(2, 3).flatten(2, 3)
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        m, n = self.left.shape[3], self.left.shape[2]
+        columns = self.left.mT @ values.unflatten(2, (m, n)).transpose(2, 3)
+        return (self.right.mT @ columns.transpose(2, 3)).flatten(2, 3)
+
+    def diagonal(self) -> Tensor:
+        # d = a and c = b: left[c, a, a] right[a, c, c].
+        own = self.left.diagonal(dim1=-2, dim2=-1).mT * self.right.diagonal(dim1=-2, dim2=-1)
+        return own.flatten(2)
+
+    def to_dense(self) -> Tensor:
+        return torch.einsum("xhcda,xhacb->xhdcab", *self._joined()).reshape(self.shape)
+
+    def _joined(self) -> tuple[Tensor, Tensor]:
+        batch = self.shape[0]
+        return self.left.expand(batch, -1, -1, -1, -1), self.right.expand(batch, -1, -1, -1, -1)
+
+    def cost(self, width: int) -> Cost:
+        batch, heads, length, _ = self.shape
+        m, n = self.left.shape[3], self.left.shape[2]
+        size = batch * heads * length * width
+        blocks = self.left.numel() + self.right.numel()
+        return Cost(2 * size * (m + n), self.left.itemsize * (blocks + 4 * size))
+
+    @classmethod
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
+        m, n = cls.split(math.prod(grid))
+        return cls(
+            torch.randn(batch, heads, n, m, m, dtype=dtype) / m**0.5,
+            torch.randn(1, heads, m, n, n, dtype=dtype) / n**0.5,
+        )

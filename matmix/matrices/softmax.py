@@ -1,0 +1,124 @@
+"""Softmax: scaled dot product attention."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from matmix.matrices.base import Matrix, Shape, static
+from matmix.ops.cost import Cost
+from matmix.ops.precision import full_precision, working_dtype
+
+BLOCK = 256  # rows at a time where the entries themselves are needed
+
+
+class Softmax(Matrix):
+    """``M[i, j] = softmax_j(factor * query[i] . key[j] + bias[i, j])`` over the keys that row i may see.
+
+    O(L^2 (E + W)) time; memory O(L) where PyTorch's fused kernels apply. A row that may see no key is zero, in the
+    gradient too. Rows sum to one where a key is seen. Vaswani et al., arXiv 1706.03762, equation 1.
+    """
+
+    query: Tensor  # (B or 1, H, L_out, E)
+    key: Tensor  # (B or 1, H, L_in, E)
+    mask: Tensor | None = None  # (B or 1, L_in) bool, True = a key that may be seen
+    bias: Tensor | None = None  # (B or 1, H or 1, L_out, L_in), added to the scores
+    factor: float | None = static(default=None)  # on the scores; None: 1 / sqrt(E)
+    causal: bool = static(default=False)  # row i sees columns j <= i
+
+    properties: ClassVar = frozenset({"row_stochastic"})
+
+    @property
+    def shape(self) -> Shape:
+        batch = self.query.shape[0]
+        for tensor in (self.key, self.mask, self.bias):
+            if batch == 1 and tensor is not None:
+                batch = tensor.shape[0]
+        return (batch, self.query.shape[1], self.query.shape[2], self.key.shape[2])
+
+    def _allowed(self, start: int, stop: int) -> Tensor | None:
+        """Which keys the rows from start to stop may see, broadcast to (B, 1, rows, L_in); None: all."""
+        allowed = None if self.mask is None else self.mask[:, None, None, :]
+        if self.causal:
+            rows = torch.arange(start, stop, device=self.key.device).unsqueeze(1)
+            past = torch.arange(self.key.shape[2], device=self.key.device) <= rows
+            allowed = past[None, None] if allowed is None else allowed & past
+        return allowed
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        batch, heads, rows, columns = self.shape
+        samples, wide, _, width = values.shape
+        if heads == 1 and wide > 1:  # one matrix for all heads: more columns for it
+            values = values.transpose(1, 2).reshape(samples, 1, columns, wide * width)
+        samples = samples if batch == 1 else batch
+        query, key, values = (
+            t.expand(samples, heads, -1, -1) for t in (self.query, self.key, values.to(self.query.dtype))
+        )
+        if self.mask is None and self.bias is None:
+            mixed = F.scaled_dot_product_attention(query, key, values, is_causal=self.causal, scale=self.factor)
+        else:
+            # A row without any key would be 0 / 0: open it and put the zero there afterwards.
+            allowed, bias, seen = self._allowed(0, rows), self.bias, None
+            if allowed is not None:
+                seen = allowed.any(-1, keepdim=True)
+                allowed = allowed | ~seen
+                bias = allowed if bias is None else torch.where(allowed, bias, -torch.inf)
+            mixed = F.scaled_dot_product_attention(
+                query, key, values, attn_mask=bias.expand(samples, heads, rows, columns), scale=self.factor
+            )
+            if seen is not None:
+                mixed = mixed.masked_fill(~seen, 0)
+        if heads == 1 and wide > 1:
+            mixed = mixed.view(samples, rows, wide, width).transpose(1, 2)
+        return mixed
+
+    def _rows(self, start: int, stop: int) -> Tensor:
+        """The entries of some rows, from the definition, in at least float32."""
+        exact = working_dtype(self.query)
+        factor = self.query.shape[3] ** -0.5 if self.factor is None else self.factor
+        with full_precision(self.query.device):
+            scores = factor * (self.query[:, :, start:stop].to(exact) @ self.key.to(exact).mT)
+            if self.bias is not None:
+                scores = scores + self.bias[:, :, start:stop]
+            allowed = self._allowed(start, stop)
+            if allowed is None:
+                return scores.softmax(-1)
+            seen = allowed.any(-1, keepdim=True)
+            return torch.where(allowed | ~seen, scores, -torch.inf).softmax(-1).masked_fill(~seen, 0)
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        rows = self.shape[2]
+        exact = working_dtype(self.query)
+        mixed = values.new_zeros((), dtype=exact)
+        for start in range(0, rows, BLOCK):
+            stop = min(start + BLOCK, rows)
+            mixed = mixed + self._rows(start, stop).mT @ values[:, :, start:stop].to(exact)
+        return mixed
+
+    def diagonal(self) -> Tensor:
+        size = min(self.shape[2:])
+        blocks = [
+            self._rows(start, min(start + BLOCK, size)).diagonal(start, -2, -1) for start in range(0, size, BLOCK)
+        ]
+        return torch.cat(blocks, -1).to(self.query.dtype)
+
+    def to_dense(self) -> Tensor:
+        return self._rows(0, self.query.shape[2]).to(self.query.dtype)
+
+    def cost(self, width: int) -> Cost:
+        batch, heads, rows, columns = self.shape
+        pairs = batch * heads * rows * columns
+        size = self.query.shape[3]
+        # Two products and about five operations a score (scale, maximum, subtract, exponent, sum).
+        moved = batch * heads * (rows + columns) * (size + width)
+        return Cost(pairs * (2 * size + 2 * width + 5), self.query.itemsize * moved)
+
+    @classmethod
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
+        length = math.prod(grid)
+        query, key = torch.randn(2, batch, heads, length, 4, dtype=dtype)
+        return cls(query, key)
