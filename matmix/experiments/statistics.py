@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,7 +123,7 @@ def rank(table: pd.DataFrame, *, higher_is_better: bool = True) -> Ranks:
         note = f"{blocks} block{'s' * (blocks > 1)}: average ranks only, a test needs at least {MIN_BLOCKS}"
         return Ranks(average, blocks, None, {}, note)
     if (scores == scores[:, :1]).all():
-        return Ranks(average, blocks, 1.0, {}, "all scores are equal")
+        return Ranks(average, blocks, 1.0, dict.fromkeys(combinations(names, 2), 1.0), "all scores are equal")
 
     from scipy.stats import friedmanchisquare, wilcoxon
 
@@ -134,5 +135,5 @@ def rank(table: pd.DataFrame, *, higher_is_better: bool = True) -> Ranks:
 
     p = float(friedmanchisquare(*scores.T).pvalue)
     matrix = posthoc_nemenyi_friedman(scores).to_numpy()
-    pairs = {(names[i], names[j]): float(matrix[i, j]) for i in range(len(names)) for j in range(i + 1, len(names))}
+    pairs = {(names[i], names[j]): float(matrix[i, j]) for i, j in combinations(range(len(names)), 2)}
     return Ranks(average, blocks, p, pairs, f"Friedman test, Nemenyi for pairs, over {blocks} blocks")
