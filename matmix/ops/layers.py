@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matmix.ops.precision import working_dtype
+
 
 class StarReLU(nn.Module):
     """``scale * relu(x)^2 + bias`` with two learnable scalars (MetaFormer baselines, arXiv 2210.13452, StarReLU).
@@ -20,3 +22,81 @@ class StarReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * F.relu(x).square() + self.bias
+
+
+class GatedRMSNorm(nn.Module):
+    """RMS normalisation of a gated signal, over groups of channels (Mamba-2, arXiv 2405.21060; Hydra, 2407.09941).
+
+    Args:
+        dim: channels D.
+        groups: each of D / groups channels is normalised by itself.
+        gate_first: ``norm(x silu(gate)) weight`` (Mamba-2), else ``norm(x) weight silu(gate)`` (Hydra).
+        eps: added to the mean square.
+    """
+
+    def __init__(self, dim: int, groups: int = 1, gate_first: bool = False, eps: float = 1e-5) -> None:
+        super().__init__()
+        if groups < 1 or dim % groups:
+            raise ValueError(f"groups must be a positive divisor of {dim} channels, got {groups}")
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.groups, self.gate_first, self.eps = groups, gate_first, eps
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        """``(..., D)`` and a gate of the same shape to ``(..., D)``, in the dtype of ``x``; computed in float32 at least."""
+        dtype = working_dtype(x)
+        wide, gate = x.to(dtype), F.silu(gate.to(dtype))
+        if self.gate_first:
+            wide = wide * gate
+        grouped = wide.unflatten(-1, (self.groups, wide.shape[-1] // self.groups))
+        scale = torch.rsqrt(grouped.square().mean(-1, keepdim=True) + self.eps)
+        wide = (grouped * scale).flatten(-2) * self.weight
+        return (wide if self.gate_first else wide * gate).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, groups={self.groups}, gate_first={self.gate_first}, eps={self.eps}"
+
+
+class ShortConv(nn.Module):
+    """A short filter along the tokens for every channel, ``y[i] = bias + sum_k weight[k] x[i + k - reach]``.
+
+    Tokens outside the sequence count as zeros, so padding that is zeroed changes no real token. As a convolution over
+    a ``1 x L`` image in channels-last layout, which tokens are without a copy (several times as fast as ``conv1d``).
+
+    Args:
+        dim: channels C.
+        size: taps K.
+        causal: reach = K - 1, no output sees a later token; else centred, reach = K // 2 and K must be odd.
+        bias: whether there is one.
+    """
+
+    def __init__(self, dim: int, size: int, causal: bool = True, bias: bool = True) -> None:
+        super().__init__()
+        if size < 1 or (not causal and size % 2 == 0):
+            raise ValueError(
+                f"size of a {'causal' if causal else 'centred'} filter must be positive"
+                f"{'' if causal else ' and odd'}, got {size}"
+            )
+        bound = size**-0.5  # as nn.Conv1d draws them
+        self.weight = nn.Parameter(torch.empty(dim, 1, size).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound)) if bias else None
+        self.size, self.causal = size, causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, L, C)`` to ``(B, L, C)``."""
+        before, after = (self.size - 1, 0) if self.causal else (self.size // 2, self.size // 2)
+        image = F.pad(x, (0, 0, before, after)).mT.unsqueeze(2)
+        return F.conv2d(image, self.weight.unsqueeze(2), self.bias, groups=image.shape[1]).squeeze(2).mT
+
+    def window(self, x: Tensor) -> Tensor:
+        """The last K tokens of ``x (B, L, C)`` as ``(B, C, K)``, zeros before the first: the state of ``step``."""
+        missing = max(0, self.size - x.shape[1])
+        return F.pad(x[:, x.shape[1] - self.size + missing :], (0, 0, missing, 0)).mT.contiguous()
+
+    def step(self, x: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+        """The output ``(B, C)`` for one more token ``(B, C)`` of a causal filter, and the window with it."""
+        window = torch.cat((window[..., 1:], x.unsqueeze(-1)), -1)
+        y = (window * self.weight[:, 0]).sum(-1)
+        return (y if self.bias is None else y + self.bias), window
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, size={self.size}, causal={self.causal}, bias={self.bias is not None}"

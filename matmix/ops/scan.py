@@ -112,7 +112,7 @@ def causal_blocks(
     outputs: Tensor, inputs: Tensor, log_decay: Tensor, step: Tensor | None, size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Flow]:
     """A semiseparable matrix by chunks: its diagonal blocks ``(B, G, R, Z, Q, Q)`` and the flow between them."""
-    heads, groups = log_decay.shape[1], outputs.shape[1]
+    groups = outputs.shape[1]
     left, right = cut(outputs.to(dtype), size), cut(inputs.to(dtype), size)
     upto = cut(_bounded(log_decay, dtype), size, groups).cumsum(-1)  # from the start of the chunk, token included
     end = upto[..., -1:]
@@ -273,7 +273,7 @@ def _decays(row: Tensor, column: Tensor, keep: Tensor, dtype: torch.dtype) -> Te
 
 
 def share(values: Tensor, batch: int, heads: int) -> Tensor:
-    """Values as ``(batch, heads, L, W')``: where one matrix serves several samples or heads, they stand side by side."""
+    """Values as ``(batch, heads, L, W')``: samples or heads that share a matrix stand side by side in the width."""
     if heads == 1 and values.shape[1] > 1:
         values = values.transpose(1, 2).flatten(2).unsqueeze(1)
     if batch == 1 and values.shape[0] > 1:
