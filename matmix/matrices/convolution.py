@@ -83,7 +83,7 @@ class Convolution(Matrix):
 
     def diagonal(self) -> Tensor:
         inside = all(0 <= b < k for b, k in zip(self.before, self.kernel.shape[1:], strict=True))
-        tap = self.kernel[(slice(None), *self.before)] if inside else self.kernel.new_zeros(self.kernel.shape[0])
+        tap = self.kernel[:, *self.before] if inside else self.kernel.new_zeros(self.kernel.shape[0])
         return tap[None, :, None].expand(1, -1, math.prod(self.grid))
 
     def to_dense(self) -> Tensor:
@@ -95,7 +95,7 @@ class Convolution(Matrix):
             view[axis], view[axis + len(self.grid)] = n, n
             inside = inside & ((tap >= 0) & (tap < k)).view(view)
             axes.append(tap.clamp(0, k - 1).view(view))
-        entries = self.kernel[(slice(None), *axes)].masked_fill(~inside, 0)
+        entries = self.kernel[:, *axes].masked_fill(~inside, 0)
         return entries.reshape(self.shape)
 
     def cost(self, width: int) -> Cost:

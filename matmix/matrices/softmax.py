@@ -67,6 +67,7 @@ class Softmax(Matrix):
                 seen = allowed.any(-1, keepdim=True)
                 allowed = allowed | ~seen
                 bias = allowed if bias is None else torch.where(allowed, bias, -torch.inf)
+            assert bias is not None
             mixed = F.scaled_dot_product_attention(
                 query, key, values, attn_mask=bias.expand(samples, heads, rows, columns), scale=self.factor
             )

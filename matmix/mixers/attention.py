@@ -1,0 +1,101 @@
+"""Attention: every token reads from every other as much as its query meets the other's key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from matmix.matrices.softmax import Softmax
+from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
+from matmix.mixers.registry import register
+
+
+@register(
+    "attention",
+    matrix="Softmax per head",
+    cost="O(L^2 D + L D^2)",
+    source="sail-sg/metaformer",
+    paper="1706.03762, equation 1",
+    smallest={"head_dim": 4},
+)
+class Attention(Mixer):
+    """``y = W_o softmax(q k^T / sqrt(E)) v`` a head, by PyTorch's fused kernels (defaults as in CAFormer).
+
+    There are ``dim // head_dim`` heads, at least one; where ``head_dim`` does not divide ``dim`` the inner width
+    differs from it, as in the published code. Masked keys are seen by nobody. No position enters: the outputs follow
+    any permutation of the tokens unless causal.
+
+    Args:
+        head_dim: width E of a head.
+        qkv_bias: biases of queries, keys and values.
+        proj_bias: bias of the output projection (PoolFormer's ablations have one).
+        causal: token i sees tokens up to i; then the mixer also runs token by token on a cache of keys and values.
+    """
+
+    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Grid | None = None,
+        *,
+        head_dim: int = 32,
+        qkv_bias: bool = False,
+        proj_bias: bool = False,
+        causal: bool = False,
+    ) -> None:
+        if causal:
+            self.traits = replace(type(self).traits, causal=True, recurrent=True, aligned=True)
+        super().__init__(dim, grid)
+        if not isinstance(head_dim, int) or head_dim < 1:
+            raise ValueError(f"head_dim must be a positive integer, got {head_dim!r}")
+        self.head_dim, self.heads, self.causal = head_dim, max(1, dim // head_dim), causal
+        inner = self.heads * head_dim
+        self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
+        self.proj = nn.Linear(inner, dim, bias=proj_bias)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values ``(B, H, L, E)`` of tokens ``(B, L, D)``, from one product."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        query, key, values = self._heads(x)
+        return Projected(Softmax(query, key, context.mask, causal=self.causal), values)
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return self.proj(merge_heads(mixed))
+
+    # ------------------------------------------------------------------ token by token: keys, values, who is real
+
+    def init_state(self, batch: int) -> State:
+        if not self.causal:
+            return super().init_state(batch)
+        empty = self.qkv.weight.new_zeros(batch, self.heads, 0, self.head_dim)
+        return empty, empty, torch.ones(batch, 0, dtype=torch.bool, device=empty.device)
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
+        if not self.causal:
+            return super().prefill(x, mask=mask)
+        query, key, values = self._heads(x)
+        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
+        matrix = Softmax(query, key, mask, causal=True)
+        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+        return drop_padding(self.merge(matrix.matmul(values), None), mask), (key, values, real)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if not self.causal:
+            return super().step(x, state)
+        query, key, value = self._heads(x.unsqueeze(1))
+        keys, values, real = state
+        keys, values = torch.cat((keys.to(key.dtype), key), 2), torch.cat((values.to(value.dtype), value), 2)
+        real = torch.cat((real, real.new_ones(x.shape[0], 1)), 1)
+        mixed = Softmax(query, keys, real).matmul(values)
+        return self.merge(mixed, None).squeeze(1), (keys, values, real)
+
+    published: ClassVar[dict[str, Any]] = {
+        "sail-sg/metaformer": lambda module, state: state,
+        "sail-sg/poolformer": lambda module, state: state,
+    }

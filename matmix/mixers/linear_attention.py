@@ -1,0 +1,106 @@
+"""Linear attention: attention whose scores are products of positive features."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.matrices.algebra import Product
+from matmix.matrices.diagonal import Diagonal
+from matmix.matrices.low_rank import LowRank
+from matmix.matrices.semiseparable import Semiseparable
+from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
+from matmix.mixers.registry import register
+from matmix.ops.precision import full_precision, working_dtype
+
+TINY = 1e-6  # no normaliser is smaller: rows that see no token stay zero
+
+
+@register(
+    "linear_attention",
+    matrix="diag(1 / normaliser) LowRank per head; causal: Semiseparable without decay",
+    cost="O(L D E + L D^2)",
+    source="idiap/fast-transformers",
+    paper="2006.16236, equations 4 and 9",
+    smallest={"head_dim": 4},
+)
+class LinearAttention(Mixer):
+    """``y_i = sum_j phi(q_i) . phi(k_j) v_j / sum_j phi(q_i) . phi(k_j)`` with ``phi = elu + 1``, linear in L.
+
+    The matrix is low rank with rows scaled to sum to one; looking back only, it is semiseparable with a decay of 1,
+    and token by token a state of E x E numbers a head.
+
+    Args:
+        head_dim: width E of a head; there are ``dim // head_dim`` heads, at least one.
+        causal: token i sees tokens up to i.
+    """
+
+    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+
+    def __init__(self, dim: int, grid: Grid | None = None, *, head_dim: int = 32, causal: bool = False) -> None:
+        if causal:
+            self.traits = replace(type(self).traits, causal=True, recurrent=True, aligned=True)
+        super().__init__(dim, grid)
+        if not isinstance(head_dim, int) or head_dim < 1:
+            raise ValueError(f"head_dim must be a positive integer, got {head_dim!r}")
+        self.head_dim, self.heads, self.causal = head_dim, max(1, dim // head_dim), causal
+        inner = self.heads * head_dim
+        self.qkv = nn.Linear(dim, 3 * inner, bias=False)
+        self.proj = nn.Linear(inner, dim, bias=False)
+
+    def _features(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of queries and keys, and values, ``(B, H, L, E)``; masked keys have no features."""
+        query, key, values = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key = F.elu(query) + 1, F.elu(key) + 1
+        return query, key if mask is None else key.masked_fill(~mask[:, None, :, None], 0), values
+
+    def _matrix(self, query: Tensor, key: Tensor) -> Product:
+        exact = working_dtype(query)
+        with full_precision(query.device):
+            seen = key.to(exact).cumsum(2) if self.causal else key.to(exact).sum(2, keepdim=True)
+            share = (query.to(exact) * seen).sum(-1).clamp(min=TINY).reciprocal().to(query.dtype)
+        if not self.causal:
+            return Product((Diagonal(share), LowRank(query, key)))
+        return Product((Diagonal(share), Semiseparable(query, key, key.new_zeros(1, *key.shape[1:3]))))
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        query, key, values = self._features(x, context.mask)
+        return Projected(self._matrix(query, key), values)
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return self.proj(merge_heads(mixed))
+
+    # ------------------------------------------------------------------ token by token: sums over the past
+
+    def init_state(self, batch: int) -> State:
+        if not self.causal:
+            return super().init_state(batch)
+        zeros = self.qkv.weight.new_zeros(batch, self.heads, self.head_dim, self.head_dim)
+        zeros = zeros.to(working_dtype(zeros))
+        return zeros, zeros[..., 0]
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
+        if not self.causal:
+            return super().prefill(x, mask=mask)
+        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
+        query, key, values = self._features(x, mask)
+        out = drop_padding(self.merge(self._matrix(query, key).matmul(values), None), mask)
+        exact = working_dtype(key)
+        with full_precision(x.device):
+            return out, (key.mT.to(exact) @ values.to(exact), key.to(exact).sum(2))
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if not self.causal:
+            return super().step(x, state)
+        query, key, value = self._features(x.unsqueeze(1), None)
+        past, seen = state
+        exact = past.dtype
+        with full_precision(x.device):
+            past = past + key.mT.to(exact) * value.to(exact)
+            seen = seen + key.squeeze(2).to(exact)
+            share = (query.to(exact) * seen.unsqueeze(2)).sum(-1, keepdim=True).clamp(min=TINY)
+            mixed = (query.to(exact) @ past / share).to(value.dtype)
+        return self.merge(mixed, None).squeeze(1), (past, seen)

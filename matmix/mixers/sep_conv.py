@@ -1,0 +1,106 @@
+"""Separable convolution: an inverted bottleneck with a depthwise convolution in the middle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from matmix.matrices.convolution import Convolution
+from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
+from matmix.mixers.registry import register
+from matmix.ops.layers import StarReLU
+
+
+@register(
+    "sep_conv",
+    matrix="Convolution per channel",
+    cost="O(L D (D + kernel^axes))",
+    source="sail-sg/metaformer",
+    paper="2210.13452, equation 7",
+)
+class SepConv(Mixer):
+    """``y = W2 T StarReLU(W1 x)``: pointwise, depthwise and pointwise convolution (ConvFormer; MobileNetV2's block).
+
+    The matrix T is a convolution with one kernel a channel of the inner width, zeros beyond the border. Whether it
+    slides along a sequence or over an image is settled by the number of axes of ``grid`` (a sequence where absent).
+
+    Args:
+        expansion: inner width over ``dim``.
+        kernel: taps along every axis; odd unless causal.
+        causal: look back only (sequences); then the mixer also runs token by token on its last ``kernel - 1`` inputs.
+    """
+
+    traits: ClassVar = Traits(mask="trim", aligned=True)
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Grid | None = None,
+        *,
+        expansion: float = 2.0,
+        kernel: int = 7,
+        causal: bool = False,
+    ) -> None:
+        if causal:
+            self.traits = replace(type(self).traits, causal=True, recurrent=True, dims=frozenset({1}))
+        super().__init__(dim, grid)
+        self.axes = 1 if self.grid is None else len(self.grid)
+        if not isinstance(kernel, int) or kernel < 1 or (kernel % 2 == 0 and not causal):
+            raise ValueError(f"kernel must be a positive integer, odd unless causal, got {kernel!r}")
+        inner = int(expansion * dim)
+        if inner < 1:
+            raise ValueError(f"expansion must leave an inner width of at least 1, got {expansion!r} of dim={dim}")
+        self.kernel, self.inner, self.causal = kernel, inner, causal
+        self.pwconv1 = nn.Linear(dim, inner, bias=False)
+        self.act1 = StarReLU()
+        conv = nn.Conv1d if self.axes == 1 else nn.Conv2d
+        self.dwconv = conv(inner, inner, kernel, groups=inner, bias=False)
+        self.pwconv2 = nn.Linear(inner, dim, bias=False)
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        if len(context.grid) != self.axes:
+            raise ValueError(f"SepConv was built for a grid of {self.axes} axes, got the grid {context.grid}")
+        # StarReLU does not keep zeros, so padding is dropped after it.
+        inner = drop_padding(self.act1(self.pwconv1(x)), context.mask)
+        return Projected(self._matrix(context.grid), inner.mT.unsqueeze(-1))
+
+    def _matrix(self, grid: Grid) -> Convolution:
+        kernel = self.dwconv.weight.squeeze(1)
+        if self.causal:
+            return Convolution.causal(kernel, grid[0])
+        return Convolution.centred(kernel, grid)
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return self.pwconv2(merge_heads(mixed))
+
+    def resize_(self, grid: Grid) -> SepConv:
+        if len(grid) != self.axes:
+            raise ValueError(f"SepConv was built for a grid of {self.axes} axes, got the grid {grid}")
+        return super().resize_(grid)
+
+    # ------------------------------------------------------------------ token by token: the last kernel - 1 inputs
+
+    def init_state(self, batch: int) -> State:
+        if not self.causal:
+            return super().init_state(batch)
+        return self.pwconv1.weight.new_zeros(batch, self.kernel - 1, self.inner)
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
+        state = self.init_state(x.shape[0])
+        matrix, values, rest = self.project(x, self._context(x, (x.shape[1],), mask))
+        out = drop_padding(self.merge(matrix.matmul(values), rest), mask)
+        seen = torch.cat((state.to(values.dtype), values.squeeze(-1).mT), 1)
+        return out, seen[:, seen.shape[1] - self.kernel + 1 :]
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if not self.causal:
+            return super().step(x, state)
+        now = self.act1(self.pwconv1(x)).unsqueeze(1)
+        window = torch.cat((state.to(now.dtype), now), 1)
+        mixed = (window * self.dwconv.weight.squeeze(1).mT).sum(1)
+        return self.pwconv2(mixed), window[:, 1:]
+
+    published: ClassVar[dict[str, Any]] = {"sail-sg/metaformer": lambda module, state: state}

@@ -1,0 +1,39 @@
+"""Weights that are tied to token positions, carried over to another grid."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.nn import functional as F
+
+Grid = tuple[int, ...]
+
+
+def positions(weight: Tensor, axis: int, old: Grid, new: Grid) -> Tensor:
+    """One axis of a weight from the positions of one grid to those of another, linearly (area-weighted downwards).
+
+    Args:
+        weight: any shape; ``weight.shape[axis] = prod(old)``, the positions of a flattened grid.
+        axis: the axis of the positions.
+        old, new: grids with as many axes, one or two.
+
+    Raises:
+        ValueError: if the grids differ in their axes.
+    """
+    if len(old) != len(new):
+        raise ValueError(f"grid {new} has {len(new)} axes, the weights belong to the grid {old}")
+    if old == new:
+        return weight
+    moved = weight.movedim(axis, -1)
+    lead = moved.shape[:-1]
+    image = moved.reshape(1, -1, *(old if len(old) == 2 else (1, *old))).double()
+    size = new if len(new) == 2 else (1, *new)
+    image = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+    return image.reshape(*lead, math.prod(new)).movedim(-1, axis).to(weight.dtype).contiguous()
+
+
+def mixing(weight: Tensor, old: Grid, new: Grid) -> Tensor:
+    """A matrix ``(..., L, L)`` over the tokens of one grid as one over another; the sum of a row stays what it was."""
+    rows = positions(weight, -2, old, new)
+    return positions(rows, -1, old, new) * (math.prod(old) / math.prod(new))
