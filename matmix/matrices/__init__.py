@@ -6,9 +6,12 @@ from matmix.matrices.banded import Banded
 from matmix.matrices.base import Matrix, Shape, all_classes, static
 from matmix.matrices.butterfly import Butterfly
 from matmix.matrices.cauchy import Cauchy
+from matmix.matrices.circulant import Circulant
 from matmix.matrices.convolution import Convolution
+from matmix.matrices.decaying_toeplitz import DecayingToeplitz
 from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
+from matmix.matrices.fourier import Fourier
 from matmix.matrices.identity import Identity
 from matmix.matrices.low_rank import LowRank
 from matmix.matrices.monarch import Monarch
@@ -17,6 +20,7 @@ from matmix.matrices.quasiseparable import Quasiseparable
 from matmix.matrices.selection import Selection
 from matmix.matrices.semiseparable import Semiseparable
 from matmix.matrices.softmax import Softmax
+from matmix.matrices.toeplitz import CausalToeplitz, Toeplitz
 from matmix.matrices.vandermonde import Vandermonde
 
 __all__ = [
@@ -24,10 +28,14 @@ __all__ = [
     "Banded",
     "Butterfly",
     "Cauchy",
+    "CausalToeplitz",
+    "Circulant",
     "ColumnCat",
     "Convolution",
+    "DecayingToeplitz",
     "Dense",
     "Diagonal",
+    "Fourier",
     "HeadCat",
     "Identity",
     "Kron",
@@ -44,6 +52,7 @@ __all__ = [
     "Shape",
     "Softmax",
     "Sum",
+    "Toeplitz",
     "Transpose",
     "Vandermonde",
     "all_classes",

@@ -1,0 +1,90 @@
+"""Fourier: the discrete Fourier transform of tokens as a real matrix, a row of blocks over two value streams."""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from matmix.matrices.base import Matrix, Shape, static
+from matmix.ops.cost import Cost
+from matmix.ops.fft import fft_flops
+from matmix.ops.precision import working_dtype
+
+
+class Fourier(Matrix):
+    """``M = [C, -S]`` with ``F = C - i S`` the DFT over the grid; O(L log L W).
+
+    ``C[k, j] = cos(2 pi sum_a k_a j_a / n_a)`` and ``S`` the same with sin, times ``gain``. Values are two streams
+    stacked along the tokens, and ``M [V1; V2] = C V1 - S V2 = Re(F (V1 - i V2))``: the real part of the forward
+    transform of V1 - i V2. (FNet: V1 - i V2 = X F_D, so V1 = X C_D and V2 = X S_D.)
+
+    The result is real, so only the Hermitian part of V1 - i V2 reaches it; that has half the numbers, and one
+    complex-to-real transform does it.
+    """
+
+    grid: tuple[int, ...] = static()
+    gain: float = static(default=1.0)
+    dtype: torch.dtype = static(default=torch.float32)
+    device: torch.device = static(default=torch.device("cpu"))
+
+    @classmethod
+    def like(cls, values: Tensor, grid: tuple[int, ...], gain: float = 1.0) -> Self:
+        """The matrix for values ``(B, H, 2L, W)`` over a grid."""
+        return cls(grid, gain, values.dtype, values.device)
+
+    @property
+    def shape(self) -> Shape:
+        length = math.prod(self.grid)
+        return (1, 1, length, 2 * length)
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        axes = tuple(range(2, 2 + len(self.grid)))
+        first, second = values.to(working_dtype(values)).unflatten(2, (2, *self.grid)).unbind(2)
+        first_back, second_back = first, second
+        for axis, size in zip(axes, self.grid, strict=True):
+            kept = size // 2 + 1 if axis == axes[-1] else size
+            back = -torch.arange(kept, device=values.device) % size
+            first, second = first.narrow(axis, 0, kept), second.narrow(axis, 0, kept)
+            first_back, second_back = first_back.index_select(axis, back), second_back.index_select(axis, back)
+        # (z[j] + conj z[-j]) / 2 for z = V1 - i V2
+        half = torch.complex(first + first_back, second_back - second) * (self.gain / 2)
+        return torch.fft.hfftn(half, self.grid, dim=axes).flatten(2, -2)
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        axes = tuple(range(2, 2 + len(self.grid)))
+        maps = values.to(working_dtype(values)).unflatten(2, self.grid)
+        both = torch.fft.fftn(maps, dim=axes).flatten(2, -2) * self.gain
+        return torch.cat([both.real, both.imag], 2)
+
+    def to_dense(self) -> Tensor:
+        turns = torch.zeros((), dtype=torch.float64, device=self.device)
+        axes = len(self.grid)
+        for axis, size in enumerate(self.grid):
+            place = torch.arange(size, device=self.device)
+            view = [1] * (2 * axes)
+            view[axis], view[axis + axes] = size, size
+            turns = turns + ((place[:, None] * place) % size).view(view).double() / size
+        length = math.prod(self.grid)
+        angle = 2 * math.pi * turns.reshape(length, length)
+        return (self.gain * torch.cat([angle.cos(), -angle.sin()], 1)).to(self.dtype)[None, None]
+
+    def diagonal(self) -> Tensor:
+        turns = torch.zeros((), dtype=torch.float64, device=self.device)
+        for size in self.grid:
+            place = torch.arange(size, device=self.device)
+            turns = turns.unsqueeze(-1) + (place**2 % size).double() / size
+        return (self.gain * (2 * math.pi * turns).cos()).to(self.dtype).view(1, 1, -1)
+
+    def cost(self, width: int) -> Cost:
+        length = math.prod(self.grid)
+        return Cost(
+            width * (fft_flops(self.grid) + 3 * length),
+            self.dtype.itemsize * 3 * length * width,
+        )
+
+    @classmethod
+    def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
+        return cls(tuple(grid), 1 / math.sqrt(math.prod(grid)), dtype)

@@ -1,0 +1,166 @@
+"""What everything on the FFT shares: lengths, dtypes, convolution, Hermitian spectra.
+
+Half types are transformed in float32 (a CPU has no half FFT, CUDA has it for powers of two only); float64 stays.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from matmix.ops.precision import working_dtype
+
+# A C allocator maps blocks above 32 MiB anew at every call, and the page faults then cost more than the transform
+# (256 x 16384 real values, one thread: 97 ms in one piece, 30 ms in pieces of 4 MiB).
+_PIECE_BYTES = 4 << 20
+
+
+def fast_len(length: int) -> int:
+    """The least fast FFT length from ``length`` on: a power of two times 1, 9/8, 5/4 or 3/2.
+
+    Smoother lengths exist closer by, but the FFT of a CPU library is slow where many small odd factors meet
+    (8100 takes 1.6 times as long as 8192).
+    """
+    power = 1 << (length - 1).bit_length()
+    if power >= 16:
+        for sixteenths in (9, 10, 12):
+            if power * sixteenths >= 16 * length:
+                return power * sixteenths // 16
+    return power
+
+
+def to_complex(pairs: Tensor) -> Tensor:
+    """Real pairs ``(..., 2)`` as complex numbers ``(...)``, in float32 or float64."""
+    return torch.view_as_complex(pairs.to(working_dtype(pairs)).contiguous())
+
+
+def convolve(values: Tensor, taps: Tensor, start: int) -> Tensor:
+    """Linear convolution along the tokens: ``y[i] = sum_j taps[start + i - j] values[j]``.
+
+    Args:
+        values: ``(B, H, L, W)``.
+        taps: ``(B or 1, H or 1, K)`` with ``start < K``; taps outside are zero.
+        start: index of the tap of lag 0.
+
+    Returns:
+        ``(B, H, L, W)`` in float32, or float64 where either is.
+    """
+    length, size = values.shape[2], taps.shape[-1]
+    # Circular is linear on the samples that are kept once what wraps round falls short of them.
+    padded = fast_len(max(size, start + length, size + length - 1 - start))
+    dtype = working_dtype(values, taps)
+    response = torch.fft.rfft(taps.to(dtype), padded).unsqueeze(-1)
+
+    def piece(values: Tensor, response: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(values.to(dtype), padded, dim=2)
+        return torch.fft.irfft(spectrum * response, padded, dim=2).narrow(2, start, length)
+
+    return in_pieces(piece, values, response, padded)
+
+
+def in_pieces(piece, values: Tensor, response: Tensor, padded: int) -> Tensor:  # type: ignore[no-untyped-def]
+    """``piece(values, response)`` by samples and heads, few enough at a time that a CPU reuses its buffers."""
+    batch, heads, _, width = values.shape
+    batch, heads = max(batch, response.shape[0]), max(heads, response.shape[1])
+    row = padded * width * response.element_size() // 2
+    if values.device.type != "cpu" or torch.compiler.is_compiling() or batch * heads * row <= 4 * _PIECE_BYTES:
+        return piece(values, response)
+    many = max(1, _PIECE_BYTES // (row * heads))
+    some = next(n for n in range(min(heads, max(1, _PIECE_BYTES // row)), 0, -1) if heads % n == 0)
+    values = values.expand(batch, heads, -1, -1)
+    response = response.expand(batch, heads, *response.shape[2:])
+    pieces = [
+        piece(v, r)
+        for vs, rs in zip(values.split(many), response.split(many), strict=True)
+        for v, r in zip(vs.split(some, 1), rs.split(some, 1), strict=True)
+    ]
+    return torch.cat(pieces).view(batch, heads, *pieces[0].shape[2:])  # many > 1 only where some is all heads
+
+
+def hermitian(spectrum: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Project a half spectrum onto those of real kernels.
+
+    A real kernel's spectrum satisfies ``s[-u] = conj s[u]``. The half that ``rfftn`` keeps is free but for the columns
+    that are their own mirror image, 0 and (even n) n/2 of the last axis; there the projection is the mean of the
+    two. CPU libraries take that mean by themselves inside ``irfftn``, CUDA's need not: so it is taken here.
+
+    Args:
+        spectrum: complex ``(..., *grid[:-1], grid[-1] // 2 + 1)``.
+        grid: the grid of the real kernel.
+    """
+    last = grid[-1]
+    middle = spectrum.narrow(-1, 1, (last - 1) // 2)
+    parts = [_self_conjugate(spectrum.narrow(-1, 0, 1), len(grid)), middle]
+    if last % 2 == 0:
+        parts.append(_self_conjugate(spectrum.narrow(-1, last // 2, 1), len(grid)))
+    return torch.cat(parts, -1)
+
+
+def _self_conjugate(column: Tensor, axes: int) -> Tensor:
+    others = tuple(range(-axes, -1))
+    mirrored = torch.roll(column.flip(others), (1,) * len(others), others) if others else column
+    return (column + mirrored.conj()) / 2
+
+
+def resample_spectrum(spectrum: Tensor, grid: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+    """The half spectrum on another grid of the same real kernel, padded with zeros or cropped around lag 0.
+
+    The filter does to its neighbourhood what it did before: its response is interpolated over frequencies in cycles
+    a token, exactly where the grid grows.
+
+    Args:
+        spectrum: complex half spectrum ``(..., *grid[:-1], grid[-1] // 2 + 1)``, Hermitian.
+        grid: its grid.
+        size: the grid wanted.
+    """
+    axes = tuple(range(-len(grid), 0))
+    kernel = torch.fft.irfftn(spectrum, grid, dim=axes)
+    for axis, old, new in zip(axes, grid, size, strict=True):
+        if new == old:
+            continue
+        kernel = kernel.roll((old - 1) // 2, axis)  # lags -((old - 1) // 2) .. old // 2
+        if new > old:
+            ends = list(kernel.shape)
+            before, after = (new - 1) // 2 - (old - 1) // 2, new // 2 - old // 2
+            if old % 2 == 0:
+                # The lag old / 2 is also -old / 2; on the larger grid they are two.
+                half = kernel.narrow(axis, old - 1, 1) / 2
+                kernel = torch.cat([half, kernel.narrow(axis, 0, old - 1), half], axis)
+                before -= 1
+            parts = []
+            for count in (before, after):
+                ends[axis] = count
+                parts.append(kernel.new_zeros(ends))
+            kernel = torch.cat([parts[0], kernel, parts[1]], axis)
+        else:
+            kernel = kernel.narrow(axis, (old - 1) // 2 - (new - 1) // 2, new)
+        kernel = kernel.roll(-((new - 1) // 2), axis)
+    return torch.fft.rfftn(kernel, dim=axes)
+
+
+def interpolate_spectrum(spectrum: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Half spectra as images of two channels, resized by bicubic interpolation with aligned corners.
+
+    So GFNet and DFFormer change resolution. Rows are interpolated in storage order, across the jump from the highest
+    positive to the highest negative frequency; ``resample_spectrum`` has no such seam.
+
+    Args:
+        spectrum: real pairs ``(*half grid, C, 2)``.
+        size: the grid wanted.
+    """
+    half = (*size[:-1], size[-1] // 2 + 1)
+    if tuple(spectrum.shape[:-2]) == half:
+        return spectrum
+    image = spectrum.reshape(1 if len(size) == 1 else spectrum.shape[0], -1, *spectrum.shape[-2:]).flatten(2)
+    image = image.movedim(-1, 0).unsqueeze(0)
+    image = F.interpolate(image, half if len(size) == 2 else (1, *half), mode="bicubic", align_corners=True)
+    return image[0].movedim(0, -1).reshape(*half, *spectrum.shape[-2:])
+
+
+def fft_flops(grid: tuple[int, ...], real: bool = True) -> int:
+    """Operations of one transform over the grid, by the usual count of 5 n log2 n; a real one has half of them."""
+    n = math.prod(grid)
+    return round((2.5 if real else 5) * n * math.log2(n)) if n > 1 else 0
