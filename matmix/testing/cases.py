@@ -114,7 +114,8 @@ def cast(tree: _T, dtype: torch.dtype) -> _T:
 @contextmanager
 def dense_up_to(columns: int) -> Iterator[None]:
     """Inside, every matrix class takes its dense product up to this many columns (0: the fast one always)."""
-    owners = [cls for cls in (Matrix, *all_classes()) if "dense_below" in vars(cls)]
+    classes: list[type[Matrix]] = [Matrix, *all_classes()]  # type: ignore[type-abstract]
+    owners = [cls for cls in classes if "dense_below" in vars(cls)]
     before = [(cls, cls.dense_below) for cls in owners]
     try:
         for cls in owners:

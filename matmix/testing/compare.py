@@ -72,7 +72,7 @@ def differ(first: Tensor, second: Tensor, what: str) -> None:
 def same(first: Tensor, second: Tensor, what: str) -> None:
     """Assert that two tensors are equal bit for bit."""
     assert first.shape == second.shape, f"{what}: {tuple(first.shape)} against {tuple(second.shape)}"
-    assert torch.equal(first, second), f"{what}: differs by {float((first - second).abs().max()):.3g}"
+    assert torch.equal(first, second), f"{what}: differs by {float((_wide(first) - _wide(second)).abs().max()):.3g}"
 
 
 def _wide(tensor: Tensor) -> Tensor:

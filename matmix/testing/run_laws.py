@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from matmix.testing.compare import TOLERANCE, close
 from matmix.testing.mixer_laws import law, slow_law
 
 
-def _train(mixer: Mixer, x: Tensor, weight: Tensor, run: torch.nn.Module | None = None) -> dict[str, Tensor]:
+def _train(mixer: Mixer, x: Tensor, weight: Tensor, run: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
     """The outputs and all gradients of one pass, through ``run`` (a compiled form of the mixer) where given."""
     mixer.zero_grad(set_to_none=True)
     x = x.detach().requires_grad_()

@@ -1,0 +1,43 @@
+"""Which classes and mixers the laws run on, and at which sizes.
+
+Nothing is listed by hand: matrices are the subclasses of Matrix, mixers the entries of the registry. Classes that the
+tests define themselves (tests/wrong.py) are subclasses too; they are told apart by their module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+
+import matmix
+from matmix.matrices import Matrix, all_classes
+from matmix.testing.check import TRACED
+
+COMMON: dict[str, Any] = {
+    "deadline": None,
+    "database": None,
+    "derandomize": True,  # the same sizes in every run: a failure is a fact, not weather
+    "print_blob": False,
+    "suppress_health_check": list(HealthCheck),
+}
+QUICK = settings(max_examples=5, **COMMON)
+MANY = settings(max_examples=60, **COMMON)
+
+
+def matrix_classes() -> list[type[Matrix]]:
+    """Every matrix class outside the tests."""
+    return [cls for cls in all_classes() if cls.__module__.split(".")[0] != "tests"]
+
+
+def pairs(laws: dict[str, Callable[..., None]], subjects: list[Any], *, traced: bool) -> tuple[list[Any], list[str]]:
+    """(law, subject) pairs and their ids ``law-Subject``; traced laws apart, since they run at one size."""
+    named = [(s, s if isinstance(s, str) else s.__name__) for s in subjects]
+    chosen = [(law, s, f"{law}-{name}") for s, name in named for law in laws if (law in TRACED) == traced]
+    return [(law, s) for law, s, _ in chosen], [name for *_, name in chosen]
+
+
+def mixer_names() -> list[str]:
+    """Every registered mixer."""
+    return matmix.list_mixers()

@@ -1,0 +1,64 @@
+"""Every law over every registered mixer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import matmix
+from matmix.testing import MIXER_LAWS, SLOW_MIXER_LAWS, MixerCase, apply_law
+from matmix.testing import check as checks
+from matmix.testing.strategies import mixer_cases
+from tests.laws import MANY, QUICK, mixer_names, pairs
+
+DRAWN, DRAWN_IDS = pairs(MIXER_LAWS, mixer_names(), traced=False)
+TRACED, TRACED_IDS = pairs(MIXER_LAWS, mixer_names(), traced=True)
+SLOW, SLOW_IDS = pairs(SLOW_MIXER_LAWS, mixer_names(), traced=True)
+
+
+@pytest.mark.parametrize(("law", "name"), DRAWN, ids=DRAWN_IDS)
+def test_law(law: str, name: str) -> None:
+    @QUICK
+    @given(mixer_cases(matmix.mixer_info(name)))
+    def check(case: MixerCase) -> None:
+        apply_law(law, MIXER_LAWS[law], case)
+
+    check()
+
+
+def _traced(law: str, name: str, cases: slice) -> None:
+    info = matmix.mixer_info(name)
+    factory, dim = checks.factory_of(info)
+    for case in checks.mixer_cases(factory, dim, info.traits, law)[cases]:
+        apply_law(law, {**MIXER_LAWS, **SLOW_MIXER_LAWS}[law], case)
+
+
+@pytest.mark.parametrize(("law", "name"), TRACED, ids=TRACED_IDS)
+def test_traced_law(law: str, name: str) -> None:
+    _traced(law, name, slice(-1, None))  # the image where it takes one: the harder of the two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("law", "name"), SLOW, ids=SLOW_IDS)
+def test_slow_law(law: str, name: str) -> None:
+    _traced(law, name, slice(None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("law", "name"), TRACED, ids=TRACED_IDS)
+def test_traced_law_on_sequences(law: str, name: str) -> None:
+    _traced(law, name, slice(-1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mixer_names())
+def test_laws_at_many_sizes(name: str) -> None:
+    drawn = [law for law in MIXER_LAWS if law not in checks.TRACED]
+
+    @MANY
+    @given(mixer_cases(matmix.mixer_info(name)), st.sampled_from(drawn))
+    def check(case: MixerCase, law: str) -> None:
+        apply_law(law, MIXER_LAWS[law], case)
+
+    check()

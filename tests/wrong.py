@@ -1,0 +1,793 @@
+"""Matrix classes and mixers that are wrong in one way each, and the correct ones that they are made from.
+
+A law that they pass is no law (tests/test_laws_catch.py). Nothing here is registered.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from matmix.matrices import Dense, Diagonal, Matrix, Product
+from matmix.matrices.identity import Identity
+from matmix.mixers import Context, Grid, Mixer, Projected, Traits
+from matmix.ops.cost import Cost
+
+# ---------------------------------------------------------------------------------------------- matrices
+
+
+class Filter(Matrix):
+    """The correct twin: a causal filter, ``M[i, j] = kernel[i - j]`` for ``j <= i``."""
+
+    kernel: Tensor  # (B or 1, H, L)
+
+    properties: ClassVar = frozenset({"causal", "toeplitz"})
+
+    @property
+    def shape(self) -> Any:
+        batch, heads, length = self.kernel.shape
+        return (batch, heads, length, length)
+
+    def _convolve(self, kernel: Tensor, values: Tensor, size: int) -> Tensor:
+        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+        spectrum = torch.fft.rfft(kernel.to(wide), n=size).unsqueeze(-1)
+        mixed = torch.fft.irfft(spectrum * torch.fft.rfft(values.to(wide), n=size, dim=2), n=size, dim=2)
+        return mixed[:, :, : values.shape[2]].to(values.dtype)
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        return self._convolve(self.kernel, values, 2 * values.shape[2])
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        return self._convolve(self.kernel, values.flip(2), 2 * values.shape[2]).flip(2)
+
+    def to_dense(self) -> Tensor:
+        place = torch.arange(self.kernel.shape[-1])
+        gap = place[:, None] - place
+        return self.kernel[..., gap.clamp(min=0)].masked_fill(gap < 0, 0)
+
+    def diagonal(self) -> Tensor:
+        return self.kernel[..., :1].expand(self.kernel.shape)
+
+    def cost(self, width: int) -> Cost:
+        size, count = 2 * self.kernel.shape[-1], self.kernel.shape[0] * self.kernel.shape[1]
+        steps = math.ceil(5 * size * math.log2(size))
+        return Cost(count * steps * (1 + 2 * width), count * size * self.kernel.itemsize * (1 + 2 * width))
+
+    @classmethod
+    def example(cls, grid: Grid, heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
+        return cls(torch.randn(batch, heads, math.prod(grid), dtype=dtype))
+
+
+class WrapsAround(Filter):
+    """Forgets to pad: the end of the sequence reaches its beginning."""
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        return self._convolve(self.kernel, values, values.shape[2])
+
+
+class WritesIntoValues(Filter):
+    """Scales the values in place."""
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        return super()._matmul(values.mul_(1.5)) / 1.5
+
+
+class AppliesItselfTransposed(Filter):
+    """``rmatmul`` that is ``matmul``."""
+
+    def _rmatmul(self, values: Tensor) -> Tensor:
+        return self._matmul(values)
+
+
+class ForgetsToSwap(Filter):
+    """``mT`` of a matrix that is not symmetric, which returns itself."""
+
+    @property
+    def mT(self) -> Self:
+        return self
+
+
+class KernelForDiagonal(Filter):
+    """The first column where the diagonal belongs."""
+
+    def diagonal(self) -> Tensor:
+        return self.kernel
+
+
+class Saturates(Filter):
+    """Not linear in the values."""
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        return super()._matmul(values.tanh())
+
+
+class PermutesBackwards(Filter):
+    """``P M P^T`` instead of ``P^T M P``."""
+
+    def permuted(self, index: Tensor) -> Product:
+        return super().permuted(index.argsort())
+
+
+class IgnoresMask(Filter):
+    """A mask that masks the rows only."""
+
+    def masked(self, mask: Tensor) -> Any:
+        return Product.of(Diagonal(mask.to(self.kernel.dtype).unsqueeze(1)), self)
+
+
+class StacksInReverse(Filter):
+    """The other's heads first."""
+
+    def cat_heads(self, *others: Matrix) -> Any:
+        return others[0].cat_heads(self)
+
+
+class KeepsASpectrum(Filter):
+    """Derives state when it is made; a matrix that is rebuilt from its leaves has none."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spectrum", torch.fft.rfft(self.kernel, n=2 * self.kernel.shape[-1]))
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        size = 2 * values.shape[2]
+        mixed = torch.fft.irfft(self.spectrum.unsqueeze(-1) * torch.fft.rfft(values, n=size, dim=2), n=size, dim=2)
+        return mixed[:, :, : values.shape[2]]
+
+
+class OptionAsData(Filter):
+    """An option that is not a static field, and so is a leaf."""
+
+    size: int = 0
+
+
+class Detaches(Filter):
+    """Cuts the gradient of its kernel."""
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        return self._convolve(self.kernel.detach(), values, 2 * values.shape[2])
+
+
+class Free(Filter):
+    """Says that it costs nothing."""
+
+    def cost(self, width: int) -> Cost:
+        return Cost(0, 0)
+
+
+class CostsTheSame(Filter):
+    """Says that the width does not matter."""
+
+    def cost(self, width: int) -> Cost:
+        return Cost(10**6, 10**6)
+
+
+class SinglePrecision(Filter):
+    """Computes in float32 whatever it is given."""
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        return self._convolve(self.kernel.float(), values.float(), 2 * values.shape[2]).to(values.dtype)
+
+
+class HalfSpectrum(Filter):
+    """Multiplies in the dtype of the values, bfloat16 too."""
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        products = self.to_dense().unsqueeze(-1) * values.unsqueeze(2)
+        total = products[..., 0, :]
+        for column in range(1, values.shape[2]):
+            total = total + products[..., column, :]
+            total = total + 40 * total - 40 * total  # rounds away what a running sum in half precision loses
+        return total
+
+
+class AlwaysSingle(Filter):
+    """An example of its own choice of dtype."""
+
+    @classmethod
+    def example(cls, grid: Grid, heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
+        return cls(torch.randn(batch, heads, math.prod(grid), dtype=torch.float32))
+
+
+class OwnBatchOnly(Filter):
+    """Reshapes values to the batch that its kernel has."""
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        batch = self.kernel.shape[0]
+        return super()._matmul(values.reshape(batch, *values.shape[1:]))
+
+
+class Normalises(Filter):
+    """Looks at the largest value, which an empty batch lacks."""
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        size = values.abs().max()
+        return super()._matmul(values / size) * size
+
+
+class TakesAnything(Filter):
+    """No check: values that are too short count as padded."""
+
+    def matmul(self, values: Tensor) -> Tensor:
+        return self._matmul(values)
+
+    def rmatmul(self, values: Tensor) -> Tensor:
+        return self._rmatmul(values)
+
+
+class Branches(Filter):
+    """Asks the values which way to go."""
+
+    def _matmul(self, values: Tensor) -> Tensor:
+        if float(values.sum()) > 0:
+            return super()._matmul(values)
+        return -super()._matmul(-values)
+
+
+WRONG_MATRICES: list[tuple[str, type[Matrix], str]] = [
+    ("product", WrapsAround, "matmul (fast path): off by"),
+    ("product", WritesIntoValues, "matmul (dense path): off by"),
+    ("transposed_product", AppliesItselfTransposed, "rmatmul (fast path): off by"),
+    ("transpose", ForgetsToSwap, "mT: to_dense: off by"),
+    ("diagonal", KernelForDiagonal, "diagonal: off by"),
+    ("linear", Saturates, "M (u - 2 v): off by"),
+    ("algebra", PermutesBackwards, "M.permuted(order): to_dense"),
+    ("algebra", IgnoresMask, "M.masked(mask): to_dense"),
+    ("algebra", StacksInReverse, "M.cat_heads(N): to_dense"),
+    ("tree", KeepsASpectrum, "has no attribute 'spectrum'"),
+    ("tree", OptionAsData, "leaves are not all tensors"),
+    ("gradient", Detaches, "gradient of matmul for tensor 0: off by"),
+    ("cost", Free, "for a product that writes"),
+    ("cost", CostsTheSame, "twice the columns go from"),
+    ("dtypes", SinglePrecision, "float64: product: off by"),
+    ("dtypes", HalfSpectrum, "float16: product: off by"),
+    ("dtypes", AlwaysSingle, "has dtype torch.float32"),
+    ("batches", OwnBatchOnly, "is invalid for input of size"),
+    ("batches", Normalises, "max(): Expected reduction dim"),
+    ("refuses", TakesAnything, "takes values of shape"),
+    ("compiles", Branches, "data-dependent"),
+]
+"""(law, class that it must fail, what the law must say); ``Filter`` passes them all."""
+
+
+def claim(word: str, name: str, entries: Callable[[int], Tensor], **facts: Any) -> type[Matrix]:
+    """A dense matrix with the given entries that says it has a property."""
+
+    def example(cls: Any, grid: Grid, heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Any:
+        return cls(entries(math.prod(grid)).to(dtype).expand(batch, heads, -1, -1))
+
+    body = {"properties": frozenset({word}), "example": classmethod(example), "__module__": __name__, **facts}
+    return type(f"{name}_{word}", (Dense,), body)
+
+
+def _gaps(length: int) -> Tensor:
+    place = torch.arange(length)
+    return (place[:, None] - place).double()
+
+
+def _exponents(length: int) -> Tensor:
+    """``0.9^|i - j|``: symmetric, Toeplitz, of rank 1 below and above the diagonal."""
+    return 0.9 ** _gaps(length).abs()
+
+
+def _shift(length: int) -> Tensor:
+    return torch.eye(length).double().roll(1, 0)
+
+
+def _sines(length: int) -> Tensor:
+    """Full rank everywhere, no symmetry."""
+    return torch.sin(1 + _gaps(length) ** 2 + torch.arange(length))
+
+
+_ones: Callable[[int], Tensor] = lambda length: torch.ones(length, length, dtype=torch.float64)  # fmt: skip
+_wrong_by_one: Callable[[int], Tensor] = lambda length: _exponents(length).tril() + 1e-6 * _shift(length).mT
+
+CLAIMS: dict[str, tuple[type[Matrix], type[Matrix]]] = {
+    word: (claim(word, "Is", right, **facts), claim(word, "IsNot", wrong, **facts))
+    for word, right, wrong, facts in [
+        ("causal", lambda n: _sines(n).tril(), _wrong_by_one, {}),
+        ("row_stochastic", lambda n: _sines(n).softmax(-1), lambda n: _sines(n).softmax(-2), {}),
+        ("symmetric", _exponents, lambda n: _exponents(n).tril(), {}),
+        ("orthogonal", lambda n: torch.linalg.qr(_sines(n))[0], lambda n: 1.01 * _shift(n), {}),
+        ("permutation", _shift, lambda n: _shift(n).cummax(1)[0].tril().triu() + 0 * _shift(n), {}),
+        ("selection", lambda n: _shift(n)[torch.zeros(n, dtype=torch.long)], lambda n: _shift(n) + _shift(n).mT, {}),
+        ("diagonal", lambda n: _sines(n).diag().diag(), lambda n: _shift(n), {}),
+        ("toeplitz", _exponents, lambda n: _exponents(n) * torch.arange(1.0, n + 1), {}),
+        ("circulant", lambda n: _shift(n) + 2 * _shift(n) @ _shift(n), _exponents, {}),
+        ("banded", lambda n: _sines(n).tril(2).triu(-2), lambda n: _sines(n).tril(3).triu(-2), {"bandwidth": 2}),
+        ("low_rank", lambda n: _sines(n)[:, :3] @ _sines(n)[:3], _sines, {"order": 3}),
+        ("semiseparable", lambda n: _exponents(n).tril(), lambda n: _sines(n).tril(), {"order": 1}),
+        ("quasiseparable", _exponents, lambda n: _exponents(n).tril() + _sines(n).triu(1), {"order": 1}),
+    ]
+}
+"""property -> (class that has it, class that only says so)."""
+
+UNKNOWN_WORD = claim("magical", "Says", _exponents)
+NO_ORDER = claim("low_rank", "Unstated", _ones)
+
+# ---------------------------------------------------------------------------------------------- mixers
+
+
+class Fold(Mixer):
+    """``y_t = sum_{s <= t} a^(t - s) V x_s``, and then a linear layer; correct, without its recurrent form."""
+
+    traits: ClassVar = Traits(causal=True, mask="trim", aligned=True)
+
+    def __init__(self, dim: int, grid: Grid | None = None) -> None:
+        super().__init__(dim, grid)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+        self.decay = nn.Parameter(torch.randn(dim))
+
+    def kernel(self, length: int) -> Tensor:
+        wide = torch.float64 if self.decay.dtype == torch.float64 else torch.float32
+        logs = nn.functional.logsigmoid(self.decay.to(wide))
+        return (logs.unsqueeze(-1) * torch.arange(length, dtype=wide)).exp().unsqueeze(0)
+
+    def values(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        values = self.value(x)
+        if mask is not None:
+            values = values.masked_fill(~mask.unsqueeze(-1), 0)
+        return values.mT.unsqueeze(-1)
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        values = self.values(x, context.mask)
+        return Projected(Filter(self.kernel(x.shape[1]).to(values.dtype)), values)
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return self.out(mixed.squeeze(-1).mT)
+
+
+class Decay(Fold):
+    """The correct twin: keeps every promise that a data-independent mixer can keep."""
+
+    traits: ClassVar = Traits(causal=True, mask="trim", recurrent=True, aligned=True)
+
+    def init_state(self, batch: int) -> Tensor:
+        return self.decay.new_zeros(batch, self.dim)
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        values = self.values(x, mask).squeeze(-1)
+        weights = self.kernel(x.shape[1]).flip(-1)
+        return self(x, mask=mask), (weights * values).sum(-1)
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.decay.sigmoid() * state + self.value(x)
+        return self.out(state), state
+
+
+class ShowsAnother(Decay):
+    """``matrix`` shows a matrix that did not run."""
+
+    def matrix(self, x: Tensor, **options: Any) -> Any:  # type: ignore[override]
+        return super().matrix(x, **options).scale(2.0)
+
+
+class WrapsInAMixer(Decay):
+    """A filter whose padding is missing."""
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        matrix, values, rest = super().project(x, context)
+        return Projected(WrapsAround(matrix.kernel), values, rest)  # type: ignore[attr-defined]
+
+
+class ChangesTokens(Decay):
+    """Centres the tokens in place."""
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        with torch.no_grad():
+            x.sub_(x.mean(1, keepdim=True))
+        return super().project(x, context)
+
+
+class CountsCalls(Decay):
+    """A buffer that moves with every call in eval mode."""
+
+    def __init__(self, dim: int, grid: Grid | None = None) -> None:
+        super().__init__(dim, grid)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        self.calls += 1
+        return super().project(x, context)
+
+
+class ReusesItsOutput(Decay):
+    """Hands out one buffer again and again."""
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        out = super().merge(mixed, rest)
+        kept = getattr(self, "_out", None)
+        self._out = out if kept is None or kept.shape != out.shape or kept.dtype != out.dtype else kept.copy_(out)
+        return self._out
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+class CentresTheBatch(Decay):
+    """Samples see each other."""
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        return super().project(x - x.mean(0, keepdim=True), context)
+
+
+class UnusedParameter(Decay):
+    """A parameter that nothing reads."""
+
+    def __init__(self, dim: int, grid: Grid | None = None) -> None:
+        super().__init__(dim, grid)
+        self.spare = nn.Parameter(torch.randn(dim))
+
+
+class CutsItsDecay(Decay):
+    """A parameter that is used and never learns."""
+
+    def kernel(self, length: int) -> Tensor:
+        return super().kernel(length).detach()
+
+
+class MultipliesByZero(Decay):
+    """A gradient that is always zero."""
+
+    def __init__(self, dim: int, grid: Grid | None = None) -> None:
+        super().__init__(dim, grid)
+        self.shift = nn.Parameter(torch.randn(dim))
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return super().merge(mixed, rest) + 0 * self.shift
+
+
+class PlainTensor(Decay):
+    """Random numbers that no state_dict holds."""
+
+    def __init__(self, dim: int, grid: Grid | None = None) -> None:
+        super().__init__(dim, grid)
+        self.offset = torch.randn(dim, dtype=torch.float64)
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return super().merge(mixed, rest) + self.offset.to(mixed.dtype)
+
+
+class CopiesByReference(Decay):
+    """A deep copy that shares its weights."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return copy.copy(self)
+
+
+class DividesByTheSpread(Decay):
+    """The spread of one token is not a number."""
+
+    traits: ClassVar = Traits(data_dependent=True)
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        return super().project(x / x.std(1, keepdim=True), context)
+
+
+class LooksAtTheLargest(Decay):
+    """The largest entry of an empty batch is an error."""
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        x.max()
+        return super().project(x, context)
+
+
+class Peeks(Decay):
+    """Says causal and reads one token ahead."""
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        return super().project(x + 0.01 * x.roll(-1, 1), context)
+
+
+class HidesThatItIsCausal(Decay):
+    """Causal, and does not say so."""
+
+    traits: ClassVar = Traits(mask="trim")
+
+
+class DoesNothing(Decay):
+    """Says that it mixes, and multiplies by the identity."""
+
+    traits: ClassVar = Traits(causal=True)
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        values = self.values(x, None)
+        return Projected(Identity.like(values), values)
+
+
+class SaysItDoesNotMix(Decay):
+    """Mixes, and says that it does not."""
+
+    traits: ClassVar = Traits(causal=True, mixes=False)
+
+
+class ReadsTheData(Decay):
+    """A gate in the matrix that the traits do not tell."""
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        matrix, values, rest = super().project(x, context)
+        return Projected(Filter(matrix.kernel * x.mean(1).sigmoid().unsqueeze(-1)), values, rest)  # type: ignore[attr-defined]
+
+
+class SaysItReadsTheData(Decay):
+    """The same matrix for all tokens, sold as data-dependent."""
+
+    traits: ClassVar = Traits(causal=True, data_dependent=True)
+
+
+class Table(Fold):
+    """The correct twin of fixed length: a learned gain a position."""
+
+    traits: ClassVar = Traits(causal=True, length="fixed")
+
+    def __init__(self, dim: int, grid: Grid | None = None) -> None:
+        super().__init__(dim, grid)
+        assert self.grid is not None
+        self.gain = nn.Parameter(torch.randn(1, 1, math.prod(self.grid)))
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        matrix, values, rest = super().project(x, context)
+        return Projected(Product.of(Diagonal(self.gain), matrix), values, rest)
+
+    def resize_(self, grid: Grid) -> Self:
+        assert self.grid is not None
+        gain = nn.functional.interpolate(self.gain, math.prod(grid), mode="linear")
+        super().resize_(grid)
+        self.gain = nn.Parameter(gain.detach())
+        return self
+
+
+class HidesItsTable(Table):
+    """A learned gain a position, of any length it says: only the first positions are used, or there are too few."""
+
+    traits: ClassVar = Traits(causal=True)
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        matrix, values, rest = super(Table, self).project(x, context)
+        gain = nn.functional.interpolate(self.gain, x.shape[1], mode="linear")
+        return Projected(Product.of(Diagonal(gain), matrix), values, rest)
+
+
+class ResizesTheGridOnly(Table):
+    """``resize_`` that leaves the parameters as they are."""
+
+    def resize_(self, grid: Grid) -> Self:
+        self.grid = grid
+        return self
+
+
+class ResizesToZero(Table):
+    """``resize_`` that starts anew."""
+
+    def resize_(self, grid: Grid) -> Self:
+        super().resize_(grid)
+        with torch.no_grad():
+            self.gain.zero_()
+        return self
+
+
+class ResizesACopy(Table):
+    """``resize_`` that returns another mixer."""
+
+    def resize_(self, grid: Grid) -> Self:
+        return super(Table, copy.deepcopy(self)).resize_(grid)
+
+
+class AssumesSquare(Decay):
+    """Takes every grid for a square one."""
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        if len(context.grid) == 2:
+            side = math.isqrt(x.shape[1])
+            x = x.unflatten(1, (side, side)).flatten(1, 2)
+        return super().project(x, context)
+
+
+class TakesAnyGrid(Decay):
+    """Sequences only, it says, and takes images."""
+
+    traits: ClassVar = Traits(causal=True, dims=frozenset({1}))
+
+    def __init__(self, dim: int, grid: Grid | None = None) -> None:
+        super().__init__(dim, None if grid is None else (math.prod(grid),))
+
+
+class LeaksPadding(Decay):
+    """Takes a mask and forgets it."""
+
+    def values(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return super().values(x, None)
+
+
+class TakesAMaskItCannotUse(Decay):
+    """Without a mask trait, and takes one."""
+
+    traits: ClassVar = Traits(causal=True)
+
+    def _context(self, x: Tensor, grid: Grid | None, mask: Tensor | None) -> Context:
+        return Context(super()._context(x, grid, None).grid, mask)
+
+
+class Average(Fold):
+    """The correct twin that is not causal: ``y`` = the mean over the real tokens."""
+
+    traits: ClassVar = Traits(mask="trim")
+
+    def rows(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        real = x.new_ones(1, x.shape[1]) if mask is None else mask.to(x.dtype)
+        return (real / real.sum(1, keepdim=True).clamp(min=1)).view(-1, 1, 1, x.shape[1])
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        _, values, rest = super().project(x, context)
+        rows = self.rows(x, context.mask).expand(-1, -1, x.shape[1], -1)
+        decay = self.decay.view(-1, 1, 1)
+        return Projected(Dense(rows * decay), values, rest)
+
+
+class AveragesThePadding(Average):
+    """Divides by the padded length: padding does not leak in, and still shrinks the mean."""
+
+    def rows(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        real = x.new_ones(1, x.shape[1]) if mask is None else mask.to(x.dtype)
+        return (real / x.shape[1]).view(-1, 1, 1, x.shape[1])
+
+
+class CountsPaddingOnTheLeft(Decay):
+    """Right on the right: a gain by position that padding on the left shifts."""
+
+    def values(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return super().values(x, mask) / torch.arange(1, x.shape[1] + 1).to(x).unsqueeze(-1)
+
+
+class MutatesItsState(Decay):
+    """Writes the new state into the old one."""
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = state.mul_(self.decay.sigmoid()).add_(self.value(x))
+        return self.out(state), state
+
+
+class StepsALittleOff(Decay):
+    """Decays after the new token instead of before it."""
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = self.decay.sigmoid() * (state + self.value(x))
+        return self.out(state), state
+
+
+class ForgetsThePrompt(Decay):
+    """``prefill`` whose state is that of its last token alone."""
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self(x, mask=mask), self.value(x[:, -1])
+
+
+class PrefillsPadding(Decay):
+    """``prefill`` whose state has seen the padding."""
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self(x, mask=mask), super().prefill(x)[1]
+
+
+class DividesByLength(Decay):
+    """A matrix that depends on how long the sequence is, sold as aligned."""
+
+    def kernel(self, length: int) -> Tensor:
+        return super().kernel(length) / length
+
+
+class BranchesOnTokens(Decay):
+    """Asks the tokens which way to go, in Python."""
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        if float(x.sum()) > 0:
+            return super().project(x, context)
+        return super().project(x * 1.0, context)
+
+
+class Cancels(Decay):
+    """A small difference of large numbers, as of two prefix sums."""
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return super().merge((mixed + 1000) - 1000, rest)
+
+
+class OverflowsInHalf(Decay):
+    """Numbers beyond float16's 65504 on the way."""
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return super().merge((mixed * 1e5) / 1e5, rest)
+
+
+class ExponentiatesTokens(Decay):
+    """An unnormalised exponential of the tokens."""
+
+    def values(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        values = super().values(x, mask)
+        return values * values.exp() / values.exp()
+
+
+class DividesByTheNorm(Decay):
+    """No epsilon: tokens of norm 0 are not a number."""
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return super().merge(mixed / mixed.norm(dim=1, keepdim=True), rest)
+
+    def values(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return nn.functional.linear(x, self.value.weight).mT.unsqueeze(-1)
+
+
+class UndoesDecay(Decay):
+    """``exp`` of a positive cumulative sum: ``a^t * a^-s`` instead of ``a^(t - s)``."""
+
+    traits: ClassVar = Traits(causal=True, length="any")
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        _, values, rest = super().project(x, context)
+        logs = nn.functional.logsigmoid(self.decay) * 2
+        place = torch.arange(x.shape[1]).to(logs.dtype)
+        ahead, back = (logs[:, None] * place).exp(), (-logs[:, None] * place).exp()
+        return Projected(Dense((ahead[:, :, None] * back[:, None, :]).tril().unsqueeze(0)), values, rest)
+
+
+class RemembersItsFirstLength(Decay):
+    """A cache that is filled once."""
+
+    def kernel(self, length: int) -> Tensor:
+        if not hasattr(self, "_kernel"):
+            self._kernel = super().kernel(length).detach()
+        return self._kernel
+
+
+WRONG_MIXERS: list[tuple[str, type[Mixer], type[Mixer], str]] = [
+    ("product", ShowsAnother, Decay, "forward: matrix(x): off by"),
+    ("product", WrapsInAMixer, Decay, "forward (fast path): off by"),
+    ("keeps", ChangesTokens, Decay, "the tokens after forward"),
+    ("keeps", CountsCalls, Decay, "calls after forward"),
+    ("keeps", ReusesItsOutput, Decay, "the outputs after another forward"),
+    ("samples", CentresTheBatch, Decay, "sample 0 alone: off by"),
+    ("gradients", UnusedParameter, Decay, "spare gets no gradient"),
+    ("gradients", CutsItsDecay, Decay, "decay gets no gradient"),
+    ("gradients", MultipliesByZero, Decay, "the gradient of shift is zero"),
+    ("state_dict", PlainTensor, Decay, "a mixer with the same state_dict: differs"),
+    ("state_dict", CopiesByReference, Decay, "after its deep copy changed"),
+    ("small", DividesByTheSpread, Decay, "one token: an output is not finite"),
+    ("small", LooksAtTheLargest, Decay, "max(): Expected reduction dim"),
+    ("causal", Peeks, Decay, "an output depends on a later token"),
+    ("causal", HidesThatItIsCausal, Average, "no output depends on a later token"),
+    ("mixes", DoesNothing, Decay, "no token reaches another one"),
+    ("mixes", SaysItDoesNotMix, Decay, "a token reaches another one"),
+    ("data_dependence", ReadsTheData, Decay, "has batch 1, not 2"),
+    ("data_dependence", SaysItReadsTheData, Decay, "the matrices of two inputs are the same"),
+    ("length", HidesItsTable, Decay, "size mismatch for gain"),
+    ("length", ResizesTheGridOnly, Table, "has 3 rows"),
+    ("length", ResizesToZero, Table, "after resize_ to the same grid: off by"),
+    ("length", ResizesACopy, Table, "resize_ must return the mixer"),
+    ("dims", AssumesSquare, Decay, "unflatten"),
+    ("dims", TakesAnyGrid, Decay, "grid (2, 5) is taken"),
+    ("mask_content", LeaksPadding, Decay, "with other tokens at masked positions: off by"),
+    ("mask_content", TakesAMaskItCannotUse, Table, "a mask is taken"),
+    ("mask_trim", AveragesThePadding, Average, "padded on the right: off by"),
+    ("mask_trim", CountsPaddingOnTheLeft, Decay, "padded on the left: off by"),
+    ("recurrent", MutatesItsState, Decay, "a state after step was called with it"),
+    ("recurrent", StepsALittleOff, Decay, "steps from init_state: off by"),
+    ("recurrent", ForgetsThePrompt, Decay, "steps after a prefill of"),
+    ("recurrent", PrefillsPadding, Decay, "padded on the left: off by"),
+    ("recurrent", HidesThatItIsCausal, Decay, "init_state works"),
+    ("aligned", DividesByLength, Decay, "the matrix of the first 1 tokens: off by"),
+    ("compiles", BranchesOnTokens, Decay, "data-dependent"),
+    ("compiles_at_several_sizes", RemembersItsFirstLength, Decay, "Observed exception"),
+    ("compiles_by_inductor", BranchesOnTokens, Decay, "data-dependent"),
+    ("exports", BranchesOnTokens, Decay, "data-dependent"),
+    ("precision", Cancels, Decay, "float32 against float64: off by"),
+    ("precision", OverflowsInHalf, Decay, "float16: an output is not finite"),
+    ("extremes", ExponentiatesTokens, Decay, "tokens times 100: an output is not finite"),
+    ("extremes", DividesByTheNorm, Decay, "zeros: an output is not finite"),
+    ("long", UndoesDecay, Decay, "an output is not finite"),
+]
+"""(law, mixer that it must fail, its correct twin, what the law must say)."""
