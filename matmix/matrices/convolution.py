@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -83,19 +83,21 @@ class Convolution(Matrix):
 
     def diagonal(self) -> Tensor:
         inside = all(0 <= b < k for b, k in zip(self.before, self.kernel.shape[1:], strict=True))
-        tap = self.kernel[:, *self.before] if inside else self.kernel.new_zeros(self.kernel.shape[0])
+        at: tuple[Any, ...] = (slice(None), *self.before)
+        tap = self.kernel[at] if inside else self.kernel.new_zeros(self.kernel.shape[0])
         return tap[None, :, None].expand(1, -1, math.prod(self.grid))
 
     def to_dense(self) -> Tensor:
-        axes, inside = [], torch.ones((), dtype=torch.bool, device=self.kernel.device)
+        taps: list[Any] = [slice(None)]
+        inside = torch.ones((), dtype=torch.bool, device=self.kernel.device)
         for axis, (n, k, b) in enumerate(zip(self.grid, self.kernel.shape[1:], self.before, strict=True)):
             here = torch.arange(n, device=self.kernel.device)
             tap = here - here.unsqueeze(1) + b  # (i, j) -> the tap that joins them
             view = [1, 1, 1, 1] if len(self.grid) == 2 else [1, 1]
             view[axis], view[axis + len(self.grid)] = n, n
             inside = inside & ((tap >= 0) & (tap < k)).view(view)
-            axes.append(tap.clamp(0, k - 1).view(view))
-        entries = self.kernel[:, *axes].masked_fill(~inside, 0)
+            taps.append(tap.clamp(0, k - 1).view(view))
+        entries = self.kernel[tuple(taps)].masked_fill(~inside, 0)
         return entries.reshape(self.shape)
 
     def cost(self, width: int) -> Cost:

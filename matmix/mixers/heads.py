@@ -63,7 +63,7 @@ class Heads(Mixer):
         columns = max(values.shape[2] for _, values, _ in projected)
         matrices, stacked, repeats, sizes, rests = [], [], [], [], []
         for matrix, values, rest in projected:
-            batch, heads, length, wide = values.shape
+            _, heads, length, wide = values.shape
             repeats.append(heads * (wide // width) // matrix.shape[1])
             sizes.append((heads, wide))
             rests.append(rest)
