@@ -6,13 +6,15 @@ tests define themselves (tests/wrong.py) are subclasses too; they are told apart
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 import matmix
 from matmix.matrices import Matrix, all_classes
+from matmix.mixers import MixerInfo
 from matmix.testing.check import TRACED
 
 COMMON: dict[str, Any] = {
@@ -20,6 +22,7 @@ COMMON: dict[str, Any] = {
     "database": None,
     "derandomize": True,  # the same sizes in every run: a failure is a fact, not weather
     "print_blob": False,
+    "phases": (Phase.explicit, Phase.generate, Phase.shrink),
     "suppress_health_check": list(HealthCheck),
 }
 QUICK = settings(max_examples=5, **COMMON)
@@ -41,3 +44,26 @@ def pairs(laws: dict[str, Callable[..., None]], subjects: list[Any], *, traced: 
 def mixer_names() -> list[str]:
     """Every registered mixer."""
     return matmix.list_mixers()
+
+
+def variants() -> dict[str, Callable[[int, Any], matmix.Mixer]]:
+    """Every registered mixer with one option changed: each bool turned over, each word of a Literal in turn.
+
+    An option that a mixer refuses by ValueError in its smallest form is left out when it is built.
+    """
+    found: dict[str, Callable[[int, Any], matmix.Mixer]] = {}
+    for name in mixer_names():
+        info = matmix.mixer_info(name)
+        hints = get_type_hints(info.cls.__init__)
+        for option, parameter in inspect.signature(info.cls).parameters.items():
+            kind, usual = hints.get(option), info.smallest.get(option, parameter.default)
+            values = (True, False) if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
+            for value in values:
+                if value != usual:
+                    found[f"{name}({option}={value!r})"] = _with(info, option, value)
+    return found
+
+
+def _with(info: MixerInfo, option: str, value: Any) -> Callable[[int, Any], matmix.Mixer]:
+    options = {k: v for k, v in info.smallest.items() if k not in ("dim", "args")}
+    return lambda dim, grid: info.cls(dim, grid, *info.smallest.get("args", ()), **{**options, option: value})

@@ -10,11 +10,12 @@ import matmix
 from matmix.testing import MIXER_LAWS, SLOW_MIXER_LAWS, MixerCase, apply_law
 from matmix.testing import check as checks
 from matmix.testing.strategies import mixer_cases
-from tests.laws import MANY, QUICK, mixer_names, pairs
+from tests.laws import MANY, QUICK, mixer_names, pairs, variants
 
 DRAWN, DRAWN_IDS = pairs(MIXER_LAWS, mixer_names(), traced=False)
 TRACED, TRACED_IDS = pairs(MIXER_LAWS, mixer_names(), traced=True)
 SLOW, SLOW_IDS = pairs(SLOW_MIXER_LAWS, mixer_names(), traced=True)
+VARIANTS = variants()
 
 
 @pytest.mark.parametrize(("law", "name"), DRAWN, ids=DRAWN_IDS)
@@ -42,7 +43,17 @@ def test_traced_law(law: str, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("law", "name"), SLOW, ids=SLOW_IDS)
 def test_slow_law(law: str, name: str) -> None:
-    _traced(law, name, slice(None))
+    _traced(law, name, slice(-1, None) if law == "compiles_by_inductor" else slice(None))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_laws_with_an_option(variant: str) -> None:
+    factory, (_, dim) = VARIANTS[variant], checks.factory_of(matmix.mixer_info(variant.split("(")[0]))
+    traits = checks.traits_of(factory, dim)
+    for law in (law for law in MIXER_LAWS if law not in checks.TRACED):
+        for case in checks.mixer_cases(factory, dim, traits, law):
+            if case.grid in ((7,), (3, 5)):
+                apply_law(law, MIXER_LAWS[law], case)
 
 
 @pytest.mark.slow

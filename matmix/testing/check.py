@@ -112,14 +112,14 @@ def check_mixer(
         factory, smallest = mixer, 8
     dim = smallest if dim is None else dim
     known = {**MIXER_LAWS, **(SLOW_MIXER_LAWS if slow or laws is not None else {})}
-    traits = _traits(factory, dim)
+    traits = traits_of(factory, dim)
     for name in _names(laws, known):
         for case in mixer_cases(factory, dim, traits, name, seed):
             apply_law(name, known[name], case)
 
 
-def _traits(factory: Callable[[int, Grid], Mixer], dim: int) -> Traits:
-    """The traits of the mixer that a factory makes."""
+def traits_of(factory: Callable[[int, Grid], Mixer], dim: int) -> Traits:
+    """The traits of the mixer that a factory makes, which its options may have narrowed."""
     if inspect.isclass(factory):
         return factory.traits  # type: ignore[attr-defined]
     errors = []
