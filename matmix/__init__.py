@@ -12,6 +12,7 @@ from matmix.mixers import (
     register,
 )
 from matmix.ops.seed import fork_seed
+from matmix.published import load_published
 
 __all__ = [
     "Matrix",
@@ -21,6 +22,7 @@ __all__ = [
     "create_mixers",
     "fork_seed",
     "list_mixers",
+    "load_published",
     "matrices",
     "mixer_info",
     "mixers",
