@@ -1,6 +1,6 @@
 """Checkpoints that a crash cannot spoil: tensors in safetensors, the rest in JSON, never pickle.
 
-A checkpoint is a folder `step-00000120/` with `tensors.safetensors` and `state.json`, which holds the checksums of both.
+A checkpoint is a folder `step-00000120/` with `tensors.safetensors` and `state.json`, which holds both checksums.
 It is written under a temporary name, flushed to the disk and renamed, and only then is an older one removed; so at
 every moment at least one whole checkpoint exists (once there was one). Reading verifies the checksums and falls back,
 with a warning, to the checkpoint before.
@@ -28,7 +28,7 @@ class DamagedCheckpoint(Exception):
 
 
 def save_checkpoint(root: Path, step: int, state: Any, *, keep: int = 2) -> Path:
-    """Write nested dicts, lists, tuples, tensors and JSON values as the checkpoint of `step`; keep the newest `keep`."""
+    """Write nested dicts, lists, tuples, tensors and JSON values as checkpoint of `step`; keep the newest `keep`."""
     root.mkdir(parents=True, exist_ok=True)
     _sweep(root)
     tensors: dict[str, torch.Tensor] = {}

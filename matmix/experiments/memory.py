@@ -23,7 +23,9 @@ def step_memory(task: Task, accelerator: Accelerator, model: nn.Module, optimize
     if accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated(accelerator.device)
     held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    held += sum(value.nbytes for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value))
+    held += sum(
+        value.nbytes for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)
+    )
     batch = next(task.batches("train", recipe.batch_size // accelerator.num_processes))
     if recipe.accumulate > 1:
         batch = batch.map(lambda tensor: tensor.chunk(recipe.accumulate)[0])

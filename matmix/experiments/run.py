@@ -1,11 +1,11 @@
 """A run is a folder. It can be killed at any moment, started again, read by anyone, and is never done twice.
 
-    config.json      task, settings, mixer, seed, recipe: all that decides the result
-    environment.json versions, machine, command
-    metrics.jsonl    one line a logged step; no clock in it, so a resumed run writes the same bytes
-    checkpoints/     see `checkpoint.py`; removed when the run is finished
-    final.safetensors, best.safetensors    weights after the last step, and those that scored best on validation
-    result.json      status, scores, costs; `error.txt` holds the traceback of a failed run
+config.json      task, settings, mixer, seed, recipe: all that decides the result
+environment.json versions, machine, command
+metrics.jsonl    one line a logged step; no clock in it, so a resumed run writes the same bytes
+checkpoints/     see `checkpoint.py`; removed when the run is finished
+final.safetensors, best.safetensors    weights after the last step, and those that scored best on validation
+result.json      status, scores, costs; `error.txt` holds the traceback of a failed run
 """
 
 from __future__ import annotations
@@ -82,12 +82,12 @@ class RunConfig:
         bare = RunConfig(self.task, self.mixer, self.seed)
         words = ["matmix", "train", self.task, "--mixer", self.mixer, "--seed", str(self.seed)]
         same_task = RunConfig(self.task, self.mixer, self.seed, self.options)
-        for flag, mine, default in (
-            ("--set", self.options, bare.options),
-            ("--recipe", self.recipe, same_task.recipe),
+        for group, mine, default in (
+            ("task", self.options, bare.options),
+            ("recipe", self.recipe, same_task.recipe),
         ):
             for name in (name for name in mine if mine[name] != default[name]):
-                words += [flag, f"{name}={json.dumps(mine[name])}"]
+                words += _flag(f"{group}.{name}", mine[name])
         return shlex.join([*words, "--out", str(folder)])
 
 
@@ -278,6 +278,15 @@ def _finish(folder: Path, result: Result, main: bool) -> None:
     write_json(folder / "result.json", dataclasses.asdict(result))
     if result.done:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    """One setting as a command-line option."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        head, _, tail = name.rpartition(".")
+        return [f"--{name}" if value else f"--{head}.no-{tail}"]
+    return [f"--{name}", *(str(part) for part in (value if isinstance(value, list) else [value]))]
 
 
 def _jsonable(value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import resource
 import signal
@@ -118,7 +119,7 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
                             "loss": mean,
                             "samples_per_second": recipe.batch_size / seconds if seconds else None,
                             "seconds_left": (recipe.steps - step) * seconds if seconds else None,
-                            **best["val"],
+                            **{f"val {name}": value for name, value in best["val"].items() if name != "loss"},
                         }
                     )
                 stop = agree(accelerator, interrupted())
@@ -244,8 +245,6 @@ class Log:
 
     def flush(self) -> None:
         if self.file is not None:
-            import os
-
             os.fsync(self.file.fileno())
             sync_folder(Path(self.file.name).parent)
 

@@ -1,4 +1,4 @@
-"""Handwritten digits (UCI optdigits as scikit-learn ships it): 1797 images of 8 x 8 pixels, ten classes, no download."""
+"""Handwritten digits (UCI optdigits, as scikit-learn ships it): 1797 images of 8 x 8 pixels, ten classes."""
 
 from __future__ import annotations
 
