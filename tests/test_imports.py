@@ -1,0 +1,156 @@
+"""Imports point down only, and the core is light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# From the bottom up: a layer imports itself and those below it. "matmix" is the package itself and what stands on the
+# mixers: surgery, adapters, inspect, cost, published, testing.
+LAYERS = ("matmix.ops", "matmix.matrices", "matmix.mixers", "matmix", "matmix.experiments")
+CORE = {"torch", "einops", "numpy", "scipy", "matmix", *sys.stdlib_module_names}
+# What else a module below the experiments may import, inside the function that needs it.
+MAY = {"matmix.inspect": {"matplotlib"}, "matmix.testing.strategies": {"hypothesis"}}
+HEAVY = ("timm", "accelerate", "pandas", "matplotlib", "tyro", "rich", "sklearn", "ray", "transformers", "hypothesis")
+
+
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(source: str, module: str, package: bool) -> Iterator[str]:
+    """Every module that a source names in an import, at any depth; ``from a import b`` as ``a.b``."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = module.split(".")[: len(module.split(".")) - node.level + (1 if package else 0)]
+                base = ".".join([*above, *([base] if base else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def layer(module: str) -> int:
+    """The layer that a module of matmix stands in, by its index."""
+    return max((i for i, name in enumerate(LAYERS) if within(module, name)), key=lambda i: len(LAYERS[i]))
+
+
+def complaint(module: str, imported: str) -> str | None:
+    """Why a module may not import another, or None."""
+    top = imported.split(".")[0]
+    home = module.split(".")[0]
+    if top in ("tests", "benchmarks") and top != home:
+        return f"{module} imports {imported}: nothing imports {top}"
+    if home in ("vision", "sequence") and top in ("vision", "sequence") and top != home:
+        return f"{module} imports {imported}: vision and sequence never import each other"
+    if home != "matmix":
+        return None
+    if top in ("vision", "sequence"):
+        return f"{module} imports {imported}: matmix finds tasks by entry point"
+    if layer(module) < 4:
+        extra = {name for package, names in MAY.items() if within(module, package) for name in names}
+        if top not in CORE | extra:
+            return f"{module} imports {imported}: the core knows torch, einops, numpy, scipy and the standard library"
+        if top == "matmix" and layer(imported) > layer(module):
+            return f"{module} imports {imported}: the arrow points up"
+    return None
+
+
+def complaints() -> list[str]:
+    found = []
+    for package in ("matmix", "vision", "sequence"):
+        for path in files(package):
+            module = module_of(path)
+            for imported in imports(path.read_text(), module, path.name == "__init__.py"):
+                problem = complaint(module, imported)
+                if problem:
+                    found.append(problem)
+    return found
+
+
+def test_no_arrow_points_up() -> None:
+    assert complaints() == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "problem"),
+    [
+        ("matmix.ops.fft", "from matmix.matrices import Dense", "the arrow points up"),
+        ("matmix.ops.fft", "import matmix", "the arrow points up"),
+        ("matmix.matrices.dense", "from ..mixers.base import Mixer", "the arrow points up"),
+        ("matmix.mixers.ssd", "from matmix.inspect import show", "the arrow points up"),
+        ("matmix.mixers.ssd", "from matmix.testing import close", "the arrow points up"),
+        ("matmix.mixers.ssd", "def f():\n    import timm", "the core knows torch"),
+        ("matmix.inspect", "from matmix.experiments.task import Task", "the arrow points up"),
+        ("matmix.cost", "from matmix import experiments", "the arrow points up"),
+        ("matmix.testing.check", "import hypothesis", "the core knows torch"),
+        ("matmix.experiments.study", "from vision import models", "by entry point"),
+        ("vision.models", "import sequence.lra", "never import each other"),
+        ("sequence.encoder", "from tests.fixtures import load_fixture", "nothing imports tests"),
+        ("matmix.matrices.dense", "from matmix.ops.cost import Cost\nimport scipy.fft, math", None),
+        ("matmix.mixers", "from .base import Mixer", None),
+        ("matmix.inspect", "import matplotlib.pyplot", None),
+        ("matmix.experiments.study", "import tyro\nfrom matmix.mixers import Mixer\nfrom matmix import cost", None),
+        ("vision.models", "import timm\nfrom matmix.experiments.task import Task", None),
+    ],
+)
+def test_the_rule_itself(module: str, line: str, problem: str | None) -> None:
+    package = module in ("matmix.mixers", "matmix")
+    found = [text for text in (complaint(module, name) for name in imports(line, module, package)) if text]
+    assert (problem is None and not found) or (len(found) == 1 and problem is not None and problem in found[0]), found
+
+
+def _python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_matmix_loads_no_heavy_package() -> None:
+    loaded = _python(
+        f"import matmix, sys; matmix.list_mixers();print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert loaded == ""
+
+
+def test_the_laws_need_torch_alone() -> None:
+    loaded = _python(
+        "import matmix.testing as t, sys; t.check_mixer('identity', laws=['product']);"
+        f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert loaded == ""
+
+
+def test_import_matmix_works_with_only_the_core_installed() -> None:
+    blocked = (*HEAVY, "datasets", "torchmetrics", "safetensors", "triton", "statsmodels", "torchvision")
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {blocked!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "import matmix, matmix.testing\n"
+        "names = matmix.list_mixers()\n"
+        "import torch\n"
+        "print(len(names), *matmix.create_mixer('identity', 8)(torch.zeros(1, 3, 8)).shape)"
+    )
+    count, *shape = _python(code).split()
+    assert int(count) >= 1 and shape == ["1", "3", "8"]
