@@ -1,0 +1,37 @@
+"""PoolFormer's pooling."""
+
+import pytest
+import torch
+
+from matmix import create_mixer, load_published
+from tests.fixtures import load_fixture
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "window"), [("mixer_pooling_7x9", (7, 9), 3), ("mixer_pooling_p5_8x8", (8, 8), 5)]
+)
+def test_published_output(name: str, grid: tuple[int, int], window: int) -> None:
+    fixture = load_fixture(f"vision/{name}")
+    mixer = create_mixer(f"pooling(window={window})", 6, grid)
+    load_published(mixer, {}, source="sail-sg/metaformer")
+    fixture.check(mixer(fixture.input().flatten(1, 2)).unflatten(1, grid))
+
+
+def test_published_output_channels_first() -> None:
+    fixture = load_fixture("vision/mixer_poolformer_pooling_7x9")
+    mixer = create_mixer("pooling", 6, (7, 9))
+    load_published(mixer, {}, source="sail-sg/poolformer")
+    fixture.check(mixer(fixture.input().flatten(2).mT).mT.unflatten(-1, (7, 9)))
+
+
+def test_masked_neighbours_are_not_counted() -> None:
+    x = torch.tensor([1.0, 2.0, 30.0, 4.0]).view(1, 4, 1)
+    mask = torch.tensor([[True, True, False, True]])
+    out = create_mixer("pooling", 1)(x, mask=mask).flatten()
+    torch.testing.assert_close(out, torch.tensor([0.5, -0.5, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("window", [0, 2, "3"])
+def test_refuses_window(window: object) -> None:
+    with pytest.raises(ValueError, match="window must be a positive odd integer"):
+        create_mixer(f"pooling(window={window!r})", 4)
