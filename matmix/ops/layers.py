@@ -42,7 +42,7 @@ class GatedRMSNorm(nn.Module):
         self.groups, self.gate_first, self.eps = groups, gate_first, eps
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        """``(..., D)`` and a gate of the same shape to ``(..., D)``, in the dtype of ``x``; computed in float32 at least."""
+        """``(..., D)`` and a gate of that shape to ``(..., D)``, in the dtype of ``x``; float32 at least inside."""
         dtype = working_dtype(x)
         wide, gate = x.to(dtype), F.silu(gate.to(dtype))
         if self.gate_first:

@@ -1,0 +1,131 @@
+"""Hydra: a state space that reads both ways, as a quasiseparable matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.matrices.algebra import ColumnCat
+from matmix.matrices.base import Matrix
+from matmix.matrices.dense import Dense
+from matmix.matrices.quasiseparable import Quasiseparable
+from matmix.matrices.semiseparable import Semiseparable
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
+from matmix.mixers.registry import register
+from matmix.ops.layers import GatedRMSNorm, ShortConv
+from matmix.ops.state_space import check_limit, head_width, initial_reading, step_bias, steps
+
+
+@register(
+    "hydra",
+    matrix="Quasiseparable per head",
+    cost="O(L D N + L D dim)",
+    source="goombalab/hydra",
+    paper="2407.09941, section 3",
+    smallest={"d_state": 4, "headdim": 4, "d_conv": 3},
+)
+class Hydra(Mixer):
+    """Both triangles of the matrix are semiseparable, each one token late, around a diagonal of its own.
+
+    As coded, not as in equation 3 of the paper, row i reads the state after token i - 1 (i + 1 on the way back) with
+    the read-out vector of that token, so that neighbours meet without decay; the diagonal is ``D + fc_D x_i`` of all
+    inner channels. Time and memory are linear in L. The end is not linear in the product: an RMS norm and a gate come
+    before the output projection. Images are read row by row.
+
+    Masks are exact, which the published layer is not: there the biases of the convolution fill padding again, and the
+    way back starts in it.
+
+    Args:
+        expand: inner width over model width.
+        d_state: state size N.
+        d_conv: taps of the centred convolution, odd.
+        headdim: width W of a head; None is the largest divisor of ``expand * dim`` up to 64.
+        ngroups: sets of B and C for each direction; each serves an equal share of the heads.
+        learnable_init_states: a learned state at both ends; N more columns of the matrix read it.
+        bias: biases of the input and output projections.
+        conv_bias: bias of the convolution.
+        dt_min, dt_max, dt_init_floor: initial steps, log-uniform.
+        dt_limit: bounds of a step.
+        chunk: tokens of a chunk of the scan; None chooses. No result depends on it.
+    """
+
+    # Not aligned: the diagonal aside, a prefix lacks what its convolution would see behind its end.
+    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Grid | None = None,
+        *,
+        expand: int = 2,
+        d_state: int = 64,
+        d_conv: int = 7,
+        headdim: int | None = None,
+        ngroups: int = 1,
+        learnable_init_states: bool = False,
+        bias: bool = False,
+        conv_bias: bool = True,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+        dt_limit: tuple[float, float] = (0.0, math.inf),
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__(dim, grid)
+        if d_conv < 1 or d_conv % 2 == 0:
+            raise ValueError(f"d_conv must be odd, as the convolution is centred, got {d_conv!r}")
+        inner = int(expand * dim)
+        self.width = head_width(inner, headdim, ngroups, "expand * dim")
+        self.heads, self.groups = inner // self.width, ngroups
+        self.limit, self.chunk = check_limit(dt_limit), chunk
+        shared = ngroups * d_state
+        self.inner_sizes = (inner, shared, shared, shared, shared)  # x, B and C forward, B and C backward
+        self.sizes = (inner, sum(self.inner_sizes), 2 * self.heads)
+
+        self.in_proj = nn.Linear(dim, sum(self.sizes), bias=bias)
+        self.conv1d = ShortConv(self.sizes[1], d_conv, causal=False, bias=conv_bias)
+        self.dt_bias = nn.Parameter(step_bias(self.heads, dt_min, dt_max, dt_init_floor))
+        self.A_log = nn.Parameter(torch.zeros(self.heads))
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self.fc_D = nn.Linear(inner, self.heads, bias=False)
+        self.init_states = nn.Parameter(torch.zeros(self.heads, self.width, d_state)) if learnable_init_states else None
+        for parameter in (self.dt_bias, self.A_log, self.D, self.init_states):
+            if parameter is not None:
+                parameter._no_weight_decay = True  # type: ignore[attr-defined]
+        self.norm = GatedRMSNorm(inner)
+        self.out_proj = nn.Linear(inner, dim, bias=bias)
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        mask = context.mask
+        gate, signal, raw = self.in_proj(x).split(self.sizes, -1)
+        signal = drop_padding(F.silu(self.conv1d(drop_padding(signal, mask))), mask)
+        tokens, *vectors = signal.split(self.inner_sizes, -1)
+        values = split_heads(tokens, self.heads)
+        in_f, out_f, in_b, out_b = (split_heads(v, self.groups) for v in vectors)
+
+        # One bias and one rate a head for both directions.
+        step = steps(raw, self.dt_bias.repeat(2), self.limit, mask)
+        rate = -self.A_log.to(step.dtype).exp()
+        step_f, step_b = (part.mT for part in step.split(self.heads, -1))  # (B, H, L)
+        log_f, log_b = rate.view(-1, 1) * step_f, rate.view(-1, 1) * step_b
+        lower = Semiseparable(out_f, in_f, log_f, step_f, self.chunk)
+        upper = Semiseparable(out_b, in_b, log_b, step_b, self.chunk)
+        matrix: Matrix = Quasiseparable(lower, upper, (self.fc_D(tokens) + self.D).mT)
+        if self.init_states is None:
+            return Projected(matrix, values, gate)
+        # Both ways start from the same state, and a row reads it one token late, as it does the tokens.
+        reading = F.pad(initial_reading(out_f, log_f), (0, 0, 1, -1))
+        back = initial_reading(out_b.flip(2), log_b.flip(2)).flip(2)
+        reading = reading + F.pad(back, (0, 0, -1, 1))
+        state = self.init_states.mT.to(values.dtype).expand(x.shape[0], -1, -1, -1)
+        return Projected(ColumnCat((matrix, Dense(reading))), torch.cat((values, state), 2), gate)
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return self.out_proj(self.norm(merge_heads(mixed), rest))
+
+    published: ClassVar[dict[str, Callable[..., Any]]] = {"goombalab/hydra": lambda module, state: state}

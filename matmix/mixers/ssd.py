@@ -1,0 +1,216 @@
+"""SSD: the Mamba-2 layer, a selective state space as a semiseparable matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.matrices.algebra import ColumnCat
+from matmix.matrices.base import Matrix
+from matmix.matrices.dense import Dense
+from matmix.matrices.diagonal import Diagonal
+from matmix.matrices.semiseparable import Semiseparable
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
+from matmix.mixers.registry import register
+from matmix.ops.layers import GatedRMSNorm, ShortConv
+from matmix.ops.precision import working_dtype
+from matmix.ops.scan import ssd_scan
+from matmix.ops.state_space import check_limit, head_width, initial_reading, step_bias, steps
+
+
+class SSDState(NamedTuple):
+    """What one token hands to the next."""
+
+    window: Tensor  # (B, channels, d_conv): the last inputs of the short convolution
+    memory: Tensor  # (B, H, W, N)
+
+
+class _Parts(NamedTuple):
+    """The projections of some tokens."""
+
+    passed: tuple[Tensor, Tensor | None]  # gate (B, L, H*W); the part that goes by the mixing (B, L, D - H*W)
+    signal: Tensor  # x B C before the convolution (B, L, channels)
+    step: Tensor  # (B, L, H)
+
+
+@register(
+    "ssd",
+    matrix="Semiseparable + Diagonal per head",
+    cost="O(L D N + L D dim)",
+    source="state-spaces/mamba",
+    paper="2405.21060, equation 16 and section 7",
+    smallest={"d_state": 4, "headdim": 4, "d_conv": 3},
+)
+class SSD(Mixer):
+    """Mamba-2: ``M[i, j] = C_i . B_j exp(A (dt_{j+1} + ... + dt_i)) dt_j + D [i = j]`` per head, on convolved values.
+
+    B, C, dt and the values are functions of the token and of the few before it; A is one rate a head. Time and memory
+    are linear in L; token by token the state is W x N numbers a head. The end is not linear in the product: a gated
+    RMS norm comes before the output projection. Images are read row by row.
+
+    Two published defects are not repeated. Masks: zeros at the input are not enough to pad, since biases fill them
+    again before the scan. And with ``ngroups > 1`` Mamba2Simple normalises by groups or over all channels depending
+    on its code path; here ``norm_groups`` says which.
+
+    Args:
+        expand: inner width over model width.
+        d_state: state size N.
+        d_conv: taps of the causal convolution.
+        headdim: width W of a head; None is the largest divisor of the mixed channels up to 64.
+        ngroups: sets of B and C; each serves an equal share of the heads.
+        d_ssm: channels that are mixed; the rest is a gated linear unit. None is all, ``expand * dim``.
+        rmsnorm: the gated norm; without it the gate alone.
+        norm_before_gate: order of the norm and the gate.
+        norm_groups: groups of channels that are normalised by themselves; None is ``ngroups``, as in Mamba-2.
+        D_has_hdim: one skip factor a channel and not a head. It is then added after the product, as no matrix that
+            the channels of a head share can hold it.
+        learnable_init_states: a learned state before the first token; N more columns of the matrix read it.
+        bias: biases of the input and output projections.
+        conv_bias: bias of the convolution.
+        dt_min, dt_max, dt_init_floor: initial steps, log-uniform.
+        dt_limit: bounds of a step.
+        A_init_range: initial rates, uniform.
+        chunk: tokens of a chunk of the scan; None chooses. No result depends on it.
+    """
+
+    traits: ClassVar = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Grid | None = None,
+        *,
+        expand: int = 2,
+        d_state: int = 128,
+        d_conv: int = 4,
+        headdim: int | None = None,
+        ngroups: int = 1,
+        d_ssm: int | None = None,
+        rmsnorm: bool = True,
+        norm_before_gate: bool = False,
+        norm_groups: int | None = None,
+        D_has_hdim: bool = False,
+        learnable_init_states: bool = False,
+        bias: bool = False,
+        conv_bias: bool = True,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+        dt_limit: tuple[float, float] = (0.0, math.inf),
+        A_init_range: tuple[float, float] = (1.0, 16.0),
+        chunk: int | None = None,
+    ) -> None:
+        if learnable_init_states:  # the columns of the state stand behind those of the tokens, at any length
+            self.traits = replace(type(self).traits, aligned=False)
+        super().__init__(dim, grid)
+        inner = int(expand * dim)
+        mixed = inner if d_ssm is None else d_ssm
+        if not 0 < mixed <= inner:
+            raise ValueError(f"d_ssm must be 1 to expand * dim = {inner}, got {d_ssm!r}")
+        self.width = head_width(mixed, headdim, ngroups, "expand * dim" if d_ssm is None else "d_ssm")
+        self.heads, self.groups, self.states = mixed // self.width, ngroups, d_state
+        self.sizes = (inner - mixed, inner - mixed, mixed, mixed + 2 * ngroups * d_state, self.heads)
+        self.limit, self.chunk, self.norm_before_gate = check_limit(dt_limit), chunk, norm_before_gate
+        if not 0 < A_init_range[0] <= A_init_range[1]:
+            raise ValueError(f"A_init_range must be 0 < low <= high, got {A_init_range!r}")
+
+        self.in_proj = nn.Linear(dim, sum(self.sizes), bias=bias)
+        self.conv1d = ShortConv(self.sizes[3], d_conv, bias=conv_bias)
+        self.dt_bias = nn.Parameter(step_bias(self.heads, dt_min, dt_max, dt_init_floor))
+        self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(*A_init_range).log())
+        self.D = nn.Parameter(torch.ones(mixed if D_has_hdim else self.heads))
+        self.D_has_hdim = D_has_hdim
+        self.init_states = nn.Parameter(torch.zeros(self.heads, self.width, d_state)) if learnable_init_states else None
+        for parameter in (self.dt_bias, self.A_log, self.D, self.init_states):
+            if parameter is not None:
+                parameter._no_weight_decay = True  # type: ignore[attr-defined]
+        groups = ngroups if norm_groups is None else norm_groups
+        self.norm = GatedRMSNorm(mixed, groups, gate_first=not norm_before_gate) if rmsnorm else None
+        self.out_proj = nn.Linear(inner, dim, bias=bias)
+
+    # ------------------------------------------------------------------ tokens to matrix and values
+
+    def _parts(self, x: Tensor, mask: Tensor | None) -> _Parts:
+        beside_gate, beside, gate, signal, raw = self.in_proj(x).split(self.sizes, -1)
+        passed = F.silu(beside_gate) * beside if self.sizes[0] else None
+        return _Parts((gate, passed), drop_padding(signal, mask), steps(raw, self.dt_bias, self.limit, mask))
+
+    def _factors(self, convolved: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Values ``(B, H, L, W)``, B and C ``(B, G, L, N)``."""
+        shared = self.groups * self.states
+        parts = drop_padding(F.silu(convolved), mask).split((self.heads * self.width, shared, shared), -1)
+        return tuple(split_heads(p, n) for p, n in zip(parts, (self.heads, self.groups, self.groups), strict=True))  # type: ignore[return-value]
+
+    def _log_decay(self, step: Tensor) -> Tensor:
+        return -self.A_log.to(step.dtype).exp() * step
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        parts = self._parts(x, context.mask)
+        values, inputs, outputs = self._factors(self.conv1d(parts.signal), context.mask)
+        step = parts.step.mT
+        log_decay = self._log_decay(parts.step).mT
+        matrix: Matrix = Semiseparable(outputs, inputs, log_decay, step, self.chunk)
+        if not self.D_has_hdim:
+            matrix = matrix + Diagonal(self.D.view(1, -1, 1).expand(1, -1, x.shape[1]))
+        rest = (*parts.passed, values if self.D_has_hdim else None)
+        if self.init_states is None:
+            return Projected(matrix, values, rest)
+        matrix = ColumnCat((matrix, Dense(initial_reading(outputs, log_decay))))
+        state = self.init_states.mT.to(values.dtype).expand(x.shape[0], -1, -1, -1)
+        return Projected(matrix, torch.cat((values, state), 2), rest)
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        gate, passed, values = rest
+        y = merge_heads(mixed)
+        if values is not None:
+            y = y + self.D * merge_heads(values)
+        y = (y * F.silu(gate)) if self.norm is None else self.norm(y, gate)
+        return self.out_proj(y if passed is None else torch.cat((passed, y), -1))
+
+    # ------------------------------------------------------------------ token by token
+
+    def init_state(self, batch: int) -> SSDState:
+        weight = self.in_proj.weight
+        window = weight.new_zeros(batch, self.sizes[3], self.conv1d.size)
+        dtype = working_dtype(weight)
+        if self.init_states is not None:
+            return SSDState(window, self.init_states.to(dtype).expand(batch, -1, -1, -1))
+        return SSDState(window, weight.new_zeros(batch, self.heads, self.width, self.states, dtype=dtype))
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, SSDState]:
+        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
+        parts = self._parts(x, mask)
+        values, inputs, outputs = self._factors(self.conv1d(parts.signal), mask)
+        log_decay = self._log_decay(parts.step).mT
+        start = None if self.init_states is None else self.init_states.unsqueeze(0)
+        mixed, memory = ssd_scan(values, outputs, inputs, log_decay, parts.step.mT, initial=start, chunk=self.chunk)
+        out = self._finish(mixed, values, parts.passed)
+        return drop_padding(out, mask), SSDState(self.conv1d.window(parts.signal), memory)
+
+    def step(self, x: Tensor, state: SSDState) -> tuple[Tensor, SSDState]:
+        parts = self._parts(x.unsqueeze(1), None)
+        convolved, window = self.conv1d.step(parts.signal.squeeze(1), state.window.to(parts.signal.dtype))
+        values, inputs, outputs = self._factors(convolved.unsqueeze(1), None)
+        # One token: (B, H, W) written by (B, H, N), read by (B, H, N).
+        dtype, share = parts.step.dtype, self.heads // self.groups
+        step = parts.step.squeeze(1)
+        write, read = (t.squeeze(2).to(dtype).repeat_interleave(share, 1) for t in (inputs, outputs))
+        new = (step.unsqueeze(-1) * values.squeeze(2)).unsqueeze(-1) * write.unsqueeze(2)
+        memory = self._log_decay(step).exp()[..., None, None] * state.memory + new
+        mixed = (memory * read.unsqueeze(2)).sum(-1).unsqueeze(2)
+        return self._finish(mixed, values, parts.passed).squeeze(1), SSDState(window, memory)
+
+    def _finish(self, mixed: Tensor, values: Tensor, passed: tuple[Tensor, Tensor | None]) -> Tensor:
+        """The skip, which the matrix holds in ``project``, and the end."""
+        mixed = mixed.to(values.dtype)
+        if self.D_has_hdim:
+            return self.merge(mixed, (*passed, values))
+        return self.merge(mixed + self.D.to(mixed.dtype).view(-1, 1, 1) * values, (*passed, None))
+
+    published: ClassVar[dict[str, Callable[..., Any]]] = {"state-spaces/mamba": lambda module, state: state}

@@ -1,0 +1,74 @@
+"""What the state space mixers share: heads, steps and rates, and the reading of a learned initial state."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from matmix.ops.precision import working_dtype
+
+
+def head_width(channels: int, headdim: int | None, ngroups: int, origin: str) -> int:
+    """Width of a head: the one asked for, else the largest divisor of ``channels`` up to 64.
+
+    Args:
+        channels: that the heads share.
+        headdim: width asked for, or None.
+        ngroups: groups that the heads must fill evenly.
+        origin: how ``channels`` came about, for the message.
+
+    Raises:
+        ValueError: if the width does not divide the channels, or the groups the heads.
+    """
+    if headdim is None:
+        headdim = next(w for w in range(min(64, channels), 0, -1) if channels % w == 0 and channels // w % ngroups == 0)
+    if not isinstance(headdim, int) or headdim < 1 or channels % headdim:
+        divisors = ", ".join(str(w) for w in range(1, channels + 1) if channels % w == 0)
+        raise ValueError(f"headdim must divide {origin} = {channels} (one of {divisors}), got {headdim!r}")
+    if ngroups < 1 or channels // headdim % ngroups:
+        raise ValueError(f"ngroups must divide the {channels // headdim} heads ({origin} / headdim), got {ngroups!r}")
+    return headdim
+
+
+def step_bias(count: int, smallest: float, largest: float, floor: float) -> Tensor:
+    """Biases ``(count,)`` whose softplus is log-uniform in [smallest, largest] and at least ``floor``."""
+    if not 0 < smallest <= largest or floor < 0:
+        raise ValueError(f"need 0 < dt_min <= dt_max and dt_init_floor >= 0, got {smallest}, {largest}, {floor}")
+    step = torch.exp(torch.empty(count).uniform_(math.log(smallest), math.log(largest))).clamp(min=floor)
+    return step + torch.log(-torch.expm1(-step))  # softplus, inverted without overflow
+
+
+def steps(raw: Tensor, bias: Tensor, limit: tuple[float, float], mask: Tensor | None) -> Tensor:
+    """Step sizes ``(B, L, H)``: softplus, clamped to ``limit``, 0 where masked; float32 at least.
+
+    A step of 0 neither decays nor writes, so masked tokens leave the state as it is.
+    """
+    dtype = working_dtype(raw, bias)
+    step = F.softplus(raw.to(dtype) + bias.to(dtype))
+    if limit != (0.0, math.inf):
+        step = step.clamp(*limit)
+    return step if mask is None else step.masked_fill(~mask.unsqueeze(-1), 0)
+
+
+def check_limit(limit: tuple[float, float]) -> tuple[float, float]:
+    """Bounds of a step as floats."""
+    low, high = limit
+    if not 0 <= low <= high:
+        raise ValueError(f"dt_limit must be 0 <= low <= high, got {limit!r}")
+    return float(low), float(high)
+
+
+def initial_reading(outputs: Tensor, log_decay: Tensor) -> Tensor:
+    """What row i reads of the state before the first token, ``C_i exp(a_0 + ... + a_i)``: ``(B, H, L, N)``.
+
+    As N more columns of the matrix, whose values are the state: a learned state is mixed in like any token.
+
+    Args:
+        outputs: C, ``(B, G, L, N)``.
+        log_decay: a, ``(B, H, L)``.
+    """
+    reach = log_decay.double().cumsum(-1).exp().to(outputs.dtype)
+    return reach.unsqueeze(-1) * outputs.repeat_interleave(log_decay.shape[1] // outputs.shape[1], 1)
