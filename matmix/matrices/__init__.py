@@ -11,6 +11,7 @@ from matmix.matrices.convolution import Convolution
 from matmix.matrices.decaying_toeplitz import DecayingToeplitz
 from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
+from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
 from matmix.matrices.fourier import Fourier
 from matmix.matrices.identity import Identity
 from matmix.matrices.low_rank import LowRank
@@ -35,6 +36,7 @@ __all__ = [
     "DecayingToeplitz",
     "Dense",
     "Diagonal",
+    "DiagonalSemiseparable",
     "Fourier",
     "HeadCat",
     "Identity",
