@@ -119,7 +119,7 @@ class Matrix(ABC):
         """
         shape = self.shape
         _check(self, shape, shape[3], values)
-        mixed = self.to_dense() @ values if shape[3] <= self.dense_below else self._matmul(values)
+        mixed = self.to_dense().to(values.dtype) @ values if shape[3] <= self.dense_below else self._matmul(values)
         return mixed if mixed.dtype == values.dtype else mixed.to(values.dtype)
 
     def rmatmul(self, values: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class Matrix(ABC):
         """
         shape = self.shape
         _check(self, shape, shape[2], values)
-        mixed = self.to_dense().mT @ values if shape[3] <= self.dense_below else self._rmatmul(values)
+        mixed = self.to_dense().mT.to(values.dtype) @ values if shape[3] <= self.dense_below else self._rmatmul(values)
         return mixed if mixed.dtype == values.dtype else mixed.to(values.dtype)
 
     @property
