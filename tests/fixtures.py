@@ -50,7 +50,7 @@ class Fixture:
                 if any(shape.get(mark) for mark in ("integer", "kept", "computed", "counter")):
                     continue
                 shape = shape["shape"]
-            state[name] = torch.from_numpy(draw(name, tuple(shape))).to(dtype)
+            state[name] = torch.from_numpy(np.asarray(draw(name, tuple(shape)))).to(dtype)
         return state
 
     def input(self, name: str | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
