@@ -690,6 +690,15 @@ class BranchesOnTokens(Decay):
         return super().project(x * 1.0, context)
 
 
+class BranchesOnItsState(Decay):
+    """Skips what has died out, in Python."""
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        if float(state.abs().max()) < 1e-6:
+            state = torch.zeros_like(state)
+        return super().step(x, state)
+
+
 class Cancels(Decay):
     """A small difference of large numbers, as of two prefix sums."""
 
@@ -783,6 +792,7 @@ WRONG_MIXERS: list[tuple[str, type[Mixer], type[Mixer], str]] = [
     ("compiles", BranchesOnTokens, Decay, "data-dependent"),
     ("compiles_at_several_sizes", RemembersItsFirstLength, Decay, "Observed exception"),
     ("compiles_by_inductor", BranchesOnTokens, Decay, "data-dependent"),
+    ("compiles_steps", BranchesOnItsState, Decay, "data-dependent"),
     ("exports", BranchesOnTokens, Decay, "data-dependent"),
     ("precision", Cancels, Decay, "float32 against float64: off by"),
     ("precision", OverflowsInHalf, Decay, "float16: an output is not finite"),

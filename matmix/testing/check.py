@@ -15,7 +15,7 @@ from matmix.testing.mixer_laws import MIXER_LAWS, SLOW_MIXER_LAWS
 
 # Tracing takes a second a mixer, and its result does not hang on the numbers: one size, all its dimensions distinct,
 # because Dynamo takes equal ones for the same.
-TRACED = ("compiles", "compiles_by_inductor", "compiles_at_several_sizes", "exports", "long")
+TRACED = ("compiles", "compiles_by_inductor", "compiles_at_several_sizes", "compiles_steps", "exports", "long")
 
 MATRIX_CASES = (
     {"grid": (1,), "heads": 1, "batch": 2, "width": 1},
