@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class Cauchy(Matrix):
 
     rows: Tensor  # (B or 1, H, L_out, R)
     columns: Tensor  # (B or 1, H, L_in, R), no sum rows + columns may be zero
+
+    dense_below: ClassVar = 16
 
     @property
     def shape(self) -> Shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class Monarch(Matrix):
         """``(m, n)`` with ``m n = length``, as near to a square as the length allows (a prime has one row)."""
         rows = max(m for m in range(1, math.isqrt(length) + 1) if length % m == 0)
         return rows, length // rows
+
+    dense_below: ClassVar = 8
 
     @property
     def shape(self) -> Shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Selection(Matrix):
                 f"Selection: index must lie in -1 .. {columns - 1}, got {int(index.min())} .. {int(index.max())}"
             )
         return cls(index.long(), columns, dtype)
+
+    dense_below: ClassVar = 32
 
     @property
     def shape(self) -> Shape:

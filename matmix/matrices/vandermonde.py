@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class Vandermonde(Matrix):
 
     theta: Tensor  # (B or 1, H, L_out, R), in turns
     columns: int = static()
+
+    dense_below: ClassVar = 64
 
     @property
     def shape(self) -> Shape:
