@@ -74,15 +74,14 @@ class Circulant(Matrix):
         return torch.fft.irfftn(to_complex(self.spectrum), self.grid, dim=tuple(range(2, 2 + len(self.grid))))
 
     def _filter(self, values: Tensor, spectrum: Tensor) -> Tensor:
-        axes = tuple(range(2, 2 + len(self.grid)))
+        axes = tuple(range(3, 3 + len(self.grid)))
         dtype = working_dtype(values, self.spectrum)
 
-        def piece(values: Tensor, spectrum: Tensor) -> Tensor:
-            maps = values.to(dtype).unflatten(2, self.grid)
-            mixed = torch.fft.irfftn(torch.fft.rfftn(maps, dim=axes) * spectrum, self.grid, dim=axes)
-            return mixed.flatten(2, -2)
+        def piece(rows: Tensor, spectrum: Tensor) -> Tensor:
+            maps = rows.to(dtype).unflatten(-1, self.grid)
+            return torch.fft.irfftn(torch.fft.rfftn(maps, dim=axes) * spectrum, self.grid, dim=axes).flatten(3)
 
-        return in_pieces(piece, values, spectrum.unsqueeze(-1), math.prod(self.grid))
+        return in_pieces(piece, values.mT, spectrum.unsqueeze(2), math.prod(self.grid)).mT
 
     def _matmul(self, values: Tensor) -> Tensor:
         return self._filter(values, to_complex(self.spectrum))

@@ -6,6 +6,7 @@ Half types are transformed in float32 (a CPU has no half FFT, CUDA has it for po
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from torch.nn import functional as F
 from matmix.ops.precision import working_dtype
 
 # A C allocator maps blocks above 32 MiB anew at every call, and the page faults then cost more than the transform
-# (256 x 16384 real values, one thread: 97 ms in one piece, 30 ms in pieces of 4 MiB).
-_PIECE_BYTES = 4 << 20
+# (256 x 16384 real values, one thread: 97 ms in one piece, 30 ms in pieces of 2 MiB).
+_PIECE_BYTES = 2 << 20
 
 
 def fast_len(length: int) -> int:
@@ -52,32 +53,46 @@ def convolve(values: Tensor, taps: Tensor, start: int) -> Tensor:
     # Circular is linear on the samples that are kept once what wraps round falls short of them.
     padded = fast_len(max(size, start + length, size + length - 1 - start))
     dtype = working_dtype(values, taps)
-    response = torch.fft.rfft(taps.to(dtype), padded).unsqueeze(-1)
+    response = torch.fft.rfft(taps.to(dtype), padded).unsqueeze(2)
 
-    def piece(values: Tensor, response: Tensor) -> Tensor:
-        spectrum = torch.fft.rfft(values.to(dtype), padded, dim=2)
-        return torch.fft.irfft(spectrum * response, padded, dim=2).narrow(2, start, length)
+    def piece(rows: Tensor, response: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(rows.to(dtype), padded) * response
+        return torch.fft.irfft(spectrum, padded).narrow(-1, start, length)
 
-    return in_pieces(piece, values, response, padded)
+    return in_pieces(piece, values.mT, response, padded).mT
 
 
-def in_pieces(piece, values: Tensor, response: Tensor, padded: int) -> Tensor:  # type: ignore[no-untyped-def]
-    """``piece(values, response)`` by samples and heads, few enough at a time that a CPU reuses its buffers."""
-    batch, heads, _, width = values.shape
+def in_pieces(piece: Callable[[Tensor, Tensor], Tensor], rows: Tensor, response: Tensor, padded: int) -> Tensor:
+    """``piece(rows, response)``, so few rows at a time that a CPU reuses its buffers.
+
+    Args:
+        piece: filters each row by the response of its head.
+        rows: ``(B, H, W, L)``.
+        response: complex ``(B or 1, H or 1, 1, ...)``.
+        padded: length that a row has inside.
+    """
+    batch, heads, width, length = rows.shape
     batch, heads = max(batch, response.shape[0]), max(heads, response.shape[1])
-    row = padded * width * response.element_size() // 2
-    if values.device.type != "cpu" or torch.compiler.is_compiling() or batch * heads * row <= 4 * _PIECE_BYTES:
-        return piece(values, response)
-    many = max(1, _PIECE_BYTES // (row * heads))
-    some = next(n for n in range(min(heads, max(1, _PIECE_BYTES // row)), 0, -1) if heads % n == 0)
-    values = values.expand(batch, heads, -1, -1)
+    row = padded * response.element_size() // 2
+    if (
+        rows.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or batch * heads * width * row <= 2 * _PIECE_BYTES
+        or 0 in rows.shape
+        or 0 in response.shape
+    ):
+        return piece(rows, response)
+    room = max(1, _PIECE_BYTES // row)  # rows in a piece
+    samples, some, few = max(1, room // (heads * width)), max(1, room // width), room
+    rows = rows.expand(batch, heads, width, length)
     response = response.expand(batch, heads, *response.shape[2:])
-    pieces = [
-        piece(v, r)
-        for vs, rs in zip(values.split(many), response.split(many), strict=True)
-        for v, r in zip(vs.split(some, 1), rs.split(some, 1), strict=True)
+    done = [
+        piece(chunk, theirs).reshape(-1, length)
+        for sample, answer in zip(rows.split(samples), response.split(samples), strict=True)
+        for head, theirs in zip(sample.split(some, 1), answer.split(some, 1), strict=True)
+        for chunk in head.split(few, 2)
     ]
-    return torch.cat(pieces).view(batch, heads, *pieces[0].shape[2:])  # many > 1 only where some is all heads
+    return torch.cat(done).view(batch, heads, width, length)
 
 
 def hermitian(spectrum: Tensor, grid: tuple[int, ...]) -> Tensor:
