@@ -55,6 +55,7 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
     model, optimizer = accelerator.prepare(bare, new_optimizer(bare, recipe))
     scorer = Scorer(task, accelerator, recipe.eval_batch_size)
 
+    total, count = torch.zeros((), device=device), 0  # of the losses since the last line of the log
     step, best, windows, before = 0, {"score": -math.inf, "step": 0, "weights": {}, "val": {}}, [], 0.0
     resumed = load_latest(folder / "checkpoints")
     if resumed is not None:
@@ -63,14 +64,20 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
         optimizer.load_state_dict(state["optimizer"])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
-        set_generators(state["generators"][rank] if rank < len(state["generators"]) else state["generators"][0])
+        if len(state["ranks"]) != world:
+            raise ValueError(
+                f"this run was begun by {len(state['ranks'])} processes; resume it with as many, not {world}"
+            )
+        mine = state["ranks"][rank]
+        set_generators(mine["generators"])
+        total, count = mine["total"].to(device), mine["count"]
         best, windows, before = state["best"], state["windows"], state["seconds"]
     log = Log(folder / "metrics.jsonl", step, write=accelerator.is_main_process)
     began, saved = time.perf_counter(), step
 
     def save() -> None:
         nonlocal saved
-        generators = gather_objects(get_generators(), world)
+        ranks = gather_objects({"generators": get_generators(), "total": total.cpu(), "count": count}, world)
         if saved == step or not accelerator.is_main_process:
             return
         log.flush()
@@ -78,7 +85,7 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
             "model": bare.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-            "generators": generators,
+            "ranks": ranks,
             "best": best,
             "windows": windows,
             "seconds": before + time.perf_counter() - began,
@@ -87,7 +94,7 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
         saved = step
 
     batches = task.batches("train", recipe.batch_size, seed=config.seed, start=step, rank=rank, world=world)
-    total, count, clock = torch.zeros((), device=device), 0, time.perf_counter()
+    clock, timed = time.perf_counter(), 0
     model.train()
     with interruptible() as interrupted:
         while step < recipe.steps:
@@ -99,14 +106,15 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
             optimizer.step()
             optimizer.zero_grad()
             total += loss  # stays on the device: reading it would wait for the step
-            count += 1
-            step += 1
+            step, count, timed = step + 1, count + 1, timed + 1
 
             last = step == recipe.steps
             if step % recipe.log_every == 0 or last:
                 mean = accelerator.reduce(total, "mean").item() / count
-                if count == recipe.log_every:
-                    windows.append((time.perf_counter() - clock) / count)
+                now = time.perf_counter()
+                if timed == recipe.log_every:
+                    windows.append((now - clock) / timed)
+                clock, timed = now, 0  # what logging takes belongs to the next window
                 log.write({"step": step, "split": "train", "loss": mean, "lr": recipe.lr_at(step - 1)})
                 if not math.isfinite(mean):
                     raise Diverged(step, mean, "training")
@@ -124,7 +132,7 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
                     )
                 stop = agree(accelerator, interrupted())
                 total.zero_()
-                count, clock = 0, time.perf_counter()
+                count = 0
             else:
                 stop = interrupted() and world == 1
             if step % recipe.eval_every == 0 or last:
@@ -233,8 +241,9 @@ class Log:
             return
         kept = b""
         if path.exists():
-            whole = (line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
-            kept = b"".join(line for line in whole if json.loads(line)["step"] <= step) if step else b""
+            lines = (line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
+            past = (line for line in lines if json.loads(line)["step"] <= step and b'"test"' not in line)
+            kept = b"".join(past) if step else b""
         write_file(path, kept)
         self.file = open(path, "ab")  # noqa: SIM115  (closed with the object)
 

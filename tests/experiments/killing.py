@@ -1,0 +1,68 @@
+"""Run configurations in processes that end by SIGKILL at a chosen instant. Imported by the forked children, too."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+# One server imports everything once and computes nothing; each child is a fork of it, so a start costs no import.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch", "torch._dynamo", "torchmetrics", "sklearn.model_selection", __name__])
+
+TINY: dict[str, Any] = {
+    "task": "digits",
+    "mixer": "attention(head_dim=4)",
+    "seed": 3,
+    # Dropout, so that a generator that is not restored shows.
+    "options": {"patch": 2, "dim": 8, "depth": 1, "dropout": 0.1},
+    "recipe": {"steps": 60, "batch_size": 32, "log_every": 4, "eval_every": 9, "checkpoint_every": 7},
+}
+"""Settings that finish in a second; the intervals share no factor, so checkpoints fall between log lines."""
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """The files of a run that must not depend on how often it was killed."""
+    return {name: (folder / name).read_bytes() for name in ("final.safetensors", "best.safetensors", "metrics.jsonl")}
+
+
+def run(folder: Path, config: dict[str, Any] = TINY, *, die: tuple[str, int] | None = None) -> int:
+    """Execute a run in a child; with `die=("step", 5)` it is killed before its fifth step there, with ("file", 5) at
+    its fifth operation on files. Returns the exit code (-9: killed)."""
+    child = SERVER.Process(target=_child, args=(config, str(folder), die))
+    child.start()
+    child.join(120)
+    assert child.exitcode is not None, "the run hangs"
+    return child.exitcode
+
+
+def _child(config: dict[str, Any], folder: str, die: tuple[str, int] | None) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    from matmix.experiments import trainer
+    from matmix.experiments.run import RunConfig, execute
+
+    if die is not None:
+        kind, left = die
+
+        def mortal(function: Any) -> Any:
+            def wrapped(*args: Any, **options: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **options)
+
+            return wrapped
+
+        if kind == "step":
+            trainer.accumulate = mortal(trainer.accumulate)
+        else:
+            for owner, name in ((os, "fsync"), (os, "replace"), (Path, "rename"), (Path, "mkdir"), (shutil, "rmtree")):
+                setattr(owner, name, mortal(getattr(owner, name)))
+    result = execute(RunConfig.from_json(config), Path(folder))
+    assert result.status == "finished", result

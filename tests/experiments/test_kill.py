@@ -1,0 +1,175 @@
+"""A run that is killed at any moment ends with the same bytes as one that was not."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from killing import TINY, outputs, run
+
+from matmix.experiments.checkpoint import load_checkpoint, save_checkpoint
+from matmix.experiments.run import Result, RunConfig
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, bytes]:
+    """What an undisturbed run leaves."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(folder) == 0
+    return outputs(folder)
+
+
+def test_the_seed_matters(tmp_path, whole):
+    """Equality below means something: another seed gives other weights."""
+    assert run(tmp_path, {**TINY, "seed": 4}) == 0
+    assert outputs(tmp_path)["final.safetensors"] != whole["final.safetensors"]
+
+
+def chain(folder: Path, plan: list[tuple[str, int]]) -> int:
+    """Kill the run once for each entry of the plan, then let it finish; how often it really was killed."""
+    killed = sum(run(folder, die=die) == -signal.SIGKILL for die in plan)
+    assert run(folder) == 0
+    return killed
+
+
+def draw(seed: int, deaths: int) -> list[tuple[str, int]]:
+    dice = random.Random(seed)
+    return [(kind, dice.randint(1, 25)) for kind in dice.choices(("step", "file"), k=deaths)]
+
+
+@pytest.mark.parametrize("plan", [[("step", 18), ("step", 1), ("step", 30)], draw(0, 4)], ids=["steps", "random"])
+def test_killed_runs_end_the_same(tmp_path, whole, plan):
+    assert chain(tmp_path, plan) == len(plan)
+    assert outputs(tmp_path) == whole
+
+
+@pytest.mark.parametrize("operation", [4, 7, 9, 12])
+def test_killed_during_a_checkpoint(tmp_path, whole, operation):
+    assert chain(tmp_path, [("step", 10), ("file", operation)]) == 2
+    assert outputs(tmp_path) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", range(1, 45))
+def test_killed_at_every_file_operation(tmp_path, whole, operation):
+    assert chain(tmp_path, [("file", operation)]) == 1
+    assert outputs(tmp_path) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 13))
+def test_killed_at_random(tmp_path, whole, seed):
+    chain(tmp_path, draw(seed, 6))
+    assert outputs(tmp_path) == whole
+
+
+# ------------------------------------------------------------------ the command line, from outside
+
+
+def command(folder: Path) -> list[str]:
+    words = RunConfig.from_json(TINY).command(folder)
+    assert words.startswith("matmix train digits ")
+    import shlex
+
+    return [sys.executable, "-m", "matmix.experiments.cli", *shlex.split(words)[1:]]
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Until the run has logged this step (or has ended)."""
+    for _ in range(12000):
+        log = folder / "metrics.jsonl"
+        found = re.findall(r'"step": (\d+)', log.read_text()) if log.exists() else []
+        if process.poll() is not None or any(int(one) >= step for one in found):
+            return
+        time.sleep(0.005)
+    raise AssertionError("the run hangs")
+
+
+def test_command_killed_and_interrupted(tmp_path, whole):
+    """SIGKILL, then Ctrl-C, then to the end: exit codes, the message, and the same bytes."""
+    first = start(tmp_path)
+    wait_for_step(tmp_path, 8, first)
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
+
+    second = start(tmp_path)
+    wait_for_step(tmp_path, 24, second)
+    second.send_signal(signal.SIGINT)
+    out, error = second.communicate(timeout=60)
+    assert second.returncode == 130, (out, error)
+    assert "goes on from there" in error and "Traceback" not in error
+    stopped = Result.read(tmp_path)
+    assert stopped is not None and stopped.status == "interrupted" and 24 <= stopped.step < 60
+    assert (tmp_path / "checkpoints" / f"step-{stopped.step:08d}").is_dir()
+
+    third = start(tmp_path)
+    out, error = third.communicate(timeout=120)
+    assert third.returncode == 0, error
+    assert outputs(tmp_path) == whole
+    done = Result.read(tmp_path)
+    assert done is not None and done.status == "finished" and not (tmp_path / "checkpoints").exists()
+
+
+# ------------------------------------------------------------------ checkpoints alone
+
+
+def test_a_killed_writer_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    """At whatever operation the writer stops, a whole checkpoint is there."""
+    import shutil
+
+    import torch
+
+    from matmix.experiments.checkpoint import load_latest
+
+    class Killed(BaseException):
+        pass
+
+    def at(operation: int) -> int | None:
+        root = tmp_path / str(operation)
+        for step in (1, 2):
+            save_checkpoint(root, step, {"weights": torch.full((3,), float(step))})
+        left = operation
+        with monkeypatch.context() as patch:
+            for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "mkdir"), (shutil, "rmtree")):
+                real = getattr(owner, name)
+
+                def mortal(*args, real=real, **options):
+                    nonlocal left
+                    left -= 1
+                    if left == 0:
+                        raise Killed
+                    return real(*args, **options)
+
+                patch.setattr(owner, name, mortal)
+            try:
+                save_checkpoint(root, 3, {"weights": torch.full((3,), 3.0)})
+            except Killed:
+                pass
+            else:
+                return None
+        found = load_latest(root)
+        assert found is not None
+        step, state = found
+        assert torch.equal(state["weights"], torch.full((3,), float(step)))
+        save_checkpoint(root, 4, {"weights": torch.zeros(3)})
+        assert not list(root.glob(".tmp-*")) and load_checkpoint(root, 4) is not None
+        return step
+
+    steps = []
+    while (found := at(len(steps) + 1)) is not None:
+        steps.append(found)
+    assert set(steps) == {2, 3} and steps == sorted(steps) and len(steps) >= 7
