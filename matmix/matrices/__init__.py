@@ -13,6 +13,7 @@ from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
 from matmix.matrices.fourier import Fourier
+from matmix.matrices.gated_semiseparable import GatedSemiseparable
 from matmix.matrices.identity import Identity
 from matmix.matrices.low_rank import LowRank
 from matmix.matrices.monarch import Monarch
@@ -22,6 +23,7 @@ from matmix.matrices.selection import Selection
 from matmix.matrices.semiseparable import Semiseparable
 from matmix.matrices.softmax import Softmax
 from matmix.matrices.toeplitz import CausalToeplitz, Toeplitz
+from matmix.matrices.unit_lower_inverse import UnitLowerInverse
 from matmix.matrices.vandermonde import Vandermonde
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Diagonal",
     "DiagonalSemiseparable",
     "Fourier",
+    "GatedSemiseparable",
     "HeadCat",
     "Identity",
     "Kron",
@@ -56,6 +59,7 @@ __all__ = [
     "Sum",
     "Toeplitz",
     "Transpose",
+    "UnitLowerInverse",
     "Vandermonde",
     "all_classes",
     "static",
