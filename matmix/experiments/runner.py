@@ -1,0 +1,233 @@
+"""Run a study: what is not finished, here, in worker processes, or on a Ray cluster.
+
+OUT/study.json     the grid
+OUT/runs/TASK/MIXER/seed-N/    one run each, see `run.py`
+OUT/sessions/      command, machine and duration of every start of the study
+OUT/report/        see `report/`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from matmix.experiments.board import Board, name
+from matmix.experiments.cluster import require_ray, run_on_ray
+from matmix.experiments.environment import environment
+from matmix.experiments.plugins import import_all
+from matmix.experiments.run import Result, last_logged_step, write_json
+from matmix.experiments.study import Study, StudyRun
+from matmix.experiments.workers import run_in_workers, run_one
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the runs of a study stand: their status by name, the refused and missing ones included."""
+
+    folder: Path
+    status: dict[str, str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(self.status.values()))
+
+    @property
+    def complete(self) -> bool:
+        """Whether no run would be started again. Diverged runs count: they would diverge again."""
+        return all(status in ("finished", "diverged") for status in self.status.values())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {status}" for status, count in sorted(self.counts.items()))
+
+
+def run_study(
+    study: Study,
+    out: Path | str,
+    *,
+    jobs: int | None = None,
+    threads: int = 1,
+    ray: bool = False,
+    gpus: float = 0.0,
+    quiet: bool = False,
+) -> Outcome:
+    """Do all runs of a study that are not finished. Failed ones are tried again, from their last checkpoint.
+
+    A run that fails, diverges or takes its process down is recorded, and the study goes on. Ctrl-C (or SIGTERM) stops
+    cleanly: running runs save a checkpoint, and the same call goes on with them.
+
+    Args:
+        study: the grid.
+        out: its folder. One that holds a study may get more mixers, seeds or tasks.
+        jobs: how many runs at once; 1 runs them in this process, more in as many new ones. None: one for each core
+            (8 at most), or one where there is a GPU.
+        threads: torch's threads in each run. Results may depend on it in the last digits, but never on ``jobs``.
+        ray: spread the runs over a Ray cluster instead; ``gpus`` is what each run asks of it.
+        quiet: print nothing.
+
+    Raises:
+        ValueError: before anything runs: for a mixer or task that cannot be built, or a folder that holds runs of other
+            settings; or if Ray is asked for and absent.
+        KeyboardInterrupt: after a clean stop.
+    """
+    out = Path(out)
+    if (jobs is not None and jobs < 1) or threads < 1:
+        raise ValueError(f"jobs and threads must be at least 1, got jobs={jobs}, threads={threads}")
+    if ray:
+        require_ray()
+    study.check()
+    runs = study.runs()
+    _check_folder(out, runs)
+    pending = [run for run in runs if not _done(out / run.folder)]
+    jobs = min(jobs or _default_jobs(threads), max(1, len(pending)))
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "study.json", study.to_json())
+
+    refused: dict[str, str] = {}
+    board = Board(pending, len(runs), jobs, quiet=quiet)
+
+    def tell(run: StudyRun, kind: str, content: Any) -> None:
+        if kind == "start":
+            board.start(run)
+        elif kind == "progress":
+            board.update(run, content)
+        elif kind == "died":
+            _record_death(run, out / run.folder, content)
+            board.end(run, "failed", content)
+        else:
+            status, text = content
+            if status == "refused":
+                refused[name(run)] = text
+            board.end(run, status, text)
+
+    work = [(run, out / run.folder) for run in pending]
+    if pending:
+        how = "Ray" if ray else f"{jobs} process{'es' * (jobs > 1)}"
+        board.say(f"study {study.name}: {len(pending)} of {len(runs)} runs to do, {how}, in {out}")
+    with _session(out, {"jobs": jobs, "threads": threads, "ray": ray, "pending": len(pending)}), _stoppable():
+        try:
+            with board:
+                if ray:
+                    run_on_ray(work, study.imports, threads, gpus, tell)
+                elif jobs > 1:
+                    run_in_workers(work, study.imports, jobs, threads, tell)
+                else:
+                    _run_here(work, study, threads, tell)
+        except KeyboardInterrupt:
+            left = sum(not _done(out / run.folder) for run in runs)
+            board.say(f"stopped; {left} of {len(runs)} runs are left. The same command goes on where this one stopped.")
+            raise
+    outcome = Outcome(out, {name(run): _status(out / run.folder) for run in runs} | dict.fromkeys(refused, "refused"))
+    board.say(f"study {study.name}: {outcome}")
+    return outcome
+
+
+def _run_here(work: list[tuple[StudyRun, Path]], study: Study, threads: int, tell: Any) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    import_all(study.imports)
+    try:
+        for run, folder in work:
+            tell(run, "start", None)
+            try:
+                ended = run_one(run.config.to_json(), str(folder), partial(tell, run, "progress"))
+            except KeyboardInterrupt:
+                tell(run, "end", ("interrupted", ""))
+                raise
+            tell(run, "end", ended)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_folder(out: Path, runs: list[StudyRun]) -> None:
+    """Refuse a folder whose runs have other settings, before the first run finds out."""
+    for run in runs:
+        path = out / run.folder / "config.json"
+        if path.exists() and json.loads(path.read_bytes()) != run.config.to_json():
+            raise ValueError(
+                f"{path.parent} holds a run with other settings than {name(run)} has now; take another folder for "
+                f"this study, or remove that one"
+            )
+
+
+def _record_death(run: StudyRun, folder: Path, text: str) -> None:
+    """The result of a run whose process could not write one. Its checkpoints stay, so another start goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = environment()
+    result = Result(
+        status="failed",
+        step=last_logged_step(folder),
+        config=run.config.to_json(),
+        command=about["command"],
+        reproduce=run.config.command(folder),
+        error=text,
+        environment=about,
+    )
+    write_json(folder / "result.json", dataclasses.asdict(result))
+
+
+def _status(folder: Path) -> str:
+    result = Result.read(folder)
+    return result.status if result else "missing"
+
+
+def _done(folder: Path) -> bool:
+    result = Result.read(folder)
+    return result is not None and result.done
+
+
+def _default_jobs(threads: int) -> int:
+    if torch.cuda.is_available():
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores // threads, 8))
+
+
+@contextmanager
+def _session(out: Path, about: dict[str, Any]) -> Iterator[None]:
+    """Note what was run, on what, and for how long."""
+    began, started = time.monotonic(), datetime.now(UTC)
+    folder = out / "sessions"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{started:%Y%m%dT%H%M%S.%f}-{os.getpid()}.json"
+    about = {**environment(), **about, "started": started.isoformat(timespec="seconds"), "ended": None}
+    write_json(path, about)
+    ended = "error"
+    try:
+        yield
+        ended = "done"
+    except KeyboardInterrupt:
+        ended = "interrupted"
+        raise
+    finally:
+        write_json(path, {**about, "ended": ended, "seconds": round(time.monotonic() - began, 1)})
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM stops a study as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,228 @@
+"""A study is a grid: tasks x recipes x mixers x seeds. It is data, so a report can say exactly what was run.
+
+Take one by name (``STUDIES``), or write one as a file::
+
+    # my_study.py: `study` is a Study or a function that returns one
+    from matmix.experiments.study import Study, StudyTask
+
+    study = Study(
+        name="recall-length",
+        tasks=(StudyTask("recall"), StudyTask("recall", {"length": 128, "vocabulary": 256}, label="recall-128")),
+        mixers=("identity", "attention", "ssd", "hydra(expand=1)"),
+        seeds=(0, 1, 2, 3, 4),
+    )
+
+The same in TOML::
+
+    name = "recall-length"
+    mixers = ["identity", "attention", "ssd"]
+    [[tasks]]
+    task = "recall"
+    options = {length = 128, vocabulary = 256}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matmix.experiments.plugins import absolute, import_all, import_code
+from matmix.experiments.run import RunConfig
+from matmix.experiments.task import build
+from matmix.mixers import list_mixers
+
+
+@dataclass(frozen=True)
+class StudyTask:
+    """A task with the settings and recipe values that differ from its defaults. The label names it in tables."""
+
+    task: str
+    options: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One cell of the grid: its label, its folder below the study's, and the configuration that decides its result."""
+
+    setting: str
+    mixer: str
+    seed: int
+    folder: str
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Study:
+    """Every mixer on every task with every recipe and seed.
+
+    All arms of a setting get the same seeds, data order and, outside of the mixers, the same initial weights, so
+    differences are paired by seed.
+    """
+
+    name: str
+    tasks: tuple[StudyTask, ...]
+    mixers: tuple[str, ...]
+    """Specs, as in ``"hydra(expand=1)"``."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    recipes: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
+    """Named changes to the tasks' recipes: ``{"slow": {"lr": 1e-4}, "fast": {"lr": 1e-3}}`` runs everything twice."""
+    reference: str = "attention"
+    """The arm that differences are taken to, where it is among the mixers."""
+    imports: tuple[str, ...] = ()
+    """Python files or modules to import first, in every process: they register mixers."""
+    note: str = ""
+    """What the study asks; printed in its report."""
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "mixers", "seeds", "recipes"):
+            values = list(getattr(self, name))
+            if not values:
+                raise ValueError(f"study {self.name!r}: {name} is empty")
+            twice = [value for index, value in enumerate(values) if value in values[:index]]
+            if twice:
+                raise ValueError(f"study {self.name!r}: {name} has {twice[0]!r} twice")
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
+            raise ValueError(f"study name must be letters, digits, '.', '_' or '-', got {self.name!r}")
+        labels = [label for label, *_ in self.settings()]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"study {self.name!r}: give its tasks different labels, got {labels}")
+
+    def settings(self) -> list[tuple[str, StudyTask, dict[str, Any]]]:
+        """Label, task and recipe changes of every table of the report."""
+        return [
+            (" ".join(filter(None, (task.label or task.task, name))), task, {**task.recipe, **changes})
+            for task in self.tasks
+            for name, changes in self.recipes.items()
+        ]
+
+    def runs(self) -> list[StudyRun]:
+        """All cells, one seed after the other, so that an unfinished study has whole tables early.
+
+        Raises:
+            ValueError: for an unknown task, setting or recipe value.
+        """
+        return [
+            StudyRun(
+                label,
+                mixer,
+                seed,
+                run_folder(label, mixer, seed),
+                RunConfig(task.task, mixer, seed, task.options, recipe),
+            )
+            for seed in self.seeds
+            for label, task, recipe in self.settings()
+            for mixer in self.mixers
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Study:
+        """From JSON or TOML values; an unknown key is an error that lists the known ones."""
+        tasks = data.get("tasks", ())
+        if not isinstance(tasks, list | tuple) or not all(isinstance(task, dict | str) for task in tasks):
+            raise ValueError(f"tasks must be a list of names or tables, got {tasks!r}")
+        made = tuple(build(StudyTask, {"task": task} if isinstance(task, str) else task) for task in tasks)
+        return build(cls, {**data, "tasks": made})
+
+    def check(self) -> None:
+        """Build the model of every task and mixer once, so that a typing error ends a study before it begins.
+
+        Raises:
+            ValueError: with every task and mixer that cannot be built, and why.
+        """
+        import_all(self.imports)
+        errors = {}
+        for label, task, recipe in self.settings():
+            for mixer in self.mixers:
+                config = RunConfig(task.task, mixer, self.seeds[0], task.options, recipe)
+                try:
+                    config.make_task().model(mixer, self.seeds[0])
+                except Exception as error:
+                    errors[f"{mixer} on {label}"] = f"{type(error).__name__}: {error}"
+        if errors:
+            lines = "".join(f"\n  {where}: {what}" for where, what in errors.items())
+            raise ValueError(f"study {self.name!r} cannot be built:{lines}")
+
+
+def quickstart() -> Study:
+    """Digits and a small associative recall: what each mixer costs, and which ones can look things up.
+
+    On digits every mixer should come above 90 % accuracy, identity too (pixels alone say much). Recall is solved by
+    mixers whose matrix depends on the tokens; fixed filters and identity stay near "a value of the context".
+    Ten minutes on two CPU cores.
+    """
+    wanted = (
+        "identity", "attention", "linear_attention", "pooling", "sep_conv", "fnet", "global_filter", "aff", "dense",
+        "mlp", "toeplitz", "s4d", "ssd", "hydra",
+    )  # fmt: skip
+    known = list_mixers()
+    return Study(
+        name="quickstart",
+        tasks=(StudyTask("digits"), StudyTask("recall")),
+        mixers=tuple(name for name in wanted if name in known),
+        note="Which mixers tell digits apart, which ones can look up a value by its key, and what does each cost?",
+    )
+
+
+STUDIES: dict[str, Callable[[], Study]] = {"quickstart": quickstart}
+
+
+def load_study(source: str) -> Study:
+    """A study by name, or from a ``.py`` (its ``study``), ``.json`` or ``.toml`` file.
+
+    Raises:
+        ValueError: for an unknown name, a file of another kind, or a file without a study.
+    """
+    path = Path(source)
+    if path.suffix not in (".py", ".json", ".toml"):
+        if source not in STUDIES:
+            close = difflib.get_close_matches(source, STUDIES, n=2)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            known = ", ".join(STUDIES)
+            raise ValueError(f"unknown study {source!r}{hint} Known: {known}; or give a .py, .json or .toml file")
+        return STUDIES[source]()
+    if not path.is_file():
+        raise ValueError(f"there is no study file {path}")
+    if path.suffix == ".py":
+        study = getattr(import_code(source), "study", None)
+        study = study() if callable(study) else study
+        if not isinstance(study, Study):
+            raise ValueError(f"{path} must define `study`, a Study or a function that returns one")
+    else:
+        import tomllib
+
+        text = path.read_text(encoding="utf-8")
+        try:
+            study = Study.from_json(json.loads(text) if path.suffix == ".json" else tomllib.loads(text))
+        except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
+    # A Python study file may register mixers itself, so every process imports it.
+    return with_imports(study, (path.name,) if path.suffix == ".py" else (), path.parent)
+
+
+def with_imports(study: Study, more: Iterable[str], folder: Path | None = None) -> Study:
+    """The study with further imports; relative files are taken from ``folder`` (where absent, the current one)."""
+    sources = [absolute(source, folder) for source in (*study.imports, *more)]
+    return dataclasses.replace(study, imports=tuple(dict.fromkeys(sources)))
+
+
+def run_folder(setting: str, mixer: str, seed: int) -> str:
+    """Where a run lies below its study."""
+    return f"runs/{_slug(setting)}/{_slug(mixer)}/seed-{seed}"
+
+
+def _slug(text: str) -> str:
+    """A folder name that can be read; a short hash keeps specs apart that only differ in what is left out."""
+    slug = re.sub(r"[^\w.=-]+", "-", text).strip("-")
+    return slug if slug == text else f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

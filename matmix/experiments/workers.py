@@ -1,0 +1,189 @@
+"""Worker processes of a study. One that dies (killed, out of memory) costs its run only.
+
+Each worker computes with the same number of threads, so the results do not depend on how many workers there are.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from matmix.experiments.plugins import import_all
+from matmix.experiments.run import RunConfig, RunError, execute
+from matmix.experiments.study import StudyRun
+
+Listener = Callable[[StudyRun, str, Any], None]
+"""Called with a run and "start", None; "progress", news; "end", (status, text); or "died", how."""
+STOP_SECONDS = 60.0
+
+
+def run_one(config: dict[str, Any], folder: str, news: Callable[[dict[str, Any]], None]) -> tuple[str, str]:
+    """Do one run; its status and its score or error in a line. A folder that is held is tried again for a while.
+
+    After a parent was killed, its workers take some moments to notice it and to let go of their folders.
+    """
+    for patience in (0.5, 1, 2, 4, 8, None):
+        try:
+            result = execute(RunConfig.from_json(config), Path(folder), progress=news)
+        except RunError as error:
+            if patience is None or "in use" not in str(error):
+                return "refused", str(error)
+            time.sleep(patience)
+        else:
+            score = result.test.get(result.metric)
+            text = result.error or (f"test {result.metric} {score:.4g}" if score is not None else "")
+            return result.status, text
+    raise AssertionError("the last attempt returns")
+
+
+def run_in_workers(
+    runs: Sequence[tuple[StudyRun, Path]], imports: Sequence[str], jobs: int, threads: int, tell: Listener
+) -> None:
+    """Do the runs in ``jobs`` new processes. Ctrl-C lets every worker save a checkpoint, and is raised again.
+
+    Scripts that call this need the guard ``if __name__ == "__main__"``: processes are spawned, not forked.
+    """
+    pool: list[_Worker] = []
+    waiting = list(runs)
+    try:
+        while len(pool) < min(jobs, len(runs)):
+            pool.append(_Worker(imports, threads))
+        while waiting or any(worker.current for worker in pool):
+            for index, worker in enumerate(pool):
+                if worker.current is None and waiting:
+                    if not worker.process.is_alive():
+                        worker = pool[index] = _Worker(imports, threads)
+                    worker.begin(*waiting.pop(0), tell)
+            for worker in _ready(pool):
+                worker.listen(tell)
+    except KeyboardInterrupt:
+        _stop(pool, tell)
+        raise
+    finally:
+        for worker in pool:
+            worker.close()
+
+
+class _Worker:
+    """A process that does one run after the other, and the pipe to it."""
+
+    def __init__(self, imports: Sequence[str], threads: int) -> None:
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, tuple(imports), threads), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.current: StudyRun | None = None
+
+    def begin(self, run: StudyRun, folder: Path, tell: Listener) -> None:
+        self.current = run
+        tell(run, "start", None)
+        with suppress(OSError):  # it died; listen() finds out
+            self.pipe.send((run.config.to_json(), str(folder)))
+
+    def listen(self, tell: Listener, *, stopping: bool = False) -> None:
+        """Pass on what the worker said, and what its death means."""
+        gone = False
+        try:
+            while self.current is not None and self.pipe.poll():
+                kind, content = self.pipe.recv()
+                run = self.current
+                if kind == "end":
+                    self.current = None
+                tell(run, kind, content)
+        except (EOFError, OSError):  # everything it said is read
+            gone = True
+        if self.current is not None and gone:
+            self.process.join(5)
+            run, self.current = self.current, None
+            code = self.process.exitcode
+            if stopping:
+                tell(run, "end", ("interrupted", ""))
+            else:
+                tell(run, "died", f"the worker process died with exit code {code}{_meaning(code)}")
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.pipe.send(None)
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.pipe.close()
+
+
+def _ready(pool: list[_Worker]) -> list[_Worker]:
+    busy = [worker for worker in pool if worker.current is not None]
+    owner = {worker.pipe: worker for worker in busy}  # the pipe of a dead process is ready too: it is at its end
+    return [owner[pipe] for pipe in wait(list(owner), timeout=1.0)]  # type: ignore[index]
+
+
+def _stop(pool: list[_Worker], tell: Listener) -> None:
+    """Ask all workers to stop; whoever has not after a minute is killed. Checkpoints survive that."""
+    busy = [worker for worker in pool if worker.current is not None]
+    for worker in busy:
+        if worker.process.is_alive():
+            worker.process.terminate()  # the trainer takes SIGTERM as a wish: it saves, and stops
+    until = time.monotonic() + STOP_SECONDS
+    while any(worker.current for worker in busy) and time.monotonic() < until:
+        for worker in _ready(busy):
+            worker.listen(tell, stopping=True)
+    for worker in busy:
+        if worker.current is not None:
+            worker.process.kill()
+            worker.process.join()
+            worker.listen(tell, stopping=True)
+
+
+def _work(pipe: Connection, imports: Sequence[str], threads: int) -> None:
+    """The body of a worker process."""
+    os.setpgrp()  # Ctrl-C reaches the parent alone, which then asks every worker once
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)
+    import_all(imports)
+    while True:
+        try:
+            work = pipe.recv()
+        except EOFError:
+            return
+        if work is None:
+            return
+
+        def news(content: dict[str, Any]) -> None:
+            with suppress(OSError):  # the parent is gone: _follow_parent sees to it
+                pipe.send(("progress", content))
+
+        try:
+            config, folder = work
+            ended = run_one(config, folder, news)
+        except KeyboardInterrupt:
+            pipe.send(("end", ("interrupted", "")))
+            return
+        pipe.send(("end", ended))
+
+
+def _follow_parent() -> None:
+    """When the parent is gone, save and stop: nobody listens any more, and a new start wants the folders."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOP_SECONDS)
+    os._exit(1)
+
+
+def _meaning(code: int | None) -> str:
+    if code is None or code >= 0:
+        return ""
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else "a signal"
+    return f" ({name}{', often lack of memory' if name == 'SIGKILL' else ''})"
