@@ -152,6 +152,6 @@ def _chunk_size(length: int, numbers: int, wanted: int | None) -> int:
         # A compiler unrolls the steps: there the fewest, everywhere else the fastest.
         if numbers >= _LARGE and not torch.compiler.is_compiling():
             return length
-        wanted = max(16, math.isqrt(length) // 2)
+        wanted = max(16, math.isqrt(length) // 4)
     wanted = min(wanted, length)
     return -(-length // -(-length // wanted))

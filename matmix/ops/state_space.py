@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from matmix.ops.precision import working_dtype
 
@@ -47,7 +46,9 @@ def steps(raw: Tensor, bias: Tensor, limit: tuple[float, float], mask: Tensor | 
     A step of 0 neither decays nor writes, so masked tokens leave the state as it is.
     """
     dtype = working_dtype(raw, bias)
-    step = F.softplus(raw.to(dtype) + bias.to(dtype))
+    raw = raw.to(dtype) + bias.to(dtype)
+    # softplus, but with a gradient whose layout compilers predict (that of F.softplus they get wrong when transposed)
+    step = torch.logaddexp(raw, raw.new_zeros(()))
     if limit != (0.0, math.inf):
         step = step.clamp(*limit)
     return step if mask is None else step.masked_fill(~mask.unsqueeze(-1), 0)

@@ -1,0 +1,154 @@
+"""S6: the Mamba-1 layer, a selective state space with rates of its own for every channel and state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.matrices.diagonal import Diagonal
+from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
+from matmix.mixers.registry import register
+from matmix.ops.diagonal_scan import diagonal_scan
+from matmix.ops.layers import ShortConv
+from matmix.ops.precision import working_dtype
+from matmix.ops.state_space import step_bias, steps
+
+
+class S6State(NamedTuple):
+    """What one token hands to the next."""
+
+    window: Tensor  # (B, D, d_conv): the last inputs of the short convolution
+    memory: Tensor  # (B, D, N)
+
+
+class _Parts(NamedTuple):
+    """The projections of some tokens after the convolution, D = expand * dim channels."""
+
+    values: Tensor  # (B, L, D)
+    inputs: Tensor  # B, (B, L, N)
+    outputs: Tensor  # C, (B, L, N)
+    step: Tensor  # (B, L, D)
+
+
+@register(
+    "s6",
+    matrix="DiagonalSemiseparable + Diagonal per channel",
+    cost="O(L D N + L D dim), element by element",
+    source="state-spaces/mamba",
+    paper="2312.00752, algorithm 2",
+    smallest={"d_state": 3, "d_conv": 3, "expand": 1},
+)
+class S6(Mixer):
+    """Mamba: per channel c, ``M[i, j] = sum_n C_i[n] exp(A[c, n] (dt_{j+1} + ... + dt_i)) B_j[n] dt_j`` and D[c] on
+    the diagonal, on convolved values.
+
+    B and C are shared by all channels, the steps dt are the channel's own; all are functions of the token. B is
+    discretised by Euler's rule, as in the published code, not by the formula of the paper's equation 4. Time and
+    memory are linear in L; token by token the state is N numbers a channel. Masks are exact. Images are read row by
+    row.
+
+    Args:
+        expand: inner width D over model width.
+        d_state: state size N.
+        d_conv: taps of the causal convolution.
+        dt_rank: rank of the projection to steps; None is ``ceil(dim / 16)``.
+        conv_bias: bias of the convolution.
+        bias: biases of the input and output projections.
+        dt_min, dt_max, dt_init_floor: initial steps, log-uniform.
+        dt_scale: scale of the initial projection to steps.
+        chunk: tokens of a chunk of the scan; None chooses. No result depends on it.
+    """
+
+    traits: ClassVar = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Grid | None = None,
+        *,
+        expand: int = 2,
+        d_state: int = 16,
+        d_conv: int = 4,
+        dt_rank: int | None = None,
+        conv_bias: bool = True,
+        bias: bool = False,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+        dt_scale: float = 1.0,
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__(dim, grid)
+        inner, rank = int(expand * dim), math.ceil(dim / 16) if dt_rank is None else dt_rank
+        if inner < 1 or d_state < 1 or rank < 1:
+            raise ValueError(f"expand * dim, d_state and dt_rank must be positive, got {inner}, {d_state}, {rank}")
+        self.inner, self.states, self.chunk = inner, d_state, chunk
+        self.sizes = (rank, d_state, d_state)
+
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)
+        self.conv1d = ShortConv(inner, d_conv, bias=conv_bias)
+        self.x_proj = nn.Linear(inner, sum(self.sizes), bias=False)
+        self.dt_proj = nn.Linear(rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, dim, bias=bias)
+        with torch.no_grad():
+            self.dt_proj.weight.uniform_(-dt_scale * rank**-0.5, dt_scale * rank**-0.5)
+            self.dt_proj.bias.copy_(step_bias(inner, dt_min, dt_max, dt_init_floor))
+        self.A_log._no_weight_decay = self.D._no_weight_decay = True  # type: ignore[attr-defined]
+
+    def _parts(self, convolved: Tensor, mask: Tensor | None) -> _Parts:
+        values = drop_padding(F.silu(convolved), mask)
+        low, inputs, outputs = self.x_proj(values).split(self.sizes, -1)
+        raw = F.linear(low, self.dt_proj.weight)
+        return _Parts(values, inputs, outputs, steps(raw, self.dt_proj.bias, (0.0, math.inf), mask))
+
+    def _factors(self, parts: _Parts) -> tuple[Tensor, ...]:
+        """C, B, rates, clock and steps: the clock of the decays and the weight of what is written are both dt."""
+        step = parts.step.mT
+        rates = -self.A_log.to(step.dtype).exp()
+        return parts.outputs.unsqueeze(1), parts.inputs.unsqueeze(1), rates[None, :, None, :], step, step
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        signal, gate = self.in_proj(x).chunk(2, -1)
+        parts = self._parts(self.conv1d(drop_padding(signal, context.mask)), context.mask)
+        matrix = DiagonalSemiseparable(*self._factors(parts), self.chunk)
+        skip = Diagonal(self.D.view(1, -1, 1).expand(1, -1, x.shape[1]))
+        return Projected(matrix + skip, parts.values.mT.unsqueeze(-1), gate)
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return self.out_proj(mixed.squeeze(-1).mT * F.silu(rest))
+
+    # ------------------------------------------------------------------ token by token
+
+    def init_state(self, batch: int) -> S6State:
+        weight = self.in_proj.weight
+        window = weight.new_zeros(batch, self.inner, self.conv1d.size)
+        return S6State(window, weight.new_zeros(batch, self.inner, self.states, dtype=working_dtype(weight)))
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, S6State]:
+        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
+        signal, gate = self.in_proj(x).chunk(2, -1)
+        signal = drop_padding(signal, mask)
+        parts = self._parts(self.conv1d(signal), mask)
+        values = parts.values.mT.unsqueeze(-1)
+        mixed, memory = diagonal_scan(values, *self._factors(parts), chunk=self.chunk)
+        out = self.merge(mixed.to(values.dtype) + self.D.view(-1, 1, 1) * values, gate)
+        return drop_padding(out, mask), S6State(self.conv1d.window(signal), memory.squeeze(2))
+
+    def step(self, x: Tensor, state: S6State) -> tuple[Tensor, S6State]:
+        signal, gate = self.in_proj(x).chunk(2, -1)
+        convolved, window = self.conv1d.step(signal, state.window.to(signal.dtype))
+        values, inputs, outputs, step = self._parts(convolved, None)  # (B, D), (B, N), (B, N), (B, D)
+        decay = (-self.A_log.to(step.dtype).exp() * step.unsqueeze(-1)).exp()
+        memory = decay * state.memory + (step * values).unsqueeze(-1) * inputs.unsqueeze(1)
+        mixed = (memory * outputs.unsqueeze(1)).sum(-1).to(values.dtype)
+        return self.out_proj((mixed + self.D * values) * F.silu(gate)), S6State(window, memory)
+
+    published: ClassVar[dict[str, Callable[..., Any]]] = {"state-spaces/mamba": lambda module, state: state}

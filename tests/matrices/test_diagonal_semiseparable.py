@@ -1,0 +1,151 @@
+"""Diagonal decays beyond the laws: published selective scans, chunks, gradients, extremes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from matmix.matrices import DiagonalSemiseparable, Semiseparable
+from matmix.ops import diagonal_scan as scans
+from matmix.ops.diagonal_scan import diagonal_scan, diagonal_scan_reference
+from tests.fixtures import Fixture, load_fixture
+
+
+def problem(length: int, rates: bool = True) -> dict[str, Tensor]:
+    """Random factors of a scan: 4 heads in 2 groups, N = 3, W = 5."""
+    torch.manual_seed(length)
+    step = torch.rand(2, 4, length, dtype=torch.float64)
+    logs = -3 * torch.rand(*((1, 4, 1, 3) if rates else (2, 4, length, 3)), dtype=torch.float64)
+    return {
+        "values": torch.randn(2, 4, length, 5, dtype=torch.float64),
+        "outputs": torch.randn(2, 2, length, 3, dtype=torch.float64),
+        "inputs": torch.randn(2, 2, length, 3, dtype=torch.float64),
+        "log_decay": logs,
+        "clock": step,
+        "step": step,
+        "initial": torch.randn(2, 4, 5, 3, dtype=torch.float64),
+    }
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16, 100, None])
+@pytest.mark.parametrize("length", [1, 2, 16, 53])
+@pytest.mark.parametrize("left_out", [(), ("clock",), ("step", "initial"), ("clock", "step", "initial")])
+@pytest.mark.parametrize("rates", [True, False])
+def test_any_chunk_gives_the_recurrence(length: int, chunk: int | None, left_out: tuple, rates: bool) -> None:
+    given = {name: t for name, t in problem(length, rates).items() if name not in left_out}
+    for mine, expected in zip(diagonal_scan(**given, chunk=chunk), diagonal_scan_reference(**given), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_large_states_run_as_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = problem(40)
+    expected = diagonal_scan(**given)
+    monkeypatch.setattr(scans, "_LARGE", 1)
+    for one, other in zip(diagonal_scan(**given), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("rates", [True, False])
+def test_gradients_are_those_of_the_recurrence(rates: bool) -> None:
+    def gradients(scan, **options) -> list[Tensor]:
+        given = {name: t.requires_grad_() for name, t in problem(23, rates).items()}
+        mixed, state = scan(**given, **options)
+        weights = (torch.randn(t.shape, dtype=t.dtype) for t in (mixed, state))
+        loss = sum((t * w).sum() for t, w in zip((mixed, state), weights, strict=True))
+        return list(torch.autograd.grad(loss, list(given.values())))
+
+    for fast, slow in zip(gradients(diagonal_scan, chunk=5), gradients(diagonal_scan_reference), strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+
+
+def test_a_state_handed_over_continues_the_sequence() -> None:
+    given = problem(40)
+    whole, last = diagonal_scan(**given)
+    fixed = ("initial", "log_decay")
+    left, state = diagonal_scan(**{n: t if n in fixed else t[:, :, :17] for n, t in given.items()})
+    rest = {n: t if n in fixed else t[:, :, 17:] for n, t in given.items()}
+    right, end = diagonal_scan(**(rest | {"initial": state}))
+    torch.testing.assert_close(torch.cat((left, right), 2), whole, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(end, last, rtol=1e-11, atol=1e-11)
+
+
+def test_decays_of_zero_and_one_side_by_side() -> None:
+    given = problem(300, rates=False)
+    given.pop("clock")
+    levels = torch.tensor([-math.inf, -100.0, -1e-3, 0.0], dtype=torch.float64)
+    given["log_decay"] = levels[torch.randint(0, 4, given["log_decay"].shape)]
+    expected, _ = diagonal_scan_reference(**given)
+    rounded = {name: t.float().requires_grad_() for name, t in given.items()}
+    mixed, _ = diagonal_scan(**rounded)
+    assert float((mixed - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
+    for gradient in torch.autograd.grad(mixed.sum(), list(rounded.values())):
+        assert bool(torch.isfinite(gradient).all())
+
+
+def test_4096_tokens_in_float32() -> None:
+    torch.manual_seed(0)
+    exact = DiagonalSemiseparable.example((4096,), heads=1, batch=1)
+    values = torch.randn(1, 1, 4096, 2, dtype=torch.float64)
+    single = torch.utils._pytree.tree_map(lambda t: t.float(), exact)
+    expected = exact.matmul(values)
+    assert float((single.matmul(values.float()) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_no_product_depends_on_the_chunk() -> None:
+    matrix = DiagonalSemiseparable.example((21,), heads=4)
+    full = replace(matrix, log_decay=matrix.log_decay * matrix.clock.unsqueeze(-1), clock=None)
+    values = torch.randn(2, 4, 21, 3, dtype=torch.float64)
+    dense = matrix.to_dense()
+    torch.testing.assert_close(full.to_dense(), dense)
+    for chunk in (1, 3, 8, 100, None):
+        for same in (replace(matrix, chunk=chunk), replace(full, chunk=chunk)):
+            torch.testing.assert_close(same.matmul(values), dense @ values, rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(same.rmatmul(values), dense.mT @ values, rtol=1e-11, atol=1e-11)
+
+
+def test_equal_rates_are_one_decay_a_head() -> None:
+    scalar = Semiseparable.example((19,), heads=2)
+    logs = scalar.log_decay.unsqueeze(-1).expand(-1, -1, -1, scalar.order)
+    diagonal = DiagonalSemiseparable(scalar.outputs, scalar.inputs, logs, None, scalar.step)
+    torch.testing.assert_close(diagonal.to_dense(), scalar.to_dense())
+
+
+def channels(case: Fixture) -> tuple[Tensor, ...]:
+    """The factors of a published selective scan, whose channels are heads of width 1."""
+    bias = case.input("delta_bias").unsqueeze(-1) if "delta_bias" in case.data["inputs"] else 0
+    step = F.softplus(case.input("delta") + bias)
+    inputs, outputs = case.input("B"), case.input("C")
+    length = step.shape[2]
+    if inputs.dim() == 2:  # (D, N), the same at every token
+        inputs, outputs = (t[None, :, None, :].expand(1, -1, length, -1) for t in (inputs, outputs))
+    else:
+        inputs, outputs = (t.mT.unsqueeze(1) for t in (inputs, outputs))
+    return outputs, inputs, case.input("A")[None, :, None, :], step, step
+
+
+def test_published_selective_scan() -> None:
+    case = load_fixture("sequence/selective_scan_full")
+    factors, u = channels(case), case.input("u").unsqueeze(-1)
+    for scan in (diagonal_scan, diagonal_scan_reference):
+        mixed, last = scan(u, *factors)
+        case.check((mixed + case.input("D")[:, None, None] * u).squeeze(-1) * F.silu(case.input("z")))
+        case.check(last.squeeze(2), "last_state")
+
+
+def test_published_scan_of_a_constant_system() -> None:
+    case = load_fixture("sequence/selective_scan_lti")
+    matrix, u = DiagonalSemiseparable(*channels(case)), case.input("u").unsqueeze(-1)
+    case.check(matrix.matmul(u).squeeze(-1))
+    case.check((matrix.to_dense() @ u).squeeze(-1))
+
+
+def test_published_matrix() -> None:
+    case = load_fixture("sequence/selective_scan_matrix_L6")
+    matrix = DiagonalSemiseparable(*channels(case), chunk=2)
+    case.check(matrix.to_dense()[0])
+    case.check(matrix.matmul(torch.eye(6, dtype=torch.float64).expand(1, 3, 6, 6))[0])
