@@ -1,0 +1,55 @@
+"""Max pooling: every token takes the largest of its neighbours, channel by channel."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from matmix.matrices.selection import Selection
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
+from matmix.mixers.registry import register
+
+
+@register(
+    "max_pooling",
+    matrix="Selection per channel",
+    cost="O(L D window)",
+    source="sail-sg/iFormer",
+    paper="2205.12956, equation 3",
+)
+class MaxPooling(Mixer):
+    """``y[i, c] = max over the window about i of x[:, c]``, sequences and images; no parameters.
+
+    The maximum is a product: in every channel, the matrix selects the token where it stands. This is the pooling in
+    the high-frequency branch of the Inception mixer, without its linear map. Masked tokens are never selected.
+
+    Args:
+        window: tokens a side, odd.
+    """
+
+    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+
+    def __init__(self, dim: int, grid: Grid | None = None, *, window: int = 3) -> None:
+        super().__init__(dim, grid)
+        if not isinstance(window, int) or window < 1 or window % 2 == 0:
+            raise ValueError(f"window must be a positive odd integer, got {window!r}")
+        self.window = window
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        real = x.detach() if context.mask is None else x.detach().masked_fill(~context.mask.unsqueeze(-1), -torch.inf)
+        grid = context.grid if len(context.grid) == 2 else (1, *context.grid)
+        window = (self.window if len(context.grid) == 2 else 1, self.window)
+        _, index = F.max_pool2d(
+            real.mT.unflatten(-1, grid), window, 1, (window[0] // 2, window[1] // 2), return_indices=True
+        )
+        values = drop_padding(x, context.mask).mT.unsqueeze(-1)
+        return Projected(Selection(index.flatten(2), x.shape[1], x.dtype), values)
+
+    def merge(self, mixed: Tensor, rest: None) -> Tensor:
+        return merge_heads(mixed)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, window={self.window}"
