@@ -1,0 +1,224 @@
+"""The report of a study: ``report/index.html`` and ``report/report.md``, made from the run folders alone.
+
+It can be written at any time; what is missing, failed or diverged is listed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from matmix.experiments.checkpoint import write_file
+from matmix.experiments.plugins import import_code
+from matmix.experiments.report import page, tables
+from matmix.experiments.report.collect import Collected, Setting, collect
+from matmix.experiments.statistics import Ranks
+
+__all__ = ["write_report"]
+
+NUMBERS = frozenset({"seeds", "rank", "parameters", "MACs", "FFT operations", "ms a step", "peak MB", "seconds"})
+
+
+def write_report(study_dir: Path | str, *, reference: str | None = None, matrices: bool = True) -> Path:
+    """Write the report of a study (or of any folder of runs) and return the path of its HTML page.
+
+    Args:
+        study_dir: the folder of the study.
+        reference: the mixer that differences are taken to; the study's own where absent.
+        matrices: load the best weights of each mixer and draw a learned matrix.
+
+    Raises:
+        ValueError: if there is no run in the folder, or no run of ``reference``.
+    """
+    folder = Path(study_dir)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    collected = collect(folder)
+    mixers = sorted({run.mixer for run in collected.runs})
+    if reference is not None and reference not in mixers:
+        raise ValueError(f"reference must be a mixer of the study ({', '.join(mixers)}), got {reference!r}")
+    reference = reference or (collected.study.reference if collected.study else "attention")
+
+    # Written beside the old report and exchanged at the end: a reader never sees half of one.
+    out, fresh = folder / "report", folder / ".report-new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    problems = _import(collected)
+    blocks = _summary(collected, reference)
+    for index, setting in enumerate(collected.settings):
+        blocks += _section(setting, index, reference, fresh, matrices, problems)
+    blocks += _details(collected)
+    title = f"Study {collected.study.name}" if collected.study else f"Runs in {folder.name}"
+    blocks = [page.Heading(1, title), *blocks]
+    write_file(fresh / "report.md", page.to_markdown(blocks).encode())
+    write_file(fresh / "index.html", page.to_html(blocks, title).encode())
+    shutil.rmtree(out, ignore_errors=True)
+    fresh.rename(out)
+    return out / "index.html"
+
+
+def _import(collected: Collected) -> list[str]:
+    """The study's own mixers; a file that is gone costs its pictures only."""
+    problems = []
+    for source in collected.study.imports if collected.study else ():
+        try:
+            import_code(source)
+        except Exception as error:
+            problems.append(f"{source} cannot be imported: {type(error).__name__}: {error}")
+    return problems
+
+
+def _summary(collected: Collected, reference: str) -> list[page.Block]:
+    """What was run and how far it is."""
+    runs = collected.runs
+    counts = Counter(run.status for run in runs)
+    blocks: list[page.Block] = []
+    if collected.study and collected.study.note:
+        blocks.append(page.Text(collected.study.note))
+    sizes = [len({getattr(run, name) for run in runs}) for name in ("setting", "mixer", "seed")]
+    grid = ", ".join(
+        f"{size} {word}{'s' * (size > 1)}" for size, word in zip(sizes, ("task", "mixer", "seed"), strict=True)
+    )
+    how = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    blocks.append(page.Text(f"{len(runs)} runs ({grid}): {how}."))
+    missing = [run for run in runs if run.status == "missing"]
+    if missing:
+        by_arm = Counter(f"{run.mixer} on {run.setting}" for run in missing)
+        names = [f"{arm} ({count} seed{'s' * (count > 1)})" for arm, count in by_arm.items()]
+        more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+        blocks.append(page.Text(f"Not run yet: {', '.join(names[:12])}{more}."))
+    bad = tables.not_finished(runs)
+    if len(bad):
+        blocks += [
+            page.Heading(3, "Runs without a score"),
+            page.Text("They are left out of the tables and means below."),
+            page.Table(bad, frozenset({"seed", "step"})),
+        ]
+    blocks.append(page.Text(tables.interval_note(collected)))
+    scored = [setting for setting in collected.settings if setting.finished]
+    ranks = tables.task_ranks(scored)
+    if ranks is not None:
+        frame = pd.DataFrame(
+            [
+                {"mixer": mixer, "mean rank": f"{value:.2f}"}
+                for mixer, value in sorted(ranks.average.items(), key=_second)
+            ]
+        )
+        method = f"{ranks.note}{'' if ranks.p is None else f'; p = {ranks.p:.3g}'}"
+        blocks += [
+            page.Heading(2, "Ranks over tasks"),
+            page.Text(f"Mean over seeds on each task, 1 is best, mixers with a score on every task. {method}."),
+            page.Table(frame, frozenset({"mean rank"})),
+        ]
+        blocks += _told_apart(ranks, reference)
+    return blocks
+
+
+def _told_apart(ranks: Ranks, reference: str) -> list[page.Block]:
+    """What the test of ranks finds, with the pairs of the reference by name."""
+    if ranks.p is None:
+        return []
+    pairs = [pair for pair in ranks.pairs if ranks.differs(*pair)]
+    named = [f"{b if a == reference else a} (p = {ranks.pairs[a, b]:.2g})" for a, b in pairs if reference in (a, b)]
+    text = f"Told apart at 5 %: {len(pairs)} of {len(ranks.pairs)} pairs"
+    return [page.Text(f"{text}; from {reference}: {', '.join(named) or 'none'}.")]
+
+
+def _section(
+    setting: Setting, index: int, reference: str, out: Path, matrices: bool, problems: Sequence[str]
+) -> list[page.Block]:
+    """One task: table, hints, pictures."""
+    from matmix.experiments.report import pictures
+
+    blocks: list[page.Block] = [page.Heading(2, setting.name)]
+    sample = setting.sample
+    if sample is None:
+        blocks.append(page.Text("No run is finished."))
+    else:
+        options = ", ".join(f"{key}={value}" for key, value in sample.config["options"].items())
+        recipe = ", ".join(f"{key}={value}" for key, value in sample.config["recipe"].items())
+        facts = ", ".join(f"{key} {value}" for key, value in sample.facts.items())
+        blocks.append(page.Text(f"Task {sample.config['task']}: {options}."))
+        blocks.append(page.Text(f"Recipe: {recipe}."))
+        if facts:
+            blocks.append(page.Text(f"Data: {facts}."))
+        frame = tables.score_table(setting, reference)
+        blocks.append(page.Table(frame, NUMBERS))
+        ranks = tables.seed_ranks(setting)
+        if ranks is not None:
+            test = "" if ranks.p is None else f"; p = {ranks.p:.3g}"
+            blocks.append(page.Text(f"Rank: mean over seeds, mixers with all seeds. {ranks.note}{test}."))
+            blocks += _told_apart(ranks, reference)
+        blocks.append(
+            page.Text(
+                "MACs and FFT operations (5 N log2 N) are those of one forward of one example; elementwise work is not "
+                "counted. Peak memory: weights, optimiser state and the most that is alive in a training step."
+            )
+        )
+        blocks += [page.Heading(3, "Reading this table"), page.Items(tables.hints(setting, reference))]
+    slug = f"{index + 1}-{''.join(c if c.isalnum() else '-' for c in setting.name)}"
+    if pictures.cost_picture(setting, out / f"{slug}-cost.png"):
+        blocks.append(page.Picture(out / f"{slug}-cost.png", f"{setting.name}: score against cost"))
+    if pictures.curves_picture(setting, out / f"{slug}-curves.png"):
+        blocks.append(page.Picture(out / f"{slug}-curves.png", f"{setting.name}: learning curves"))
+    if matrices and sample is not None:
+        drawn, failed = pictures.matrices_picture(setting, out / f"{slug}-matrices.png")
+        if drawn:
+            blocks.append(page.Picture(out / f"{slug}-matrices.png", f"{setting.name}: learned matrices"))
+        if failed:
+            blocks.append(page.Fold(f"{len(failed)} mixers without a picture", [page.Items([*problems, *failed])]))
+    return blocks
+
+
+def _details(collected: Collected) -> list[page.Block]:
+    """Versions, machine, commands: what is needed to do it again."""
+    blocks: list[page.Block] = [page.Heading(2, "How it was run")]
+    if collected.sessions:
+        frame = pd.DataFrame(
+            [
+                {
+                    "started": session["started"],
+                    "ended": session["ended"] or "killed, or running",
+                    "seconds": session.get("seconds", ""),
+                    "runs to do": session["pending"],
+                    "jobs": "Ray" if session["ray"] else session["jobs"],
+                    "threads a run": session["threads"],
+                    "command": session["command"],
+                }
+                for session in collected.sessions
+            ]
+        )
+        blocks.append(page.Table(frame, frozenset({"seconds", "runs to do", "jobs", "threads a run"})))
+        if any(session["jobs"] > 1 or session["ray"] for session in collected.sessions):
+            blocks.append(
+                page.Text(
+                    "Several runs shared the machine, so times of a step are those of a busy machine; compare them "
+                    "within this report only."
+                )
+            )
+    where = Counter(_environment(run.result.environment) for run in collected.runs if run.result)
+    for (machine, versions), count in where.most_common():
+        head = f"{count} run{'s' * (count > 1)} on" if len(where) > 1 else "Machine:"
+        blocks += [page.Text(f"{head} {machine}."), page.Text(f"Versions: {versions}.")]
+    blocks.append(page.Fold("All runs, and the command that repeats each", [page.Table(tables.all_runs(collected))]))
+    return blocks
+
+
+def _environment(about: dict[str, Any]) -> tuple[str, str]:
+    """Machine and versions in words; equal ones fall together."""
+    gpus = ", ".join(about.get("gpu") or []) or "no GPU"
+    machine = f"{about.get('cpu') or 'unknown CPU'}, {about.get('cores')} cores, {gpus}, {about.get('platform')}"
+    versions = [f"Python {about.get('python')}"]
+    versions += [f"{name} {version}" for name, version in (about.get("versions") or {}).items()]
+    if about.get("revision"):
+        versions.append(f"source {about['revision']}")
+    return machine, ", ".join(versions)
+
+
+def _second(item: tuple[str, float]) -> float:
+    return item[1]

@@ -1,0 +1,130 @@
+"""Read a study from its run folders. Everything that a report says comes from here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matmix.experiments.run import Result, read_metrics
+from matmix.experiments.study import Study, run_folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as its folder shows it. Status is that of `Result`, or "unfinished" (no result yet) or "missing"."""
+
+    setting: str
+    mixer: str
+    seed: int
+    folder: Path
+    status: str
+    result: Result | None
+    curve: tuple[dict[str, Any], ...] = ()  # the lines of metrics.jsonl
+
+    @property
+    def score(self) -> float | None:
+        """The test metric of a finished run."""
+        if self.status != "finished" or self.result is None:
+            return None
+        return self.result.test.get(self.result.metric)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All runs of one table: a task with its options and recipe."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def mixers(self) -> list[str]:
+        return list(dict.fromkeys(run.mixer for run in self.runs))
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.score is not None]
+
+    @property
+    def sample(self) -> Result | None:
+        """A finished result: metric, baselines and facts are the same in all of them."""
+        return next((run.result for run in self.finished), None)
+
+    def of(self, mixer: str) -> list[Run]:
+        return [run for run in self.runs if run.mixer == mixer]
+
+    def scores(self, mixer: str) -> dict[int, float]:
+        return {run.seed: run.score for run in self.of(mixer) if run.score is not None}
+
+
+@dataclass(frozen=True)
+class Collected:
+    folder: Path
+    study: Study | None
+    settings: tuple[Setting, ...]
+    sessions: tuple[dict[str, Any], ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for setting in self.settings for run in setting.runs]
+
+
+def collect(folder: Path) -> Collected:
+    """All runs below a folder, and what its study.json planned besides.
+
+    Raises:
+        ValueError: if there is neither a run nor a study.
+    """
+    study = None
+    if (folder / "study.json").exists():
+        study = Study.from_json(json.loads((folder / "study.json").read_bytes()))
+    runs: dict[str, Run] = {}
+    if study is not None:
+        for setting, *_ in study.settings():
+            for mixer in study.mixers:
+                for seed in study.seeds:
+                    where = run_folder(setting, mixer, seed)
+                    runs[where] = _read(folder / where, setting, mixer, seed)
+    seen: dict[str, str] = {}  # settings of runs that no study.json names
+    for path in sorted(folder.glob("**/config.json")):
+        where = path.parent.relative_to(folder).as_posix()
+        if where not in runs:
+            config = json.loads(path.read_bytes())
+            key = json.dumps([config["task"], config["options"], config["recipe"]], sort_keys=True)
+            name = seen.setdefault(key, _free(config["task"], seen.values()))
+            runs[where] = _read(path.parent, _planned(study, where) or name, config["mixer"], config["seed"])
+    if not runs:
+        raise ValueError(f"{folder} holds neither a study.json nor a run")
+    settings = dict.fromkeys(run.setting for run in runs.values())
+    return Collected(
+        folder,
+        study,
+        tuple(Setting(name, tuple(run for run in runs.values() if run.setting == name)) for name in settings),
+        tuple(json.loads(path.read_bytes()) for path in sorted((folder / "sessions").glob("*.json"))),
+    )
+
+
+def _read(folder: Path, setting: str, mixer: str, seed: int) -> Run:
+    if not (folder / "config.json").exists():
+        return Run(setting, mixer, seed, folder, "missing", None)
+    result = Result.read(folder)
+    curve = tuple(read_metrics(folder)) if (folder / "metrics.jsonl").exists() else ()
+    return Run(setting, mixer, seed, folder, result.status if result else "unfinished", result, curve)
+
+
+def _planned(study: Study | None, where: str) -> str | None:
+    """The setting of a run that an earlier, larger form of the study made: its folder tells."""
+    for setting, *_ in study.settings() if study else ():
+        if where.startswith(run_folder(setting, "x", 0).rsplit("/", 2)[0] + "/"):
+            return setting
+    return None
+
+
+def _free(name: str, taken: Iterable[str]) -> str:
+    names, number = set(taken), 2
+    free = name
+    while free in names:
+        free, number = f"{name} #{number}", number + 1
+    return free

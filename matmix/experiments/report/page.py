@@ -1,0 +1,134 @@
+"""A page as data, written as Markdown and as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Heading:
+    level: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True)
+class Items:
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text already; the columns in ``numbers`` are set to the right."""
+
+    frame: pd.DataFrame
+    numbers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file beside the page; its bytes go into the HTML."""
+
+    path: Path
+    alt: str
+
+
+@dataclass(frozen=True)
+class Code:
+    text: str
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Details that are closed at first."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+Block = Heading | Text | Items | Table | Picture | Code | Fold
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+    return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+
+
+def to_html(blocks: Sequence[Block], title: str) -> str:
+    body = "\n".join(_html(block) for block in blocks)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+        "</body>\n</html>\n"
+    )
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading():
+            return f"{'#' * block.level} {block.text}"
+        case Text():
+            return block.text
+        case Items():
+            return "\n".join(f"- {item}" for item in block.items)
+        case Code():
+            return f"```sh\n{block.text}\n```"
+        case Picture():
+            return f"![{block.alt}]({block.path.name})"
+        case Fold():
+            return f"**{block.title}**\n\n" + "\n\n".join(_markdown(inner) for inner in block.blocks)
+        case Table():
+            cells = [block.frame.columns.tolist(), *block.frame.to_numpy().tolist()]
+            names, *rows = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells]
+            rule = ["---:" if name in block.numbers else "---" for name in block.frame.columns]
+            return "\n".join("| " + " | ".join(row) + " |" for row in [names, rule, *rows])
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Heading():
+            return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
+        case Text():
+            return f"<p>{html.escape(block.text)}</p>"
+        case Items():
+            return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in block.items) + "</ul>"
+        case Code():
+            return f"<pre>{html.escape(block.text)}</pre>"
+        case Picture():
+            data = base64.b64encode(block.path.read_bytes()).decode()
+            return f'<img alt="{html.escape(block.alt)}" src="data:image/png;base64,{data}">'
+        case Fold():
+            inner = "\n".join(_html(one) for one in block.blocks)
+            return f"<details><summary>{html.escape(block.title)}</summary>\n{inner}\n</details>"
+        case Table():
+            text = block.frame.to_html(index=False, border=0, escape=True, na_rep="")
+            # pandas gives cells no class of their column, so the style sheet counts columns.
+            right = [f"r{index}" for index, name in enumerate(block.frame.columns, 1) if name in block.numbers]
+            aligned = " ".join(right)
+            return f'<div class="wide {aligned}">{text}</div>'
+
+
+_STYLE = """
+body { margin: 0; background: #fff; color: #1b1f24; font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1160px; margin: 0 auto; padding: 24px 20px 60px; }
+h1 { font-size: 26px; margin: 0 0 8px; } h2 { font-size: 21px; margin: 40px 0 8px; border-top: 1px solid #d5dae0;
+padding-top: 20px; } h3 { font-size: 16px; margin: 24px 0 6px; }
+p, ul { max-width: 860px; margin: 8px 0; } li { margin: 3px 0; }
+.wide { overflow-x: auto; margin: 12px 0; }
+table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 10px; text-align: left; white-space: nowrap; border-bottom: 1px solid #e6e9ed; }
+thead th { border-bottom: 2px solid #aab2bd; vertical-align: bottom; } tbody tr:hover { background: #f4f7fa; }
+img { max-width: 100%; height: auto; display: block; margin: 12px 0; }
+pre { background: #f4f6f8; padding: 10px 12px; overflow-x: auto; font-size: 13px; }
+details { margin: 14px 0; } summary { cursor: pointer; font-weight: 600; }
+""" + "\n".join(f".r{n} :is(th, td):nth-child({n}) {{ text-align: right; }}" for n in range(1, 16))

@@ -1,0 +1,256 @@
+"""The pictures of a report: score against cost, learning curves, learned matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from matmix.experiments.report.collect import Run, Setting
+from matmix.experiments.report.tables import ordered, trivial_score
+
+DPI = 110
+# Okabe and Ito's colours without yellow: told apart by colour-blind readers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+
+
+def cost_picture(setting: Setting, path: Path) -> bool:
+    """Test score against arithmetic and against time; False (and no file) where nothing is finished."""
+    sample = setting.sample
+    table = ordered(setting)
+    if sample is None or not table:
+        return False
+    points: dict[str, list[tuple[str, float, float, float]]] = {"arithmetic": [], "time": []}
+    for mixer, summary in table:
+        results = [run.result for run in setting.of(mixer) if run.score is not None and run.result is not None]
+        macs = [r.macs + (r.fft_flops or 0) / 2 for r in results if r.macs is not None]
+        times = [r.step_seconds * 1e3 for r in results if r.step_seconds is not None]
+        for kind, values in (("arithmetic", macs), ("time", times)):
+            if values and min(values) > 0:
+                points[kind].append((mixer, float(np.mean(values)), summary.mean, summary.spread or 0.0))
+    kinds = [kind for kind in points if points[kind]]
+    if not kinds:
+        return False
+    figure = Figure(figsize=(5.6 * len(kinds), 4.9), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)  # measures text
+    axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    names = {"arithmetic": "MACs for an example (two FFT operations count as one)", "time": "ms for a training step"}
+    trivial = trivial_score(sample)
+    for axis, kind in zip(axes, kinds, strict=True):
+        labels, x, y, spread = (list(column) for column in zip(*points[kind], strict=True))
+        axis.errorbar(x, y, yerr=spread, fmt="none", ecolor="0.78", elinewidth=1.2)
+        axis.scatter(x, y, c=[_colour(index) for index in range(len(x))], s=22, zorder=3)
+        axis.set_xscale("log")
+        axis.set_xlim(min(x) / 1.6, max(x) * 1.6)
+        axis.set_xlabel(names[kind])
+        axis.grid(alpha=0.25, linewidth=0.6)
+        _plain_ticks(axis)
+        low = min(a - b for a, b in zip(y, spread, strict=True))
+        high = max(a + b for a, b in zip(y, spread, strict=True))
+        margin = 0.14 * (high - low) or 0.1 * abs(high) or 0.1
+        axis.set_ylim(low - margin, high + margin)
+        if trivial is not None and low - margin < trivial[1] < high + margin:
+            axis.axhline(trivial[1], color="0.5", linewidth=0.8, linestyle="--")
+    axes[0].set_ylabel(f"test {sample.metric}" + ("" if sample.higher_is_better else " (lower is better)"))
+    figure.suptitle(f"{setting.name}: score against cost, mean and standard deviation over seeds", fontsize=10)
+    figure.draw_without_rendering()  # settles the layout: labels are placed in its pixels
+    for axis, kind in zip(axes, kinds, strict=True):
+        labels, x, y, spread = (list(column) for column in zip(*points[kind], strict=True))
+        place_labels(axis, labels, x, y, spread)
+    figure.set_layout_engine("none")
+    figure.savefig(path)
+    return True
+
+
+def place_labels(
+    axis: Any, labels: Sequence[str], x: Sequence[float], y: Sequence[float], spread: Sequence[float]
+) -> list[Any]:
+    """Write a label beside each point so that no label covers another, a point or an error bar; far ones get a line.
+
+    Greedy: points in the thickest crowd first, each tries places on growing circles. The layout must be final.
+    """
+    renderer = axis.figure.canvas.get_renderer()
+    frame = axis.get_window_extent(renderer).padded(-2)
+    centres = axis.transData.transform(np.column_stack([x, y]))
+    tops = axis.transData.transform(np.column_stack([x, np.add(y, spread)]))[:, 1]
+    bottoms = axis.transData.transform(np.column_stack([x, np.subtract(y, spread)]))[:, 1]
+    marks = [Bbox([[c[0] - 4, c[1] - 4], [c[0] + 4, c[1] + 4]]) for c in centres]
+    bars = [Bbox([[c[0] - 1.5, low], [c[0] + 1.5, high]]) for c, low, high in zip(centres, bottoms, tops, strict=True)]
+    crowd = [int((np.hypot(*(centres - centre).T) < 60).sum()) for centre in centres]
+    placed: list[Bbox] = []
+    lines: list[tuple[np.ndarray, np.ndarray]] = []
+    texts = []
+    for index in sorted(range(len(labels)), key=lambda i: (-crowd[i], i)):
+        text = axis.text(0, 0, labels[index], fontsize=7.5, transform=None, zorder=5, color=_colour(index))
+        box = text.get_window_extent(renderer)
+        best, best_cost = None, math.inf
+        for radius in (6, 12, 20, 30, 42, 56, 72, 90, 110, 135, 165, 200, 240, 290, 350):
+            if radius > best_cost:
+                break
+            for angle in np.linspace(0, 2 * np.pi, 24, endpoint=False):
+                direction = np.array([np.cos(angle), np.sin(angle)])
+                middle = centres[index] + direction * (radius + np.abs(direction) @ [box.width / 2, box.height / 2])
+                place = Bbox.from_bounds(middle[0] - box.width / 2, middle[1] - box.height / 2, box.width, box.height)
+                wide = place.padded(3)
+                if not (
+                    frame.x0 <= place.x0 and place.x1 <= frame.x1 and frame.y0 <= place.y0 and place.y1 <= frame.y1
+                ):
+                    continue
+                if any(wide.overlaps(other) for other in (*placed, *marks)):
+                    continue
+                if any(_crosses(wide, *line) for line in lines):
+                    continue
+                end = np.clip(centres[index], place.min, place.max)
+                away = np.hypot(*(np.clip(centres, place.min, place.max) - centres).T)
+                cost = radius + 25 * sum(wide.overlaps(bar) for bar in bars)
+                cost += 30 * bool((np.delete(away, index) < away[index] + 3).any())  # it would seem to name another
+                cost += 200 * sum(_crosses(other, centres[index], end) for other in placed)
+                cost += 40 * sum(_crosses(m, centres[index], end) for i, m in enumerate(marks) if i != index)
+                cost += 15 * sum(_cut(centres[index], end, *line) for line in lines)
+                if cost < best_cost:
+                    best, best_cost = place, cost
+        if best is None:  # no room at all: the table has the numbers
+            text.remove()
+            continue
+        text.set_position((best.x0 - box.x0, best.y0 - box.y0))
+        placed.append(best)
+        texts.append(text)
+        end = np.clip(centres[index], best.min, best.max)
+        if np.hypot(*(end - centres[index])) > 9:
+            lines.append((centres[index], end))
+            inverse = axis.transData.inverted()
+            ends = inverse.transform([centres[index], end])
+            axis.plot(*ends.T, color=_colour(index), linewidth=0.6, zorder=1, scalex=False, scaley=False)
+    return texts
+
+
+def curves_picture(setting: Setting, path: Path) -> bool:
+    """Validation metric over the steps, a panel a mixer, all other mixers in grey behind it."""
+    sample = setting.sample
+    drawn = {mixer: curves for mixer in setting.mixers if (curves := _curves(setting.of(mixer), _metric(setting)))}
+    if not drawn:
+        return False
+    order = [mixer for mixer, _ in ordered(setting) if mixer in drawn]
+    order += [mixer for mixer in drawn if mixer not in order]
+    columns = min(5, len(order))
+    rows = math.ceil(len(order) / columns)
+    figure = Figure(figsize=(max(2.3 * columns, 4.6), 1.9 * rows + 0.7), dpi=DPI, layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[len(order) :]:
+        axis.set_visible(False)
+    for mixer, axis in zip(order, axes.flat, strict=False):
+        for other, curves in drawn.items():
+            for steps, values in curves if other != mixer else ():
+                axis.plot(steps, values, color="0.87", linewidth=0.7, zorder=1)
+        for index, (steps, values) in enumerate(drawn[mixer]):
+            colour = COLOURS[index % len(COLOURS)]
+            axis.plot(steps, values, color=colour, linewidth=1.3, marker="." if len(steps) < 3 else None, zorder=2)
+        axis.set_title(mixer, fontsize=8.5)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.25, linewidth=0.5)
+    figure.suptitle(
+        f"{setting.name}: validation {_metric(setting)}, a line a seed; grey: the other mixers", fontsize=10
+    )
+    figure.supxlabel("step", fontsize=9)
+    better = "" if sample is None or sample.higher_is_better else " (lower is better)"
+    figure.supylabel(f"validation {_metric(setting)}{better}", fontsize=9)
+    figure.savefig(path)
+    return True
+
+
+def matrices_picture(setting: Setting, path: Path) -> tuple[bool, list[str]]:
+    """A learned matrix of each mixer: last layer, first head, on the task's example; and why some are missing."""
+    from matmix.experiments.run import load_model
+    from matmix.inspect.pictures import Panel, dense, draw
+    from matmix.inspect.recording import matrices, outer_mixers
+
+    panels, problems = [], []
+    for mixer in [name for name, _ in ordered(setting)]:
+        run = min((run for run in setting.of(mixer) if run.score is not None), key=lambda run: run.seed)
+        try:
+            task, model = load_model(run.folder)
+            name, matrix = list(matrices(model, *task.example()).items())[-1]
+            entries = dense(matrix)[0]
+            grid = outer_mixers(model)[name.partition("#")[0]].grid
+        except Exception as error:  # a mixer whose code is gone, weights that were removed: the rest still stands
+            problems.append(f"{mixer}: no matrix ({type(error).__name__}: {error})")
+            continue
+        heads = matrix.shape[1]
+        kind = type(matrix).__name__ + (f", head 0 of {heads}" if heads > 1 else "")
+        panels.append(Panel(entries, f"{mixer}\n{kind}", grid))
+    if not panels:
+        return False, problems
+    rows = [panels[start : start + 5] for start in range(0, len(panels), 5)]
+    heading = f"{setting.name}: learned matrices of the last layer, for one example (best weights, first seed)"
+    draw(rows, heading, relative=True).savefig(path, dpi=DPI)
+    return True, problems
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def _metric(setting: Setting) -> str:
+    sample = setting.sample
+    if sample is not None:
+        return sample.metric
+    names = [key for run in setting.runs for line in run.curve if line["split"] == "val" for key in line]
+    return next((name for name in names if name not in ("step", "split", "loss")), "loss")
+
+
+def _curves(runs: Sequence[Run], metric: str) -> list[tuple[list[int], list[float]]]:
+    found = []
+    for run in runs:
+        lines = [line for line in run.curve if line["split"] == "val" and math.isfinite(line.get(metric, math.nan))]
+        if lines:
+            found.append(([line["step"] for line in lines], [line[metric] for line in lines]))
+    return found
+
+
+def _plain_ticks(axis: Any) -> None:
+    """A log axis over less than a decade or so needs ticks between the powers of ten, and readable numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_xlim()
+    subs: tuple[float, ...] = (1, 2, 5) if high / low < 100 else (1,)
+    if high / low < 5:
+        subs = (1, 1.5, 2, 3, 4, 5, 7)
+    axis.xaxis.set_major_locator(LogLocator(subs=subs))
+    axis.xaxis.set_major_formatter(FuncFormatter(_short))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _short(value: float, position: int = 0) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def _crosses(box: Bbox, start: np.ndarray, end: np.ndarray) -> bool:
+    """Whether a straight line touches a box (Liang and Barsky's clipping)."""
+    t0, t1 = 0.0, 1.0
+    delta = end - start
+    for axis, (low, high) in enumerate(((box.x0, box.x1), (box.y0, box.y1))):
+        if delta[axis] == 0:
+            if not low <= start[axis] <= high:
+                return False
+            continue
+        near, far = sorted(((low - start[axis]) / delta[axis], (high - start[axis]) / delta[axis]))
+        t0, t1 = max(t0, near), min(t1, far)
+    return t0 <= t1
+
+
+def _cut(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> bool:
+    """Whether the segments a-b and c-d cross."""
+
+    def side(p: np.ndarray, q: np.ndarray, r: np.ndarray) -> float:
+        return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
+
+    return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0
