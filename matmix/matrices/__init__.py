@@ -14,7 +14,9 @@ from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
 from matmix.matrices.fourier import Fourier
 from matmix.matrices.gated_semiseparable import GatedSemiseparable
+from matmix.matrices.gelu_gate import GeluGate
 from matmix.matrices.identity import Identity
+from matmix.matrices.known import Known
 from matmix.matrices.low_rank import LowRank
 from matmix.matrices.monarch import Monarch
 from matmix.matrices.permutation import Permutation
@@ -41,8 +43,10 @@ __all__ = [
     "DiagonalSemiseparable",
     "Fourier",
     "GatedSemiseparable",
+    "GeluGate",
     "HeadCat",
     "Identity",
+    "Known",
     "Kron",
     "LowRank",
     "Masked",
