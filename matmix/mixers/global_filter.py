@@ -21,7 +21,7 @@ def _gfnet(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 @register(
     "global_filter",
     matrix="Circulant per channel",
-    cost="O(L D log L), with expand also O(L D^2)",
+    cost="O(L D log L), with expansion also O(L D^2)",
     source="raoyongming/GFNet, okojoalg/dfformer",
     paper="2107.00645, equation 6; 2303.03932, GFFormer",
 )
@@ -36,19 +36,20 @@ class GlobalFilter(Mixer):
     casts float64 tokens to float32 first; here float64 stays.
 
     Args:
-        expand: None for GFNet's form; a number for GFFormer's, with ``int(expand * dim)`` inner channels (2 there).
+        expansion: None for GFNet's form; a number for GFFormer's (2 there), which has
+            ``int(expansion * dim)`` inner channels.
     """
 
     traits: ClassVar = Traits(length="fixed", mask="content")
     published: ClassVar = {"raoyongming/GFNet": _gfnet, "okojoalg/dfformer": lambda module, state: state}
 
-    def __init__(self, dim: int, grid: Grid, *, expand: float | None = None) -> None:
+    def __init__(self, dim: int, grid: Grid, *, expansion: float | None = None) -> None:
         super().__init__(dim, grid)
-        inner = dim if expand is None else int(expand * dim)
+        inner = dim if expansion is None else int(expansion * dim)
         if inner < 1:
-            raise ValueError(f"expand must leave an inner width of at least 1, got {expand!r} of dim={dim}")
-        self.expand, self.inner = expand, inner
-        if expand is not None:
+            raise ValueError(f"expansion must leave an inner width of at least 1, got {expansion!r} of dim={dim}")
+        self.expansion, self.inner = expansion, inner
+        if expansion is not None:
             self.pwconv1 = nn.Linear(dim, inner, bias=False)
             self.act1 = StarReLU()
             self.pwconv2 = nn.Linear(inner, dim, bias=False)
@@ -57,7 +58,7 @@ class GlobalFilter(Mixer):
         self.complex_weights = nn.Parameter(0.02 * torch.randn(*half, inner, 2))
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        if self.expand is not None:
+        if self.expansion is not None:
             x = self.act1(self.pwconv1(x))
         # StarReLU does not keep zeros, so padding is dropped after it.
         values = drop_padding(x, context.mask).mT.unsqueeze(-1)
@@ -66,7 +67,7 @@ class GlobalFilter(Mixer):
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         tokens = merge_heads(mixed)
-        return tokens if self.expand is None else self.pwconv2(tokens.to(self.pwconv2.weight.dtype))
+        return tokens if self.expansion is None else self.pwconv2(tokens)
 
     def resize_(self, grid: Grid, *, method: str = "kernel") -> Self:
         """Adapt the filters to another grid, in place.
@@ -100,4 +101,4 @@ class GlobalFilter(Mixer):
         return self
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, expand={self.expand}"
+        return f"{super().extra_repr()}, expansion={self.expansion}"

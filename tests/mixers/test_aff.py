@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from matmix import load_published
 from matmix.mixers.aff import AFF
 from tests.fixtures import load_fixture
 
@@ -23,8 +24,7 @@ def test_published(name: str, dtype: torch.dtype) -> None:
         activation={"swish": "silu"}.get(config["activation"], config["activation"]),
         shrink=config["sparsity_threshold"],
     ).to(dtype)
-    source = "microsoft/TokenMixers"
-    module.load_state_dict(module.published[source](module, fixture.state(dtype)), strict=True)
+    load_published(module, fixture.state(dtype), source="microsoft/TokenMixers")
     out = module(image.flatten(2).mT).mT.unflatten(-1, image.shape[2:])
     if dtype == torch.float64:
         fixture.check(out)

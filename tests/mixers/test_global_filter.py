@@ -7,20 +7,17 @@ from typing import Any
 import pytest
 import torch
 
+from matmix import load_published
 from matmix.mixers.global_filter import GlobalFilter
-from tests.fixtures import Fixture, load_fixture
-
-
-def load(module: GlobalFilter, fixture: Fixture, source: str, dtype: torch.dtype) -> GlobalFilter:
-    module = module.to(dtype)
-    module.load_state_dict(module.published[source](module, fixture.state(dtype)), strict=True)
-    return module
+from matmix.testing import check_mixer
+from tests.fixtures import load_fixture
 
 
 @pytest.mark.parametrize(("name", "grid"), [("even", (8, 8)), ("odd", (7, 9))])
 def test_gfnet(name: str, grid: tuple[int, ...]) -> None:
     fixture = load_fixture(f"vision/gfnet_global_filter_{name}")
-    module = load(GlobalFilter(8, grid), fixture, "raoyongming/GFNet", torch.float64)
+    module = GlobalFilter(8, grid).double()
+    load_published(module, fixture.state(), source="raoyongming/GFNet")
     fixture.check(module(fixture.input()))
 
 
@@ -28,7 +25,8 @@ def test_gfnet(name: str, grid: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_gfformer(grid: tuple[int, int], dtype: torch.dtype) -> None:
     fixture = load_fixture(f"vision/mixer_global_filter_{grid[0]}x{grid[1]}")
-    module = load(GlobalFilter(8, grid, expand=2), fixture, "okojoalg/dfformer", dtype)
+    module = GlobalFilter(8, grid, expansion=2).to(dtype)
+    load_published(module, fixture.state(dtype), source="okojoalg/dfformer")
     image = fixture.input(dtype=dtype)
     out = module(image.flatten(1, 2)).view_as(image)
     if dtype == torch.float64:
@@ -90,10 +88,15 @@ def test_resize_bicubic_is_the_published_one() -> None:
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match="inner width of at least 1, got 0"):
-        GlobalFilter(8, (4, 4), expand=0.0)
+        GlobalFilter(8, (4, 4), expansion=0.0)
     with pytest.raises(ValueError, match="method must be 'kernel' or 'bicubic', got 'area'"):
         drawn((4, 4)).resize_((5, 5), method="area")
     module = drawn((4, 4))
     with pytest.raises(ValueError, match="over 2 axes"):
         module.resize_((16,))
     assert module.grid == (4, 4)
+
+
+def test_laws_of_the_bottleneck() -> None:
+    laws = ["product", "length", "mask_content", "gradients", "small", "compiles"]
+    check_mixer(lambda dim, grid: GlobalFilter(dim, grid, expansion=1.5), laws=laws)

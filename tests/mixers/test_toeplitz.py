@@ -12,6 +12,7 @@ from matmix import create_mixer, load_published
 from matmix.matrices import Matrix
 from matmix.mixers.base import split_heads
 from matmix.mixers.toeplitz import Toeplitz
+from matmix.testing import check_mixer
 from tests.fixtures import Fixture, load_fixture
 
 
@@ -95,3 +96,28 @@ def test_a_causal_prefix_has_the_leading_block() -> None:
 def test_errors(options: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_mixer(f"toeplitz({options})", 8, (4,))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"data_dependent": False},
+        {"data_dependent": False, "causal": True},
+        {"causal": True, "max_len": 9},
+        {"published": True},
+    ],
+)
+def test_laws_of_the_options(options: dict[str, object]) -> None:
+    laws = [
+        "product",
+        "causal",
+        "data_dependence",
+        "length",
+        "mask_content",
+        "mask_trim",
+        "aligned",
+        "gradients",
+        "small",
+    ]
+    factory = lambda dim, grid: Toeplitz(dim, grid, headdim=4, d_conv=3, **options)  # type: ignore[arg-type]
+    check_mixer(factory, laws=[*laws, "small", "compiles"])
