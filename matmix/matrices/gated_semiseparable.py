@@ -18,11 +18,12 @@ from matmix.ops.scan import share, unshare
 
 
 class GatedSemiseparable(Matrix):
-    """``M[i, j] = sum_n C_i[n] exp(a_{j+1}[n] + ... + a_i[n]) B_j[n]`` for ``i >= j``, 0 above (GLA, 2312.06635, eq. 4).
+    """``M[i, j] = sum_n C_i[n] exp(a_{j+1}[n] + ... + a_i[n]) B_j[n]`` for ``i >= j``, 0 above.
 
-    Every block on or below the diagonal has rank N at most. The matrix of ``DiagonalSemiseparable``, for wide heads:
-    chunks of Q tokens are matrix products, O(L (Q (N + W) + N W)) operations a head, and what the backward keeps is
-    O(L (Q + N)) numbers and not the O(L N W) of a scan's states.
+    The matrix of gated linear attention (arXiv 2312.06635, equation 4). Every block on or below the diagonal has rank
+    N at most. It is a ``DiagonalSemiseparable`` for wide heads: chunks of Q tokens are matrix products,
+    O(L (Q (N + W) + N W)) operations a head, and what the backward keeps is O(L (Q + N)) numbers and not the
+    O(L N W) of a scan's states.
     """
 
     outputs: Tensor  # C, (B or 1, H, L, N)

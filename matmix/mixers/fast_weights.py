@@ -1,0 +1,193 @@
+"""What retention, gated linear attention and the delta rule share: a state that keys write and queries read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.matrices.base import Matrix
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, split_heads
+from matmix.ops.layers import GatedRMSNorm, ShortConv
+from matmix.ops.precision import full_precision, working_dtype
+
+
+class FastWeightState(NamedTuple):
+    """What one token hands to the next."""
+
+    window: Tensor  # (B, channels, taps): the last inputs of the short convolution; no taps where there is none
+    memory: Tensor  # (B, H, W, E)
+    position: Tensor  # (B,) int64: real tokens so far
+
+
+class FastWeightTokens(NamedTuple):
+    """Some tokens, projected."""
+
+    query: Tensor  # (B, H, L, E), scaled by 1 / sqrt(E)
+    key: Tensor  # (B, H, L, E); of masked tokens zero
+    values: Tensor  # (B, H, L, W)
+    gate: Tensor | None  # (B, L, H W)
+    control: Tensor | None  # (B, L, extra): what decay or strength are made of
+    signal: Tensor  # queries, keys and values before the short convolution
+
+
+class FastWeights(Mixer):
+    """``S_i = A_i S_{i-1} + k_i v_i^T, y_i = S_i^T q_i`` a head; a subclass says what A is, and with it the matrix.
+
+    Queries, keys, values and gates come from one projection; at the end stand an RMS norm of every head, a SiLU gate
+    and the output projection, so the end is not linear in the product. Time and memory are linear in L. Images are
+    read row by row. Layers and names follow flash-linear-attention, whose checkpoints load.
+
+    Args:
+        heads: number of heads H.
+        expand_k: width of all queries over the model width.
+        expand_v: width of all values over the model width.
+        extra: further columns of the projection, for decays or strengths.
+        output_gate: the SiLU gate.
+        conv_size: taps of a causal convolution (with SiLU) over queries, keys and values; None is without.
+        norm_eps: added to the mean square of a head.
+    """
+
+    traits: ClassVar = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Grid | None,
+        *,
+        heads: int,
+        expand_k: float,
+        expand_v: float,
+        extra: int,
+        output_gate: bool,
+        conv_size: int | None,
+        norm_eps: float,
+    ) -> None:
+        super().__init__(dim, grid)
+        if not isinstance(heads, int) or heads < 1:
+            raise ValueError(f"heads must be a positive integer, got {heads!r}")
+        keys, width = round(expand_k * dim), round(expand_v * dim)
+        for name, factor, size in (("expand_k", expand_k, keys), ("expand_v", expand_v, width)):
+            if size < 1 or size % heads:
+                raise ValueError(f"{name} * dim must be a multiple of heads={heads}, got {factor!r} * {dim} = {size}")
+        self.heads, self.key_dim, self.head_dim = heads, keys // heads, width // heads
+        self.sizes = (2 * keys + width, width if output_gate else 0, extra)
+        self.in_proj = nn.Linear(dim, sum(self.sizes), bias=False)
+        self.conv1d = None if conv_size is None else ShortConv(self.sizes[0], conv_size, bias=False)
+        self.norm = (GatedRMSNorm if output_gate else nn.RMSNorm)(self.head_dim, eps=norm_eps)
+        self.out_proj = nn.Linear(width, dim, bias=False)
+
+    # ------------------------------------------------------------------ what a subclass writes
+
+    def _features(self, query: Tensor, key: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys ``(B, H, L, E)`` of tokens at ``position (B, L)``."""
+        return query, key
+
+    def _mixing(self, tokens: FastWeightTokens, mask: Tensor | None) -> Matrix:
+        """The matrix."""
+        raise NotImplementedError
+
+    def _remember(self, tokens: FastWeightTokens, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The product with the values, and the state ``(B, H, W, E)`` after the last token."""
+        raise NotImplementedError
+
+    def _update(self, memory: Tensor, tokens: FastWeightTokens) -> Tensor:
+        """The state after one more token (L = 1)."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ tokens to matrix and values
+
+    def _tokens(self, x: Tensor, mask: Tensor | None) -> FastWeightTokens:
+        signal, gate, control = self.in_proj(x).split(self.sizes, -1)
+        if self.conv1d is None:
+            return self._split(signal, signal, gate, control, _positions(x, mask), mask)
+        signal = drop_padding(signal, mask)
+        return self._split(F.silu(self.conv1d(signal)), signal, gate, control, _positions(x, mask), mask)
+
+    def _split(
+        self, mixed: Tensor, signal: Tensor, gate: Tensor, control: Tensor, position: Tensor, mask: Tensor | None
+    ) -> FastWeightTokens:
+        keys = self.heads * self.key_dim
+        query, key, values = (
+            split_heads(t, self.heads) for t in mixed.split((keys, keys, self.heads * self.head_dim), -1)
+        )
+        query, key = self._features(query, key, position)
+        key = key if mask is None else key.masked_fill(~mask[:, None, :, None], 0)
+        query = query * self.key_dim**-0.5
+        return FastWeightTokens(
+            query, key, values, gate if self.sizes[1] else None, control if self.sizes[2] else None, signal
+        )
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        tokens = self._tokens(x, context.mask)
+        return Projected(self._mixing(tokens, context.mask), tokens.values, tokens.gate)
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        mixed = mixed.transpose(1, 2)  # (B, L, H, W): the norm is that of a head
+        normed = self.norm(mixed) if rest is None else self.norm(mixed, rest.view(mixed.shape))
+        return self.out_proj(normed.flatten(2))
+
+    # ------------------------------------------------------------------ token by token
+
+    def init_state(self, batch: int) -> FastWeightState:
+        weight = self.in_proj.weight
+        taps = 0 if self.conv1d is None else self.conv1d.size
+        memory = weight.new_zeros(batch, self.heads, self.head_dim, self.key_dim, dtype=working_dtype(weight))
+        return FastWeightState(
+            weight.new_zeros(batch, self.sizes[0] if taps else 0, taps),
+            memory,
+            torch.zeros(batch, dtype=torch.int64, device=weight.device),
+        )
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, FastWeightState]:
+        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
+        tokens = self._tokens(x, mask)
+        mixed, memory = self._remember(tokens, mask)
+        window = x.new_zeros(x.shape[0], 0, 0) if self.conv1d is None else self.conv1d.window(tokens.signal)
+        state = FastWeightState(window, memory, _positions(x, mask)[:, -1] + 1)
+        return drop_padding(self.merge(mixed.to(tokens.values.dtype), tokens.gate), mask), state
+
+    def step(self, x: Tensor, state: FastWeightState) -> tuple[Tensor, FastWeightState]:
+        signal, gate, control = self.in_proj(x.unsqueeze(1)).split(self.sizes, -1)
+        mixed, window = signal, state.window
+        if self.conv1d is not None:
+            mixed, window = self.conv1d.step(signal.squeeze(1), window.to(signal.dtype))
+            mixed = F.silu(mixed).unsqueeze(1)
+        tokens = self._split(mixed, signal, gate, control, state.position.unsqueeze(1), None)
+        with full_precision(x.device):
+            memory = self._update(state.memory, tokens)
+            read = memory @ tokens.query.to(memory.dtype).mT
+        out = self.merge(read.mT.to(tokens.values.dtype), tokens.gate)
+        return out.squeeze(1), FastWeightState(window, memory, state.position + 1)
+
+
+def _positions(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Where each token stands among the real ones, ``(B, L)`` or (without a mask) ``(1, L)``."""
+    if mask is None:
+        return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+    return mask.long().cumsum(-1) - 1
+
+
+def outer(values: Tensor, key: Tensor) -> Tensor:
+    """``v k^T`` of one token: ``(B, H, 1, W)`` and ``(B, H, 1, E)`` to ``(B, H, W, E)``."""
+    return values.mT * key
+
+
+def from_fla(*names: str) -> Callable[[FastWeights, dict[str, Tensor]], dict[str, Tensor]]:
+    """Weights of flash-linear-attention: the projections stacked, in the order given, and those of ours renamed."""
+
+    def convert(module: FastWeights, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        stacked = [f"{name}.weight" for name in ("q_proj", "k_proj", "v_proj", *names)]
+        stacked = [name for name in stacked if name != "g_proj.weight" or module.sizes[1]]
+        ours = {"in_proj.weight": torch.cat([state[name] for name in stacked])}
+        if module.conv1d is not None:
+            ours["conv1d.weight"] = torch.cat([state[f"{name}_conv1d.weight"] for name in "qkv"])
+        norm = next(n for n in ("g_norm_swish_gate", "g_norm", "o_norm") if f"{n}.weight" in state)
+        ours["norm.weight"] = state[f"{norm}.weight"]
+        ours["out_proj.weight"] = state["o_proj.weight"]
+        return ours
+
+    return convert
