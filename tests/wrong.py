@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from matmix.matrices import Dense, Diagonal, Matrix, Product
+from matmix.matrices import Dense, Diagonal, Matrix, Monarch, Product
 from matmix.matrices.identity import Identity
 from matmix.mixers import Context, Grid, Mixer, Projected, Traits
 from matmix.ops.cost import Cost
@@ -283,6 +283,18 @@ def _sines(length: int) -> Tensor:
     return torch.sin(1 + _gaps(length) ** 2 + torch.arange(length))
 
 
+def _cosines(length: int) -> Tensor:
+    """A frequency a row."""
+    place = torch.arange(length).double()
+    return torch.cos(place[:, None] * place * 0.37)
+
+
+def _monarch(length: int) -> Tensor:
+    """Rows of a grid, then its columns, by one block each."""
+    rows, columns = Monarch.split(length)
+    return torch.kron(_sines(rows), torch.eye(columns).double()) @ torch.kron(torch.eye(rows).double(), _sines(columns))
+
+
 _ones: Callable[[int], Tensor] = lambda length: torch.ones(length, length, dtype=torch.float64)  # fmt: skip
 _wrong_by_one: Callable[[int], Tensor] = lambda length: _exponents(length).tril() + 1e-6 * _shift(length).mT
 
@@ -302,6 +314,8 @@ CLAIMS: dict[str, tuple[type[Matrix], type[Matrix]]] = {
         ("low_rank", lambda n: _sines(n)[:, :3] @ _sines(n)[:3], _sines, {"order": 3}),
         ("semiseparable", lambda n: _exponents(n).tril(), lambda n: _sines(n).tril(), {"order": 1}),
         ("quasiseparable", _exponents, lambda n: _exponents(n).tril() + _sines(n).triu(1), {"order": 1}),
+        ("vandermonde", _cosines, lambda n: _cosines(n) + 1e-3 * _sines(n), {"order": 2}),
+        ("monarch", _monarch, _sines, {"grid": property(lambda self: Monarch.split(self.entries.shape[-1]))}),
     ]
 }
 """property -> (class that has it, class that only says so)."""

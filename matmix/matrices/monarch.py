@@ -28,7 +28,13 @@ class Monarch(Matrix):
         rows = max(m for m in range(1, math.isqrt(length) + 1) if length % m == 0)
         return rows, length // rows
 
+    properties: ClassVar = frozenset({"monarch"})
     dense_below: ClassVar = 8
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.left.shape[3], self.left.shape[2]
 
     @property
     def shape(self) -> Shape:

@@ -29,7 +29,13 @@ class Vandermonde(Matrix):
     theta: Tensor  # (B or 1, H, L_out, R), in turns
     columns: int = static()
 
+    properties: ClassVar = frozenset({"vandermonde"})
     dense_below: ClassVar = 64
+
+    @property
+    def order(self) -> int:
+        """Every row is a sum of this many geometric series at most: two conjugates a cosine."""
+        return 2 * self.theta.shape[3]
 
     @property
     def shape(self) -> Shape:

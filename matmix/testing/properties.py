@@ -129,6 +129,21 @@ def _quasiseparable(matrix: Matrix, dense: Tensor) -> None:
         _rank_at_most(dense[..., :row, row:], order, f"the block above row {row}", dense)
 
 
+def _vandermonde(matrix: Matrix, dense: Tensor) -> None:
+    """Every row is a sum of at most ``order`` geometric series: its Hankel matrix has at most that rank."""
+    order = _stated(matrix, "order", "vandermonde")
+    size = (dense.shape[-1] + 1) // 2
+    _rank_at_most(dense.unfold(-1, size, 1), order, "the Hankel matrix of a row", dense)
+
+
+def _monarch(matrix: Matrix, dense: Tensor) -> None:
+    """``M[(d, c), (a, b)]`` on an m x n grid is of rank 1 in (d, b) for every c and a."""
+    _square(matrix, dense)
+    rows, columns = _stated(matrix, "grid", "monarch")  # type: ignore[misc]
+    blocks = dense.unflatten(3, (rows, columns)).unflatten(2, (rows, columns))
+    _rank_at_most(blocks.permute(0, 1, 3, 4, 2, 5), 1, "a block of equal (c, a)", dense)
+
+
 PROPERTIES: dict[str, Callable[[Matrix, Tensor], None]] = {
     "causal": _causal,
     "row_stochastic": _row_stochastic,
@@ -143,5 +158,7 @@ PROPERTIES: dict[str, Callable[[Matrix, Tensor], None]] = {
     "low_rank": _low_rank,
     "semiseparable": _semiseparable,
     "quasiseparable": _quasiseparable,
+    "vandermonde": _vandermonde,
+    "monarch": _monarch,
 }
 """word -> law(matrix in float64, its dense form); raises AssertionError."""

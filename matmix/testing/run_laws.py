@@ -127,7 +127,7 @@ def precision(case: MixerCase) -> None:
     close(single(x), reference(x.double()), "float32 against float64")
     for dtype in (torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
-        with torch.autocast("cpu", dtype):
+        with torch.autocast(x.device.type, dtype):
             out = single(x)
         assert out.dtype == torch.float32, f"autocast to {name}: float32 tokens become {out.dtype}"
         _distance(out, reference(x.double()), TOLERANCE[dtype], f"autocast to {name}")
