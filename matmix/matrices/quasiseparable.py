@@ -66,10 +66,9 @@ class Quasiseparable(Matrix):
             if transposed:
                 table, forth, back = table.mT, back.transposed, forth.transposed
             tokens = scan.cut(shared, size, lower[0].shape[1])
-            mixed = scan.join(table @ tokens, length) + self.skip.unsqueeze(-1) * shared
-            for flow, is_back in ((forth, False), (back, True)):
-                across, _ = scan.transfer(flow, tokens, back=is_back)
-                mixed = mixed if across is None else mixed + scan.join(across, length)
+            mixed, _ = scan.transfer(forth, tokens, table @ tokens)
+            mixed, _ = scan.transfer(back, tokens, mixed, back=True)
+            mixed = torch.addcmul(scan.join(mixed, length), self.skip.to(dtype).unsqueeze(-1), shared)
             return scan.unshare(mixed, values, batch, heads)
 
     def diagonal(self) -> Tensor:

@@ -59,8 +59,7 @@ class Semiseparable(Matrix):
             tokens = scan.cut(shared.to(dtype), size, self.outputs.shape[1])
             if transposed:
                 table, flow = table.mT, flow.transposed
-            across, _ = scan.transfer(flow, tokens, back=transposed)
-            mixed = table @ tokens if across is None else table @ tokens + across
+            mixed, _ = scan.transfer(flow, tokens, table @ tokens, back=transposed)
             return scan.unshare(scan.join(mixed, length), values, batch, heads)
 
     def diagonal(self) -> Tensor:

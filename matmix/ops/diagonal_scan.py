@@ -118,9 +118,9 @@ def _tokens(
         clock = written.new_ones(1, log_decay.shape[1], written.shape[2]) if clock is None else clock.to(written.dtype)
     else:
         clock = log_decay if clock is None else log_decay * clock.to(written.dtype).unsqueeze(-1)
-    by_head = (cut(t, size, groups).transpose(2, 3).unbind(4) for t in (written, clock))
-    by_group = (cut(t, size).unbind(3) for t in (inputs, outputs))
-    return _Tokens(next(by_head), *by_group, next(by_head), rate)
+    written_q, clock_q = (cut(t, size, groups).transpose(2, 3).unbind(4) for t in (written, clock))
+    inputs_q, outputs_q = (cut(t, size).unbind(3) for t in (inputs, outputs))
+    return _Tokens(written_q, inputs_q, outputs_q, clock_q, rate)
 
 
 def _run(tokens: _Tokens, state: Tensor | None, *, read: bool) -> tuple[list[Tensor], Tensor]:

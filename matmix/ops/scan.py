@@ -6,8 +6,8 @@ The recurrence ``S_i = exp(a_i) S_{i-1} + s_i B_i v_i^T, y_i = S_i^T C_i`` (stat
 
 Cut into chunks, the diagonal blocks of M are small dense tables and every other block is ``left * carried * right`` of
 rank N (Mamba-2, arXiv 2405.21060, section 6). Every exponent below is a sum of log decays over a run of tokens within
-one chunk, so it is never positive; sums are taken in float64 and subtracted before they are rounded, so that a
-strong decay costs its neighbours no digits; and a tail is filled up with decay 1 and step 0, which changes nothing.
+one chunk, so it is never positive. Sums are taken in float64 and subtracted before they are rounded, so that a strong
+decay costs its neighbours no digits of float32. A tail is filled up with decay 1 and step 0, which changes nothing.
 
 Legend: B batch, H heads in G groups of R, L tokens in Z chunks of Q, N state, W width.
 """
@@ -79,10 +79,9 @@ def ssd_scan(
             start = initial.to(dtype).mT.unflatten(1, (groups, heads // groups))
         tokens = cut(values.to(dtype), size, groups)
         table, flow = causal_blocks(outputs, inputs, log_decay, step, size, dtype)
-        across, last = transfer(flow, tokens, start, want_last=True)
-        mixed = table @ tokens if across is None else table @ tokens + across
-        assert last is not None
-        return join(mixed, length), last.flatten(1, 2).mT
+        mixed, end = transfer(flow, tokens, table @ tokens, start, last=True)
+        assert end is not None
+        return join(mixed, length), end.flatten(1, 2).mT
 
 
 def ssd_scan_reference(
@@ -169,35 +168,34 @@ def two_sided_blocks(
 
 
 def transfer(
-    flow: Flow, tokens: Tensor, initial: Tensor | None = None, *, back: bool = False, want_last: bool = False
-) -> tuple[Tensor | None, Tensor | None]:
-    """What chunks give to later ones (earlier ones, for ``back``), and the state at the end.
+    flow: Flow, tokens: Tensor, onto: Tensor, initial: Tensor | None = None, *, back: bool = False, last: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Add what chunks give to later ones (earlier ones, for ``back``); and the state at the end, if it is wanted.
 
     Args:
         flow: the factors of the blocks off the diagonal.
         tokens: values by chunks, ``(B, G, R, Z, Q, W)``.
+        onto: what the chunks give to themselves, of that shape.
         initial: the state that enters, ``(B, G, R, N, W)``.
-
-    Returns:
-        ``(B, G, R, Z, Q, W)``, None where nothing can be given; ``(B, G, R, N, W)`` if wanted.
+        last: whether the state at the end is wanted, ``(B, G, R, N, W)``.
     """
     repeat, chunks, width = tokens.shape[2], tokens.shape[3], tokens.shape[5]
-    if chunks == 1 and initial is None and not want_last:
-        return None, None
+    if chunks == 1 and initial is None and not last:
+        return onto, None
     # The heads of a group stand side by side, so that they share its B and C in one product.
     wide = (flow.column.unsqueeze(-1) * tokens).movedim(2, -2).flatten(-2)  # (B, G, Z, Q, R W)
     states = (flow.right.mT @ wide).unflatten(-1, (repeat, width)).movedim(-2, 2)  # (B, G, R, Z, N, W)
-    total = flow.total
+    size, total = states.shape[-2:], flow.total
     if back:
         states, total = states.flip(3), total.flip(3)
-    entering, last = carry(states.flatten(-2), total, None if initial is None else initial.flatten(-2))
-    entering = entering.flip(3) if back else entering
-    last = last.unflatten(-1, states.shape[-2:])
+    entering, end = carry(states.flatten(-2), total, None if initial is None else initial.flatten(-2))
+    end = end.unflatten(-1, size)
     if chunks == 1 and initial is None:
-        return None, last
-    entering = entering.unflatten(-1, states.shape[-2:]).movedim(2, -2).flatten(-2)  # (B, G, Z, N, R W)
-    across = (flow.left @ entering).unflatten(-1, (repeat, width)).movedim(-2, 2)
-    return flow.row.unsqueeze(-1) * across, last
+        return onto, end
+    entering = (entering.flip(3) if back else entering).unflatten(-1, size)
+    across = flow.left @ entering.movedim(2, -2).flatten(-2)  # (B, G, Z, Q, R W)
+    across = across.unflatten(-1, (repeat, width)).movedim(-2, 2)
+    return torch.addcmul(onto, flow.row.unsqueeze(-1), across), end
 
 
 def carry(states: Tensor, log_decay: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
