@@ -1,0 +1,167 @@
+"""FFNified attention: queries, keys and values of attention turned into a convolutional feed-forward network."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.matrices.algebra import ColumnCat, Product, Sum
+from matmix.matrices.base import Matrix
+from matmix.matrices.convolution import Convolution
+from matmix.matrices.dense import Dense
+from matmix.matrices.diagonal import Diagonal
+from matmix.matrices.gelu_gate import GeluGate
+from matmix.matrices.known import Known
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
+from matmix.mixers.registry import register
+from matmix.ops.reparam import BranchedConv, Convolved, NormedBranch, depthwise
+
+
+@register(
+    "ffnified",
+    matrix="T2 diag(Phi(T1 v)) T1 per channel, T Convolution",
+    cost="O(L D (D + kernel^axes))",
+    source="ysj9909/FFNet",
+    paper="2406.02021, equation 4",
+    smallest={"kernel": 3, "branches": "strips"},
+)
+class FFNified(Mixer):
+    """``y = T2 gelu(T1 v + b1) + b2`` with ``v = BN(W x)``: depthwise convolutions as keys and values (FFNet).
+
+    Since ``gelu(z) = z Phi(z)``, this is the matrix ``T2 diag(Phi(z)) [T1, b1] + [0, b2]`` a sample and channel; its
+    last column takes a constant 1 that is appended to the tokens. The layer itself runs once, as two convolutions over
+    a channels-last view of the tokens; its result is the matrix's known product.
+
+    Each convolution is a sum of branches, each with a batch norm. Outside of training a forward merges them into one
+    kernel (the published code runs them one by one until it is exported), and W with its own. In training the shown
+    matrix is that of the batch's statistics. With a mask these are over real tokens.
+
+    Args:
+        kernel: taps along every axis, odd.
+        branches: ``"pair"``, the kernel and a 3-tap one; ``"strips"`` (FFNet for segmentation), the kernel, one four
+            taps smaller if there is one, and on images a row and a column; ``"plain"``, one convolution with a bias and
+            no batch norm. Where absent, as published: ``"pair"`` for 7 taps, else ``"plain"``.
+    """
+
+    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Grid | None = None,
+        *,
+        kernel: int = 7,
+        branches: Literal["pair", "strips", "plain"] | None = None,
+    ) -> None:
+        super().__init__(dim, grid)
+        if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel must be a positive odd integer, got {kernel!r}")
+        if branches not in (None, "pair", "strips", "plain"):
+            raise ValueError(f"branches must be 'pair', 'strips', 'plain' or None, got {branches!r}")
+        if branches == "pair" and kernel < 3:
+            raise ValueError(f"branches='pair' has a 3-tap branch: kernel must be at least 3, got {kernel}")
+        self.axes = 1 if self.grid is None else len(self.grid)
+        self.kernel, self.branches = kernel, branches or ("pair" if kernel == 7 else "plain")
+        self.fc: nn.Module = NormedBranch(nn.Linear(dim, dim, bias=False))
+        self.conv1, self.conv2 = self._convolution(), self._convolution()
+
+    def _convolution(self) -> nn.Module:
+        k, axes = self.kernel, self.axes
+        if self.branches == "plain":
+            conv = nn.Conv1d if axes == 1 else nn.Conv2d
+            return conv(self.dim, self.dim, k, groups=self.dim)
+        if self.branches == "pair":
+            return BranchedConv(self.dim, {"conv": (k,) * axes, "conv1": (3,) * axes})
+        sizes = {"conv1": (k,) * axes}
+        if k > 4:
+            sizes["conv2"] = (k - 4,) * axes
+        if axes == 2:
+            sizes |= {"strip_conv1": (1, k), "strip_conv2": (k, 1)}
+        return BranchedConv(self.dim, sizes)
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        grid, mask = context
+        if len(grid) != self.axes:
+            raise ValueError(f"FFNified was built for a grid of {self.axes} axes, got the grid {grid}")
+        image_grid = grid if self.axes == 2 else (1, *grid)
+        real = None if mask is None else mask.view(mask.shape[0], 1, *image_grid)
+        value = drop_padding(self._query(x, mask), mask)
+        hidden, k1, b1 = self._convolve(self.conv1, value.mT.unflatten(-1, image_grid), real)
+        gated = F.gelu(hidden)
+        if real is not None:  # convolution and bias reach into padding
+            gated = gated.masked_fill(~real, 0)
+        mixed, k2, b2 = self._convolve(self.conv2, gated, real)
+        values = F.pad(value, (0, 0, 0, 1), value=1.0).mT.unsqueeze(-1)  # (B, D, L + 1, 1)
+        length = x.shape[1]
+
+        def column(bias: Tensor) -> Dense:
+            return Dense(bias.view(1, -1, 1, 1).expand(-1, -1, length, -1))
+
+        first = ColumnCat((Convolution.centred(k1, grid), column(b1)))
+        gate = GeluGate(hidden.flatten(2), mask)
+        nothing = Diagonal(x.new_zeros(1, 1, 1).expand(-1, self.dim, length))
+        matrix: Matrix = Sum((Product((Convolution.centred(k2, grid), gate, first)), ColumnCat((nothing, column(b2)))))
+        return Projected(Known(matrix, values, mixed.flatten(2).unsqueeze(-1)), values)
+
+    def _query(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """``BN(W x)``, tokens."""
+        if isinstance(self.fc, nn.Linear):
+            return self.fc(x)
+        assert isinstance(self.fc, NormedBranch)
+        if not self.fc.bn.training:
+            return F.linear(x, *self.fc.folded())
+        rows = self.fc.c(x).flatten(0, 1)  # (B * L, D): channels second, as batch norm wants them
+        normed, _, _ = self.fc.normed(rows, None if mask is None else mask.reshape(-1, 1))
+        return normed.unflatten(0, x.shape[:2])
+
+    def _convolve(self, conv: nn.Module, image: Tensor, mask: Tensor | None) -> Convolved:
+        if isinstance(conv, BranchedConv):
+            return conv(image, mask)
+        assert isinstance(conv, nn.Conv1d | nn.Conv2d) and conv.bias is not None
+        return Convolved(depthwise(image, conv.weight, conv.bias), conv.weight.squeeze(1), conv.bias)
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return mixed.squeeze(-1).mT
+
+    def fuse_(self) -> Self:
+        """Put batch norms and branches into one linear map and two convolutions, in place and for good.
+
+        The fused mixer computes what this one computes outside of training, with fewer parameters (those of the
+        published tables). It forgets the running statistics: train before, not after.
+        """
+        with torch.no_grad():
+            if isinstance(self.fc, NormedBranch):
+                weight, bias = self.fc.folded()
+                fused = nn.Linear(self.dim, self.dim, device=weight.device, dtype=weight.dtype)
+                fused.weight.copy_(weight)
+                fused.bias.copy_(bias)
+                self.fc = fused.train(self.training)
+            for name in ("conv1", "conv2"):
+                part = getattr(self, name)
+                if isinstance(part, BranchedConv):
+                    kernel, bias = part.merged()
+                    conv = nn.Conv1d if self.axes == 1 else nn.Conv2d
+                    single = conv(self.dim, self.dim, kernel.shape[2:], groups=self.dim)  # type: ignore[arg-type]
+                    single = single.to(kernel)
+                    single.weight.copy_(kernel)
+                    single.bias.copy_(bias)  # type: ignore[union-attr]
+                    setattr(self, name, single.train(self.training))
+        return self
+
+    def resize_(self, grid: Grid) -> Self:
+        if len(grid) != self.axes:
+            raise ValueError(f"FFNified was built for a grid of {self.axes} axes, got the grid {grid}")
+        return super().resize_(grid)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, kernel={self.kernel}, branches={self.branches}"
+
+    # The published W is a 1 x 1 convolution.
+    published: ClassVar[dict[str, Any]] = {
+        "ysj9909/FFNet": lambda module, state: {
+            name: value.flatten(1) if name in ("fc.c.weight", "fc.weight") else value for name, value in state.items()
+        }
+    }

@@ -1,0 +1,164 @@
+"""Depthwise convolutions that are several in training and one afterwards (RepVGG; FFNet)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.ops.precision import working_dtype
+
+
+class Convolved(NamedTuple):
+    """What a depthwise convolution gave, and the one kernel and bias that give the same."""
+
+    image: Tensor  # (B, C, rows, columns)
+    kernel: Tensor  # (C, *size)
+    bias: Tensor  # (C,)
+
+
+class NormedBranch(nn.Module):
+    """A linear map ``c`` without bias, and the batch norm ``bn`` of its C outputs (the names of FFNet's weights).
+
+    The batch norm is computed here, over all positions of all samples, or over the real ones where there is a mask.
+    """
+
+    def __init__(self, c: nn.Linear | nn.Conv1d | nn.Conv2d) -> None:
+        super().__init__()
+        self.c = c
+        self.bn = nn.BatchNorm1d(c.weight.shape[0])
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Factor and shift ``(C,)`` of the batch norm by its running statistics, in at least float32."""
+        bn = self.bn
+        exact = working_dtype(bn.weight)
+        mean, var, _ = _running(bn)
+        factor = bn.weight.to(exact) * torch.rsqrt(var.to(exact) + bn.eps)
+        return factor, bn.bias.to(exact) - mean.to(exact) * factor
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """The map's weight with the batch norm in it, and the bias, by the running statistics."""
+        factor, shift = self.affine()
+        weight = self.c.weight
+        scaled = weight.to(factor.dtype) * factor.view(-1, *(1,) * (weight.dim() - 1))
+        return scaled.to(weight.dtype), shift.to(weight.dtype)
+
+    def normed(self, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch norm of ``(B, C, ...)`` by the batch's own statistics, which the running ones follow.
+
+        Args:
+            image: outputs of the map.
+            mask: bool, broadcasts to (B, 1, ...): the positions that count.
+
+        Returns:
+            The normed image, and factor and shift ``(C,)``. Without a mask gradients do not pass through these two.
+
+        Raises:
+            TypeError: for a batch norm that was replaced by one that joins processes.
+            ValueError: for a single position in all, which has no variance.
+        """
+        bn = self.bn
+        if isinstance(bn, nn.SyncBatchNorm):
+            raise TypeError("NormedBranch: statistics over several processes (SyncBatchNorm) are not supported")
+        if image.numel() == image.shape[1]:
+            raise ValueError(f"batch norm in training needs more than one position a channel, got {tuple(image.shape)}")
+        running_mean, running_var, momentum = _running(bn)
+        bn.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        if mask is None:
+            normed, mean, scale = torch.native_batch_norm(
+                image, bn.weight, bn.bias, running_mean, running_var, True, momentum, bn.eps
+            )
+            factor = bn.weight * scale
+            return normed, factor, bn.bias - mean * factor
+        axes = (0, *range(2, image.dim()))
+        count = mask.sum()
+        wide = image.to(working_dtype(image)).masked_fill(~mask, 0)
+        mean = wide.sum(axes) / count.clamp(min=1)
+        column = (-1, *(1,) * (image.dim() - 2))
+        centred = (wide - mean.view(column)).masked_fill(~mask, 0)
+        var = centred.square().sum(axes) / count.clamp(min=1)
+        with torch.no_grad():
+            share = momentum * (count > 1)  # no real position, no news
+            unbiased = var * (count / (count - 1).clamp(min=1))
+            running_mean.add_(share * (mean - running_mean))
+            running_var.add_(share * (unbiased - running_var))
+        factor = bn.weight * torch.rsqrt(var + bn.eps)
+        shift = bn.bias - mean * factor
+        return (wide * factor.view(column) + shift.view(column)).to(image.dtype), factor, shift
+
+
+class BranchedConv(nn.Module):
+    """A sum of depthwise convolutions about the token, each with its batch norm; zeros beyond the border.
+
+    In training the branches run one by one, since each batch norm needs its own statistics; otherwise their kernels
+    are added (the smaller ones padded) and one convolution runs.
+
+    Args:
+        dim: channels C.
+        branches: name -> kernel size along every axis, odd; the first is the largest.
+    """
+
+    def __init__(self, dim: int, branches: dict[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.names = tuple(branches)
+        conv = nn.Conv1d if len(branches[self.names[0]]) == 1 else nn.Conv2d
+        for name, size in branches.items():
+            self.add_module(name, NormedBranch(conv(dim, dim, size, groups=dim, bias=False)))  # type: ignore[arg-type]
+
+    def _branches(self) -> list[NormedBranch]:
+        return [self.get_submodule(name) for name in self.names]  # type: ignore[misc]
+
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """Kernel ``(C, 1, *size)`` and bias ``(C,)`` of the one convolution that is the same outside of training."""
+        parts = [branch.folded() for branch in self._branches()]
+        return _total([part[0] for part in parts]), sum((part[1] for part in parts[1:]), parts[0][1])
+
+    def forward(self, image: Tensor, mask: Tensor | None = None) -> Convolved:
+        """``(B, C, rows, columns)`` (a sequence is one row) to the same shape, and what one convolution gives it."""
+        branches = self._branches()
+        if not any(branch.bn.training for branch in branches):
+            kernel, bias = self.merged()
+            return Convolved(depthwise(image, kernel, bias), kernel.squeeze(1), bias)
+        out, kernels, shifts = None, [], []
+        for branch in branches:
+            weight = branch.c.weight
+            mapped = depthwise(image, weight, None)
+            if branch.bn.training:
+                normed, factor, shift = branch.normed(mapped, mask)
+            else:
+                factor, shift = branch.affine()
+                normed = mapped * factor.to(mapped.dtype).view(-1, 1, 1) + shift.to(mapped.dtype).view(-1, 1, 1)
+            out = normed if out is None else out + normed
+            kernels.append((weight * factor.view(-1, *(1,) * (weight.dim() - 1))).to(weight.dtype))
+            shifts.append(shift.to(weight.dtype))
+        assert out is not None
+        return Convolved(out, _total(kernels).squeeze(1), sum(shifts[1:], shifts[0]))
+
+
+def depthwise(image: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve ``(B, C, rows, columns)`` with odd kernels ``(C, 1, k)`` along the rows or ``(C, 1, k, k)``."""
+    if kernel.dim() == 3:
+        kernel = kernel.unsqueeze(2)
+    pad = (kernel.shape[2] // 2, kernel.shape[3] // 2)
+    return F.conv2d(image, kernel, bias, padding=pad, groups=image.shape[1])
+
+
+def _running(bn: nn.BatchNorm1d) -> tuple[Tensor, Tensor, float]:
+    """Running mean and variance, and how fast they follow."""
+    assert bn.running_mean is not None and bn.running_var is not None and bn.momentum is not None
+    return bn.running_mean, bn.running_var, bn.momentum
+
+
+def _total(kernels: list[Tensor]) -> Tensor:
+    """The sum of kernels ``(C, 1, *size)`` about one centre, of the size of the largest along every axis."""
+    size = [max(kernel.shape[axis] for kernel in kernels) for axis in range(2, kernels[0].dim())]
+    total = None
+    for kernel in kernels:
+        pad = [(n - k) // 2 for n, k in zip(size, kernel.shape[2:], strict=True)]
+        both = [p for margin in reversed(pad) for p in (margin, margin)]
+        kernel = F.pad(kernel, both) if any(pad) else kernel
+        total = kernel if total is None else total + kernel
+    assert total is not None
+    return total
