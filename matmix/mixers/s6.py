@@ -109,7 +109,7 @@ class S6(Mixer):
         raw = F.linear(low, self.dt_proj.weight)
         return _Parts(values, inputs, outputs, steps(raw, self.dt_proj.bias, (0.0, math.inf), mask))
 
-    def _factors(self, parts: _Parts) -> tuple[Tensor, ...]:
+    def _factors(self, parts: _Parts) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """C, B, rates, clock and steps: the clock of the decays and the weight of what is written are both dt."""
         step = parts.step.mT
         rates = -self.A_log.to(step.dtype).exp()
@@ -118,7 +118,7 @@ class S6(Mixer):
     def project(self, x: Tensor, context: Context) -> Projected:
         signal, gate = self.in_proj(x).chunk(2, -1)
         parts = self._parts(self.conv1d(drop_padding(signal, context.mask)), context.mask)
-        matrix = DiagonalSemiseparable(*self._factors(parts), self.chunk)
+        matrix = DiagonalSemiseparable(*self._factors(parts), chunk=self.chunk)
         skip = Diagonal(self.D.view(1, -1, 1).expand(1, -1, x.shape[1]))
         return Projected(matrix + skip, parts.values.mT.unsqueeze(-1), gate)
 

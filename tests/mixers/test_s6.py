@@ -35,6 +35,15 @@ def test_published_layer(name: str) -> None:
     case.check(torch.stack(tokens, 1))
 
 
+@pytest.mark.parametrize("name", ["mamba_block", "mamba_block_rank2"])
+def test_published_block_of_image_models(name: str) -> None:
+    case = load_fixture(f"vision/{name}")
+    options = {key: None if value == "auto" else value for key, value in case.config.items()}
+    mixer = S6(options.pop("d_model"), **options).double()
+    load_published(mixer, case.state(), source="state-spaces/mamba")
+    case.check(mixer(case.input()))
+
+
 def test_laws_hold_with_other_options() -> None:
     laws = ["product", "gradients", "small", "mask_content", "mask_trim", "recurrent", "causal", "precision"]
     options: dict[str, Any] = {"bias": True, "conv_bias": False, "dt_rank": 3, "d_state": 2, "d_conv": 2, "chunk": 3}
