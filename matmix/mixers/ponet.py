@@ -1,0 +1,228 @@
+"""PoNet: global, segment and local pooling, joined by a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.matrices.algebra import ColumnCat, Product
+from matmix.matrices.diagonal import Diagonal
+from matmix.matrices.low_rank import LowRank
+from matmix.matrices.selection import Selection
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
+from matmix.mixers.registry import register
+from matmix.ops.precision import full_precision, working_dtype
+
+
+class Segments(NamedTuple):
+    """Which segment each token is in."""
+
+    index: Tensor  # (B or 1, L) int64, from 0 to count - 1
+    count: int
+    special: Tensor | None = None  # (B, L) bool: tokens that pool nothing and are not pooled
+    size: int | None = None  # tokens of every segment but the last, where they are equal runs in all samples
+
+
+@register(
+    "ponet",
+    matrix="[LowRank, Diagonal Selection, Selection] per channel",
+    cost="O(L D^2)",
+    source="lxchtan/PoNet",
+    paper="2110.02442, section 3",
+    smallest={"heads": 2, "segments": 3},
+)
+class PoNet(Mixer):
+    """``y_i = (g + s_i) o_i + l_i`` channel by channel: three poolings, the first two gated by the token itself.
+
+    - g, one vector for all tokens: an attention of the mean query, whose values are the keys;
+    - s_i, the largest ``segment`` in the segment of token i;
+    - l_i, the largest ``local`` among token i and its neighbours (3 tokens; 3 x 3 on an image).
+
+    Each pooling reads a stream of its own, so the matrix is a row of three blocks ``[o a^T, diag(o) S, P]``, where S
+    and P select, for every channel, the token that holds the largest value. Linear in L, no position enters.
+
+    Segments are runs of ``L' // segments + 1`` tokens, row by row on an image, hence somewhat longer and fewer than
+    ``segments`` says, as in the published code. Here L' is the number of real tokens of a sequence; there it is the
+    padded length, so that padding moves the borders. ``mix_segments`` takes segments that are given, sentences say.
+
+    Args:
+        heads: number of heads of the global attention.
+        segments: number of segments, at most.
+        padded_segments: segments from the padded length, as published (the mask is then a promise of content only).
+        proj: the output projection; the self-attention of the pretrained models has it outside.
+    """
+
+    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Grid | None = None,
+        *,
+        heads: int = 8,
+        segments: int = 64,
+        padded_segments: bool = False,
+        proj: bool = True,
+    ) -> None:
+        if padded_segments:
+            self.traits = replace(type(self).traits, mask="content")
+        super().__init__(dim, grid)
+        if not isinstance(heads, int) or heads < 1 or dim % heads:
+            raise ValueError(f"heads must be a divisor of dim={dim}, got {heads!r}")
+        if not isinstance(segments, int) or segments < 1:
+            raise ValueError(f"segments must be a positive integer, got {segments!r}")
+        self.heads, self.segments, self.padded_segments = heads, segments, padded_segments
+        self.in_proj = nn.Linear(dim, 5 * dim)  # query, gate, key, segment, local
+        self.proj = nn.Linear(dim, dim) if proj else None
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        mask = None if self.padded_segments else context.mask
+        return self._pool(x, context, runs(x.shape[1], self.segments, mask, x.device))
+
+    def _pool(self, x: Tensor, context: Context, segments: Segments) -> Projected:
+        streams = self.in_proj(x).unflatten(-1, (5, self.dim)).unbind(2)
+        return Projected(*ponet(*streams, self.heads, segments, context))
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        tokens = merge_heads(mixed)
+        return tokens if self.proj is None else self.proj(tokens)
+
+    def mix_segments(
+        self, x: Tensor, index: Tensor, *, special: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """``forward`` with segments that are given.
+
+        Args:
+            x: tokens ``(B, L, D)``.
+            index: segment of each token, ``(B, L)`` int64 from 0 to L - 1; see ``delimited``.
+            special: ``(B, L)`` bool, tokens that pool nothing but the global part and that nobody pools locally.
+            mask: as in ``forward``.
+
+        Raises:
+            ValueError: if ``index`` or ``special`` have another shape or type.
+        """
+        context = self._context(x, None, mask)
+        for name, given, kind in (("index", index, torch.int64), ("special", special, torch.bool)):
+            if given is not None and (given.shape != x.shape[:2] or given.dtype != kind):
+                raise ValueError(
+                    f"{name} must be {kind} of shape {tuple(x.shape[:2])}, got {given.dtype} {given.shape}"
+                )
+        matrix, values, rest = self._pool(x, context, Segments(index, x.shape[1], special))
+        return drop_padding(self.merge(matrix.matmul(values), rest), mask)
+
+    @staticmethod
+    def _from_published(module: PoNet, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        # The LRA code says W_v for the gate and ff for the projection; the pretraining code has dense_*.
+        lra = "W_q.weight" in state
+        names = ("W_q", "W_v", "W_k", "W_segment", "W_local") if lra else ("q", "o", "k", "segment", "local")
+        names = names if lra else tuple(f"dense_{name}" for name in names)
+        ours = {f"in_proj.{p}": torch.cat([state[f"{n}.{p}"] for n in names]) for p in ("weight", "bias")}
+        if module.proj is not None:
+            ours |= {f"proj.{p}": state[f"ff.{p}"] for p in ("weight", "bias")}
+        return ours
+
+    published: ClassVar[dict[str, Callable[..., Any]]] = {"lxchtan/PoNet": _from_published}
+
+
+def ponet(
+    query: Tensor,
+    gate: Tensor,
+    key: Tensor,
+    segment: Tensor,
+    local: Tensor,
+    heads: int,
+    segments: Segments,
+    context: Context,
+) -> tuple[ColumnCat, Tensor]:
+    """The three poolings of streams ``(B, L, D)`` as a matrix ``(B, D, L, 3 L)`` and its values ``(B, D, 3 L, 1)``."""
+    length, mask, special = query.shape[1], context.mask, segments.special
+    weight = _global_weights(query, key, heads, mask).to(gate.dtype)
+    gates = gate.mT
+    everywhere = LowRank(gates.unsqueeze(-1), weight.repeat_interleave(query.shape[2] // heads, 1).unsqueeze(-1))
+    with torch.no_grad():
+        own = segments.index if special is None else segments.index.masked_fill(special, -1)
+        largest = _largest_of_segments(segment, segments, mask)
+        near = _largest_around(local, context, special)
+    spread = Selection(own.unsqueeze(1), segments.count, gate.dtype)
+    within = Product((Diagonal(gates), spread, Selection(largest, length, gate.dtype)))
+    matrix = ColumnCat((everywhere, within, Selection(near, length, gate.dtype)))
+    return matrix, torch.cat((key, segment, local), 1).mT.unsqueeze(-1)
+
+
+def _global_weights(query: Tensor, key: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    """The attention of the mean query, ``(B, H, L)``."""
+    dtype, width = working_dtype(query), query.shape[2] // heads
+    with full_precision(query.device):
+        if mask is None:
+            mean = query.to(dtype).mean(1)
+        else:
+            count = mask.sum(1, keepdim=True).clamp(min=1)
+            mean = drop_padding(query, mask).to(dtype).sum(1) / count
+        mean, keys = mean.unflatten(-1, (heads, width)), key.to(dtype).unflatten(-1, (heads, width))
+        scores = torch.einsum("bhe,blhe->bhl", mean, keys)
+        if mask is not None:
+            scores = scores.masked_fill(~mask.unsqueeze(1), torch.finfo(dtype).min)
+        return (scores * width**-0.5).softmax(-1)
+
+
+def _low(tokens: Tensor, mask: Tensor | None, special: Tensor | None = None) -> Tensor:
+    """Tokens ``(B, L, D)`` with the lowest number where they must not be selected."""
+    low = torch.finfo(tokens.dtype).min
+    tokens = tokens if mask is None else tokens.masked_fill(~mask.unsqueeze(-1), low)
+    return tokens if special is None else tokens.masked_fill(special.unsqueeze(-1), low)
+
+
+def _largest_of_segments(tokens: Tensor, segments: Segments, mask: Tensor | None) -> Tensor:
+    """For every segment and channel the token with the largest value, ``(B, D, segments)``."""
+    batch, length, width = tokens.shape
+    tokens, count, size = _low(tokens, mask), segments.count, segments.size
+    if size is not None:  # one maximum over a view
+        filled = F.pad(tokens, (0, 0, 0, count * size - length), value=-torch.inf).unflatten(1, (count, size))
+        start = size * torch.arange(count, device=tokens.device)
+        return (filled.argmax(2) + start.unsqueeze(-1)).mT
+    index = segments.index.unsqueeze(-1).expand(batch, length, width)
+    largest = tokens.new_full((batch, count, width), -torch.inf).scatter_reduce(1, index, tokens, "amax")
+    place = torch.arange(length, device=tokens.device).unsqueeze(-1)
+    place = place.masked_fill(tokens != largest.gather(1, index), length - 1)
+    return place.new_full((batch, count, width), length - 1).scatter_reduce(1, index, place, "amin").mT
+
+
+def _largest_around(tokens: Tensor, context: Context, special: Tensor | None) -> Tensor:
+    """For every token and channel the neighbour (or the token itself) with the largest value, ``(B, D, L)``."""
+    grid = context.grid if len(context.grid) == 2 else (1, *context.grid)
+    image = _low(tokens, context.mask, special).mT.unflatten(-1, grid)  # channels last, without a copy
+    kernel = tuple(3 if n > 1 else 1 for n in grid)
+    _, index = F.max_pool2d(image, kernel, 1, tuple(k // 2 for k in kernel), return_indices=True)
+    index = index.flatten(2)
+    return index if special is None else index.masked_fill(special.unsqueeze(1), -1)
+
+
+def runs(length: int, wanted: int, mask: Tensor | None, device: torch.device) -> Segments:
+    """Runs of ``L' // wanted + 1`` tokens, L' the number of real ones."""
+    if mask is None:
+        size = length // wanted + 1
+        index = (torch.arange(length, device=device) // size).unsqueeze(0)
+        return Segments(index, -(-length // size), size=size)
+    size = mask.sum(1, keepdim=True) // wanted + 1
+    return Segments((mask.cumsum(1) - 1).clamp(min=0) // size, min(wanted, length))
+
+
+def delimited(tokens: Tensor, delimiters: tuple[int, ...] = (101, 102)) -> tuple[Tensor, Tensor]:
+    """Segments between delimiters, as in pretraining: each delimiter is a segment of its own.
+
+    Args:
+        tokens: token numbers ``(B, L)``.
+        delimiters: their numbers; BERT's [CLS] and [SEP].
+
+    Returns:
+        ``index`` (int64) and ``special`` (bool), ``(B, L)`` each, for ``mix_segments``.
+    """
+    special = torch.isin(tokens, torch.tensor(delimiters, device=tokens.device))
+    after = F.pad(special[:, :-1], (1, 0))
+    index = (special | after).cumsum(1)  # numbered without gaps, so below L
+    return index - index[:, :1], special
