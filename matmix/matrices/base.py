@@ -283,7 +283,7 @@ def _not_loadable(text: str) -> Any:
 
 
 def all_classes(base: type[Matrix] = Matrix) -> list[type[Matrix]]:
-    """Every concrete matrix class that is defined so far, by name."""
+    """Every concrete matrix class that is defined so far, by module and name; a test's own classes too."""
     found: dict[str, type[Matrix]] = {}
     todo = [base]
     while todo:
