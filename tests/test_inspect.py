@@ -230,7 +230,8 @@ def test_odd_matrices_can_be_drawn(tmp_path):
     entries[0, 0, 1, 1] = float("nan")
     show(Dense(entries), tmp_path / "nan.png")
     show(Dense(torch.ones(1, 1, 1, 1)), tmp_path / "one.png")
-    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("zero", "nan", "one"))
+    show(Dense(nn.Parameter(torch.randn(1, 1, 3, 3))), tmp_path / "learned.png")
+    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("zero", "nan", "one", "learned"))
 
 
 def test_coarse_blocks_keep_the_lone_entry():

@@ -141,8 +141,8 @@ def dense(matrix: Matrix, sample: int = 0) -> Tensor:
         raise ValueError(f"sample must be in 0 .. {batch - 1} for {matrix!r}, got {sample}")
     if batch * heads * rows * columns > 2**28:
         raise ValueError(f"{matrix!r} is too large to write out; take a batch of one or fewer tokens")
-    with torch.no_grad():
-        return matrix.to_dense()[sample].to("cpu", torch.float32)
+    with torch.no_grad():  # the entries may be a parameter as it stands
+        return matrix.to_dense()[sample].detach().to("cpu", torch.float32)
 
 
 def about(matrix: Matrix) -> str:
@@ -193,7 +193,7 @@ def draw(rows: Sequence[Sequence[Panel]], heading: str, *, notes: Sequence[str] 
         for axis in slots[len(line) :]:
             axis.set_visible(False)
         for panel, axis in zip(line, slots, strict=False):
-            entries = panel.entries.float()
+            entries = panel.entries.detach().float()
             if relative:
                 top = entries[entries.isfinite()].abs()
                 entries = entries / ((top.max().item() if top.numel() else 0.0) or 1.0)
