@@ -1,5 +1,6 @@
 """Structured matrices, one class a file, and the algebra over them."""
 
+from matmix.matrices.affine import Affine
 from matmix.matrices.algebra import ColumnCat, HeadCat, Kron, Masked, Product, Scale, Sum, Transpose
 from matmix.matrices.average_pool import AveragePool
 from matmix.matrices.banded import Banded
@@ -19,6 +20,7 @@ from matmix.matrices.identity import Identity
 from matmix.matrices.known import Known
 from matmix.matrices.low_rank import LowRank
 from matmix.matrices.monarch import Monarch
+from matmix.matrices.normalise import Normalise
 from matmix.matrices.permutation import Permutation
 from matmix.matrices.quasiseparable import Quasiseparable
 from matmix.matrices.selection import Selection
@@ -29,6 +31,7 @@ from matmix.matrices.unit_lower_inverse import UnitLowerInverse
 from matmix.matrices.vandermonde import Vandermonde
 
 __all__ = [
+    "Affine",
     "AveragePool",
     "Banded",
     "Butterfly",
@@ -52,6 +55,7 @@ __all__ = [
     "Masked",
     "Matrix",
     "Monarch",
+    "Normalise",
     "Permutation",
     "Product",
     "Quasiseparable",

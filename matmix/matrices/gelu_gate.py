@@ -20,20 +20,21 @@ class GeluGate(Matrix):
     evaluated when they are asked for.
     """
 
-    hidden: Tensor  # (B or 1, H, L)
+    hidden: Tensor  # (B or 1, H, *any) with prod(any) = L units; kept as it comes, flattened when the gates are read
     mask: Tensor | None = None  # (B or 1, L) bool, True = a unit that is there; the others are shut
 
     properties: ClassVar = frozenset({"causal", "diagonal", "symmetric"})
 
     @property
     def shape(self) -> Shape:
-        batch, heads, length = self.hidden.shape
+        batch, heads = self.hidden.shape[:2]
+        length = math.prod(self.hidden.shape[2:])
         if batch == 1 and self.mask is not None:
             batch = self.mask.shape[0]
         return (batch, heads, length, length)
 
     def diagonal(self) -> Tensor:
-        exact = self.hidden.to(working_dtype(self.hidden))
+        exact = self.hidden.flatten(2).to(working_dtype(self.hidden))
         share = (0.5 * (1 + torch.erf(exact * 0.5**0.5))).to(self.hidden.dtype)
         return share if self.mask is None else share.masked_fill(~self.mask.unsqueeze(1), 0)
 

@@ -101,7 +101,7 @@ class FFNified(Mixer):
             return Dense(bias.view(1, -1, 1, 1).expand(-1, -1, length, -1))
 
         first = ColumnCat((Convolution.centred(k1, grid), column(b1)))
-        gate = GeluGate(hidden.flatten(2), mask)
+        gate = GeluGate(hidden, mask)
         nothing = Diagonal(x.new_zeros(1, 1, 1).expand(-1, self.dim, length))
         matrix: Matrix = Sum((Product((Convolution.centred(k2, grid), gate, first)), ColumnCat((nothing, column(b2)))))
         return Projected(Known(matrix, values, mixed.flatten(2).unsqueeze(-1)), values)
