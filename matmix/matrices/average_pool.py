@@ -48,15 +48,19 @@ class AveragePool(Matrix):
         """How far a token reaches along each axis of the grid."""
         return tuple(k // 2 for k in self.window)
 
-    def _pool(self, values: Tensor, mean: bool, mirrored: bool = False) -> Tensor:
-        """Means, or sums, over the windows (over the mirrored windows)."""
+    def _sums(self, values: Tensor, mirrored: bool = False) -> Tensor:
+        """Sums over the windows (over the mirrored windows)."""
         batch, heads, length, width = values.shape
         # As in Convolution: values that come from tokens are a channels-last image for free.
         tokens = values.transpose(1, 2).reshape(batch, length, heads * width)
         image = tokens.mT.unflatten(-1, self.grid if len(self.grid) == 2 else (1, *self.grid))
         window = self.window if len(self.window) == 2 else (1, *self.window)
-        pad = [k // 2 for k in window]
-        mixed = F.avg_pool2d(image, window, 1, pad, count_include_pad=False, divisor_override=None if mean else 1)
+        pad = (window[0] // 2, window[1] // 2)
+        if values.device.type == "cpu":  # up to five times as fast there as the pooling kernels
+            ones = image.new_ones(1, 1, 1, 1).expand(heads * width, 1, *window)
+            mixed = F.conv2d(image, ones, padding=pad, groups=heads * width)
+        else:
+            mixed = F.avg_pool2d(image, window, 1, pad, divisor_override=1)
         for axis, k in enumerate(window):
             # An even window, padded on both sides, has one place too many: the first or the last.
             start = 0 if k % 2 or mirrored else 1
@@ -65,25 +69,25 @@ class AveragePool(Matrix):
 
     def _weights(self) -> Tensor:
         """One over the number of real tokens in each window, ``(B or 1, 1, L, 1)``, zero where there is none."""
-        if self.mask is None:
-            real = torch.ones(1, 1, math.prod(self.grid), 1, dtype=torch.float32, device=self.device)
-        else:
-            real = self.mask[:, None, :, None].float()
-        count = self._pool(real, mean=False)
-        return torch.where(count > 0, 1 / count.clamp(min=1).to(self._exact), 0)
+        if self.mask is not None:
+            count = self._sums(self.mask[:, None, :, None].to(self._exact))
+            return torch.where(count > 0, 1 / count.clamp(min=1), 0)
+        count = torch.ones((), dtype=self._exact, device=self.device)
+        for n, k in zip(self.grid, self.window, strict=True):
+            here = torch.arange(n, device=self.device)
+            count = count.unsqueeze(-1) * ((here + k // 2).clamp(max=n - 1) - (here - (k - 1) // 2).clamp(min=0) + 1)
+        return count.reciprocal().view(1, 1, -1, 1)
 
     @property
     def _exact(self) -> torch.dtype:
         return torch.promote_types(self.dtype, torch.float32)
 
     def _matmul(self, values: Tensor) -> Tensor:
-        if self.mask is None:
-            return self._pool(values, mean=True)
-        kept = values.masked_fill(~self.mask[:, None, :, None], 0)
-        return self._weights() * self._pool(kept, mean=False)
+        kept = values if self.mask is None else values.masked_fill(~self.mask[:, None, :, None], 0)
+        return self._weights() * self._sums(kept)
 
     def _rmatmul(self, values: Tensor) -> Tensor:
-        mixed = self._pool(self._weights() * values, mean=False, mirrored=True)
+        mixed = self._sums((self._weights() * values).to(values.dtype), mirrored=True)
         return mixed if self.mask is None else mixed.masked_fill(~self.mask[:, None, :, None], 0)
 
     def diagonal(self) -> Tensor:

@@ -58,8 +58,13 @@ class Softmax(Matrix):
         query, key, values = (
             t.expand(samples, heads, -1, -1) for t in (self.query, self.key, values.to(self.query.dtype))
         )
+        size, columns_wide = query.shape[3], values.shape[3]
+        factor = size**-0.5 if self.factor is None else self.factor
+        if size != columns_wide <= 128 and size <= 128 and query.device.type == "cpu":
+            # The fused kernel of the CPU needs one width for all; zeros change no score.
+            query, key, values = (F.pad(t, (0, max(size, columns_wide) - t.shape[3])) for t in (query, key, values))
         if self.mask is None and self.bias is None:
-            mixed = F.scaled_dot_product_attention(query, key, values, is_causal=self.causal, scale=self.factor)
+            mixed = F.scaled_dot_product_attention(query, key, values, is_causal=self.causal, scale=factor)
         else:
             # A row without any key would be 0 / 0: open it and put the zero there afterwards.
             allowed, bias, seen = self._allowed(0, rows), self.bias, None
@@ -69,12 +74,13 @@ class Softmax(Matrix):
                 bias = allowed if bias is None else torch.where(allowed, bias, -torch.inf)
             assert bias is not None
             mixed = F.scaled_dot_product_attention(
-                query, key, values, attn_mask=bias.expand(samples, heads, rows, columns), scale=self.factor
+                query, key, values, attn_mask=bias.expand(samples, heads, rows, columns), scale=factor
             )
             if seen is not None:
                 mixed = mixed.masked_fill(~seen, 0)
+        mixed = mixed[..., :columns_wide]
         if heads == 1 and wide > 1:
-            mixed = mixed.view(samples, rows, wide, width).transpose(1, 2)
+            mixed = mixed.squeeze(1).unflatten(-1, (wide, width)).transpose(1, 2)
         return mixed
 
     def _rows(self, start: int, stop: int) -> Tensor:
