@@ -139,8 +139,8 @@ def _vandermonde(matrix: Matrix, dense: Tensor) -> None:
 def _monarch(matrix: Matrix, dense: Tensor) -> None:
     """``M[(d, c), (a, b)]`` on an m x n grid is of rank 1 in (d, b) for every c and a."""
     _square(matrix, dense)
-    rows, columns = _stated(matrix, "grid", "monarch")  # type: ignore[misc]
-    blocks = dense.unflatten(3, (rows, columns)).unflatten(2, (rows, columns))
+    grid = _stated(matrix, "grid", "monarch")
+    blocks = dense.unflatten(3, grid).unflatten(2, grid)
     _rank_at_most(blocks.permute(0, 1, 3, 4, 2, 5), 1, "a block of equal (c, a)", dense)
 
 
