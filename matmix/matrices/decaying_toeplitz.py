@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.matrices.toeplitz import CausalToeplitz, lags_to_dense, toeplitz_cost
@@ -31,7 +32,7 @@ class DecayingToeplitz(Matrix):
     length: int = static()
 
     properties: ClassVar = frozenset({"causal", "toeplitz"})
-    dense_below: ClassVar = 16
+    dense_below: ClassVar = 32
 
     @property
     def shape(self) -> Shape:
@@ -53,14 +54,19 @@ class DecayingToeplitz(Matrix):
         size = (exponents.to(dtype).unsqueeze(-1) * decay.unsqueeze(-2)).exp()
         return torch.stack([size * angle.cos(), size * angle.sin()], -1)
 
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """``z^r`` for r < S and ``z^(q S)`` for q < ceil(L / S), with S about sqrt(L)."""
+        block = max(1, math.isqrt(self.length))
+        place = torch.arange(block, device=self.device)
+        start = torch.arange(0, self.length, block, device=self.device)
+        table = self.powers(torch.cat([place, start]))
+        return table.narrow(2, 0, block), table.narrow(2, block, start.shape[0])
+
     def taps(self) -> Tensor:
         """The kernel ``K``, ``(B or 1, H, L)`` in float32 or float64."""
-        block = max(1, math.isqrt(self.length))
-        count = -(-self.length // block)
         dtype = working_dtype(self.log_poles, self.coefficients)
         with full_precision(self.device):
-            place = torch.arange(max(block, count), device=self.device)
-            within, across = self.powers(place[:block]), self.powers(block * place[:count])
+            within, across = self._tables()
             weighted = complex_product(within, self.coefficients.to(dtype).unsqueeze(2))
             # Re(a b) = Re a Re b - Im a Im b: one real product over (n, part), the sign folded into the smaller table.
             turned = torch.stack([weighted[..., 0], -weighted[..., 1]], -1)
@@ -109,13 +115,11 @@ class DecayingToeplitz(Matrix):
 
     def final_state(self, values: Tensor) -> Tensor:
         """The state after all of ``values (B, H, L, W)``, from zeros: ``h = sum_j z^(L-1-j) v[j]``, O(N L W)."""
-        block = max(1, math.isqrt(self.length))
-        count = -(-self.length // block)
         dtype = working_dtype(values, self.log_poles)
         with full_precision(self.device):
-            place = torch.arange(max(block, count), device=self.device)
-            within, across = self.powers(place[:block]).to(dtype), self.powers(block * place[:count]).to(dtype)
-            late = torch.nn.functional.pad(values.to(dtype).flip(2), (0, 0, 0, block * count - self.length))
+            within, across = (table.to(dtype) for table in self._tables())
+            block, count = within.shape[2], across.shape[2]
+            late = F.pad(values.to(dtype).flip(2), (0, 0, 0, block * count - self.length))
             late = late.unflatten(2, (count, block))
             sums = torch.einsum("...rnp,...qrw->...qnwp", within, late)
             return complex_product(across.unsqueeze(-2), sums).sum(2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Fourier(Matrix):
     The result is real, so only the Hermitian part of V1 - i V2 reaches it; that has half the numbers, and one
     complex-to-real transform does it.
     """
+
+    dense_below: ClassVar = 16
 
     grid: tuple[int, ...] = static()
     gain: float = static(default=1.0)

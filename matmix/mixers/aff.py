@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.ops.precision import full_precision, working_dtype
 
-_ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
 
 
 @register(
