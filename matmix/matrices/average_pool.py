@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
+from matmix.ops.precision import full_precision
 
 
 class AveragePool(Matrix):
@@ -58,7 +59,8 @@ class AveragePool(Matrix):
         pad = (window[0] // 2, window[1] // 2)
         if values.device.type == "cpu":  # up to five times as fast there as the pooling kernels
             ones = image.new_ones(1, 1, 1, 1).expand(heads * width, 1, *window)
-            mixed = F.conv2d(image, ones, padding=pad, groups=heads * width)
+            with full_precision(values.device):  # pooling is not autocast, convolution would be
+                mixed = F.conv2d(image, ones, padding=pad, groups=heads * width)
         else:
             mixed = F.avg_pool2d(image, window, 1, pad, divisor_override=1)
         for axis, k in enumerate(window):
