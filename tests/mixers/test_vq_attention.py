@@ -1,0 +1,108 @@
+"""VQ attention: the published quantiser, and the linear time as an identity."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from matmix import create_mixer
+from matmix.mixers.vq_attention import VQAttention, normalize_heads
+from matmix.ops.vector_quantizer import VectorQuantizer
+from tests.fixtures import load_fixture
+
+
+def test_quantiser_is_published() -> None:
+    fixture = load_fixture("sequence/transformer_vq_quantizer")
+    vectors, mask = fixture.input("vecs"), fixture.input("loss_mask").bool()
+    quantizer = VectorQuantizer(2, 5, 4, decay=fixture.config["c_gamma"]).double()
+    quantizer.c_sum.copy_(fixture.input("c_sum"))
+    quantizer.c_count.copy_(fixture.input("c_count"))
+    codes = quantizer(vectors)
+    fixture.check(codes, "shortcodes")
+    fixture.check(quantizer.words(codes))
+    fixture.check(quantizer.squared_error(vectors, codes), "squared_error")
+    fixture.check(quantizer.codebook(), "codebook")
+    quantizer.update_(vectors, codes, mask)
+    fixture.check(quantizer.c_sum, "c_sum_target")
+    fixture.check(quantizer.c_count, "c_count_target")
+
+
+def quadratic(mixer: VQAttention, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over the quantised keys, written out; and the keys."""
+    query, value = (t.unflatten(-1, (mixer.heads, -1)).transpose(1, 2) for t in mixer.qv(x).chunk(2, -1))
+    query, keys = normalize_heads(query.transpose(1, 2).flatten(2), mixer.heads), mixer._keys(x)
+    words = mixer.quantizer.words(mixer.quantizer(keys))
+    scores = (query @ words.mT).masked_fill(~mask[:, None, None], -torch.inf)
+    return mixer.proj((scores.softmax(-1) @ value).transpose(1, 2).flatten(2)), keys
+
+
+def test_is_attention_over_quantised_keys() -> None:
+    torch.manual_seed(0)
+    mixer = create_mixer("vq_attention(head_dim=4, codes=5)", 8).double().eval()
+    x = torch.randn(2, 23, 8, dtype=torch.float64)
+    mask = torch.rand(2, 23) < 0.7
+    expected, _ = quadratic(mixer, x, mask)
+    torch.testing.assert_close(mixer(x, mask=mask)[mask], expected[mask])
+    assert int(torch.linalg.matrix_rank(mixer.matrix(x).to_dense()).max()) <= 5
+
+
+def test_keys_of_a_code_share_the_straight_through_gradient() -> None:
+    torch.manual_seed(1)
+    mixer = create_mixer("vq_attention(head_dim=4, codes=3)", 4).double().eval()
+    x = torch.randn(1, 9, 4, dtype=torch.float64)
+
+    keys = mixer._keys(x).detach().requires_grad_()
+    mixer._keys = lambda _: keys  # type: ignore[method-assign]
+    weight = torch.randn(1, 9, 4, dtype=torch.float64)
+    (mixer(x) * weight).sum().backward()
+    # The published gradient: that of the quantised keys, handed to the keys one by one.
+    codes = mixer.quantizer(keys)
+    words = mixer.quantizer.words(codes).requires_grad_()
+    query, value = mixer.qv(x).chunk(2, -1)
+    mixed = (normalize_heads(query, 1) @ words.mT).softmax(-1) @ value.unsqueeze(1)
+    (mixer.proj(mixed.squeeze(1)) * weight).sum().backward()
+    assert keys.grad is not None and words.grad is not None
+    for code in codes.unique():
+        here = codes[0, 0] == code
+        torch.testing.assert_close(keys.grad[0, 0, here].sum(0), words.grad[0, 0, here].sum(0))
+        shared = keys.grad[0, 0, here]
+        torch.testing.assert_close(shared, shared[:1].expand_as(shared))
+
+
+def test_training_moves_the_codebook_and_real_tokens_alone_count() -> None:
+    torch.manual_seed(2)
+    mixer = create_mixer("vq_attention(head_dim=4, codes=3, decay=0.5)", 8).double()
+    twin = create_mixer("vq_attention(head_dim=4, codes=3, decay=0.5)", 8).double()
+    twin.load_state_dict(mixer.state_dict())
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    mask = torch.tensor([[True] * 4 + [False] * 2] * 2)
+    mixer.train()(x, mask=mask)
+    twin.train()(x[:, :4])
+    torch.testing.assert_close(mixer.quantizer.c_sum, twin.quantizer.c_sum)
+    torch.testing.assert_close(mixer.quantizer.c_count.sum(1), torch.full((2,), 0.5 * 3 + 0.5 * 8, dtype=torch.float64))
+    before = mixer.quantizer.c_sum.clone()
+    mixer.eval()(x)
+    assert torch.equal(mixer.quantizer.c_sum, before)
+
+
+def test_commitment_pulls_keys_to_their_codewords() -> None:
+    torch.manual_seed(3)
+    mixer = create_mixer("vq_attention(head_dim=4, codes=3)", 8).double()
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    optimizer = torch.optim.SGD([mixer.key.weight], 0.02)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = mixer.commitment(x)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_errors_say_what_is_allowed() -> None:
+    with pytest.raises(ValueError, match="codes must be a positive integer, got 0"):
+        create_mixer("vq_attention(codes=0)", 8)
+    with pytest.raises(ValueError, match="decay must be from 0 to 1, got 2"):
+        create_mixer("vq_attention(decay=2)", 8)
