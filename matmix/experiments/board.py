@@ -25,7 +25,7 @@ class Board:
 
     def __init__(self, pending: Sequence[StudyRun], total: int, jobs: int, *, quiet: bool = False) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self.console: Console = Console(quiet=quiet)
         self.total, self.jobs = total, jobs
@@ -37,8 +37,10 @@ class Board:
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
+            TimeElapsedColumn(),
             TextColumn("{task.fields[text]}"),
             console=self.console,
+            refresh_per_second=4,
             disable=not self.console.is_terminal or quiet,
         )
         self.all = self.progress.add_task("study", total=total, completed=total - len(pending), text="")
@@ -83,13 +85,14 @@ class Board:
         self._refresh()
 
     def seconds_left(self) -> float | None:
-        """From the mean time of the runs that ended on the same task; None before one ended on each."""
-        total = sum(self.left.values())
-        for run in self.waiting:
-            if run.setting not in self.seconds:
-                return None
-            total += sum(self.seconds[run.setting]) / len(self.seconds[run.setting])
-        return total / max(1, min(self.jobs, len(self.waiting) + len(self.began)))
+        """What the running runs say, and the mean time of ended ones for the rest; None while either is unknown."""
+        if any(folder not in self.left for folder in self.began) or any(
+            run.setting not in self.seconds for run in self.waiting
+        ):
+            return None
+        means = {setting: sum(times) / len(times) for setting, times in self.seconds.items()}
+        rest = sum(self.left.values()) + sum(means[run.setting] for run in self.waiting)
+        return max([rest / self.jobs, *self.left.values()])
 
     def _refresh(self) -> None:
         left = self.seconds_left()

@@ -265,3 +265,26 @@ def test_imports_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = with_imports(study("own"), ["x.py", "some.module", ODD])
     assert found.imports == (ODD, str(tmp_path / "x.py"), "some.module")
+
+
+def test_the_board_counts_and_estimates(monkeypatch):
+    import matmix.experiments.board as board_module
+    from matmix.experiments.board import Board
+
+    clock = [0.0]
+    monkeypatch.setattr(board_module.time, "monotonic", lambda: clock[0])
+    runs = study("own", "identity", "attention", seeds=(0, 1)).runs()
+    board = Board(runs[1:], total=6, jobs=2, quiet=True)
+    with board:
+        board.start(runs[1])
+        board.start(runs[2])
+        assert board.seconds_left() is None  # nothing ended, nothing is known
+        clock[0] = 10.0
+        board.update(runs[2], {"step": 6, "steps": 12, "loss": 0.5, "seconds_left": 4.0, "samples_per_second": 9.0})
+        board.end(runs[1], "finished", "")
+        # 4 s of the running one and 3 runs of 10 s, two at a time
+        assert board.seconds_left() == (4.0 + 3 * 10.0) / 2
+        board.end(runs[2], "failed", "why")
+        task = board.progress.tasks[0]
+        assert (task.completed, task.total, board.bad) == (3, 6, 1)
+        assert "3/6 runs" in task.fields["text"] and "1 failed or diverged" in task.fields["text"]
