@@ -109,6 +109,7 @@ def train(words: Sequence[str]) -> int:
 
     A run that was stopped or killed goes on with the same command; a finished one is not run again.
     """
+    from matmix.experiments.environment import is_main_process
     from matmix.experiments.plugins import import_all
     from matmix.experiments.progress import watch
     from matmix.experiments.run import RunConfig, execute
@@ -138,13 +139,15 @@ def train(words: Sequence[str]) -> int:
     config = RunConfig(name, given.mixer, given.seed, asdict(given.task), changed)
     given.task.model(given.mixer, given.seed)  # a wrong spec ends here, in one line, and leaves no folder
     out = given.out or Path("runs") / _slug(f"{name}-{given.mixer}-seed-{given.seed}")
-    with watch(f"{name} {given.mixer}", quiet=given.quiet) as progress:
+    main = is_main_process()
+    with watch(f"{name} {given.mixer}", quiet=given.quiet or not main) as progress:
         try:
             result = execute(config, out, progress=progress, resume=given.resume)
         except KeyboardInterrupt:
             print(f"stopped; the checkpoint is in {out}. The same command goes on from there.", file=sys.stderr)
             return 130
-    print(_summary(result, out))
+    if main:
+        print(_summary(result, out))
     return 0 if result.status == "finished" else 1
 
 

@@ -35,6 +35,18 @@ def environment() -> dict[str, Any]:
     }
 
 
+def on_cpu() -> bool:
+    """Whether to train on the CPU: there is nothing else, or `ACCELERATE_USE_CPU` asks for it."""
+    return not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+
+
+def is_main_process() -> bool:
+    """True in the process that writes; under `torchrun` or `accelerate launch` that is rank 0."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=on_cpu()).is_main_process
+
+
 @cache
 def _version(name: str) -> str | None:
     try:

@@ -28,7 +28,7 @@ from typing import Any
 from torch import nn
 
 from matmix.experiments.checkpoint import write_file
-from matmix.experiments.environment import environment
+from matmix.experiments.environment import environment, is_main_process
 from matmix.experiments.task import Recipe, Task, build, task_class
 
 Progress = Callable[[dict[str, Any]], None]
@@ -148,13 +148,11 @@ def execute(config: RunConfig, folder: Path, *, progress: Progress | None = None
 
     Raises `RunError` when another process holds the folder or when it belongs to another configuration.
     """
-    from accelerate import PartialState
-
     from matmix.experiments.trainer import Diverged, fit
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    main = PartialState().is_main_process
+    main = is_main_process()
     with lock(folder) if main else _nothing():
         _claim(folder, config, main)
         done = Result.read(folder)

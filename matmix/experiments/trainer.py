@@ -28,6 +28,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from matmix.experiments.checkpoint import load_latest, save_checkpoint, sync_folder, write_file, write_tensors
+from matmix.experiments.environment import on_cpu
 from matmix.experiments.memory import step_memory
 from matmix.experiments.run import Progress, RunConfig
 from matmix.experiments.task import Batch, Recipe, Split, Task, stream
@@ -261,7 +262,7 @@ class Log:
 def new_accelerator(precision: str) -> Accelerator:
     # The state is a process-wide singleton that refuses a second precision; runs in one process are independent.
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(mixed_precision=precision)
+    return Accelerator(mixed_precision=precision, cpu=on_cpu())
 
 
 def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:

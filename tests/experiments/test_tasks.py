@@ -74,9 +74,9 @@ class TestEveryTask:
 
 def test_an_epoch_has_each_example_once():
     drawn = [index.tolist() for index in itertools.islice(order(10, 3, seed=0), 9)]
-    epochs = [sum(drawn[i : i + 3], []) for i in (0, 3, 6)]
+    epochs = [list(itertools.chain(*drawn[i : i + 3])) for i in (0, 3, 6)]
     assert all(len(set(epoch)) == 9 for epoch in epochs) and len({tuple(epoch) for epoch in epochs}) == 3
-    assert sum((index.tolist() for index in once(10, 4)), []) == list(range(10))
+    assert torch.equal(torch.cat(list(once(10, 4))), torch.arange(10))
     with pytest.raises(ValueError, match="batch_size=11 is larger than the training split of 10"):
         next(order(10, 11, seed=0))
     assert len({stream(a, b) for a in range(40) for b in range(40)}) == 1600
@@ -238,9 +238,9 @@ def test_co2_windows_are_the_series():
 
 
 def test_co2_gaps_are_lines_between_neighbours_and_never_scored():
-    values, measured, scale = weeks(0.7)
+    _, measured, scale = weeks(0.7)
     gap = next(i for i in range(200, 1500) if not measured[i] and measured[i - 1] and measured[i + 1])
-    x, y = windows(60, 8, 0.7, 0.1)["train"]
+    x, _ = windows(60, 8, 0.7, 0.1)["train"]
     index = gap + 1 - 60 + 5  # a window that ends six weeks after the gap
     row = x[index]
     at = gap - (60 + index - 60)
@@ -254,7 +254,7 @@ def test_co2_gaps_are_lines_between_neighbours_and_never_scored():
     loss = task.loss(output, batch)
     loss.backward()
     assert loss.isfinite() and (output.grad[batch.y.isnan()] == 0).all() and (output.grad != 0).any()
-    prediction, target = task.prediction(output.detach(), batch)
+    _, target = task.prediction(output.detach(), batch)
     assert len(target) == (~batch.y.isnan()).sum() and target.isfinite().all()
     assert target.abs().max() == pytest.approx((batch.y.nan_to_num().abs().max() * scale).item(), rel=1e-5)
 

@@ -1,0 +1,213 @@
+"""The training loop: what a step is, what it costs, and on how many processes it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from matmix.experiments import trainer
+from matmix.experiments.memory import step_memory
+from matmix.experiments.run import Result, RunConfig, execute, read_metrics
+from matmix.experiments.task import Batch, Recipe
+from matmix.experiments.tasks.digits import Digits
+
+SMALL = {"patch": 4, "dim": 8, "depth": 1}
+QUICK = {"steps": 12, "batch_size": 32, "log_every": 4, "eval_every": 6}
+
+
+def weights(folder, name="final"):
+    from safetensors.torch import load_file
+
+    return load_file(folder / f"{name}.safetensors")
+
+
+def test_learning_rate_rises_and_falls():
+    recipe = Recipe(steps=100, lr=2.0, lr_end=0.1, warmup=0.1)
+    rates = [recipe.lr_at(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert rates[10] == 2.0 and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(1.1) and rates[-1] == pytest.approx(0.2, rel=0.02)
+    assert Recipe(steps=3, lr=1.0, warmup=0.0).lr_at(0) == 1.0
+
+
+def test_the_loop_is_the_bare_loop(tmp_path):
+    """The same weights, bit for bit, as from the loop one would write by hand."""
+    config = RunConfig("digits", "attention(head_dim=4)", 2, SMALL, QUICK)
+    assert execute(config, tmp_path).status == "finished"
+    task, recipe = config.make_task(), config.make_recipe()
+    model = task.model(config.mixer, 2)
+    optimizer = trainer.new_optimizer(model, recipe)
+    for step, batch in zip(range(12), task.batches("train", 32, seed=2), strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr_at(step)
+        nn.functional.cross_entropy(model(batch.x), batch.y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, value in weights(tmp_path).items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_accumulation_adds_up_to_the_whole_batch(tmp_path):
+    options = {"betas": (0.9, 0.999)}
+    for parts in (1, 4):
+        config = RunConfig("digits", "attention(head_dim=4)", 0, SMALL, {**QUICK, **options, "accumulate": parts})
+        assert execute(config, tmp_path / str(parts)).status == "finished"
+    one, four = weights(tmp_path / "1"), weights(tmp_path / "4")
+    for name in one:
+        torch.testing.assert_close(one[name], four[name], rtol=1e-3, atol=1e-5)
+    lines = [
+        [line["loss"] for line in read_metrics(tmp_path / parts) if line["split"] == "train"] for parts in ("1", "4")
+    ]
+    assert lines[0] == pytest.approx(lines[1], rel=1e-4)
+
+
+def test_the_logged_loss_is_the_mean_since_the_last_line(tmp_path, monkeypatch):
+    losses = []
+    real = trainer.accumulate
+
+    def listen(*arguments):
+        losses.append(real(*arguments))
+        return losses[-1]
+
+    monkeypatch.setattr(trainer, "accumulate", listen)
+    execute(RunConfig("digits", "identity", 0, SMALL, {**QUICK, "steps": 10}), tmp_path)
+    logged = [line["loss"] for line in read_metrics(tmp_path) if line["split"] == "train"]
+    values = torch.stack(losses)
+    assert logged == pytest.approx([part.mean().item() for part in values.split(4)], rel=1e-6)
+
+
+def test_mixed_precision_runs_the_model_in_bfloat16(tmp_path, monkeypatch):
+    seen = set()
+    real = nn.Linear.forward
+
+    def listen(self, x):
+        out = real(self, x)
+        seen.add(out.dtype)
+        return out
+
+    monkeypatch.setattr(nn.Linear, "forward", listen)
+    config = RunConfig("digits", "attention(head_dim=4)", 0, SMALL, {**QUICK, "precision": "bf16"})
+    result = execute(config, tmp_path)
+    assert result.status == "finished" and torch.bfloat16 in seen
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path).values())
+    seen.clear()
+    plain = execute(dataclasses.replace(config, recipe={**config.recipe, "precision": "no"}), tmp_path / "plain")
+    assert plain.status == "finished" and seen == {torch.float32}
+
+
+@dataclasses.dataclass(frozen=True)
+class Worsens(Digits):
+    """Digits whose validation score is best at its second evaluation."""
+
+    def metrics(self):
+        from torchmetrics import MeanMetric
+
+        scores = iter([0.1, 0.9, 0.5, 0.7])
+
+        class Scripted(MeanMetric):
+            def compute(self):
+                return torch.tensor(next(scores))
+
+        return {"accuracy": Scripted()}
+
+    def prediction(self, output, batch):
+        return torch.zeros(1), torch.ones(1)
+
+
+def test_the_best_weights_are_kept(tmp_path):
+    config = RunConfig(f"{__name__}:Worsens", "identity", 0, SMALL, {**QUICK, "steps": 9, "eval_every": 3})
+    result = execute(config, tmp_path)
+    assert result.best_step == 6 and result.val["accuracy"] == pytest.approx(0.9)
+    until = RunConfig("digits", "identity", 0, SMALL, {**QUICK, "steps": 9, "eval_every": 6})
+    model, steps = until.make_task().model("identity", 0), iter(until.make_task().batches("train", 32, seed=0))
+    optimizer = trainer.new_optimizer(model, until.make_recipe())
+    for step in range(6):
+        for group in optimizer.param_groups:
+            group["lr"] = until.make_recipe().lr_at(step)
+        batch = next(steps)
+        nn.functional.cross_entropy(model(batch.x), batch.y).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, value in weights(tmp_path, "best").items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+def test_lower_can_be_better(tmp_path):
+    config = RunConfig("co2", "identity", 0, {"length": 16, "horizon": 4, "dim": 8}, {**QUICK, "steps": 24})
+    result = execute(config, tmp_path)
+    maes = {line["step"]: line["mae"] for line in read_metrics(tmp_path) if line["split"] == "val"}
+    assert len(maes) == 4 and result.best_step == min(maes, key=maes.get) and not result.higher_is_better
+
+
+def test_a_task_whose_metric_is_missing_fails_clearly(tmp_path):
+    config = RunConfig(f"{__name__}:NoMetric", "identity", 0, SMALL, QUICK)
+    assert "metrics() has ['accuracy']" in execute(config, tmp_path).error
+
+
+class NoMetric(Digits):
+    metric = "recall"
+
+
+def test_progress_tells_what_a_bar_needs(tmp_path):
+    news = []
+    execute(RunConfig("digits", "identity", 0, SMALL, QUICK), tmp_path, progress=news.append)
+    assert [item["step"] for item in news] == [4, 8, 12] and all(item["steps"] == 12 for item in news)
+    assert all(item["samples_per_second"] > 0 and item["seconds_left"] >= 0 and item["loss"] > 0 for item in news)
+    assert "val accuracy" not in news[0] and 0 <= news[1]["val accuracy"] <= 1
+
+
+def test_peak_memory_sees_what_a_step_holds():
+    """A known allocation of 4 MB inside the loss raises it by 4 MB, whatever ran before."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Wasteful(Digits):
+        waste: int = 0
+
+        def loss(self, output, batch: Batch):
+            held = torch.ones(self.waste)
+            return super().loss(output, batch) + 0 * held.sum()
+
+    def measure(waste: int) -> int:
+        task = Wasteful(**SMALL, waste=waste)
+        model = task.model("identity", 0)
+        recipe = Recipe(**QUICK)
+        return step_memory(task, trainer.new_accelerator("no"), model, trainer.new_optimizer(model, recipe), recipe)
+
+    plain = measure(0)
+    assert measure(10**6) - plain == pytest.approx(4e6, rel=0.02)
+    assert measure(0) == plain
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """`torchrun` with two CPU processes: one writer, the same data, the same weights up to rounding."""
+    config = RunConfig("digits", "attention(head_dim=4)", 0, SMALL, {**QUICK, "checkpoint_every": 6})
+    assert execute(config, tmp_path / "one").status == "finished"
+    words = [
+        *("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29613"),
+        *("-m", "matmix.experiments.cli", "train", "digits", "--mixer", config.mixer, "--quiet"),
+        *("--task.patch", "4", "--task.dim", "8", "--task.depth", "1", "--recipe.checkpoint-every", "6"),
+        *("--steps", "12", "--recipe.batch-size", "32", "--recipe.log-every", "4", "--recipe.eval-every", "6"),
+        *("--out", str(tmp_path / "two")),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = Result.read(tmp_path / "one"), Result.read(tmp_path / "two")
+    assert one.test == pytest.approx(two.test, rel=1e-3)
+    for name, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(value, weights(tmp_path / "two")[name], rtol=1e-3, atol=1e-5)
+    lines = [
+        [json.dumps({k: v for k, v in line.items() if k in ("step", "split")}) for line in read_metrics(tmp_path / way)]
+        for way in ("one", "two")
+    ]
+    assert lines[0] == lines[1]
