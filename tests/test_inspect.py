@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from matmix.inspect import describe, gallery, matrices, rank_pattern, record, show
-from matmix.inspect.pictures import Panel, _coarse, draw
-from matmix.matrices import Dense
+from matmix.inspect.pictures import Panel, _coarse, draw, kind, short
+from matmix.matrices import Dense, Identity
 from matmix.mixers import Mixer, Traits, create_mixer
 from matmix.mixers.base import Context, Projected, split_heads
 
@@ -274,6 +274,15 @@ def test_show_without_tokens_is_repeatable(tmp_path):
     first = show(create_mixer("identity", 8), tmp_path / "1.png").read_bytes()
     torch.randn(3)
     assert show(create_mixer("identity", 8), tmp_path / "2.png").read_bytes() == first
+
+
+def test_a_title_names_the_parts_of_the_algebra():
+    a, b = Dense(torch.randn(1, 1, 3, 3)), Identity(3)
+    assert kind(a + b) == "Dense + Identity" and kind(a + a) == "Dense"
+    assert kind((a + b) @ a.mT.scale(2.0)) == "(Dense + Identity) · Dense"
+    assert kind(a.cat_heads(b)) == "Dense, Identity" and kind(a.cat_columns(a)) == "[Dense, Dense]"
+    assert kind(a.kron(b).masked(torch.ones(1, 9, dtype=torch.bool))) == "Dense ⊗ Identity"
+    assert short("x" * 50) == "x" * 33 + "..."
 
 
 def test_gallery(tmp_path):

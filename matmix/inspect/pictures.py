@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.inspect.recording import matrices, outer_mixers
+from matmix.matrices.algebra import ColumnCat, HeadCat, Kron, Masked, Product, Scale, Sum, Transpose
 from matmix.matrices.base import Matrix
 from matmix.mixers.base import Grid, Mixer
 from matmix.mixers.registry import create_mixer
@@ -119,7 +120,7 @@ def gallery(
         with fork_seed(seed, spec):
             mixer = create_mixer(spec, dim, grid)
         matrix = next(iter(matrices(mixer, sample_tokens(mixer, grid, seed)).values()))
-        panels.append(Panel(dense(matrix)[0], f"{spec}\n{type(matrix).__name__}", grid))
+        panels.append(Panel(dense(matrix)[0], f"{spec}\n{short(kind(matrix))}", grid))
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     draw(rows, "", relative=True).savefig(target)
     return target
@@ -151,7 +152,33 @@ def about(matrix: Matrix) -> str:
     traits = f", {', '.join(sorted(matrix.properties)).replace('_', ' ')}" if matrix.properties else ""
     many = f"{heads} head{'s' * (heads > 1)}" if heads else "no head"
     fixed = "the same for every input" if batch == 1 else f"batch of {batch}"
-    return f"{type(matrix).__name__} {rows} x {columns}, {many}, {fixed}{traits}"
+    return f"{kind(matrix)} {rows} x {columns}, {many}, {fixed}{traits}"
+
+
+def kind(matrix: Matrix) -> str:
+    """The class of a matrix; of an algebra object those of its parts: ``Semiseparable + Diagonal``."""
+    match matrix:
+        case Sum():
+            return " + ".join(dict.fromkeys(map(kind, matrix.terms)))
+        case Product():
+            return " · ".join(f"({kind(part)})" if isinstance(part, Sum) else kind(part) for part in matrix.factors)
+        case Scale() | Masked():
+            return kind(matrix.inner)
+        case Transpose():
+            return f"{kind(matrix.inner)}ᵀ"
+        case Kron():
+            return f"{kind(matrix.rows)} ⊗ {kind(matrix.columns)}"
+        case HeadCat():
+            return ", ".join(dict.fromkeys(map(kind, matrix.parts)))
+        case ColumnCat():
+            return f"[{', '.join(map(kind, matrix.blocks))}]"
+        case _:
+            return type(matrix).__name__
+
+
+def short(text: str, most: int = 36) -> str:
+    """Text that fits over a panel."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def draw(rows: Sequence[Sequence[Panel]], heading: str, *, notes: Sequence[str] = (), relative: bool = False) -> Figure:
@@ -204,7 +231,7 @@ def draw(rows: Sequence[Sequence[Panel]], heading: str, *, notes: Sequence[str] 
                 _coarse(entries).numpy(), cmap="RdBu_r", norm=norm, extent=extent, aspect="auto", interpolation="none"
             )
             axis.set_box_aspect(1)
-            axis.set_title(panel.title, fontsize=9)
+            axis.set_title(panel.title, fontsize=8.5)
             axis.tick_params(labelsize=7)
             axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -167,7 +167,7 @@ def curves_picture(setting: Setting, path: Path) -> bool:
 def matrices_picture(setting: Setting, path: Path) -> tuple[bool, list[str]]:
     """A learned matrix of each mixer: last layer, first head, on the task's example; and why some are missing."""
     from matmix.experiments.run import load_model
-    from matmix.inspect.pictures import Panel, dense, draw
+    from matmix.inspect.pictures import Panel, dense, draw, kind, short
     from matmix.inspect.recording import matrices, outer_mixers
 
     panels, problems = [], []
@@ -182,8 +182,8 @@ def matrices_picture(setting: Setting, path: Path) -> tuple[bool, list[str]]:
             problems.append(f"{mixer}: no matrix ({type(error).__name__}: {error})")
             continue
         heads = matrix.shape[1]
-        kind = type(matrix).__name__ + (f", head 0 of {heads}" if heads > 1 else "")
-        panels.append(Panel(entries, f"{mixer}\n{kind}", grid))
+        which = f", head 0 of {heads}" if heads > 1 else ""
+        panels.append(Panel(entries, f"{mixer}\n{short(kind(matrix), 36 - len(which))}{which}", grid))
     if not panels:
         return False, problems
     rows = [panels[start : start + 5] for start in range(0, len(panels), 5)]
