@@ -2,8 +2,7 @@
 
 One policy for all laws: the largest absolute error is at most ``TOLERANCE[dtype] * scale``.
 
-- ``dtype`` is that of the tensor under test: 1e-10 in float64, 1e-5 in float32, 8 units of rounding in float16 and
-  bfloat16.
+- ``dtype`` is that of the tensor under test: 1e-10 in float64, 1e-5 in float32, 8 eps in float16 and bfloat16.
 - ``scale`` is the largest entry of ``|M| |V|`` for a product ``M V`` (the size that rounding is relative to, whatever
   cancels), and the largest entry of the expected tensor for anything else.
 """

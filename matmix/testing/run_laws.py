@@ -10,8 +10,11 @@ from torch import Tensor
 
 from matmix.mixers.base import Mixer
 from matmix.testing.cases import MixerCase
-from matmix.testing.compare import TOLERANCE, close
+from matmix.testing.compare import close
 from matmix.testing.mixer_laws import law, slow_law, some_mask
+
+# In a chain of projections, gates and norms each rounds once; one token is a small sample of it.
+HALF = 12
 
 
 def _train(mixer: Mixer, x: Tensor, weight: Tensor, run: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
@@ -120,7 +123,7 @@ def _distance(actual: Tensor, expected: Tensor, limit: float, what: str) -> None
 @law
 def precision(case: MixerCase) -> None:
     """float32 is within 1e-5 of float64 (largest error over largest output); ``.bfloat16()``, ``.half()`` and both
-    under autocast keep the dtype and are within 8 units of rounding (Euclidean norm), with finite gradients."""
+    under autocast keep the dtype and are within 12 eps (Euclidean norm), with finite gradients."""
     exact, x = case.build(), case.tokens(torch.float32)
     single = case.build(torch.float32)
     reference = copy.deepcopy(single).double()
@@ -130,12 +133,12 @@ def precision(case: MixerCase) -> None:
         with torch.autocast(x.device.type, dtype):
             out = single(x)
         assert out.dtype == torch.float32, f"autocast to {name}: float32 tokens become {out.dtype}"
-        _distance(out, reference(x.double()), TOLERANCE[dtype], f"autocast to {name}")
+        _distance(out, reference(x.double()), HALF * torch.finfo(dtype).eps, f"autocast to {name}")
         half, tokens = copy.deepcopy(exact).to(dtype), x.to(dtype).requires_grad_()
         out = half(tokens)
         assert out.dtype == dtype, f"{name} tokens become {out.dtype}"
         wide = copy.deepcopy(half).double()
-        _distance(out, wide(tokens.detach().double()), TOLERANCE[dtype], name)
+        _distance(out, wide(tokens.detach().double()), HALF * torch.finfo(dtype).eps, name)
         out.float().square().mean().backward()
         for owner, grad in (("the tokens", tokens.grad), *((n, p.grad) for n, p in half.named_parameters())):
             assert grad is None or bool(torch.isfinite(grad).all()), f"{name}: gradient of {owner} is not finite"
