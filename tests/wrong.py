@@ -329,7 +329,7 @@ NO_ORDER = claim("low_rank", "Unstated", _ones)
 class Fold(Mixer):
     """``y_t = sum_{s <= t} a^(t - s) V x_s``, and then a linear layer; correct, without its recurrent form."""
 
-    traits: ClassVar = Traits(causal=True, mask="trim", aligned=True)
+    traits = Traits(causal=True, mask="trim", aligned=True)
 
     def __init__(self, dim: int, grid: Grid | None = None) -> None:
         super().__init__(dim, grid)
@@ -359,7 +359,7 @@ class Fold(Mixer):
 class Decay(Fold):
     """The correct twin: keeps every promise that a data-independent mixer can keep."""
 
-    traits: ClassVar = Traits(causal=True, mask="trim", recurrent=True, aligned=True)
+    traits = Traits(causal=True, mask="trim", recurrent=True, aligned=True)
 
     def init_state(self, batch: int) -> Tensor:
         return self.decay.new_zeros(batch, self.dim)
@@ -477,7 +477,7 @@ class CopiesByReference(Decay):
 class DividesByTheSpread(Decay):
     """The spread of one token is not a number."""
 
-    traits: ClassVar = Traits(data_dependent=True)
+    traits = Traits(data_dependent=True)
 
     def project(self, x: Tensor, context: Context) -> Projected:
         return super().project(x / x.std(1, keepdim=True), context)
@@ -501,13 +501,13 @@ class Peeks(Decay):
 class HidesThatItIsCausal(Decay):
     """Causal, and does not say so."""
 
-    traits: ClassVar = Traits(mask="trim")
+    traits = Traits(mask="trim")
 
 
 class DoesNothing(Decay):
     """Says that it mixes, and multiplies by the identity."""
 
-    traits: ClassVar = Traits(causal=True)
+    traits = Traits(causal=True)
 
     def project(self, x: Tensor, context: Context) -> Projected:
         values = self.values(x, None)
@@ -517,7 +517,7 @@ class DoesNothing(Decay):
 class SaysItDoesNotMix(Decay):
     """Mixes, and says that it does not."""
 
-    traits: ClassVar = Traits(causal=True, mixes=False)
+    traits = Traits(causal=True, mixes=False)
 
 
 class ReadsTheData(Decay):
@@ -531,13 +531,13 @@ class ReadsTheData(Decay):
 class SaysItReadsTheData(Decay):
     """The same matrix for all tokens, sold as data-dependent."""
 
-    traits: ClassVar = Traits(causal=True, data_dependent=True)
+    traits = Traits(causal=True, data_dependent=True)
 
 
 class Table(Fold):
     """The correct twin of fixed length: a learned gain a position."""
 
-    traits: ClassVar = Traits(causal=True, length="fixed")
+    traits = Traits(causal=True, length="fixed")
 
     def __init__(self, dim: int, grid: Grid | None = None) -> None:
         super().__init__(dim, grid)
@@ -559,7 +559,7 @@ class Table(Fold):
 class HidesItsTable(Table):
     """A learned gain a position, of any length it says: only the first positions are used, or there are too few."""
 
-    traits: ClassVar = Traits(causal=True)
+    traits = Traits(causal=True)
 
     def project(self, x: Tensor, context: Context) -> Projected:
         matrix, values, rest = super(Table, self).project(x, context)
@@ -605,7 +605,7 @@ class AssumesSquare(Decay):
 class TakesAnyGrid(Decay):
     """Sequences only, it says, and takes images."""
 
-    traits: ClassVar = Traits(causal=True, dims=frozenset({1}))
+    traits = Traits(causal=True, dims=frozenset({1}))
 
     def __init__(self, dim: int, grid: Grid | None = None) -> None:
         super().__init__(dim, None if grid is None else (math.prod(grid),))
@@ -621,7 +621,7 @@ class LeaksPadding(Decay):
 class TakesAMaskItCannotUse(Decay):
     """Without a mask trait, and takes one."""
 
-    traits: ClassVar = Traits(causal=True)
+    traits = Traits(causal=True)
 
     def _context(self, x: Tensor, grid: Grid | None, mask: Tensor | None) -> Context:
         return Context(super()._context(x, grid, None).grid, mask)
@@ -630,7 +630,7 @@ class TakesAMaskItCannotUse(Decay):
 class Average(Fold):
     """The correct twin that is not causal: ``y`` = the mean over the real tokens."""
 
-    traits: ClassVar = Traits(mask="trim")
+    traits = Traits(mask="trim")
 
     def rows(self, x: Tensor, mask: Tensor | None) -> Tensor:
         real = x.new_ones(1, x.shape[1]) if mask is None else mask.to(x.dtype)
@@ -748,7 +748,7 @@ class DividesByTheNorm(Decay):
 class UndoesDecay(Decay):
     """``exp`` of a positive cumulative sum: ``a^t * a^-s`` instead of ``a^(t - s)``."""
 
-    traits: ClassVar = Traits(causal=True, length="any")
+    traits = Traits(causal=True, length="any")
 
     def project(self, x: Tensor, context: Context) -> Projected:
         _, values, rest = super().project(x, context)

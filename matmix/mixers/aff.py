@@ -44,7 +44,7 @@ class AFF(Mixer):
         shrink: threshold of the softshrink, at least 0.
     """
 
-    traits: ClassVar = Traits(data_dependent=True, mask="content")
+    traits = Traits(data_dependent=True, mask="content")
     published: ClassVar = {"microsoft/TokenMixers": lambda module, state: state}
 
     def __init__(

@@ -35,7 +35,7 @@ class Attention(Mixer):
         causal: token i sees tokens up to i; then the mixer also runs token by token on a cache of keys and values.
     """
 
-    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+    traits = Traits(data_dependent=True, mask="trim")
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class Butterfly(Mixer):
         heads: number of matrices; the largest divisor of ``dim`` that divides 8 where absent.
     """
 
-    traits: ClassVar = Traits(length="fixed", mask="content")
+    traits = Traits(length="fixed", mask="content")
 
     def __init__(self, dim: int, grid: Grid | None = None, *, heads: int | None = None) -> None:
         super().__init__(dim, grid)

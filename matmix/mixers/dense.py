@@ -30,7 +30,7 @@ class Dense(Mixer):
         published: the published form ``y = x + M x / sqrt(L)`` and its initialisation, for its checkpoints.
     """
 
-    traits: ClassVar = Traits(length="fixed", mask="content")
+    traits = Traits(length="fixed", mask="content")
 
     def __init__(
         self, dim: int, grid: Grid | None = None, *, heads: int | None = None, published: bool = False

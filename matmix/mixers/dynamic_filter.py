@@ -48,7 +48,7 @@ class DynamicFilter(Mixer):
             prediction backbones, with ``resize="bicubic"``), and the mixer is of any length.
     """
 
-    traits: ClassVar = Traits(data_dependent=True, length="fixed", mask="content")
+    traits = Traits(data_dependent=True, length="fixed", mask="content")
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class FastWeights(Mixer):
         norm_eps: added to the mean square of a head.
     """
 
-    traits: ClassVar = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
+    traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
 
     def __init__(
         self,

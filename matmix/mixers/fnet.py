@@ -36,7 +36,7 @@ class FNet(Mixer):
             the residual sum (FNet's) and swamps the residual stream of a pre-norm model; ``"ortho"`` divides by it.
     """
 
-    traits: ClassVar = Traits(mask="content")
+    traits = Traits(mask="content")
     published: ClassVar = {
         "google-research/google-research": lambda module, state: state,
         "lxchtan/PoNet": lambda module, state: state,

@@ -40,7 +40,7 @@ class GlobalFilter(Mixer):
             ``int(expansion * dim)`` inner channels.
     """
 
-    traits: ClassVar = Traits(length="fixed", mask="content")
+    traits = Traits(length="fixed", mask="content")
     published: ClassVar = {"raoyongming/GFNet": _gfnet, "okojoalg/dfformer": lambda module, state: state}
 
     def __init__(self, dim: int, grid: Grid, *, expansion: float | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Heads(Mixer):
         dims: the channels of every part, adding up to ``dim``; equal shares where absent.
     """
 
-    traits: ClassVar = Traits(data_dependent=True, mask="trim")  # of attention beside sep_conv; see joint_traits
+    traits = Traits(data_dependent=True, mask="trim")  # of attention beside sep_conv; see joint_traits
 
     def __init__(self, dim: int, grid: Grid | None = None, *specs: str, dims: tuple[int, ...] | None = None) -> None:
         if not specs:

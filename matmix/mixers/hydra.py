@@ -55,7 +55,7 @@ class Hydra(Mixer):
     """
 
     # Not aligned: the diagonal aside, a prefix lacks what its convolution would see behind its end.
-    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+    traits = Traits(data_dependent=True, mask="trim")
 
     def __init__(
         self,

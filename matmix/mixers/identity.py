@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from matmix.matrices.identity import Identity as IdentityMatrix
@@ -17,7 +15,7 @@ from matmix.mixers.registry import register
 class Identity(Mixer):
     """``y = x`` (IdentityFormer's token mixer)."""
 
-    traits: ClassVar = Traits(causal=True, mask="trim", aligned=True, mixes=False)
+    traits = Traits(causal=True, mask="trim", aligned=True, mixes=False)
 
     def project(self, x: Tensor, context: Context) -> Projected:
         values = x.unsqueeze(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,7 +38,7 @@ class LinearAttention(Mixer):
         causal: token i sees tokens up to i.
     """
 
-    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+    traits = Traits(data_dependent=True, mask="trim")
 
     def __init__(self, dim: int, grid: Grid | None = None, *, head_dim: int = 32, causal: bool = False) -> None:
         if causal:

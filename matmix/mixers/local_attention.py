@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class LocalAttention(Mixer):
         causal: only the token and the ``window - 1`` before it (sequences; any window).
     """
 
-    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+    traits = Traits(data_dependent=True, mask="trim")
 
     def __init__(
         self, dim: int, grid: Grid | None = None, *, window: int = 7, head_dim: int = 32, causal: bool = False

@@ -32,7 +32,7 @@ class MatrixMixer(Mixer):
             they were built for, whatever the length of the sequence.
     """
 
-    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+    traits = Traits(data_dependent=True, mask="trim")
     activates_queries: ClassVar[bool] = False
 
     def __init__(

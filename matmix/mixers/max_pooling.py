@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,7 +28,7 @@ class MaxPooling(Mixer):
         window: tokens a side, odd.
     """
 
-    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+    traits = Traits(data_dependent=True, mask="trim")
 
     def __init__(self, dim: int, grid: Grid | None = None, *, window: int = 3) -> None:
         super().__init__(dim, grid)

@@ -37,7 +37,7 @@ class TokenMLP(Mixer):
         hidden: width of the hidden layer (MLP-Mixer S: 256, B: 384, L: 512).
     """
 
-    traits: ClassVar = Traits(data_dependent=True, length="fixed", mask="content")
+    traits = Traits(data_dependent=True, length="fixed", mask="content")
 
     def __init__(self, dim: int, grid: Grid | None = None, *, hidden: int = 256) -> None:
         super().__init__(dim, grid)

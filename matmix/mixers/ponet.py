@@ -57,7 +57,7 @@ class PoNet(Mixer):
         proj: the output projection; the self-attention of the pretrained models has it outside.
     """
 
-    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+    traits = Traits(data_dependent=True, mask="trim")
 
     def __init__(
         self,

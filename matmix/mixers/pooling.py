@@ -30,7 +30,7 @@ class Pooling(Mixer):
         window: tokens a side, odd.
     """
 
-    traits: ClassVar = Traits(mask="trim")
+    traits = Traits(mask="trim")
 
     def __init__(self, dim: int, grid: Grid | None = None, *, window: int = 3) -> None:
         super().__init__(dim, grid)

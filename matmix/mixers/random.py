@@ -23,7 +23,7 @@ class RandomMixing(Mixer):
     gradient, under the same name.
     """
 
-    traits: ClassVar = Traits(length="fixed", mask="content")
+    traits = Traits(length="fixed", mask="content")
     random_matrix: Tensor
 
     def __init__(self, dim: int, grid: Grid | None = None) -> None:

@@ -141,7 +141,7 @@ class S4D(Mixer):
         dt_min, dt_max: initial steps are log-uniform between them.
     """
 
-    traits: ClassVar = Traits(causal=True, mask="trim", recurrent=True, aligned=True)
+    traits = Traits(causal=True, mask="trim", recurrent=True, aligned=True)
     published: ClassVar = {"state-spaces/s4": _state_spaces}
 
     def __init__(

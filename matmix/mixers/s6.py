@@ -65,7 +65,7 @@ class S6(Mixer):
         chunk: tokens of a chunk of the scan; None chooses. No result depends on it.
     """
 
-    traits: ClassVar = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
+    traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ class SepConv(Mixer):
         causal: look back only (sequences); then the mixer also runs token by token on its last ``kernel - 1`` inputs.
     """
 
-    traits: ClassVar = Traits(mask="trim", aligned=True)
+    traits = Traits(mask="trim", aligned=True)
 
     def __init__(
         self,

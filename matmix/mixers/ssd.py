@@ -79,7 +79,7 @@ class SSD(Mixer):
         chunk: tokens of a chunk of the scan; None chooses. No result depends on it.
     """
 
-    traits: ClassVar = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
+    traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
 
     def __init__(
         self,

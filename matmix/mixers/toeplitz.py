@@ -52,7 +52,7 @@ class Toeplitz(Mixer):
             Published models keep the length that they were built for.
     """
 
-    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+    traits = Traits(data_dependent=True, mask="trim")
     published: ClassVar = {
         "goombalab/hydra": lambda module, state: {
             name.removeprefix("matrix_mixer."): value for name, value in state.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -31,7 +30,7 @@ class Vandermonde(MatrixMixer):
     left is another one. See :class:`MatrixMixer`.
     """
 
-    traits: ClassVar = replace(MatrixMixer.traits, mask="content")
+    traits = replace(MatrixMixer.traits, mask="content")
 
     def mixing(self, query: Tensor, key: Tensor, size: Tensor | float) -> Matrix:
         length = query.shape[2]
