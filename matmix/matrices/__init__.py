@@ -7,6 +7,7 @@ from matmix.matrices.banded import Banded
 from matmix.matrices.base import Matrix, Shape, all_classes, static
 from matmix.matrices.butterfly import Butterfly
 from matmix.matrices.cauchy import Cauchy
+from matmix.matrices.chunk_diagonal import ChunkDiagonal
 from matmix.matrices.circulant import Circulant
 from matmix.matrices.convolution import Convolution
 from matmix.matrices.decaying_toeplitz import DecayingToeplitz
@@ -18,6 +19,7 @@ from matmix.matrices.gated_semiseparable import GatedSemiseparable
 from matmix.matrices.gelu_gate import GeluGate
 from matmix.matrices.identity import Identity
 from matmix.matrices.known import Known
+from matmix.matrices.laplace import Laplace
 from matmix.matrices.low_rank import LowRank
 from matmix.matrices.monarch import Monarch
 from matmix.matrices.normalise import Normalise
@@ -37,6 +39,7 @@ __all__ = [
     "Butterfly",
     "Cauchy",
     "CausalToeplitz",
+    "ChunkDiagonal",
     "Circulant",
     "ColumnCat",
     "Convolution",
@@ -51,6 +54,7 @@ __all__ = [
     "Identity",
     "Known",
     "Kron",
+    "Laplace",
     "LowRank",
     "Masked",
     "Matrix",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class VQAttention(Mixer):
         decay: of the codebook's moving averages.
     """
 
-    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+    traits = Traits(data_dependent=True, mask="trim")
 
     def __init__(
         self, dim: int, grid: Grid | None = None, *, head_dim: int = 32, codes: int = 512, decay: float = 0.99
@@ -83,7 +83,7 @@ class VQAttention(Mixer):
         return self.proj(merge_heads(mixed).to(self.proj.weight.dtype))
 
     def commitment(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Squared distance of keys from their codewords, summed over heads: the mean over tokens (masked ones are 0)."""
+        """Squared distance of keys from their codewords, the sum over heads; the mean over tokens, masked ones as 0."""
         mask = self._context(x, (x.shape[1],), mask).mask
         keys = self._keys(x)
         error = self.quantizer.squared_error(keys, self.quantizer(keys)).sum(1)

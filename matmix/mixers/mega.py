@@ -1,0 +1,180 @@
+"""Mega: one head of attention over moving averages, behind gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.matrices.base import Matrix
+from matmix.matrices.chunk_diagonal import ChunkDiagonal
+from matmix.matrices.laplace import Laplace
+from matmix.matrices.softmax import Softmax
+from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding
+from matmix.mixers.ema import EMA
+from matmix.mixers.registry import register
+
+
+@register(
+    "mega",
+    matrix="Softmax or Laplace, one head; in chunks: ChunkDiagonal",
+    cost="O(L^2 D + L D^2); in chunks of C: O(L C D + L D^2 + L D log L)",
+    source="facebookresearch/mega",
+    paper="2209.10655, equations 7 to 16",
+    smallest={"z_dim": 3, "states": 2, "max_positions": 8},
+)
+class Mega(Mixer):
+    """``x + u (silu(h + W_h (r * attention)) - x)``: norm, residual and gates belong to the mixer, as published.
+
+    Of ``x' = norm(x)`` and its moving averages ``m = EMA(x')``: the gates u (sigmoid) and r (SiLU), the part h, one
+    shared vector z that scales and shifts turn into queries and keys, all from m; values ``silu(W_v x')``. The matrix
+    is the attention, with a learned bias for every distance. Not linear in the product: SiLU. Images are read row by
+    row.
+
+    Weights are softmax, or Laplace: the normal distribution function of scores that are divided by the number of
+    keys. With causal Laplace rows count the real keys up to their own; the published code counts padding too.
+
+    Args:
+        z_dim: width E of queries and keys.
+        hdim: width of values and of r; None is ``2 * dim``.
+        states: averages of a channel.
+        activation: "softmax" (published for text) or "laplace" (for pixels and speech).
+        causal: look back only; unless in chunks, the mixer then also runs token by token.
+        chunk: tokens of a chunk, which attend to one another only; None is the whole sequence. A mask is then a
+            promise of content only, as padding on the left moves the borders. Lengths need not be multiples.
+        max_positions: distances with a bias of their own; longer ones share that of the longest. Chunks need only
+            their own.
+    """
+
+    traits = Traits(data_dependent=True, mask="trim")
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Grid | None = None,
+        *,
+        z_dim: int = 64,
+        hdim: int | None = None,
+        states: int = 16,
+        activation: Literal["softmax", "laplace"] = "softmax",
+        causal: bool = False,
+        chunk: int | None = None,
+        max_positions: int = 1024,
+    ) -> None:
+        traits = type(self).traits
+        if causal:
+            traits = replace(traits, causal=True, aligned=True, recurrent=chunk is None)
+        self.traits = traits if chunk is None else replace(traits, mask="content")
+        super().__init__(dim, grid)
+        if activation not in ("softmax", "laplace"):
+            raise ValueError(f"activation must be 'softmax' or 'laplace', got {activation!r}")
+        hdim = 2 * dim if hdim is None else hdim
+        for name, value in (("z_dim", z_dim), ("hdim", hdim), ("max_positions", max_positions), ("chunk", chunk or 1)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        self.activation, self.causal, self.chunk = activation, causal, chunk
+        self.sizes = (dim, z_dim, hdim, dim)  # u, z, r, h
+        self.norm = nn.LayerNorm(dim)
+        self.move = EMA(dim, states=states, causal=causal)
+        self.v_proj, self.mx_proj, self.h_proj = (
+            nn.Linear(dim, hdim),
+            nn.Linear(dim, sum(self.sizes)),
+            nn.Linear(hdim, dim),
+        )
+        self.gamma, self.beta = nn.Parameter(0.02 * torch.randn(2, z_dim)), nn.Parameter(torch.zeros(2, z_dim))
+        reach = max_positions if chunk is None else chunk
+        self.rel_pos_bias = nn.Parameter(0.02 * torch.randn(2 * reach - 1))
+        for layer in (self.v_proj, self.mx_proj, self.h_proj):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def _bias(self, rows: Tensor, columns: int) -> Tensor:
+        """The bias of the distances ``j - i`` of some rows, ``(1, 1, rows, columns)``."""
+        reach = len(self.rel_pos_bias) // 2
+        distance = torch.arange(columns, device=rows.device) - rows.unsqueeze(1)
+        return self.rel_pos_bias[distance.clamp(-reach, reach) + reach][None, None]
+
+    def _attention(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Matrix:
+        """The matrix of queries and keys ``(B, 1, L, E)``."""
+        bias = self._bias(torch.arange(query.shape[2], device=query.device), key.shape[2])
+        if self.activation == "laplace":
+            return Laplace(query, key, mask, bias, causal=self.causal)
+        return Softmax(query, key, mask, bias, causal=self.causal)
+
+    def _in_chunks(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Matrix:
+        length = query.shape[2]
+        size = min(self.chunk or length, length)
+        chunks = -(-length // size)
+        fill = chunks * size - length
+        if fill and mask is None:
+            mask = query.new_ones(query.shape[0], length, dtype=torch.bool)
+        query, key = (F.pad(t, (0, 0, 0, fill)).reshape(-1, 1, size, t.shape[3]) for t in (query, key))
+        mask = None if mask is None else F.pad(mask, (0, fill)).reshape(-1, size)
+        return ChunkDiagonal(self._attention(query, key, mask), chunks, length)
+
+    def _parts(self, x: Tensor, normed: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """Queries and keys ``(B, 1, L, E)``, values ``(B, 1, L, hdim)``, and what the end needs."""
+        gate, shared, reset, straight = self.mx_proj(moved).split(self.sizes, -1)
+        shared = F.silu(shared).unsqueeze(1)
+        query, key = (shared * gamma + beta for gamma, beta in zip(self.gamma, self.beta, strict=True))
+        values = F.silu(self.v_proj(normed)).unsqueeze(1)
+        return query, key, values, (x, torch.sigmoid(gate), F.silu(reset), straight)
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        normed = self.norm(x)
+        query, key, values, rest = self._parts(x, normed, self.move(normed, grid=context.grid, mask=context.mask))
+        mixing = self._attention if self.chunk is None else self._in_chunks
+        return Projected(mixing(query, key, context.mask), values, rest)
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        x, gate, reset, straight = rest
+        hidden = F.silu(straight + self.h_proj(mixed.squeeze(1) * reset))
+        return torch.addcmul(x, gate, hidden - x)
+
+    # ------------------------------------------------------------------ token by token: averages, keys, values
+
+    def init_state(self, batch: int) -> State:
+        if not self.traits.recurrent:
+            return super().init_state(batch)
+        empty = self.gamma.new_zeros(batch, 1, 0, self.sizes[1])
+        values = self.gamma.new_zeros(batch, 1, 0, self.sizes[2])
+        return self.move.init_state(batch), empty, values, torch.ones(batch, 0, dtype=torch.bool, device=empty.device)
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
+        if not self.traits.recurrent:
+            return super().prefill(x, mask=mask)
+        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
+        normed = self.norm(x)
+        moved, averages = self.move.prefill(normed, mask=mask)
+        query, key, values, rest = self._parts(x, normed, moved)
+        out = self.merge(self._attention(query, key, mask).matmul(values), rest)
+        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+        return drop_padding(out, mask), (averages, key, values, real)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if not self.traits.recurrent:
+            return super().step(x, state)
+        averages, keys, values, real = state
+        normed = self.norm(x)
+        moved, averages = self.move.step(normed, averages)
+        query, key, value, rest = self._parts(x.unsqueeze(1), normed.unsqueeze(1), moved.unsqueeze(1))
+        keys, values = torch.cat((keys.to(key.dtype), key), 2), torch.cat((values.to(value.dtype), value), 2)
+        real = torch.cat((real, real.new_ones(x.shape[0], 1)), 1)
+        last = torch.full((1,), keys.shape[2] - 1, device=x.device)
+        kind = Laplace if self.activation == "laplace" else Softmax
+        mixed = kind(query, keys, real, self._bias(last, keys.shape[2])).matmul(values)
+        return self.merge(mixed, rest).squeeze(1), (averages, keys, values, real)
+
+    @staticmethod
+    def _from_published(module: Mega, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        renamed = {"norm.norm.": "norm.", "rel_pos_bias.rel_pos_bias": "rel_pos_bias"}
+        return {
+            next((name.replace(old, new) for old, new in renamed.items() if name.startswith(old)), name): value
+            for name, value in state.items()
+        }
+
+    published: ClassVar[dict[str, Callable[..., Any]]] = {"facebookresearch/mega": _from_published}

@@ -1,0 +1,113 @@
+"""Mega's moving averages and its gated attention, against the published code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from matmix import create_mixer, load_published
+from matmix.mixers.ema import EMA
+from matmix.mixers.mega import Mega
+from tests.fixtures import Fixture, load_fixture
+
+SOURCE = "facebookresearch/mega"
+
+
+def test_averages_are_published() -> None:
+    fixture = load_fixture("sequence/mega_ema_causal")
+    mixer = load_published(create_mixer("ema(states=4, causal=True)", 6).double(), fixture.state(), SOURCE)
+    assert isinstance(mixer, EMA)
+    x = fixture.input().transpose(0, 1)
+    fixture.check(mixer(x).transpose(0, 1))
+    fixture.check(mixer._one_way(*mixer._modes(), 13).taps()[0], "kernel")
+    state, outputs = mixer.init_state(2), []
+    for token in x.unbind(1):
+        out, state = mixer.step(token, state)
+        outputs.append(out)
+    fixture.check(torch.stack(outputs))
+
+
+def published(fixture: Fixture) -> Mega:
+    config = fixture.config
+    chunk = None if config["chunk_size"] < 0 else config["chunk_size"]
+    spec = (
+        f"mega(z_dim={config['zdim']}, hdim={config['hdim']}, states={config['ndim']}, chunk={chunk}, "
+        f"activation={config['attention_activation']!r}, max_positions={config['max_positions']})"
+    )
+    mixer = load_published(create_mixer(spec, config["embed_dim"]).double(), fixture.state(), SOURCE)
+    assert isinstance(mixer, Mega)
+    return mixer
+
+
+@pytest.mark.parametrize("case", ["softmax", "softmax_chunk4"])
+def test_gated_attention_is_published(case: str) -> None:
+    fixture = load_fixture(f"sequence/mega_attention_{case}")
+    mixer, x = published(fixture), fixture.input().transpose(0, 1)
+    # The published code takes the softmax in float32 whatever its inputs: 2e-9 of the outputs here.
+    fixture.check(mixer(x).transpose(0, 1), atol=4e-9)
+    matrix, values, rest = mixer.project(x, mixer._context(x, None, None))
+    rounded = matrix.to_dense().log().masked_fill(matrix.to_dense() == 0, -torch.inf).softmax(-1, dtype=torch.float32)
+    fixture.check(mixer.merge(rounded.double() @ values, rest).transpose(0, 1))
+
+
+def test_laplace_attention_is_published() -> None:
+    fixture = load_fixture("sequence/mega_attention_laplace_mask")
+    mask = fixture.input("keep_mask").bool()
+    mixed = published(fixture)(fixture.input("x").transpose(0, 1), mask=mask)
+    # The published code has outputs at masked tokens too, which say nothing.
+    entry = fixture.expected()
+    expected = torch.from_numpy(np.array(entry["values"])).reshape(entry["shape"]).transpose(0, 1)
+    torch.testing.assert_close(mixed[mask], expected[mask], rtol=1e-8, atol=1e-9)
+
+
+def plain(mixer: Mega, x: Tensor) -> Tensor:
+    """Causal attention of one sequence, row by row."""
+    normed = mixer.norm(x)
+    moved = mixer.move(normed[None])[0]
+    gate, shared, reset, straight = mixer.mx_proj(moved).split(mixer.sizes, -1)
+    shared = torch.nn.functional.silu(shared)
+    query, key = (shared * g + b for g, b in zip(mixer.gamma, mixer.beta, strict=True))
+    value = torch.nn.functional.silu(mixer.v_proj(normed))
+    reach, rows = len(mixer.rel_pos_bias) // 2, []
+    for i in range(len(x)):
+        bias = torch.stack([mixer.rel_pos_bias[reach + max(j - i, -reach)] for j in range(i + 1)])
+        if mixer.activation == "laplace":
+            score = key[: i + 1] @ query[i] / (i + 1) + bias
+            weight = 0.5 * (1 + torch.erf((score - 0.5**0.5) / (0.25 / torch.pi) ** 0.5 / 2**0.5))
+        else:
+            weight = (key[: i + 1] @ query[i] * len(query[i]) ** -0.5 + bias).softmax(0)
+        rows.append(weight @ value[: i + 1])
+    hidden = torch.nn.functional.silu(straight + mixer.h_proj(torch.stack(rows) * torch.nn.functional.silu(reset)))
+    return x + gate.sigmoid() * (hidden - x)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "laplace"])
+def test_causal_attention_is_its_definition_beyond_the_longest_distance(activation: str) -> None:
+    torch.manual_seed(0)
+    spec = f"mega(z_dim=4, states=2, causal=True, activation={activation!r}, max_positions=5)"
+    mixer = create_mixer(spec, 6).double()
+    assert isinstance(mixer, Mega)
+    torch.nn.init.normal_(mixer.gamma)
+    torch.nn.init.normal_(mixer.rel_pos_bias)
+    x = torch.randn(11, 6, dtype=torch.float64)
+    torch.testing.assert_close(mixer(x[None])[0], plain(mixer, x), rtol=1e-5, atol=1e-6)  # mu, sigma: six digits
+
+
+def test_chunks_do_not_meet_but_in_the_averages() -> None:
+    torch.manual_seed(1)
+    mixer = create_mixer("mega(z_dim=4, states=2, chunk=4)", 6).double()
+    dense = mixer.matrix(torch.randn(2, 10, 6, dtype=torch.float64)).to_dense()  # 10: no multiple of the chunk
+    place = torch.arange(10) // 4
+    assert torch.equal(dense != 0, (place[:, None] == place).expand_as(dense))
+    torch.testing.assert_close(dense.sum(-1), torch.ones(2, 1, 10, dtype=torch.float64))
+
+
+def test_errors_say_what_is_allowed() -> None:
+    with pytest.raises(ValueError, match="activation must be 'softmax' or 'laplace', got 'relu2'"):
+        create_mixer("mega(activation='relu2')", 8)
+    with pytest.raises(ValueError, match="states must be a positive integer, got 0"):
+        create_mixer("ema(states=0)", 8)
+    with pytest.raises(NotImplementedError, match="not recurrent"):
+        create_mixer("mega(causal=True, chunk=4)", 8).init_state(1)
