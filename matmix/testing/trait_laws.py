@@ -172,9 +172,9 @@ def _padded(x: Tensor, lengths: list[int], side: str) -> Tensor:
 @law
 def mask_trim(case: MixerCase) -> None:
     """mask="trim": a padded sequence has the outputs of the trimmed one, padded on the left or on the right."""
-    case = case.on((case.length,), batch=4)
     if case.build().traits.mask != "trim":
         return
+    case = case.on((case.length,), batch=4)
     mixer = case.build()
     assert 1 in mixer.traits.dims and mixer.traits.length == "any", 'mask="trim" needs sequences of any length'
     x = case.tokens()
