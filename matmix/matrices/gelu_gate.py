@@ -14,28 +14,33 @@ from matmix.ops.precision import working_dtype
 
 
 class GeluGate(Matrix):
-    """``M = diag(Phi(hidden))`` with the normal distribution function: ``M hidden = gelu(hidden)``; O(L W) per head.
+    """``M = diag(Phi(z))`` with the normal distribution function and ``z = inner v + offset``, so ``M z = gelu(z)``.
 
-    It makes a perceptron a matrix that depends on its data, ``W2 gelu(W1 v) = W2 diag(Phi(W1 v)) W1 v``. The gates are
-    evaluated when they are asked for.
+    It makes a perceptron a matrix that depends on its data, ``W2 gelu(W1 v) = W2 diag(Phi(W1 v)) W1 v``. The hidden
+    units are computed when the gates are asked for, so that a layer need not keep them; O(L W) per head after that.
     """
 
-    hidden: Tensor  # (B or 1, H, *any) with prod(any) = L units; kept as it comes, flattened when the gates are read
+    inner: Matrix  # (B or 1, H, L, L_in)
+    values: Tensor  # (B, H, L_in, 1)
+    offset: Tensor | None = None  # (B or 1, H or 1, L or 1)
     mask: Tensor | None = None  # (B or 1, L) bool, True = a unit that is there; the others are shut
 
     properties: ClassVar = frozenset({"causal", "diagonal", "symmetric"})
 
     @property
     def shape(self) -> Shape:
-        batch, heads = self.hidden.shape[:2]
-        length = math.prod(self.hidden.shape[2:])
-        if batch == 1 and self.mask is not None:
-            batch = self.mask.shape[0]
-        return (batch, heads, length, length)
+        batch, heads, length = self.inner.shape[:3]
+        for tensor in (self.values, self.offset, self.mask):
+            if batch == 1 and tensor is not None:
+                batch = tensor.shape[0]
+        return (batch, max(heads, self.values.shape[1]), length, length)
 
     def diagonal(self) -> Tensor:
-        exact = self.hidden.flatten(2).to(working_dtype(self.hidden))
-        share = (0.5 * (1 + torch.erf(exact * 0.5**0.5))).to(self.hidden.dtype)
+        hidden = self.inner.matmul(self.values).squeeze(-1)
+        if self.offset is not None:
+            hidden = hidden + self.offset
+        exact = hidden.to(working_dtype(hidden))
+        share = (0.5 * (1 + torch.erf(exact * 0.5**0.5))).to(hidden.dtype)
         return share if self.mask is None else share.masked_fill(~self.mask.unsqueeze(1), 0)
 
     def _matmul(self, values: Tensor) -> Tensor:
@@ -52,11 +57,16 @@ class GeluGate(Matrix):
         return torch.diag_embed(self.diagonal())
 
     def cost(self, width: int) -> Cost:
-        size = self.hidden.numel()
+        batch, heads, length, _ = self.shape
+        size = batch * heads * length
         # About ten operations an error function.
-        return Cost(size * (width + 12), self.hidden.itemsize * size * (1 + 2 * width))
+        return self.inner.cost(1) + Cost(size * (width + 12), self.dtype.itemsize * size * (1 + 2 * width))
 
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
+        from matmix.matrices.dense import Dense
+
         length = math.prod(grid)
-        return cls(torch.randn(batch, heads, length, dtype=dtype), torch.rand(batch, length) < 0.8)
+        inner = Dense(torch.randn(1, heads, length, length + 1, dtype=dtype))
+        values, offset = torch.randn(batch, heads, length + 1, 1, dtype=dtype), torch.randn(1, 1, length, dtype=dtype)
+        return cls(inner, values, offset, torch.rand(batch, length) < 0.8)

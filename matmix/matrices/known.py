@@ -27,8 +27,12 @@ class Known(Matrix):
     def shape(self) -> Shape:
         return self.inner.shape
 
+    def matmul(self, values: Tensor) -> Tensor:
+        # Before any check: the shape of what was built lazily is work too.
+        return self.product if values is self.values else super().matmul(values)
+
     def _matmul(self, values: Tensor) -> Tensor:
-        return self.product if values is self.values else self.inner.matmul(values)
+        return self.inner.matmul(values)
 
     def _rmatmul(self, values: Tensor) -> Tensor:
         return self.inner.rmatmul(values)

@@ -17,6 +17,7 @@ from matmix.matrices.gelu_gate import GeluGate
 from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
+from matmix.ops.activations import gelu
 from matmix.ops.reparam import BranchedConv, Convolved, NormedBranch, depthwise
 
 
@@ -46,7 +47,7 @@ class FFNified(Mixer):
             no batch norm. Where absent, as published: ``"pair"`` for 7 taps, else ``"plain"``.
     """
 
-    traits: ClassVar = Traits(data_dependent=True, mask="trim")
+    traits = Traits(data_dependent=True, mask="trim")
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class FFNified(Mixer):
         real = None if mask is None else mask.view(mask.shape[0], 1, *image_grid)
         value = drop_padding(self._query(x, mask), mask)
         hidden, k1, b1 = self._convolve(self.conv1, value.mT.unflatten(-1, image_grid), real)
-        gated = F.gelu(hidden)
+        gated = gelu(hidden)
         if real is not None:  # convolution and bias reach into padding
             gated = gated.masked_fill(~real, 0)
         mixed, k2, b2 = self._convolve(self.conv2, gated, real)
@@ -100,8 +101,9 @@ class FFNified(Mixer):
         def column(bias: Tensor) -> Dense:
             return Dense(bias.view(1, -1, 1, 1).expand(-1, -1, length, -1))
 
-        first = ColumnCat((Convolution.centred(k1, grid), column(b1)))
-        gate = GeluGate(hidden, mask)
+        keys = Convolution.centred(k1, grid)
+        first = ColumnCat((keys, column(b1)))
+        gate = GeluGate(keys, value.mT.unsqueeze(-1), b1.view(1, -1, 1), mask)
         nothing = Diagonal(x.new_zeros(1, 1, 1).expand(-1, self.dim, length))
         matrix: Matrix = Sum((Product((Convolution.centred(k2, grid), gate, first)), ColumnCat((nothing, column(b2)))))
         return Projected(Known(matrix, values, mixed.flatten(2).unsqueeze(-1)), values)

@@ -11,7 +11,8 @@ def _perceptron() -> tuple[Product, torch.Tensor, torch.Tensor, torch.Tensor]:
     values = torch.randn(2, 3, 5, 1, dtype=torch.float64)
     first, second = torch.randn(7, 5, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
     hidden = first @ values
-    matrix = Product((Dense(second[None, None]), GeluGate(hidden.squeeze(-1)), Dense(first[None, None])))
+    layer = Dense(first[None, None])
+    matrix = Product((Dense(second[None, None]), GeluGate(layer, values), layer))
     return matrix, values, second, hidden
 
 

@@ -1,0 +1,307 @@
+"""Raft: perceptrons along the rows and the columns of an image, over bundles of channels (RaftMLP)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.matrices.affine import Affine
+from matmix.matrices.algebra import ColumnCat, Kron, Product, Sum
+from matmix.matrices.base import Matrix
+from matmix.matrices.dense import Dense
+from matmix.matrices.gelu_gate import GeluGate
+from matmix.matrices.identity import Identity
+from matmix.matrices.known import Known
+from matmix.matrices.normalise import Normalise
+from matmix.matrices.permutation import Permutation
+from matmix.matrices.selection import Selection
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, check_grid, drop_padding
+from matmix.mixers.registry import register
+from matmix.ops import interpolate
+from matmix.ops.activations import gelu
+from matmix.ops.precision import working_dtype
+
+Side = tuple[Tensor, Tensor]  # resampling of rows and of columns, (after, before) each
+Sides = tuple[Side, Side]  # to the built grid and back
+_PIECE_BYTES = 1 << 20  # of hidden units at a time; larger blocks come from the system anew, and page faults cost more
+
+
+class _Pass(NamedTuple):
+    """What one direction made of the image, and by which statistics."""
+
+    image: Tensor  # (B, rows, columns, D)
+    mean: Tensor  # (B, rows, columns, 1), of the norm
+    rate: Tensor
+
+
+class AxisMLP(nn.Module):
+    """``x + W2 gelu(W1 norm(x) + b1) + b2`` along one axis of an image, joint over the ``raft`` channels of a bundle.
+
+    Channel ``g * D / raft + h`` is number g of bundle h, and a perceptron reads the values (g, place on the axis) of
+    a bundle at one place of the other axis. Its weights are shared by all bundles and places.
+    """
+
+    def __init__(self, dim: int, size: int, raft: int, expansion: float) -> None:
+        super().__init__()
+        width = raft * size
+        self.raft, self.expansion = raft, expansion
+        self.norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(width, self.hidden(size))
+        self.fc2 = nn.Linear(self.hidden(size), width)
+
+    def hidden(self, size: int) -> int:
+        """Hidden units for an axis of this size."""
+        return int(self.raft * size * self.expansion)
+
+    def forward(self, image: Tensor, axis: int) -> _Pass:
+        """Mix ``(B, rows, columns, D)`` along axis 1 or 2."""
+        norm, raft = self.norm, self.raft
+        normed, mean, rate = torch.native_layer_norm(image, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        other, size = image.shape[3 - axis], image.shape[axis]
+        batch, bundles = image.shape[0], image.shape[3] // raft
+        # One product over (channel, place) x (sample, other place, bundle): what is copied are runs of a whole bundle.
+        order = (3, axis, 0, 3 - axis, 4)
+        read = normed.unflatten(-1, (raft, bundles)).permute(order).flatten(0, 1).flatten(1)
+        z = torch.addmm(self.fc1.bias.unsqueeze(1), self.fc1.weight, read)
+        out = torch.addmm(self.fc2.bias.unsqueeze(1), self.fc2.weight, gelu(z))
+        out = out.view(raft, size, batch, other, bundles)
+        out = out.permute((2, 1, 3, 0, 4) if axis == 1 else (2, 3, 1, 0, 4))
+        mixed = (image.unflatten(-1, out.shape[3:]) + out).flatten(3)
+        return _Pass(mixed, mean, rate)
+
+    def matrix(self, done: _Pass, axis: int, before: tuple[Matrix, ...], values: Tensor) -> Matrix:
+        """The same as a matrix on ``[tokens x raft; 1]`` per sample and bundle; ``before`` it came to the values."""
+        rows, columns = done.image.shape[1:3]
+        raft, other = self.raft, done.image.shape[3 - axis]
+        like = {"dtype": done.image.dtype, "device": done.image.device}
+        length = rows * columns * raft
+        place = torch.arange(length, device=done.image.device).view(rows, columns, raft)
+        # rows of the perceptron's own order: place on the other axis, channel of the bundle, place on the axis
+        order = Permutation(place.permute(2 - axis, 2, axis - 1).flatten(), done.image.dtype)
+        back = Permutation(torch.empty_like(order.index).index_copy(0, order.index, place.flatten()), order.dtype)
+        each = Identity(other, **like)
+        b1, b2 = (layer.bias.repeat(other) for layer in (self.fc1, self.fc2))
+        first = Product((Kron(each, _dense(self.fc1)), order))
+        norm = Normalise(
+            done.mean.flatten(1), done.rate.flatten(1), *(t.view(raft, -1) for t in (self.norm.weight, self.norm.bias))
+        )
+        hidden = Product((ColumnCat((first, Dense(b1.view(1, 1, -1, 1)))), norm, *before))
+        perceptron = (
+            Affine(Product((back, Kron(each, _dense(self.fc2)))), b2[back.index].view(1, 1, -1)),
+            Affine(GeluGate(hidden, values)),
+            Affine(first, b1.view(1, 1, -1)),
+            norm,
+        )
+        return Sum((Affine(Identity(length, **like), unit=0.0), Product(perceptron)))
+
+    def resize_(self, old: int, new: int) -> None:
+        """Adapt the weights to an axis of another size: see ``Raft.resize_``."""
+        raft, fc1, fc2 = self.raft, self.fc1, self.fc2
+        hidden, wanted = fc1.out_features, self.hidden(new)
+        with torch.no_grad():
+            reading = interpolate.positions(fc1.weight.unflatten(1, (raft, old)), 2, (old,), (new,)) * (old / new)
+            writing = interpolate.positions(fc2.weight.unflatten(0, (raft, old)), 1, (old,), (new,))
+            offset = interpolate.positions(fc2.bias.view(raft, old), 1, (old,), (new,)).flatten()
+            reading, writing = reading.flatten(1), writing.flatten(0, 1)
+            if wanted <= hidden:
+                strength = reading.norm(dim=1) * writing.norm(dim=0)
+                index = strength.topk(wanted).indices.sort().values
+                share = torch.ones_like(strength[index])
+            else:
+                index = torch.arange(wanted, device=reading.device) % hidden
+                share = 1 / index.bincount(minlength=hidden)[index].to(reading.dtype)
+            arrays = (reading[index], fc1.bias[index], writing[:, index] * share, offset)
+        for layer, name, value in zip((fc1, fc1, fc2, fc2), ("weight", "bias") * 2, arrays, strict=True):
+            setattr(layer, name, nn.Parameter(value.contiguous(), getattr(layer, name).requires_grad))
+        fc1.in_features = fc2.out_features = raft * new
+        fc1.out_features = fc2.in_features = wanted
+
+
+def _dense(layer: nn.Linear) -> Dense:
+    return Dense(layer.weight[None, None])
+
+
+@register(
+    "raft",
+    matrix="per sample and bundle: (I + MLP norm) down the columns, then along the rows",
+    cost="O(L D (raft * side + 1))",
+    source="okojoalg/raft-mlp",
+    paper="2108.04384, equation 4",
+    smallest={"expansion": 1.0},
+)
+class Raft(Mixer):
+    """``y = x + V(norm x); z = y + H(norm y)``: the token mixing of RaftMLP's block, norms and residuals included.
+
+    V is a perceptron down every column, H along every row of the image (a sequence is one row, and has H alone). They
+    mix ``raft`` channels too, so the matrix has the tokens times these channels as its axis, one for each sample and
+    bundle: D / raft heads. A layer norm whose mean and deviation are given is affine, and ``gelu(z) = z Phi(z)``,
+    so the matrix is exact; its last column takes a constant 1 that is appended to the tokens. In a pre-norm block with
+    its own residual this mixer is not the published model: there it stands alone.
+
+    Args:
+        raft: channels r of a bundle; must divide ``dim``.
+        expansion: hidden width of the perceptrons over their width (raft times the side).
+        axis: ``"both"``, or one direction alone: ``"vertical"`` or ``"horizontal"``.
+        built: a grid to keep the weights for; every other grid is resized to it before and back afterwards, bicubic,
+            the residual included (published: detail beyond the built grid is lost in every block). The mixer is then
+            of any length.
+    """
+
+    traits = Traits(data_dependent=True, length="fixed", mask="content")
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Grid | None = None,
+        *,
+        raft: int = 2,
+        expansion: float = 2.0,
+        axis: Literal["both", "vertical", "horizontal"] = "both",
+        built: Grid | None = None,
+    ) -> None:
+        if built is not None:
+            self.traits = replace(self.traits, length="any")
+        if axis == "vertical":
+            self.traits = replace(self.traits, dims=frozenset({2}))
+        super().__init__(dim, grid)
+        if axis not in ("both", "vertical", "horizontal"):
+            raise ValueError(f"axis must be 'both', 'vertical' or 'horizontal', got {axis!r}")
+        if not isinstance(raft, int) or raft < 1 or dim % raft:
+            raise ValueError(f"raft must be a positive divisor of dim={dim}, got {raft!r}")
+        if not expansion * raft >= 1:
+            raise ValueError(f"expansion must leave at least one hidden unit a place, got {expansion!r}")
+        self.built = None if built is None else check_grid(built, self.traits, type(self).__name__)
+        home = self._home()
+        if self.grid is not None and len(self.grid) != len(home):
+            raise ValueError(f"built must have as many axes as grid={self.grid}, got {built!r}")
+        self.raft, self.axis, self.axes = raft, axis, len(home)
+        self.vertical = self.horizontal = None
+        if axis != "horizontal" and len(home) == 2:
+            self.vertical = AxisMLP(dim, home[0], raft, expansion)
+        if axis != "vertical":
+            self.horizontal = AxisMLP(dim, home[-1], raft, expansion)
+
+    def _home(self) -> Grid:
+        """The grid of the weights."""
+        home = self.grid if self.built is None else self.built
+        assert home is not None
+        return home
+
+    def _directions(self) -> list[tuple[AxisMLP, int]]:
+        return [(part, axis) for part, axis in ((self.vertical, 1), (self.horizontal, 2)) if part is not None]
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        if len(context.grid) != self.axes:
+            raise ValueError(f"Raft was built for a grid of {self.axes} axes, got the grid {context.grid}")
+        grid, home = (g if self.axes == 2 else (1, *g) for g in (context.grid, self._home()))
+        x = drop_padding(x, context.mask)
+        batch, length, dim = x.shape
+        sides = None if grid == home else (_resampling(x, grid, home), _resampling(x, home, grid))
+        image = x.view(batch, *grid, dim)
+        size = self._samples(image)
+        pieces = [self._mix(piece, sides) for piece in (image.split(size) if size < batch else (image,))]
+        image = pieces[0][0] if len(pieces) == 1 else torch.cat([piece[0] for piece in pieces])
+        # The token axis is (token, channel of the bundle), so that tokens are values as they stand.
+        rows = length * self.raft
+        bundles = x.reshape(batch, rows, dim // self.raft)
+        values = F.pad(bundles, (0, 0, 0, 1), value=1.0).mT.unsqueeze(-1)
+        product = image.reshape(bundles.shape).mT.unsqueeze(-1)
+        factors: list[Matrix] = [] if sides is None else [self._raft_wise(sides[0])]
+        for number, (part, axis) in enumerate(self._directions()):
+            done = [piece[1][number] for piece in pieces]
+            mean, rate = (torch.cat([step[which] for step in done]) for which in (1, 2))
+            factors.insert(0, part.matrix(_Pass(done[0].image, mean, rate), axis, tuple(factors), values))
+        if sides is not None:
+            factors.insert(0, self._raft_wise(sides[1]))
+        tokens = torch.arange(rows, device=x.device).view(1, 1, -1)
+        matrix = Product((Selection(tokens, rows + 1, x.dtype), *factors))
+        return Projected(Known(matrix, values, product), values)
+
+    def _mix(self, image: Tensor, sides: Sides | None) -> tuple[Tensor, list[_Pass]]:
+        """The whole layer on ``(B, rows, columns, D)``, and what each direction did."""
+        if sides is not None:
+            image = _resample(image, *sides[0])
+        passes = []
+        for part, axis in self._directions():
+            passes.append(part(image, axis))
+            image = passes[-1].image
+        return (image if sides is None else _resample(image, *sides[1])), passes
+
+    def _samples(self, image: Tensor) -> int:
+        """How many samples to mix at a time: where no graph keeps the hidden units, few enough to stay in a cache."""
+        batch = max(1, image.shape[0])
+        graph = torch.is_grad_enabled() and (image.requires_grad or any(p.requires_grad for p in self.parameters()))
+        if torch.compiler.is_compiling() or graph or image.device.type != "cpu":
+            return batch
+        hidden = max(part.expansion for part, _ in self._directions()) * image[:1].numel() * image.itemsize
+        return batch if batch * hidden <= 2 * _PIECE_BYTES else max(1, int(_PIECE_BYTES // hidden))
+
+    def _raft_wise(self, sides: Side) -> Affine:
+        rows, columns = (Dense(side[None, None]) for side in sides)
+        return Affine(Kron(Kron(rows, columns), Identity(self.raft, 1, sides[0].dtype, sides[0].device)))
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return mixed.squeeze(-1).mT.reshape(mixed.shape[0], mixed.shape[2] // self.raft, self.dim)
+
+    def resize_(self, grid: Grid) -> Self:
+        """Carry the weights to another grid, in place; with ``built`` they stay as they are.
+
+        Weights over places are interpolated along the axis; what a hidden unit sums up over a constant stays about
+        what it was. A larger axis has more hidden units: some are doubled, at half the strength each; for a smaller one
+        the weakest are dropped.
+        """
+        old = self.grid
+        super().resize_(grid)
+        assert self.grid is not None
+        if len(self.grid) != self.axes:
+            self.grid = old
+            raise ValueError(f"Raft was built for a grid of {self.axes} axes, got the grid {grid}")
+        if self.built is None and old is not None:
+            for part, axis in self._directions():
+                before, after = old[min(axis, self.axes) - 1], self.grid[min(axis, self.axes) - 1]
+                if before != after:
+                    part.resize_(before, after)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, raft={self.raft}, axis={self.axis}, built={self.built}"
+
+    published: ClassVar[dict[str, Any]] = {"okojoalg/raft-mlp": lambda module, state: _published(module, state)}
+
+
+def _resampling(x: Tensor, old: Grid, new: Grid) -> Side:
+    """Bicubic interpolation (pixel centres, no antialiasing) as one matrix a side."""
+    sides = []
+    for before, after in zip(old, new, strict=True):
+        eye = torch.eye(before, dtype=working_dtype(x), device=x.device).view(1, before, before, 1)
+        side = F.interpolate(eye, (after, 1), mode="bicubic", align_corners=False)
+        sides.append(side.view(before, after).mT.to(x.dtype))
+    return sides[0], sides[1]
+
+
+def _resample(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    batch, before, other, dim = image.shape
+    image = (rows @ image.reshape(batch, before, other * dim)).view(batch, len(rows), other, dim)
+    return columns @ image
+
+
+def _published(module: Raft, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of a block (1: vertical, 3: horizontal) or of one direction alone.
+
+    The published norms of the token mixing count channels by bundle first, unlike everything else there.
+    """
+    prefixes = {"1.": "vertical.", "3.": "horizontal."} if module.axis == "both" else {"": f"{module.axis}."}
+    layers = {"norm.1.": "norm.", "fn.0.": "fc1.", "fn.3.": "fc2."}
+    ours = {}
+    for theirs, prefix in prefixes.items():
+        for layer, name in layers.items():
+            for kind in ("weight", "bias"):
+                value = state[f"{theirs}{layer}{kind}"]
+                if name == "norm.":
+                    value = value.view(-1, module.raft).mT.flatten()
+                ours[f"{prefix}{name}{kind}"] = value
+    return ours
