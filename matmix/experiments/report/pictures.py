@@ -41,7 +41,7 @@ def cost_picture(setting: Setting, path: Path) -> bool:
     FigureCanvasAgg(figure)  # measures text
     axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     names = {"arithmetic": "MACs for an example (two FFT operations count as one)", "time": "ms for a training step"}
-    trivial = trivial_score(sample)
+    trivial, dashed = trivial_score(sample), ""
     for axis, kind in zip(axes, kinds, strict=True):
         labels, x, y, spread = (list(column) for column in zip(*points[kind], strict=True))
         axis.errorbar(x, y, yerr=spread, fmt="none", ecolor="0.78", elinewidth=1.2)
@@ -57,8 +57,9 @@ def cost_picture(setting: Setting, path: Path) -> bool:
         axis.set_ylim(low - margin, high + margin)
         if trivial is not None and low - margin < trivial[1] < high + margin:
             axis.axhline(trivial[1], color="0.5", linewidth=0.8, linestyle="--")
+            dashed = f"; dashed: {trivial[0]}"
     axes[0].set_ylabel(f"test {sample.metric}" + ("" if sample.higher_is_better else " (lower is better)"))
-    figure.suptitle(f"{setting.name}: score against cost, mean and standard deviation over seeds", fontsize=10)
+    figure.suptitle(f"{setting.name}: score against cost, mean and standard deviation over seeds{dashed}", fontsize=10)
     figure.draw_without_rendering()  # settles the layout: labels are placed in its pixels
     for axis, kind in zip(axes, kinds, strict=True):
         labels, x, y, spread = (list(column) for column in zip(*points[kind], strict=True))

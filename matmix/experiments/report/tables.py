@@ -160,11 +160,13 @@ def identity_text(
     text = f"identity mixes no tokens and reaches {control.mean:.3g}"
     if best_name == "identity":
         return f"{text}, the best score here: nothing in this table shows that mixing helps on this task."
-    if trivial is not None and best.mean != trivial[1]:
+    sign = 1 if setting.sample.higher_is_better else -1
+    if trivial is not None and sign * (control.mean - trivial[1]) <= 0:
+        text += f", which is not better than {trivial[0]!r} ({trivial[1]:.3g}): what comes above that, mixing did"
+    elif trivial is not None:
         share = (control.mean - trivial[1]) / (best.mean - trivial[1])
         text += f": {round(100 * share)} % of the way from {trivial[0]!r} ({trivial[1]:.3g}) to the best mixer "
         text += f"({best_name}, {best.mean:.3g}). That part of a score is no evidence of mixing"
-    sign = 1 if setting.sample.higher_is_better else -1
     above = []
     for mixer in table:
         apart = paired_difference(setting.scores(mixer), setting.scores("identity")) if mixer != "identity" else None
