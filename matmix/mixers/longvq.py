@@ -1,0 +1,132 @@
+"""LongVQ: Mega's gated block with quantised keys, in linear time."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.matrices.algebra import Product, Sum
+from matmix.matrices.banded import Banded
+from matmix.matrices.dense import Dense
+from matmix.matrices.diagonal import Diagonal
+from matmix.matrices.selection import Selection
+from matmix.mixers.base import Context, Grid, Projected
+from matmix.mixers.mega import Mega
+from matmix.mixers.registry import register
+from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.vector_quantizer import VectorQuantizer
+
+
+@register(
+    "longvq",
+    matrix="Diagonal (Dense Selection^T + Banded), one head",
+    cost="O(L D (S + w + D) + L D log L)",
+    source="no published code",
+    paper="2404.11163",
+    smallest={"z_dim": 4, "states": 2, "codes": 3, "window": 2},
+)
+class LongVQ(Mega):
+    """``M[i, j] = exp(q_i . c_{z_j} + b_{j-i}) / sum``, b only within a window: rank S and a band, rows scaled to one.
+
+    Moving averages m of the tokens make queries and keys, keys are replaced by the nearest of S codewords, and the
+    bias of the window tells near from far, which the codes cannot. Keys of one code weigh the same, so the sums over
+    all tokens are sums over S codes, and the window adds ``(exp(b) - 1) exp(q_i . c_{z_j})`` for its pairs: the same
+    matrix as if every pair had been computed.
+
+    There is no published code, and the paper's text leaves open what follows. Choices made here:
+
+    - the state space: Mega's moving averages (``ema``), both ways, with SiLU;
+    - what is quantised: keys only, and they come from m, as Mega's do, by scale and shift of one shared vector;
+    - queries and keys are layer-normalised without gain and scaled by ``E^(-1/4)``, as in Transformer-VQ;
+    - codebook: one head, so one codebook a layer; S an option; moved by averages in training mode, as in
+      ``vq_attention``, not by gradient; masked tokens do not count;
+    - gradient of keys: straight through, to the mean of the keys of a code (see ``vq_attention``);
+    - commitment loss: ``commitment(x)``, for the training loop to add (Transformer-VQ's weight is 1e-4);
+    - gates: Mega's, sigmoid between input and output, SiLU on the attention;
+    - window: tokens at most ``window`` away, with quantised keys too; their bias is a number a distance. They stay in
+      the sums over codes, as one softmax over all tokens;
+    - softmax, not Laplace; not causal; layer norm before the block.
+
+    Args:
+        z_dim: width E of queries and keys.
+        hdim: width of values; None is ``2 * dim``.
+        states: averages of a channel.
+        codes: codewords S.
+        window: distance w up to which pairs have a bias.
+        decay: of the codebook's moving averages.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Grid | None = None,
+        *,
+        z_dim: int = 64,
+        hdim: int | None = None,
+        states: int = 16,
+        codes: int = 512,
+        window: int = 16,
+        decay: float = 0.99,
+    ) -> None:
+        for name, value in (("codes", codes), ("window", window)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        super().__init__(dim, grid, z_dim=z_dim, hdim=hdim, states=states, max_positions=window + 1)
+        # Queries and keys are normalised, so their size is free, and keys that start alike would share one code.
+        nn.init.normal_(self.gamma, mean=1.0, std=0.02)
+        with torch.no_grad():
+            self.mx_proj.weight[dim : dim + z_dim].normal_(std=dim**-0.5)
+        self.window = window
+        self.quantizer = VectorQuantizer(1, codes, z_dim, decay, scale=z_dim**-0.25)
+
+    def _inner(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """Normalised queries and keys ``(B, 1, L, E)`` in float32 at least, values, and what the end needs."""
+        normed = self.norm(x)
+        query, key, values, rest = self._parts(x, normed, self.move(normed, grid=context.grid, mask=context.mask))
+        size = query.shape[-1]
+        query, key = (F.layer_norm(t.to(working_dtype(t)), (size,)) * size**-0.25 for t in (query, key))
+        return query, key, values, rest
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        query, key, values, rest = self._inner(x, context)
+        codes = self.quantizer(key)
+        with full_precision(x.device):
+            matrix = self._over_codes(query, key, codes, context.mask)
+        if self.training:
+            self.quantizer.update_(key, codes, context.mask)
+        return Projected(matrix, values.to(query.dtype), rest)
+
+    def _over_codes(self, query: Tensor, key: Tensor, codes: Tensor, mask: Tensor | None) -> Product:
+        dtype, length, reach = query.dtype, query.shape[2], self.window
+        chosen = codes if mask is None else codes.masked_fill(~mask.unsqueeze(1), -1)
+        selection = Selection(chosen, self.quantizer.c_count.shape[1], dtype)
+        number = selection.rmatmul(query.new_ones(*codes.shape, 1)).squeeze(-1)  # tokens of each code, (B, 1, S)
+        mean = selection.rmatmul(key) / number.clamp(min=1).unsqueeze(-1)
+        words = self.quantizer.codebook().to(dtype) + (mean - mean.detach())
+        scores = (query @ words.mT).masked_fill(number.unsqueeze(2) == 0, torch.finfo(dtype).min / 4)
+        table = (scores - scores.detach().amax(-1, keepdim=True)).exp()  # (B, 1, L, S)
+
+        # The code of the token at each distance of the window, -1 beyond the sequence and where masked.
+        near = F.pad(chosen, (reach, reach), value=-1).unfold(2, 2 * reach + 1, 1)  # (B, 1, L, 2 w + 1)
+        pairs = table.gather(3, near.clamp(min=0)).masked_fill(near < 0, 0)
+        band = pairs * torch.expm1(self.rel_pos_bias.to(dtype))
+        total = (table * number.unsqueeze(2)).sum(-1) + band.sum(-1)
+        share = total.clamp(min=torch.finfo(dtype).tiny).reciprocal().masked_fill(total <= 0, 0)
+        everywhere = Product((Dense(table), selection.mT))
+        window = Banded(band, tuple(range(-reach, reach + 1)))
+        return Product((Diagonal(share.view(*codes.shape[:2], length)), Sum((everywhere, window))))
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return super().merge(mixed.to(rest[0].dtype), rest)
+
+    def commitment(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Squared distance of keys from their codewords: the mean over tokens, masked ones as 0."""
+        context = self._context(x, (x.shape[1],), mask)
+        _, key, _, _ = self._inner(x, context)
+        error = self.quantizer.squared_error(key, self.quantizer(key)).squeeze(1)
+        return (error if mask is None else error * mask).mean()
+
+    published: ClassVar[dict[str, Any]] = {}
