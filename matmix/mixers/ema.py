@@ -66,8 +66,8 @@ class EMA(Mixer):
         return poles, weight * self.beta.squeeze(-1) * self.gamma * self.states**-0.5
 
     def _one_way(self, poles: Tensor, weights: Tensor, length: int) -> DecayingToeplitz:
-        pairs = [torch.stack((t, torch.zeros_like(t)), -1).unsqueeze(0) for t in (poles, weights)]
-        return DecayingToeplitz(*pairs, length)
+        logs, coefficients = (torch.stack((t, torch.zeros_like(t)), -1).unsqueeze(0) for t in (poles, weights))
+        return DecayingToeplitz(logs, coefficients, length)
 
     def _mixing(self, length: int) -> Matrix:
         poles, weights = self._modes()

@@ -22,8 +22,8 @@ from matmix.ops.precision import full_precision, working_dtype
 class Segments(NamedTuple):
     """Which segment each token is in."""
 
-    index: Tensor  # (B or 1, L) int64, from 0 to count - 1
-    count: int
+    owner: Tensor  # (B or 1, L) int64, from 0 to total - 1
+    total: int
     special: Tensor | None = None  # (B, L) bool: tokens that pool nothing and are not pooled
     size: int | None = None  # tokens of every segment but the last, where they are equal runs in all samples
 
@@ -85,8 +85,9 @@ class PoNet(Mixer):
         return self._pool(x, context, runs(x.shape[1], self.segments, mask, x.device))
 
     def _pool(self, x: Tensor, context: Context, segments: Segments) -> Projected:
-        streams = self.in_proj(x).unflatten(-1, (5, self.dim)).unbind(2)
-        return Projected(*ponet(*streams, self.heads, segments, context))
+        query, gate, key, segment, local = self.in_proj(x).unflatten(-1, (5, self.dim)).unbind(2)
+        matrix, values = ponet(query, gate, key, segment, local, self.heads, segments, context)
+        return Projected(matrix, values)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         tokens = merge_heads(mixed)
@@ -118,9 +119,9 @@ class PoNet(Mixer):
     @staticmethod
     def _from_published(module: PoNet, state: dict[str, Tensor]) -> dict[str, Tensor]:
         # The LRA code says W_v for the gate and ff for the projection; the pretraining code has dense_*.
-        lra = "W_q.weight" in state
-        names = ("W_q", "W_v", "W_k", "W_segment", "W_local") if lra else ("q", "o", "k", "segment", "local")
-        names = names if lra else tuple(f"dense_{name}" for name in names)
+        names = [f"dense_{name}" for name in ("q", "o", "k", "segment", "local")]
+        if "W_q.weight" in state:
+            names = ["W_q", "W_v", "W_k", "W_segment", "W_local"]
         ours = {f"in_proj.{p}": torch.cat([state[f"{n}.{p}"] for n in names]) for p in ("weight", "bias")}
         if module.proj is not None:
             ours |= {f"proj.{p}": state[f"ff.{p}"] for p in ("weight", "bias")}
@@ -145,10 +146,10 @@ def ponet(
     gates = gate.mT
     everywhere = LowRank(gates.unsqueeze(-1), weight.repeat_interleave(query.shape[2] // heads, 1).unsqueeze(-1))
     with torch.no_grad():
-        own = segments.index if special is None else segments.index.masked_fill(special, -1)
+        own = segments.owner if special is None else segments.owner.masked_fill(special, -1)
         largest = _largest_of_segments(segment, segments, mask)
         near = _largest_around(local, context, special)
-    spread = Selection(own.unsqueeze(1), segments.count, gate.dtype)
+    spread = Selection(own.unsqueeze(1), segments.total, gate.dtype)
     within = Product((Diagonal(gates), spread, Selection(largest, length, gate.dtype)))
     matrix = ColumnCat((everywhere, within, Selection(near, length, gate.dtype)))
     return matrix, torch.cat((key, segment, local), 1).mT.unsqueeze(-1)
@@ -180,12 +181,12 @@ def _low(tokens: Tensor, mask: Tensor | None, special: Tensor | None = None) -> 
 def _largest_of_segments(tokens: Tensor, segments: Segments, mask: Tensor | None) -> Tensor:
     """For every segment and channel the token with the largest value, ``(B, D, segments)``."""
     batch, length, width = tokens.shape
-    tokens, count, size = _low(tokens, mask), segments.count, segments.size
+    tokens, count, size = _low(tokens, mask), segments.total, segments.size
     if size is not None:  # one maximum over a view
         filled = F.pad(tokens, (0, 0, 0, count * size - length), value=-torch.inf).unflatten(1, (count, size))
         start = size * torch.arange(count, device=tokens.device)
         return (filled.argmax(2) + start.unsqueeze(-1)).mT
-    index = segments.index.unsqueeze(-1).expand(batch, length, width)
+    index = segments.owner.unsqueeze(-1).expand(batch, length, width)
     largest = tokens.new_full((batch, count, width), -torch.inf).scatter_reduce(1, index, tokens, "amax")
     place = torch.arange(length, device=tokens.device).unsqueeze(-1)
     place = place.masked_fill(tokens != largest.gather(1, index), length - 1)
@@ -208,8 +209,8 @@ def runs(length: int, wanted: int, mask: Tensor | None, device: torch.device) ->
         size = length // wanted + 1
         index = (torch.arange(length, device=device) // size).unsqueeze(0)
         return Segments(index, -(-length // size), size=size)
-    size = mask.sum(1, keepdim=True) // wanted + 1
-    return Segments((mask.cumsum(1) - 1).clamp(min=0) // size, min(wanted, length))
+    sizes = mask.sum(1, keepdim=True) // wanted + 1
+    return Segments((mask.cumsum(1) - 1).clamp(min=0) // sizes, min(wanted, length))
 
 
 def delimited(tokens: Tensor, delimiters: tuple[int, ...] = (101, 102)) -> tuple[Tensor, Tensor]:

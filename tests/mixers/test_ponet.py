@@ -24,8 +24,8 @@ def test_poolings_are_published(case: str) -> None:
     segment, local = fixture.input("segment"), fixture.input("local")
     length = query.shape[1]
     equal = runs(length, fixture.config["segment_num"], None, query.device)
-    fixture.check(equal.index.expand(2, -1), "segment_index")
-    given = Segments(equal.index.expand(2, -1), length)  # the same segments the general way
+    fixture.check(equal.owner.expand(2, -1), "segment_index")
+    given = Segments(equal.owner.expand(2, -1), length)  # the same segments the general way
     for segments in (equal, given):
         matrix, values = ponet(
             query, gate, key, segment, local, fixture.config["num_head"], segments, Context((length,), mask)
