@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 
@@ -266,7 +266,7 @@ def _flatten_with_keys(matrix: Matrix) -> tuple[list[tuple[Any, Any]], Any]:
     return [(pytree.GetAttrKey(name), child) for name, child in zip(context[0], children, strict=True)], context
 
 
-def _unflatten(cls: type[Matrix], children: Sequence[Any], context: tuple[tuple[str, ...], tuple[Any, ...]]) -> Any:
+def _unflatten(cls: type[Matrix], children: Iterable[Any], context: tuple[tuple[str, ...], tuple[Any, ...]]) -> Any:
     present, options = context
     matrix = object.__new__(cls)
     for name in cls._tensors:

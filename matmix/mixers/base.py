@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Self, final
+from typing import Any, Literal, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class Mixer(nn.Module):
             for the others.
     """
 
-    traits: ClassVar[Traits]  # an instance may narrow it (attention(causal=True)) by setting self.traits
+    traits: Traits  # set on the class; an instance may narrow it (attention(causal=True)) by setting self.traits
 
     def __init__(self, dim: int, grid: Grid | None = None) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Mixer(nn.Module):
 
     # ------------------------------------------------------------------ what a caller uses
 
-    @final
+    @final  # type: ignore[misc]  # nn.Module declares forward as an attribute
     def forward(self, x: Tensor, *, grid: Grid | None = None, mask: Tensor | None = None) -> Tensor:
         """Mix tokens ``(B, L, D)``.
 
