@@ -62,7 +62,7 @@ def list_(
             table.add_row(name, info.matrix, info.cost, ", ".join(words).replace("_", " "), info.source)
     console = Console()
     # Into a file or a pipe nothing is cut: there is no width to fit.
-    (console if console.is_terminal else Console(width=240)).print(table)
+    (console if console.is_terminal else Console(width=1000)).print(table)
     return 0
 
 

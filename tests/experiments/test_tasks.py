@@ -200,6 +200,10 @@ def test_recall_baselines_are_what_such_predictors_score():
     pick = torch.randint(4, rows.shape, generator=torch.Generator().manual_seed(0))
     score = (x[rows, 1 + 2 * pick] == y[labels]).double().mean().item()
     assert score == pytest.approx(1 / 4, abs=0.03)
+    assert 0.3 < scores["best guess by position"]["accuracy"] < 0.45
+    even = Recall(pairs=4, power=1.0).baselines()["best guess by position"]["accuracy"]
+    assert even == pytest.approx(1 / 4, abs=0.03)
+    assert Recall(pairs=1).baselines()["best guess by position"]["accuracy"] == 1
 
 
 # ------------------------------------------------------------------ co2

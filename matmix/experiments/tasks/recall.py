@@ -28,16 +28,19 @@ IGNORED = -100
 class Recall(Task):
     """Find the value that stood behind each key.
 
-    The defaults are a small setting that a two-layer attention encoder solves in seconds on one CPU core. The published
-    one (Zoology, figure 2) is `vocabulary=8192, length=64, pairs=4, dim=64, train_examples=100_000, mlp_ratio=0` and
-    longer. A model that only knows which values occur, not where, reaches at most 1/pairs: the baseline
-    "a value of the context". No position after the context holds a value of an unfilled sequence, so a mixer that is
-    not causal sees nothing that gives the answer away.
+    The defaults are a small setting that an attention encoder solves within 400 steps: seconds on one CPU core. Like
+    the published one it has two blocks without MLP. That one (Zoology, figure 2) is `vocabulary=8192, length=64,
+    train_examples=100_000` and longer.
+
+    Whoever knows which values occur, but not whose they are, scores 1/pairs. Queries come early rather than late, and
+    in the order of a weighted draw, so the position says a little more about which pair is meant: the baseline "best
+    guess by position", the ceiling of a mixer that does not compare tokens. The context is never repeated, so a mixer
+    that is not causal sees no answer after the query.
     """
 
-    vocabulary: int = 64
+    vocabulary: int = 32
     """V; keys are 1 to V/2 - 1, values V/2 to V - 1."""
-    length: int = 32
+    length: int = 16
     pairs: int = 4
     power: float = 0.01
     """Queries come in slot r with weight power * r^(power - 1): small = early, 1 = uniform."""
@@ -48,7 +51,7 @@ class Recall(Task):
     eval_examples: int = 1024
     dim: int = 64
     depth: int = 2
-    mlp_ratio: float = 2.0
+    mlp_ratio: float = 0.0
     position: bool = True
     dropout: float = 0.0
     data_seed: int = 0
@@ -60,7 +63,7 @@ class Recall(Task):
         check_mqar(self.vocabulary, self.length, self.pairs)
 
     def recipe(self) -> Recipe:
-        return Recipe(steps=600, batch_size=64, lr=3e-3, eval_every=100, log_every=20, weight_decay=0.1)
+        return Recipe(steps=500, batch_size=128, lr=1.5e-3, lr_end=0.2, eval_every=100, log_every=20, weight_decay=0.0)
 
     def model(self, mixer: str, seed: int) -> nn.Module:
         from matmix.experiments.backbone import Encoder
@@ -95,7 +98,7 @@ class Recall(Task):
         step = start
         while True:
             generator = np.random.default_rng([self.data_seed, 1, seed, step])
-            x, y = draw_mqar(generator, batch_size, self.vocabulary, self.length, self.pairs, self.power, self.fill)
+            x, y = draw_mqar(generator, batch_size, *self._settings())
             yield Batch(x[rank::world], y[rank::world])
             step += 1
 
@@ -121,7 +124,19 @@ class Recall(Task):
         return {
             "chance (any value)": {"accuracy": 1 / values},
             "a value of the context": {"accuracy": 1 / self.pairs},
+            "best guess by position": {"accuracy": self._by_position()},
         }
+
+    def _by_position(self) -> float:
+        """Test accuracy of naming, at each position, the value of the pair that is asked there most often."""
+        seen = draw_mqar(np.random.default_rng(0), 20_000, *self._settings())
+        asked, pair = _pairs_asked(*seen, self.pairs)
+        most = torch.zeros(self.length, self.pairs).index_put_((asked, pair), torch.ones(len(pair)), accumulate=True)
+        asked, pair = _pairs_asked(*self._fixed("test"), self.pairs)
+        return (most.argmax(1)[asked] == pair).double().mean().item()
+
+    def _settings(self) -> tuple[int, int, int, float, bool]:
+        return self.vocabulary, self.length, self.pairs, self.power, self.fill
 
     def facts(self) -> dict[str, Any]:
         train = self.train_examples or "new examples at every step"
@@ -184,6 +199,13 @@ def draw_mqar(
 def _subsets(generator: np.random.Generator, count: int, size: int, pairs: int) -> np.ndarray:
     """`count` ordered draws of `pairs` different numbers below `size`."""
     return np.argsort(generator.random((count, size)), axis=1)[:, :pairs]
+
+
+def _pairs_asked(x: Tensor, y: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+    """Position of every label, and which pair of the context it asks for."""
+    row, position = (y != IGNORED).nonzero(as_tuple=True)
+    values = x[row, 1 : 2 * pairs : 2]
+    return position, (values == y[row, position].unsqueeze(1)).int().argmax(1)
 
 
 def _slot_weights(slots: int, power: float) -> np.ndarray:

@@ -1,0 +1,192 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from matmix.experiments import cli
+from matmix.experiments.run import Result, RunConfig, read_config
+from matmix.mixers import list_mixers
+
+TRAIN = "train digits --mixer identity --steps 4 --task.patch 4 --task.dim 8 --task.depth 1 --recipe.batch-size 32"
+
+
+def matmix(command: str, **options) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, from the entry point."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "matmix.experiments.cli", *shlex.split(command)]
+    return subprocess.run(words, capture_output=True, text=True, env=environment, **options)
+
+
+def here(command: str, capsys) -> tuple[int, str, str]:
+    """In this process: exit status, stdout, stderr."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(shlex.split(command))
+    out, error = capsys.readouterr()
+    return exit_.value.code, out, error
+
+
+def test_train_from_the_shell(tmp_path):
+    done = matmix(f"{TRAIN} --seed 3 --out run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^test loss [\d.]+, accuracy [\d.]+ .*in run$", done.stdout, re.M)
+    assert "4/4: loss" in done.stdout
+    result = Result.read(tmp_path / "run")
+    assert result.status == "finished" and result.step == 4 and result.config["seed"] == 3
+    assert result.command.endswith(f"{TRAIN} --seed 3 --out run")
+    again = matmix(result.reproduce.removeprefix("matmix "), cwd=tmp_path)
+    assert again.returncode == 0 and "test loss" in again.stdout  # the same run: read, not repeated
+
+
+def test_help_names_every_command_quickly(capsys):
+    status, out, _ = here("--help", capsys)
+    assert status == 0 and all(re.search(rf"^  {name} +\w", out, re.M) for name in cli.COMMANDS)
+    code = "import sys; from matmix.experiments import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    heavy = "[m for m in ('accelerate', 'torchmetrics', 'pandas', 'matplotlib', 'sklearn', 'rich') if m in sys.modules]"
+    done = subprocess.run([sys.executable, "-c", f"{code}print({heavy})"], capture_output=True, text=True)
+    assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["train", "study", "report", "list", "show"])
+def test_help_of_a_command(name, capsys):
+    status, out, _ = here(f"{name} --help", capsys)
+    assert status == 0 and f"usage: matmix {name}" in out
+    if name == "train":
+        assert all(flag in out for flag in ("--mixer", "--seed", "--steps", "--out", "--import", "--recipe.lr"))
+
+
+def test_help_of_a_task_shows_its_settings(capsys):
+    _, out, _ = here("train recall --help", capsys)
+    assert "--task.vocabulary" in out and "--task.pairs" in out and "--recipe.steps" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("trian digits", "unknown command 'trian'; did you mean train?"),
+        ("train digit --mixer ssd", "unknown task 'digit'; did you mean digits?"),
+        ("train --mixer ssd", "name the task first"),
+        ("train digits --mixer hidra --out {out}", "unknown mixer 'hidra'; did you mean hydra"),
+        ("train digits --mixer hydra(size=3) --out {out}", "hydra has no option 'size'"),
+        ("train digits --mixer 'ssd, ssd, ssd' --out {out}", "does not divide depth=2"),
+        ("train digits --mixer identity --steps 0 --out {out}", "steps must be at least 1"),
+        ("train digits --mixer identity --import none.py --out {out}", "there is no file"),
+        ("show hidra --out {out}.png", "unknown mixer 'hidra'"),
+        ("show ssd --dim 64 --length 0 --out {out}.png", "positive"),
+        ("study quickstrat --out {out}", "did you mean quickstart"),
+        ("study quickstart --seeds 0 --out {out}", "seeds is empty"),
+        ("report {out}", "{out}"),
+    ],
+)
+def test_wrong_input_is_one_line(command, message, tmp_path, capsys):
+    out = tmp_path / "out"
+    status, printed, error = here(command.format(out=out), capsys)
+    assert status == 2, (printed, error)
+    assert message.format(out=out) in error and error.startswith("matmix: ") and len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir()), "it left something behind"
+
+
+def test_unknown_options_are_refused(capsys):
+    status, out, error = here("train digits --mixer identity --recipe.stepz 3", capsys)
+    assert status == 2 and "--recipe.steps" in out + error
+    status, out, error = here("train digits --mixer identity --task.patch 3", capsys)
+    assert status == 2 and "patch must be 1, 2 or 4" in out + error
+
+
+def test_wrong_input_shows_no_traceback():
+    done = matmix("train digits --mixer hidra")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+
+
+def test_a_diverged_or_failed_run_is_not_a_success(tmp_path, capsys):
+    status, out, _ = here(f"{TRAIN} --recipe.lr 1e30 --recipe.clip 0 --quiet --out {tmp_path}/a", capsys)
+    assert status == 1 and out.startswith("diverged at step")
+
+
+def test_list(capsys):
+    status, out, _ = here("list", capsys)
+    assert status == 0
+    rows = {line.split()[0]: line for line in out.splitlines()[1:]}
+    assert set(rows) >= set(list_mixers())
+    assert "O(L^2 D" in rows["attention"] and "data dependent" in rows["attention"]
+    status, out, _ = here("list --tasks", capsys)
+    assert status == 0 and {line.split()[0] for line in out.splitlines()[1:]} >= {"digits", "co2", "recall"}
+    status, out, _ = here("list --markdown", capsys)
+    from matmix.mixers.registry import markdown_table
+
+    assert out.strip() == markdown_table().strip()
+
+
+def test_show_draws(tmp_path, capsys):
+    status, *_ = here(f"show 'attention(head_dim=8)' --dim 16 --length 12 --out {tmp_path}/deep/a.png", capsys)
+    assert status == 0 and (tmp_path / "deep" / "a.png").read_bytes().startswith(b"\x89PNG")
+    status, *_ = here(f"show pooling --dim 8 --grid 4 6 --out {tmp_path}/b.svg", capsys)
+    assert status == 0 and "<svg" in (tmp_path / "b.svg").read_text()
+
+
+def test_settings_of_the_task_move_the_recipe(tmp_path, monkeypatch, capsys):
+    """Where a recipe follows from the settings, only what was typed overrides it."""
+    from matmix.experiments.task import Recipe
+    from matmix.experiments.tasks.digits import Digits
+
+    monkeypatch.setattr(Digits, "recipe", lambda self: Recipe(steps=2, lr=self.dim / 1000, batch_size=32))
+    here(f"train digits --mixer identity --task.dim 16 --task.depth 1 --quiet --out {tmp_path}/a", capsys)
+    assert read_config(tmp_path / "a").recipe["lr"] == 0.016
+    typed = f"train digits --mixer identity --task.dim 16 --task.depth 1 --recipe.lr 0.5 --quiet --out {tmp_path}/b"
+    here(typed, capsys)
+    assert read_config(tmp_path / "b").recipe["lr"] == 0.5
+
+
+@pytest.mark.parametrize("task", ["digits", "co2", "recall"])
+def test_reproduce_is_the_same_run(task, tmp_path, capsys):
+    """Every setting changed, one by one where it can be: the printed command parses back to the same configuration."""
+    bare = RunConfig(task, "identity")
+    changed = {}
+    for name, value in bare.options.items():
+        if isinstance(value, bool):
+            changed[name] = not value
+        elif name in ("dim", "data_seed", "split_seed", "eval_examples"):
+            changed[name] = value + 16
+        elif isinstance(value, float) and name in ("mlp_ratio", "dropout", "power"):
+            changed[name] = value + 0.25
+    recipe = {"steps": 1, "batch_size": 16, "betas": [0.8, 0.95], "clip": 0.5, "log_every": 3, "lr": 1e-5}
+    config = RunConfig(task, "identity", 7, changed, recipe)
+    words = shlex.split(config.command(tmp_path / "run"))
+    status, *_ = here(shlex.join(words[1:]), capsys)
+    assert status == 0 and read_config(tmp_path / "run") == config and len(changed) >= 3
+
+
+def test_a_mixer_from_a_file_trains(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from matmix.mixers.identity import Identity\nfrom matmix import register\n\n\n"
+        "@register('cli_mine', matrix='Identity', cost='O(1)', source='a test')\nclass Mine(Identity):\n    pass\n"
+    )
+    command = f"{TRAIN.replace('identity', 'cli_mine')} --import {tmp_path}/mine.py --out {tmp_path}/run"
+    done = matmix(command)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["mixer"] == "cli_mine"
+
+
+def test_study_and_report(tmp_path):
+    """A small study from the shell: runs, resumes to nothing, reports."""
+    (tmp_path / "small.toml").write_text(
+        'name = "small"\nmixers = ["identity", "attention(head_dim=4)"]\nseeds = [0]\n[[tasks]]\ntask = "digits"\n'
+        "options = {patch = 4, dim = 8, depth = 1}\nrecipe = {steps = 4, batch_size = 32}\n"
+    )
+    done = matmix("study small.toml --seeds 2 --jobs 1", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = list((tmp_path / "runs" / "small" / "runs").rglob("result.json"))
+    assert len(runs) == 4
+    assert (tmp_path / "runs" / "small" / "report" / "index.html").exists() and "report:" in done.stdout
+    before = {run: run.stat().st_mtime_ns for run in runs}
+    (tmp_path / "runs" / "small" / "report" / "report.md").unlink()
+    done = matmix("report runs/small", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "runs" / "small" / "report" / "report.md").exists()
+    assert before == {run: run.stat().st_mtime_ns for run in runs}
