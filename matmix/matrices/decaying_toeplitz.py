@@ -56,7 +56,9 @@ class DecayingToeplitz(Matrix):
 
     def _tables(self) -> tuple[Tensor, Tensor]:
         """``z^r`` for r < S and ``z^(q S)`` for q < ceil(L / S), with S about sqrt(L)."""
-        block = max(1, math.isqrt(self.length))
+        block = 1  # about sqrt(L); a power of two, so that a compiler at work on many lengths knows it
+        while 2 * block * block <= self.length:
+            block *= 2
         place = torch.arange(block, device=self.device)
         start = torch.arange(0, self.length, block, device=self.device)
         table = self.powers(torch.cat([place, start]))
