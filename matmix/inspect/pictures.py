@@ -151,8 +151,9 @@ def about(matrix: Matrix) -> str:
     batch, heads, rows, columns = matrix.shape
     traits = f", {', '.join(sorted(matrix.properties)).replace('_', ' ')}" if matrix.properties else ""
     many = f"{heads} head{'s' * (heads > 1)}" if heads else "no head"
-    fixed = "the same for every input" if batch == 1 else f"batch of {batch}"
-    return f"{kind(matrix)} {rows} x {columns}, {many}, {fixed}{traits}"
+    # A leading 1 may be data independence or a batch of one: only more than one says something.
+    batch_of = f", batch of {batch}" if batch > 1 else ""
+    return f"{kind(matrix)} {rows} x {columns}, {many}{batch_of}{traits}"
 
 
 def kind(matrix: Matrix) -> str:
