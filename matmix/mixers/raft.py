@@ -77,7 +77,7 @@ class AxisMLP(nn.Module):
         """The same as a matrix on ``[tokens x raft; 1]`` per sample and bundle; ``before`` it came to the values."""
         rows, columns = done.image.shape[1:3]
         raft, other = self.raft, done.image.shape[3 - axis]
-        like = {"dtype": done.image.dtype, "device": done.image.device}
+        like: Any = {"dtype": done.image.dtype, "device": done.image.device}
         length = rows * columns * raft
         place = torch.arange(length, device=done.image.device).view(rows, columns, raft)
         # rows of the perceptron's own order: place on the other axis, channel of the bundle, place on the axis

@@ -1,0 +1,208 @@
+"""Inception mixer: some channels are convolved, some max pooled, some attend (iFormer)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.matrices.algebra import HeadCat, Product
+from matmix.matrices.base import Matrix
+from matmix.matrices.convolution import Convolution
+from matmix.matrices.diagonal import Diagonal
+from matmix.matrices.known import Known
+from matmix.matrices.selection import Selection
+from matmix.matrices.softmax import Softmax
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
+from matmix.mixers.registry import register
+from matmix.ops.activations import gelu
+from matmix.ops.precision import working_dtype
+from matmix.ops.reparam import depthwise
+
+_POINTWISE = ("high_mixer.conv1.weight", "high_mixer.proj2.weight", "proj.weight")
+
+
+class _Rest(NamedTuple):
+    grid: Grid  # (rows, columns); a sequence is one row
+    mask: Tensor | None
+
+
+class _High(nn.Module):
+    """The layers of the convolved and the pooled channels, by their published names."""
+
+    def __init__(self, part: int, conv: type[nn.Conv1d] | type[nn.Conv2d]) -> None:
+        super().__init__()
+        self.conv1 = nn.Linear(part, 2 * part, bias=False)
+        self.proj1 = conv(2 * part, 2 * part, 3, groups=2 * part, bias=False)
+        self.proj2 = nn.Linear(part, 2 * part)
+
+
+class _Low(nn.Module):
+    """The layer of the attending channels."""
+
+    def __init__(self, low: int, bias: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(low, 3 * low, bias=bias)
+
+
+@register(
+    "inception",
+    matrix="Convolution, Selection or pooled Softmax per channel",
+    cost="O(L D^2 + (L / pool^axes)^2 D)",
+    source="sail-sg/iFormer",
+    paper="2205.12956, equations 3 to 6",
+    smallest={"head_dim": 4},
+)
+class Inception(Mixer):
+    """Three mixers side by side on the channels, and a fusion (iFormer).
+
+    The last ``attention_heads * head_dim`` channels attend to each other, over cells of ``pool`` tokens a side:
+    averaged before, copied back to their tokens afterwards. Of the others, the first half is widened twofold and
+    convolved, the second half max pooled (a matrix that selects one token of the window in every channel).
+
+    ``merge`` is not linear: it applies the GELUs of the first two, widens the pooled channels, lets each token see its
+    neighbours once more (a depthwise 3-tap convolution plus identity over all branches) and projects. So the matrix
+    shows the three branches, one head a channel, and not the fusion.
+
+    Where the grid is no multiple of ``pool``, the cells at its end are smaller, and the mean is over what is there (the
+    published code takes multiples and square images only). With a mask, cells average their real tokens; cells count
+    from the first position, so that with ``pool > 1`` padding on the left shifts them.
+
+    Args:
+        head_dim: channels of an attention head.
+        attention_heads: heads of the attention; what they leave of ``dim`` must be even and positive.
+        pool: tokens a side of a cell (2 in the first two stages of iFormer, 1 in the others).
+        qkv_bias: biases of queries, keys and values.
+    """
+
+    traits = Traits(data_dependent=True, mask="trim")
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Grid | None = None,
+        *,
+        head_dim: int = 32,
+        attention_heads: int = 1,
+        pool: int = 1,
+        qkv_bias: bool = True,
+    ) -> None:
+        if pool != 1:
+            self.traits = replace(type(self).traits, mask="content")
+        super().__init__(dim, grid)
+        for name, number in (("head_dim", head_dim), ("attention_heads", attention_heads), ("pool", pool)):
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} must be a positive integer, got {number!r}")
+        low = attention_heads * head_dim
+        half, odd = divmod(dim - low, 2)
+        if half < 1 or odd:
+            raise ValueError(
+                f"attention_heads * head_dim must leave an even, positive number of the dim={dim} channels, "
+                f"got {attention_heads} * {head_dim} = {low}"
+            )
+        self.axes = 1 if self.grid is None else len(self.grid)
+        self.head_dim, self.heads, self.pool, self.low, self.part = head_dim, attention_heads, pool, low, half
+        conv = nn.Conv1d if self.axes == 1 else nn.Conv2d
+        self.high_mixer = _High(half, conv)
+        self.low_mixer = _Low(low, qkv_bias)
+        fused = 4 * half + low
+        self.conv_fuse = conv(fused, fused, 3, padding=1, groups=fused, bias=False)
+        self.proj = nn.Linear(fused, dim)
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        grid, mask = context
+        if len(grid) != self.axes:
+            raise ValueError(f"Inception was built for a grid of {self.axes} axes, got the grid {grid}")
+        image_grid = grid if self.axes == 2 else (1, *grid)
+        x = drop_padding(x, mask)
+        wide, peak, low = x.split((self.part, self.part, self.low), 2)
+
+        wide = self.high_mixer.conv1(wide)
+        kernel = self.high_mixer.proj1.weight
+        convolved = depthwise(wide.mT.unflatten(-1, image_grid), kernel, None).flatten(2).mT
+
+        pooled, index = self._max_pool(peak, image_grid, mask)
+        attended, values, matrix = self._attend(low, image_grid, mask)
+
+        parts = (Convolution.centred(kernel.squeeze(1), grid), Selection(index, x.shape[1], x.dtype), matrix)
+        streams = torch.cat((wide, peak.to(wide.dtype), values), 2).mT.unsqueeze(-1)
+        mixed = torch.cat((convolved, pooled.to(wide.dtype), attended), 2).mT.unsqueeze(-1)
+        known = Known(HeadCat.of(*parts, repeats=(1, 1, self.head_dim)), streams, mixed)
+        return Projected(known, streams, _Rest(image_grid, mask))
+
+    def _max_pool(self, x: Tensor, grid: Grid, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The largest of three tokens a side in every channel, and where it stands ``(B, C, L)``."""
+        real = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), -torch.inf)
+        window = (1, 3) if self.axes == 1 else (3, 3)
+        pooled, index = F.max_pool2d(
+            real.mT.unflatten(-1, grid), window, 1, (window[0] // 2, window[1] // 2), return_indices=True
+        )
+        # Only padding can see nothing but padding.
+        return drop_padding(pooled.flatten(2).mT, mask), index.flatten(2)
+
+    def _attend(self, x: Tensor, grid: Grid, mask: Tensor | None) -> tuple[Tensor, Tensor, Matrix]:
+        """Attention over cells: its tokens, the values that the matrix takes, and the matrix."""
+        cells, real, counts, spread = x, mask, None, None
+        if self.pool > 1:
+            size = (min(self.pool, grid[0]), min(self.pool, grid[1]))
+            cells = _means(x, grid, size)
+            rows, columns = (torch.arange(n, device=x.device) // k for n, k in zip(grid, size, strict=True))
+            cell = (rows.unsqueeze(1) * -(-grid[1] // size[1]) + columns).flatten()
+            spread = Selection(cell.view(1, 1, -1), cells.shape[1], x.dtype)
+            counts = torch.bincount(cell, minlength=cells.shape[1]).to(x.dtype).view(1, -1)
+            if mask is not None:
+                # x is zero at padding: a mean over all positions of a cell becomes one over its real ones.
+                share = _means(mask.unsqueeze(-1).to(working_dtype(x)), grid, size)
+                real, counts = share.squeeze(-1) > 0, share.squeeze(-1).to(x.dtype) * counts
+                cells = cells / share.masked_fill(share == 0, 1).to(cells.dtype)
+        query, key, value = (
+            self.low_mixer.qkv(cells).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        )
+        attention = Softmax(query, key, real)
+        mixed = attention.matmul(value).transpose(1, 2).flatten(2)
+        value = value.transpose(1, 2).flatten(2)
+        if spread is None or counts is None:
+            return mixed, value, attention
+        cell = spread.index.flatten()
+        # The mean over a cell of what was copied to its tokens is what was copied.
+        factors: list[Matrix] = [spread, attention, Diagonal(1 / counts.clamp(min=1).unsqueeze(1)), spread.mT]
+        if mask is not None:
+            factors.append(Diagonal(mask.to(x.dtype).unsqueeze(1)))
+        return mixed.index_select(1, cell), value.index_select(1, cell), Product(tuple(factors))
+
+    def merge(self, mixed: Tensor, rest: _Rest) -> Tensor:
+        tokens = mixed.squeeze(-1).mT
+        convolved, pooled, attended = tokens.split((2 * self.part, self.part, self.low), 2)
+        z = torch.cat((F.gelu(convolved), gelu(self.high_mixer.proj2(pooled)), attended), 2)
+        z = drop_padding(z, rest.mask)
+        # The centre tap of the kernel takes the identity in.
+        kernel = self.conv_fuse.weight
+        centre = torch.zeros_like(kernel[0, 0])
+        centre[(1,) * self.axes] = 1
+        fused = depthwise(z.mT.unflatten(-1, rest.grid), kernel + centre, None)
+        return self.proj(fused.flatten(2).mT)
+
+    def resize_(self, grid: Grid) -> Self:
+        if len(grid) != self.axes:
+            raise ValueError(f"Inception was built for a grid of {self.axes} axes, got the grid {grid}")
+        return super().resize_(grid)
+
+    def extra_repr(self) -> str:
+        options = f"head_dim={self.head_dim}, attention_heads={self.heads}, pool={self.pool}"
+        return f"{super().extra_repr()}, {options}"
+
+    # Published linear maps of the channels are 1 x 1 convolutions.
+    published: ClassVar[dict[str, Any]] = {
+        "sail-sg/iFormer": lambda module, state: {
+            name: value.flatten(1) if name in _POINTWISE else value for name, value in state.items()
+        }
+    }
+
+
+def _means(x: Tensor, grid: Grid, size: tuple[int, int]) -> Tensor:
+    """Means of tokens ``(B, L, C)`` over cells of the grid, ``(B, cells, C)``."""
+    image = F.avg_pool2d(x.mT.unflatten(-1, grid), size, ceil_mode=True, count_include_pad=False)
+    return image.flatten(2).mT
