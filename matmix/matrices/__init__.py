@@ -15,8 +15,8 @@ from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
 from matmix.matrices.fourier import Fourier
+from matmix.matrices.gate import Gate
 from matmix.matrices.gated_semiseparable import GatedSemiseparable
-from matmix.matrices.gelu_gate import GeluGate
 from matmix.matrices.identity import Identity
 from matmix.matrices.known import Known
 from matmix.matrices.laplace import Laplace
@@ -48,8 +48,8 @@ __all__ = [
     "Diagonal",
     "DiagonalSemiseparable",
     "Fourier",
+    "Gate",
     "GatedSemiseparable",
-    "GeluGate",
     "HeadCat",
     "Identity",
     "Known",

@@ -13,7 +13,7 @@ from matmix.matrices.base import Matrix
 from matmix.matrices.convolution import Convolution
 from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
-from matmix.matrices.gelu_gate import GeluGate
+from matmix.matrices.gate import Gate
 from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
@@ -103,7 +103,7 @@ class FFNified(Mixer):
 
         keys = Convolution.centred(k1, grid)
         first = ColumnCat((keys, column(b1)))
-        gate = GeluGate(keys, value.mT.unsqueeze(-1), b1.view(1, -1, 1), mask)
+        gate = Gate(keys, value.mT.unsqueeze(-1), b1.view(1, -1, 1), mask)
         nothing = Diagonal(x.new_zeros(1, 1, 1).expand(-1, self.dim, length))
         matrix: Matrix = Sum((Product((Convolution.centred(k2, grid), gate, first)), ColumnCat((nothing, column(b2)))))
         return Projected(Known(matrix, values, mixed.flatten(2).unsqueeze(-1)), values)

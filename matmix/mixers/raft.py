@@ -13,7 +13,7 @@ from matmix.matrices.affine import Affine
 from matmix.matrices.algebra import ColumnCat, Kron, Product, Sum
 from matmix.matrices.base import Matrix
 from matmix.matrices.dense import Dense
-from matmix.matrices.gelu_gate import GeluGate
+from matmix.matrices.gate import Gate
 from matmix.matrices.identity import Identity
 from matmix.matrices.known import Known
 from matmix.matrices.normalise import Normalise
@@ -92,7 +92,7 @@ class AxisMLP(nn.Module):
         hidden = Product((ColumnCat((first, Dense(b1.view(1, 1, -1, 1)))), norm, *before))
         perceptron = (
             Affine(Product((back, Kron(each, _dense(self.fc2)))), b2[back.index].view(1, 1, -1)),
-            Affine(GeluGate(hidden, values)),
+            Affine(Gate(hidden, values)),
             Affine(first, b1.view(1, 1, -1)),
             norm,
         )

@@ -1,4 +1,4 @@
-"""GeluGate: how much of every hidden unit a GELU lets through."""
+"""Gate: how much of every hidden unit an activation lets through."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from matmix.matrices.base import Matrix, Shape
+from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
 from matmix.ops.precision import working_dtype
 
 
-class GeluGate(Matrix):
-    """``M = diag(Phi(z))`` with the normal distribution function and ``z = inner v + offset``, so ``M z = gelu(z)``.
+class Gate(Matrix):
+    """``M = diag(f(z) / z)`` for an activation f with f(0) = 0 and ``z = inner v + offset``, so that ``M z = f(z)``.
 
-    It makes a perceptron a matrix that depends on its data, ``W2 gelu(W1 v) = W2 diag(Phi(W1 v)) W1 v``. The hidden
-    units are computed when the gates are asked for, so that a layer need not keep them; O(L W) per head after that.
+    It makes a perceptron a matrix that depends on its data, ``W2 f(W1 v) = W2 diag(f(z) / z) W1 v``. For GELU the gate
+    is the normal distribution function Phi(z), for ReLU it is 0 or 1, for softshrink ``max(0, 1 - threshold / |z|)``.
+    The hidden units are computed when the gates are asked for, so that a layer need not keep them; O(L W) per head
+    after that.
     """
 
     inner: Matrix  # (B or 1, H, L, L_in)
     values: Tensor  # (B, H, L_in, 1)
     offset: Tensor | None = None  # (B or 1, H or 1, L or 1)
     mask: Tensor | None = None  # (B or 1, L) bool, True = a unit that is there; the others are shut
+    kind: str = static(default="gelu")  # or "relu", "softshrink"
+    threshold: float = static(default=0.0)  # of softshrink
 
     properties: ClassVar = frozenset({"causal", "diagonal", "symmetric"})
 
@@ -40,7 +44,16 @@ class GeluGate(Matrix):
         if self.offset is not None:
             hidden = hidden + self.offset
         exact = hidden.to(working_dtype(hidden))
-        share = (0.5 * (1 + torch.erf(exact * 0.5**0.5))).to(hidden.dtype)
+        if self.kind == "gelu":
+            share = 0.5 * (1 + torch.erf(exact * 0.5**0.5))
+        elif self.kind == "relu":
+            share = (exact > 0).to(exact.dtype)
+        elif self.kind == "softshrink":
+            size = exact.abs()
+            share = torch.where(size > self.threshold, 1 - self.threshold / size.clamp(min=1e-30), 0)
+        else:
+            raise ValueError(f"Gate: kind must be 'gelu', 'relu' or 'softshrink', got {self.kind!r}")
+        share = share.to(hidden.dtype)
         return share if self.mask is None else share.masked_fill(~self.mask.unsqueeze(1), 0)
 
     def _matmul(self, values: Tensor) -> Tensor:
@@ -59,7 +72,7 @@ class GeluGate(Matrix):
     def cost(self, width: int) -> Cost:
         batch, heads, length, _ = self.shape
         size = batch * heads * length
-        # About ten operations an error function.
+        # About ten operations an error function, which is the dearest of them.
         return self.inner.cost(1) + Cost(size * (width + 12), self.dtype.itemsize * size * (1 + 2 * width))
 
     @classmethod
