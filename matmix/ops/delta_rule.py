@@ -36,10 +36,10 @@ def unit_lower_solve(left: Tensor, right: Tensor, values: Tensor, chunk: int = C
         (width, left.shape[-1]), -1
     )
     # The state S = sum_j right_j u_j^T of all earlier chunks (N x W): u = own - share S.
-    first, state = own[:, :, 0], None
-    solved = [first]
-    for z in range(1, own.shape[2]):
-        new = right[:, :, z - 1].mT @ solved[-1]
+    # Unbound once: the gradient of a slice would be as large as the whole, for every chunk.
+    state, solved = None, []
+    for one, read, write in zip(own.unbind(2), share.unbind(2), right.unbind(2), strict=True):
+        solved.append(one if state is None else one - read @ state)
+        new = write.mT @ solved[-1]
         state = new if state is None else state + new
-        solved.append(own[:, :, z] - share[:, :, z] @ state)
     return torch.cat(solved, 2).narrow(2, 0, length)
