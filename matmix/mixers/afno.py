@@ -1,0 +1,225 @@
+"""Adaptive Fourier neural operator: a small complex perceptron at every frequency, over blocks of channels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.matrices.affine import Affine
+from matmix.matrices.algebra import ColumnCat, Kron, Product, Sum
+from matmix.matrices.base import Matrix
+from matmix.matrices.dense import Dense
+from matmix.matrices.diagonal import Diagonal
+from matmix.matrices.fourier import Fourier
+from matmix.matrices.gate import Gate
+from matmix.matrices.identity import Identity
+from matmix.matrices.known import Known
+from matmix.matrices.selection import Selection
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
+from matmix.mixers.registry import register
+from matmix.ops.fft import hermitian
+from matmix.ops.layers import StarReLU
+from matmix.ops.precision import full_precision, working_dtype
+
+
+@register(
+    "afno",
+    matrix="I + F^-1 shrink (W2 relu W1) F per sample and block of channels",
+    cost="O(L D (log L + D / blocks))",
+    source="NVlabs/AFNO-transformer, okojoalg/dfformer",
+    paper="2111.13587, equation 7",
+    smallest={"blocks": 2},
+)
+class AFNO(Mixer):
+    """``y = x + F^-1 softshrink(W2 relu(W1 F x + b1) + b2)``: token mixing in the frequency domain, 1-D and 2-D.
+
+    F is the orthonormal DFT over the grid; at every frequency the same complex two-layer network, block-diagonal over
+    the channels, gives the new coefficients. ReLU and softshrink act on real and imaginary parts apart, which makes
+    the map linear over the reals only: the matrix has the tokens times the channels of a block as its axis (channel by
+    channel), the blocks are its heads. With the gates of both activations given it is exact; its last column
+    takes a constant 1 that is appended to the tokens. What is not a real image's spectrum is projected onto those.
+
+    Modes beyond a ``fraction`` of the lowest are not passed on. The published 2-D code takes ``int((L // 2 + 1) *
+    fraction)`` columns with L = rows * columns, and all rows; here the count is of the axis itself, for columns and
+    rows alike. The published code casts to float32; here float64 stays.
+
+    Args:
+        blocks: of channels; must divide the inner width (8 in both published models).
+        hidden: width of the hidden layer of a block over its own.
+        shrink: threshold of the softshrink, at least 0.
+        fraction: of the modes of an axis, lowest first; more than 0, at most 1. At least the constant mode is kept.
+        expansion: None for AFNO itself; a number puts it into an inverted bottleneck of ``int(expansion * dim)``
+            channels, ``W_out AFNO(StarReLU(W_in x))`` (the AFNO model of DFFormer: 2).
+        published: the published count of kept columns.
+    """
+
+    traits = Traits(data_dependent=True, mask="content")
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Grid | None = None,
+        *,
+        blocks: int = 8,
+        hidden: float = 1.0,
+        shrink: float = 0.01,
+        fraction: float = 1.0,
+        expansion: float | None = None,
+        published: bool = False,
+    ) -> None:
+        super().__init__(dim, grid)
+        inner = dim if expansion is None else int(expansion * dim)
+        if inner < 1:
+            raise ValueError(f"expansion must leave an inner width of at least 1, got {expansion!r} of dim={dim}")
+        if not isinstance(blocks, int) or blocks < 1 or inner % blocks:
+            raise ValueError(f"blocks must be a positive divisor of the {inner} inner channels, got {blocks!r}")
+        if shrink < 0:
+            raise ValueError(f"shrink must be at least 0, got {shrink!r}")
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction must be more than 0 and at most 1, got {fraction!r}")
+        width = inner // blocks
+        wide = int(width * hidden)
+        if wide < 1:
+            raise ValueError(f"hidden must leave a hidden width of at least 1, got {hidden!r} of {width} channels")
+        self.blocks, self.width, self.shrink, self.fraction = blocks, width, shrink, fraction
+        self.published_count = published
+        self.pwconv1 = self.act1 = self.pwconv2 = None
+        if expansion is not None:
+            self.pwconv1, self.act1 = nn.Linear(dim, inner, bias=False), StarReLU()
+            self.pwconv2 = nn.Linear(inner, dim, bias=False)
+        # The first axis holds real and imaginary part.
+        self.w1 = nn.Parameter(0.02 * torch.randn(2, blocks, width, wide))
+        self.b1 = nn.Parameter(0.02 * torch.randn(2, blocks, wide))
+        self.w2 = nn.Parameter(0.02 * torch.randn(2, blocks, wide, width))
+        self.b2 = nn.Parameter(0.02 * torch.randn(2, blocks, width))
+
+    def _kept(self, grid: Grid) -> list[tuple[int, int]]:
+        """For every axis, how many of the lowest modes from 0 up and how many of those from -1 down are kept."""
+        last = grid[-1] // 2 + 1
+        length = math.prod(grid) if self.published_count else grid[-1]
+        count = int((length // 2 + 1) * self.fraction)
+        kept = [(min(last, count if self.published_count else max(1, count)), 0)]
+        if len(grid) == 2:
+            rows = grid[0]
+            count = rows if self.published_count else max(1, int((rows // 2 + 1) * self.fraction))
+            ahead = min(count, rows)
+            kept.insert(0, (ahead, min(count - 1, rows - ahead)))
+        return kept
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        grid, mask = context
+        if self.pwconv1 is not None and self.act1 is not None:
+            x = self.act1(self.pwconv1(x))
+        x = drop_padding(x, mask)
+        batch, length, inner = x.shape
+        flat = x.mT.contiguous()  # transforms along the last axes are the fast ones
+        mixed = self._mix(flat.view(batch, inner, *grid), grid)
+        stacked = flat.view(batch, self.blocks, self.width * length)
+        values = F.pad(stacked, (0, 1), value=1.0).unsqueeze(-1)
+        product = mixed.reshape(stacked.shape).unsqueeze(-1)
+        return Projected(Known(self._matrix(values, grid), values, product), values, length)
+
+    def _mix(self, maps: Tensor, grid: Grid) -> Tensor:
+        """The layer itself on ``(B, D, *grid)``."""
+        axes, exact = tuple(range(2, maps.dim())), working_dtype(maps)
+        kept = self._kept(grid)
+        with full_precision(maps.device):
+            spectrum = torch.fft.rfftn(maps.to(exact), dim=axes, norm="ortho")
+            half = spectrum.shape[2:]
+            low = spectrum
+            for axis, (ahead, back), size in zip(axes, kept, half, strict=True):
+                if ahead + back < size:
+                    low = torch.cat((low.narrow(axis, 0, ahead), low.narrow(axis, size - back, back)), axis)
+            count = low.shape[2:]
+            low = low.reshape(len(maps), self.blocks, self.width, math.prod(count))
+            hidden = _relu(self._layer(low, self.w1, self.b1))
+            low = _shrunk(self._layer(hidden, self.w2, self.b2), self.shrink)
+            low = low.reshape(len(maps), maps.shape[1], *count)
+            for axis, (ahead, back), size in zip(axes, kept, half, strict=True):
+                if ahead + back < size:
+                    missing = list(low.shape)
+                    missing[axis] = size - ahead - back
+                    parts = (low.narrow(axis, 0, ahead), low.new_zeros(missing), low.narrow(axis, ahead, back))
+                    low = torch.cat(parts, axis)
+            mixed = torch.fft.irfftn(hermitian(low, grid), grid, dim=axes, norm="ortho")
+        return maps + mixed.to(maps.dtype)
+
+    def _layer(self, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """A complex linear map of every block: ``(B, G, I, K)`` to ``(B, G, O, K)``."""
+        dtype = z.real.dtype
+        w, b = torch.complex(*weight.to(dtype).unbind(0)), torch.complex(*bias.to(dtype).unbind(0))
+        return (w.mT @ z).add_(b.unsqueeze(-1))
+
+    def _matrix(self, values: Tensor, grid: Grid) -> Matrix:
+        """The layer as a matrix on ``[channels of a block x tokens; 1]``; frequencies are (channel, part, mode)."""
+        length, dtype, device = math.prod(grid), values.dtype, values.device
+        each = Identity(length, 1, dtype, device)
+        channels = Identity(self.width, 1, dtype, device)
+        fourier = Fourier(grid, length**-0.5, dtype, device)
+        forward = Affine(Kron(channels, fourier.mT))
+
+        def layer(weight: Tensor, bias: Tensor) -> tuple[Matrix, Tensor]:
+            real, imaginary = weight.mT.unbind(0)  # (G, O, I)
+            block = torch.stack((torch.stack((real, -imaginary), -1), torch.stack((imaginary, real), -1)), -3)
+            # (G, O, out part, I, in part)
+            entries = block.flatten(3, 4).flatten(1, 2)
+            offset = bias.movedim(0, -1).flatten(1)  # (G, O x part)
+            offset = offset.unsqueeze(-1).expand(-1, -1, length).flatten(1)
+            return Kron(Dense(entries.unsqueeze(0)), each), offset.unsqueeze(0)
+
+        (first, b1), (second, b2) = layer(self.w1, self.b1), layer(self.w2, self.b2)
+        to_hidden = Product((ColumnCat((first, Dense(b1.unsqueeze(-1)))), forward))
+        relu = Affine(Gate(to_hidden, values, kind="relu"))
+        hidden = (relu, Affine(first, b1), forward)
+        to_out = Product((ColumnCat((second, Dense(b2.unsqueeze(-1)))), *hidden))
+        shrink = Affine(Gate(to_out, values, kind="softshrink", threshold=self.shrink))
+        # The half spectrum stands for the whole: its columns count twice, but for those that mirror themselves.
+        weights = self._weights(grid, dtype, device)
+        inverse = Kron(channels, Product((fourier, Diagonal(weights.repeat(2).view(1, 1, -1)))))
+        mixing = Product((Affine(inverse), shrink, Affine(second, b2), *hidden))
+        rows = self.width * length
+        skip = Affine(Identity(rows, 1, dtype, device), unit=0.0)
+        tokens = torch.arange(rows, device=device).view(1, 1, -1)
+        return Product((Selection(tokens, rows + 1, dtype), Sum((skip, mixing))))
+
+    def _weights(self, grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """How often every mode of the whole spectrum counts in the inverse transform, ``(L,)``."""
+        weights = torch.ones((), dtype=dtype, device=device)
+        for (ahead, back), size in zip(self._kept(grid), grid, strict=True):
+            modes = torch.arange(size, device=device)
+            axis = ((modes < ahead) | (modes >= size - back)).to(dtype)
+            weights = weights.unsqueeze(-1) * axis
+        columns = torch.arange(grid[-1], device=device)
+        before = (2 * columns <= grid[-1]).to(dtype)
+        twice = ((columns > 0) & (2 * columns < grid[-1])).to(dtype)
+        return (weights * (before + twice)).flatten()
+
+    def merge(self, mixed: Tensor, rest: int) -> Tensor:
+        tokens = mixed.reshape(mixed.shape[0], self.blocks * self.width, rest).mT
+        return tokens if self.pwconv2 is None else self.pwconv2(tokens)
+
+    def extra_repr(self) -> str:
+        options = f"blocks={self.blocks}, shrink={self.shrink}, fraction={self.fraction}"
+        return f"{super().extra_repr()}, {options}, published={self.published_count}"
+
+    published: ClassVar[dict[str, Any]] = {
+        "NVlabs/AFNO-transformer": lambda module, state: state,
+        "okojoalg/dfformer": lambda module, state: state,
+    }
+
+
+def _relu(z: Tensor) -> Tensor:
+    """ReLU on real and imaginary parts."""
+    pairs = torch.view_as_real(z)
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and z.requires_grad):
+        return torch.view_as_complex(F.relu(pairs))
+    return torch.view_as_complex(pairs.relu_())
+
+
+def _shrunk(z: Tensor, threshold: float) -> Tensor:
+    """Softshrink on real and imaginary parts."""
+    return torch.view_as_complex(F.softshrink(torch.view_as_real(z), threshold))
