@@ -23,6 +23,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.ops.fft import hermitian
 from matmix.ops.layers import StarReLU
+from matmix.ops.pieces import samples
 from matmix.ops.precision import full_precision, working_dtype
 
 
@@ -117,7 +118,11 @@ class AFNO(Mixer):
         x = drop_padding(x, mask)
         batch, length, inner = x.shape
         flat = x.mT.contiguous()  # transforms along the last axes are the fast ones
-        mixed = self._mix(flat.view(batch, inner, *grid), grid)
+        maps = flat.view(batch, inner, *grid)
+        size = samples(maps, self, 2.0)
+        mixed = (
+            torch.cat([self._mix(piece, grid) for piece in maps.split(size)]) if size < batch else self._mix(maps, grid)
+        )
         stacked = flat.view(batch, self.blocks, self.width * length)
         values = F.pad(stacked, (0, 1), value=1.0).unsqueeze(-1)
         product = mixed.reshape(stacked.shape).unsqueeze(-1)
@@ -146,7 +151,7 @@ class AFNO(Mixer):
                     parts = (low.narrow(axis, 0, ahead), low.new_zeros(missing), low.narrow(axis, ahead, back))
                     low = torch.cat(parts, axis)
             mixed = torch.fft.irfftn(hermitian(low, grid), grid, dim=axes, norm="ortho")
-        return maps + mixed.to(maps.dtype)
+        return mixed.add_(maps).to(maps.dtype)  # nothing behind it needs the transform's result
 
     def _layer(self, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """A complex linear map of every block: ``(B, G, I, K)`` to ``(B, G, O, K)``."""

@@ -23,11 +23,11 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, check_gr
 from matmix.mixers.registry import register
 from matmix.ops import interpolate
 from matmix.ops.activations import gelu
+from matmix.ops.pieces import samples
 from matmix.ops.precision import working_dtype
 
 Side = tuple[Tensor, Tensor]  # resampling of rows and of columns, (after, before) each
 Sides = tuple[Side, Side]  # to the built grid and back
-_PIECE_BYTES = 1 << 20  # of hidden units at a time; larger blocks come from the system anew, and page faults cost more
 
 
 class _Pass(NamedTuple):
@@ -202,7 +202,7 @@ class Raft(Mixer):
         batch, length, dim = x.shape
         sides = None if grid == home else (_resampling(x, grid, home), _resampling(x, home, grid))
         image = x.view(batch, *grid, dim)
-        size = self._samples(image)
+        size = samples(image, self, max(part.expansion for part, _ in self._directions()))
         pieces = [self._mix(piece, sides) for piece in (image.split(size) if size < batch else (image,))]
         image = pieces[0][0] if len(pieces) == 1 else torch.cat([piece[0] for piece in pieces])
         # The token axis is (token, channel of the bundle), so that tokens are values as they stand.
@@ -230,15 +230,6 @@ class Raft(Mixer):
             passes.append(part(image, axis))
             image = passes[-1].image
         return (image if sides is None else _resample(image, *sides[1])), passes
-
-    def _samples(self, image: Tensor) -> int:
-        """How many samples to mix at a time: where no graph keeps the hidden units, few enough to stay in a cache."""
-        batch = max(1, image.shape[0])
-        graph = torch.is_grad_enabled() and (image.requires_grad or any(p.requires_grad for p in self.parameters()))
-        if torch.compiler.is_compiling() or graph or image.device.type != "cpu":
-            return batch
-        hidden = max(part.expansion for part, _ in self._directions()) * image[:1].numel() * image.itemsize
-        return batch if batch * hidden <= 2 * _PIECE_BYTES else max(1, int(_PIECE_BYTES // hidden))
 
     def _raft_wise(self, sides: Side) -> Affine:
         rows, columns = (Dense(side[None, None]) for side in sides)

@@ -1,0 +1,26 @@
+"""A batch in pieces, where large intermediates cost more than the arithmetic on them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# A C allocator hands large blocks back to the system, and the page faults of getting them anew cost more than a layer
+# that works on them.
+PIECE_BYTES = 1 << 20
+
+
+def samples(x: Tensor, layer: nn.Module, inside: float) -> int:
+    """How many samples of ``x`` (B, ...) to run through a layer at a time; all, where autograd keeps what is inside.
+
+    Args:
+        x: input, on the CPU for pieces to pay.
+        layer: whose parameters may ask for a graph.
+        inside: the largest intermediate over the input.
+    """
+    batch = max(1, x.shape[0])
+    graph = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in layer.parameters()))
+    if torch.compiler.is_compiling() or graph or x.device.type != "cpu" or x.numel() == 0:
+        return batch
+    each = inside * x[0].numel() * x.itemsize
+    return batch if batch * each <= 2 * PIECE_BYTES else max(1, int(PIECE_BYTES // each))
