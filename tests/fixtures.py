@@ -57,7 +57,8 @@ class Fixture:
 
     def input(self, name: str | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
         """One input by its name; the only one where none is named."""
-        entries = self.data.get("inputs") or {"input": self.data["input"]}
+        entries = self.data.get("inputs") or self.data["input"]
+        entries = {"input": entries} if "shape" in entries else entries
         if name is None:
             (name,) = entries
         entry = entries[name]
