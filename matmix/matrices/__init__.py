@@ -18,6 +18,7 @@ from matmix.matrices.fourier import Fourier
 from matmix.matrices.gate import Gate
 from matmix.matrices.gated_semiseparable import GatedSemiseparable
 from matmix.matrices.identity import Identity
+from matmix.matrices.interpolation import Interpolation
 from matmix.matrices.known import Known
 from matmix.matrices.laplace import Laplace
 from matmix.matrices.low_rank import LowRank
@@ -52,6 +53,7 @@ __all__ = [
     "GatedSemiseparable",
     "HeadCat",
     "Identity",
+    "Interpolation",
     "Known",
     "Kron",
     "Laplace",

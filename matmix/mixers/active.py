@@ -1,0 +1,123 @@
+"""Active token mixer: every token picks, channel by channel, where in its row and its column it reads."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from matmix.matrices.algebra import ColumnCat
+from matmix.matrices.base import Matrix
+from matmix.matrices.identity import Identity
+from matmix.matrices.interpolation import Interpolation
+from matmix.matrices.known import Known
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
+from matmix.mixers.registry import register
+
+
+class _Rest(NamedTuple):
+    shares: Tensor  # (B, branches, D), how much of every branch an output channel takes
+    length: int
+
+
+@register(
+    "active",
+    matrix="[Interpolation along the row; along the column; Identity] per group of channels",
+    cost="O(L D^2)",
+    source="microsoft/TokenMixers",
+    paper="2203.06108, equation 4",
+    smallest={"share": 2},
+)
+class Active(Mixer):
+    """``y = W (a_w W_w S_w x + a_h W_h S_h x + a_c W_c x)``: ATM, the token mixer of ActiveMLP.
+
+    S_w and S_h read each channel at a learned fractional distance along the row and along the column (linear between
+    two tokens, zero beyond the grid); the distances come from the token itself. The shares ``a`` of the branches in
+    each output channel are a softmax over the branches, from a small MLP on the branches' sum, averaged over tokens.
+    The matrix stacks the branches, three rows a token (two on a sequence, which has no column branch), one head
+    for each group of channels that share their distances.
+
+    The published network makes the distances from the block's input before its norm, and every few blocks only; to
+    share them between mixers, put a module into ``offset_layer`` that gives those of another: tokens ``(B, L, D)`` to
+    ``(B, L, axes * D / share)``, along the last axis of the grid first.
+
+    Args:
+        share: neighbouring channels that read at the same distance; must divide ``dim``.
+        ratio: hidden width of the shares' MLP over ``dim``.
+    """
+
+    traits = Traits(data_dependent=True, mask="trim")
+
+    def __init__(self, dim: int, grid: Grid | None = None, *, share: int = 1, ratio: float = 0.25) -> None:
+        super().__init__(dim, grid)
+        if not isinstance(share, int) or share < 1 or dim % share:
+            raise ValueError(f"share must be a positive divisor of dim={dim}, got {share!r}")
+        hidden = int(dim * ratio)
+        if hidden < 1:
+            raise ValueError(f"ratio must leave a hidden width of at least 1, got {ratio!r} of dim={dim}")
+        self.axes, self.share = 1 if self.grid is None else len(self.grid), share
+        self.atm_c = nn.Linear(dim, dim, bias=False)
+        self.atm_w = nn.Linear(dim, dim)
+        self.atm_h = nn.Linear(dim, dim) if self.axes == 2 else None
+        self.fusion = nn.Sequential(
+            OrderedDict(fc1=nn.Linear(dim, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, (self.axes + 1) * dim))
+        )
+        self.proj = nn.Linear(dim, dim)
+        self.offset_layer: nn.Module = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, self.axes * dim // share))
+
+    def _branches(self) -> list[nn.Linear]:
+        return [branch for branch in (self.atm_w, self.atm_h, self.atm_c) if branch is not None]
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        grid, mask = context
+        if len(grid) != self.axes:
+            raise ValueError(f"Active was built for a grid of {self.axes} axes, got the grid {grid}")
+        x = drop_padding(x, mask)
+        batch, length, dim = x.shape
+        groups = dim // self.share
+        offsets = self.offset_layer(x).mT.view(batch, self.axes, groups, length)
+        values = x.view(batch, length, groups, self.share).transpose(1, 2)
+        blocks: list[Matrix] = [
+            Interpolation(offsets[:, number], grid, self.axes - 1 - number) for number in range(self.axes)
+        ]
+        streams = [merge_heads(block.matmul(values)) for block in blocks] + [x]
+        read = torch.cat(streams, 1)
+        # The mean of a linear map is the map of the mean.
+        count = length if mask is None else mask.sum(1, keepdim=True).clamp(min=1)
+        total = x.new_zeros(())
+        for branch, stream in zip(self._branches(), streams, strict=True):
+            total = total + branch(drop_padding(stream, mask).sum(1) / count)
+        shares = self.fusion(total).unflatten(-1, (dim, len(streams))).softmax(-1).mT
+        blocks.append(Identity.like(values))
+        # Rows stacked: the transpose of columns side by side.
+        matrix = ColumnCat(tuple(block.mT for block in blocks)).mT
+        product = read.view(batch, len(streams) * length, groups, self.share).transpose(1, 2)
+        return Projected(Known(matrix, values, product), values, _Rest(shares, length))
+
+    def merge(self, mixed: Tensor, rest: _Rest) -> Tensor:
+        read = merge_heads(mixed)
+        shares, branches = rest.shares.unsqueeze(2), self._branches()
+        out = sum(shares[:, number] * branch.bias for number, branch in enumerate(branches) if branch.bias is not None)
+        for number, branch in enumerate(branches):
+            # The shares go into the weights, (B, D, D): one pass over the outputs instead of three.
+            stream = read.narrow(1, number * rest.length, rest.length)
+            out = torch.baddbmm(out, stream, (shares[:, number].mT * branch.weight).mT)
+        return self.proj(out)
+
+    def resize_(self, grid: Grid) -> Self:
+        if len(grid) != self.axes:
+            raise ValueError(f"Active was built for a grid of {self.axes} axes, got the grid {grid}")
+        return super().resize_(grid)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, share={self.share}"
+
+    # The published branches are 1 x 1 deformable convolutions.
+    published: ClassVar[dict[str, Any]] = {
+        "microsoft/TokenMixers": lambda module, state: {
+            name: value.flatten(1) if name in ("atm_h.weight", "atm_w.weight") else value
+            for name, value in state.items()
+        }
+    }
