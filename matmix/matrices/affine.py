@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from matmix.matrices.algebra import cost_within
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
 
@@ -57,7 +58,7 @@ class Affine(Matrix):
         return torch.cat((above, below), 2)
 
     def cost(self, width: int) -> Cost:
-        cost = self.inner.cost(width)
+        cost = cost_within(self.inner, self, width)
         if self.offset is not None:
             batch, heads, rows, _ = self.shape
             cost = cost + Cost(2 * batch * heads * rows * width, self.offset.numel() * self.offset.itemsize)

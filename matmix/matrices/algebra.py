@@ -28,6 +28,12 @@ def _one_batch(mixed: list[Tensor]) -> list[Tensor]:
     return [part if part.shape[0] == batch else part.expand(batch, -1, -1, -1) for part in mixed]
 
 
+def cost_within(part: Matrix, whole: Matrix, width: int) -> Cost:
+    """What a part costs in a whole: one that is shared by the batch and the heads is applied to each of them."""
+    (batch, heads, *_), (samples, own, *_) = whole.shape, part.shape
+    return part.cost(width * (heads if own == 1 else 1)) * (batch if samples == 1 else 1)
+
+
 def _random(rows: int, columns: int, heads: int, batch: int, dtype: torch.dtype) -> Dense:
     return Dense(torch.randn(batch, heads, rows, columns, dtype=dtype))
 
@@ -82,7 +88,7 @@ class Sum(Matrix):
         return entries
 
     def cost(self, width: int) -> Cost:
-        total = sum((term.cost(width) for term in self.terms), Cost(0, 0))
+        total = sum((cost_within(term, self, width) for term in self.terms), Cost(0, 0))
         batch, heads, rows, _ = self.shape
         written = batch * heads * rows * width * (len(self.terms) - 1)
         return total + Cost(written, 3 * written * self.dtype.itemsize)
@@ -136,7 +142,7 @@ class Scale(Matrix):
     def cost(self, width: int) -> Cost:
         batch, heads, rows, _ = self.shape
         written = batch * heads * rows * width
-        return self.inner.cost(width) + Cost(written, 2 * written * self.factor.itemsize)
+        return cost_within(self.inner, self, width) + Cost(written, 2 * written * self.factor.itemsize)
 
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
@@ -186,7 +192,7 @@ class Product(Matrix):
         return entries
 
     def cost(self, width: int) -> Cost:
-        return sum((factor.cost(width) for factor in self.factors), Cost(0, 0))
+        return sum((cost_within(factor, self, width) for factor in self.factors), Cost(0, 0))
 
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
@@ -264,8 +270,9 @@ class Kron(Matrix):
         return blocks.reshape(*blocks.shape[:2], *self.shape[2:])
 
     def cost(self, width: int) -> Cost:
-        # Rows act on every column of the grid and the other way round; a data-dependent factor carries its batch.
-        return self.rows.cost(width * self.columns.shape[3]) + self.columns.cost(width * self.rows.shape[2])
+        # Rows are mixed for every column of the grid and the other way round.
+        along_rows = cost_within(self.rows, self, width * self.columns.shape[3])
+        return along_rows + cost_within(self.columns, self, width * self.rows.shape[2])
 
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
@@ -344,8 +351,10 @@ class HeadCat(Matrix):
         return self._stack([part.to_dense() for part in self.parts])
 
     def cost(self, width: int) -> Cost:
-        parts = zip(self.parts, self.repeats, strict=True)
-        return sum((part.cost(width * repeat) for part, repeat in parts), Cost(0, 0))
+        total, batch = Cost(0, 0), self.shape[0]
+        for part, repeat in zip(self.parts, self.repeats, strict=True):
+            total = total + part.cost(width * repeat) * (batch if part.shape[0] == 1 else 1)
+        return total
 
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
@@ -382,7 +391,7 @@ class ColumnCat(Matrix):
         return torch.cat([b.expand(batch, heads, -1, -1) for b in (block.to_dense() for block in self.blocks)], 3)
 
     def cost(self, width: int) -> Cost:
-        return sum((block.cost(width) for block in self.blocks), Cost(0, 0))
+        return sum((cost_within(block, self, width) for block in self.blocks), Cost(0, 0))
 
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
@@ -430,7 +439,9 @@ class Masked(Matrix):
 
     def cost(self, width: int) -> Cost:
         batch, heads, rows, columns = self.shape
-        return self.inner.cost(width) + Cost(0, 2 * batch * heads * (rows + columns) * width * self.dtype.itemsize)
+        return cost_within(self.inner, self, width) + Cost(
+            0, 2 * batch * heads * (rows + columns) * width * self.dtype.itemsize
+        )
 
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
