@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
     def map(self, function: Any) -> Batch:
         """Apply `function` to every tensor of the batch."""
-        return Batch(*(None if part is None else function(part) for part in self))
+        return Batch(function(self.x), function(self.y), None if self.mask is None else function(self.mask))
 
 
 @dataclasses.dataclass(frozen=True)

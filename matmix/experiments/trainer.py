@@ -57,7 +57,9 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
     scorer = Scorer(task, accelerator, recipe.eval_batch_size)
 
     total, count = torch.zeros((), device=device), 0  # of the losses since the last line of the log
-    step, best, windows, before = 0, {"score": -math.inf, "step": 0, "weights": {}, "val": {}}, [], 0.0
+    best: dict[str, Any] = {"score": -math.inf, "step": 0, "weights": {}, "val": {}}
+    windows: list[float] = []
+    step, before = 0, 0.0
     resumed = load_latest(folder / "checkpoints")
     if resumed is not None:
         step, state = resumed
@@ -304,7 +306,8 @@ def seed_everything(seed: int) -> None:
 
 def get_generators() -> dict[str, Any]:
     """The state of all global random generators, as tensors and JSON values."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    numpy: Any = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, gauss = numpy
     version, internal, following = random.getstate()
     return {
         "torch": torch.get_rng_state(),

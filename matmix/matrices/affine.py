@@ -58,11 +58,10 @@ class Affine(Matrix):
         return torch.cat((above, below), 2)
 
     def cost(self, width: int) -> Cost:
-        cost = cost_within(self.inner, self, width)
-        if self.offset is not None:
-            batch, heads, rows, _ = self.shape
-            cost = cost + Cost(2 * batch * heads * rows * width, self.offset.numel() * self.offset.itemsize)
-        return cost
+        batch, heads, rows, _ = self.shape
+        written, offset = batch * heads * rows * width, self.offset
+        added = 0 if offset is None else offset.numel() * offset.itemsize
+        return self.inner.cost(width) + Cost(0 if offset is None else 2 * written, written * self.dtype.itemsize + added)
 
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:

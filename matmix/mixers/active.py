@@ -99,7 +99,8 @@ class Active(Mixer):
     def merge(self, mixed: Tensor, rest: _Rest) -> Tensor:
         read = merge_heads(mixed)
         shares, branches = rest.shares.unsqueeze(2), self._branches()
-        out = sum(shares[:, number] * branch.bias for number, branch in enumerate(branches) if branch.bias is not None)
+        biased = [shares[:, number] * branch.bias for number, branch in enumerate(branches) if branch.bias is not None]
+        out = torch.stack(biased).sum(0)
         for number, branch in enumerate(branches):
             # The shares go into the weights, (B, D, D): one pass over the outputs instead of three.
             stream = read.narrow(1, number * rest.length, rest.length)

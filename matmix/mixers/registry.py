@@ -105,7 +105,7 @@ def mixer_info(name: str) -> MixerInfo:
     _load_plugins()
     if name not in _REGISTRY:
         close = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        hint = f"; did you mean {', '.join(close)}?" if close else "."
         raise ValueError(f"unknown mixer {name!r}{hint} Known: {', '.join(sorted(_REGISTRY))}")
     return _REGISTRY[name]
 

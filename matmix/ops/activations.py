@@ -11,4 +11,4 @@ def gelu(hidden: Tensor) -> Tensor:
     """GELU of hidden units that nobody else needs: in place unless autograd or a compiler looks on."""
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and hidden.requires_grad):
         return F.gelu(hidden)
-    return torch.ops.aten.gelu_(hidden)  # type: ignore[no-any-return]
+    return torch.ops.aten.gelu_(hidden)
