@@ -61,7 +61,8 @@ class Affine(Matrix):
         batch, heads, rows, _ = self.shape
         written, offset = batch * heads * rows * width, self.offset
         added = 0 if offset is None else offset.numel() * offset.itemsize
-        return self.inner.cost(width) + Cost(0 if offset is None else 2 * written, written * self.dtype.itemsize + added)
+        own = Cost(0 if offset is None else 2 * written, written * self.dtype.itemsize + added)
+        return cost_within(self.inner, self, width) + own
 
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
