@@ -2,7 +2,7 @@
 
     x = embedding(tokens)  [+ position]
     x = x + mixer(norm(x));  x = x + mlp(norm(x))      for each block
-    y = head(norm(x))
+    y = head(norm(x)), where a pooled mean is normalised again
 
 Every part draws its initial weights under its own name, so two encoders that differ in their mixer only agree, bit for
 bit, in all the rest.
@@ -18,10 +18,6 @@ from torch import Tensor, nn
 
 from matmix.mixers import create_mixer, layer_specs
 from matmix.ops.seed import fork_seed
-
-EMBEDDING_STD = 0.05
-"""Of all initial embedding weights. Blocks then write at least as much as they read, so a later block sees what an
-earlier one found; with N(0, 1) attention takes several times as many steps on recall, or never solves it."""
 
 Head = Literal["pool", "last", "token", "forecast"]
 
@@ -40,6 +36,8 @@ class Encoder(nn.Module):
         outputs: number of classes, logits or forecast steps.
         mlp_ratio: hidden width of the channel MLP over D; 0 leaves the MLP out.
         position: learned position embedding (without it, a mixer must know the order by itself).
+        embedding_std: of the initial weights of both embeddings. Small: a block adds more than it finds, so later
+            blocks see what earlier ones gathered, and less of the token itself.
         dropout: on the output of each mixer and MLP.
         seed: of the initial weights.
     """
@@ -56,6 +54,7 @@ class Encoder(nn.Module):
         outputs: int,
         mlp_ratio: float = 2.0,
         position: bool = False,
+        embedding_std: float = 0.2,
         dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -66,17 +65,19 @@ class Encoder(nn.Module):
         with fork_seed(seed, "embedding"):
             self.embedding = embedding()
             for parameter in self.embedding.parameters():
-                nn.init.normal_(parameter, std=EMBEDDING_STD) if parameter.ndim > 1 else nn.init.zeros_(parameter)
+                nn.init.normal_(parameter, std=embedding_std) if parameter.ndim > 1 else nn.init.zeros_(parameter)
         self.position = None
         if position:
             with fork_seed(seed, "position"):
-                self.position = nn.Parameter(EMBEDDING_STD * torch.randn(length, dim))
+                self.position = nn.Parameter(embedding_std * torch.randn(length, dim))
         self.blocks = nn.ModuleList(
             Block(str(spec), dim, grid, mlp_ratio, dropout, seed, f"blocks.{index}")
             for index, spec in enumerate(layer_specs(mixer, depth))
         )
         self.norm = nn.LayerNorm(dim)
         self.read = head
+        # The mean of many tokens is small where they differ; at its own scale the head learns in far fewer steps.
+        self.pooled_norm = nn.LayerNorm(dim) if head == "pool" else nn.Identity()
         with fork_seed(seed, "head"):
             self.head = nn.Linear(dim * length if head == "forecast" else dim, outputs)
 
@@ -87,7 +88,7 @@ class Encoder(nn.Module):
             x = x + self.position
         for block in self.blocks:
             x = block(x, mask)
-        return self.head(pool(self.norm(x), self.read, mask))
+        return self.head(self.pooled_norm(pool(self.norm(x), self.read, mask)))
 
 
 class Block(nn.Module):

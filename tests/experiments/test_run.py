@@ -137,7 +137,7 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch):
 
 def test_another_configuration_is_refused(finished):
     folder, _ = finished
-    with pytest.raises(RunError, match=r"holds another run: recipe\.lr is 0.003 there and 0.1 here, seed is 0 there"):
+    with pytest.raises(RunError, match=r"holds another run: recipe\.lr is 0.006 there and 0.1 here, seed is 0 there"):
         execute(config(seed=1, lr=0.1), folder)
 
 

@@ -46,7 +46,7 @@ class Digits(Task):
             raise ValueError(f"Digits.patch must be 1, 2 or 4, got {self.patch}")
 
     def recipe(self) -> Recipe:
-        return Recipe(steps=450, batch_size=32, lr=8e-3, eval_every=90, log_every=10, eval_batch_size=512)
+        return Recipe(steps=420, batch_size=32, lr=6e-3, eval_every=60, log_every=10, eval_batch_size=512)
 
     def model(self, mixer: str, seed: int) -> nn.Module:
         from matmix.experiments.backbone import Encoder, Patches
