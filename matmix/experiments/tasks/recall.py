@@ -63,7 +63,7 @@ class Recall(Task):
         check_mqar(self.vocabulary, self.length, self.pairs)
 
     def recipe(self) -> Recipe:
-        return Recipe(steps=350, batch_size=128, lr=2.5e-3, lr_end=0.2, eval_every=70, log_every=10, weight_decay=0.0)
+        return Recipe(steps=320, batch_size=128, lr=2.5e-3, lr_end=0.2, eval_every=80, log_every=10, weight_decay=0.0)
 
     def model(self, mixer: str, seed: int) -> nn.Module:
         from matmix.experiments.backbone import Encoder
