@@ -21,7 +21,7 @@ from matmix.matrices import all_classes
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 WIDTH = 64
 # Building some matrices entry by entry takes minutes at the largest lengths: past this, dense is not run.
-DENSE_SECONDS = 20.0
+DENSE_SECONDS = 10.0
 
 
 def grid_of(length: int) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ def measure(cls: type, lengths: tuple[int, ...]) -> dict[str, list[float | None]
         fast = lambda m=matrix, v=values: m.matmul(v)
         dense = lambda m=matrix, v=values: m.to_dense() @ v
         run_dense = last * 5 < DENSE_SECONDS
-        times = best_times([fast, dense] if run_dense else [fast], budget=0.4 if length < 4096 else 1.0)
+        times = best_times([fast, dense] if run_dense else [fast], budget=0.2 if length < 4096 else 0.4)
         found["matmul"].append(times[0])
         found["matmul_bytes"].append(peak_memory(fast))
         found["dense"].append(times[1] if run_dense else None)

@@ -16,8 +16,10 @@ import torch
 Work = Callable[[], object]
 
 
-def best_times(works: Sequence[Work], budget: float = 0.3, least: int = 3) -> list[float]:
+def best_times(works: Sequence[Work], budget: float = 0.3, least: int = 3, most: float = 4.0) -> list[float]:
     """Seconds of each piece of work, run in turn A B A B so that a slow spell of the machine meets all alike.
+
+    At least ``least`` rounds and ``budget`` seconds of each, unless ``most`` seconds are spent before.
 
     The minimum is quoted: everything else that a shared machine does only adds time.
     """
@@ -26,7 +28,7 @@ def best_times(works: Sequence[Work], budget: float = 0.3, least: int = 3) -> li
     with torch.no_grad():
         for work in works:
             work()
-        while rounds < least or spent < budget * len(works):
+        while rounds == 0 or (spent < most and (rounds < least or spent < budget * len(works))):
             for index, work in enumerate(works):
                 start = time.perf_counter()
                 work()
