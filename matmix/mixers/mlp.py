@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matmix.matrices.algebra import Product
+from matmix.matrices.algebra import ColumnCat, Product
 from matmix.matrices.dense import Dense
-from matmix.matrices.diagonal import Diagonal
+from matmix.matrices.gate import Gate
+from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops import interpolate
+from matmix.ops.activations import gelu
 
 
 @register(
@@ -30,8 +32,7 @@ class TokenMLP(Mixer):
 
     Since ``gelu(z) = z Phi(z)`` with the normal distribution function Phi, the layer is exactly the product with
     ``W2 diag(Phi(z)) [W1, b1]``, one matrix a channel and sample; its last column takes a constant 1 that is appended
-    to the tokens, and ``merge`` adds ``b2``. The hidden ``z`` is computed twice for that (once by eager mode; a
-    compiler sees that the two are one).
+    to the tokens, and ``merge`` adds ``b2``.
 
     Args:
         hidden: width of the hidden layer (MLP-Mixer S: 256, B: 384, L: 512).
@@ -49,12 +50,14 @@ class TokenMLP(Mixer):
         self.fc2 = nn.Linear(hidden, length)
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        values = F.pad(drop_padding(x, context.mask), (0, 0, 0, 1), value=1.0).mT.unsqueeze(-1)  # (B, D, L + 1, 1)
+        x = drop_padding(x, context.mask)
+        values = F.pad(x, (0, 0, 0, 1), value=1.0).mT.unsqueeze(-1)  # (B, D, L + 1, 1)
         assert self.fc1.bias is not None
-        first = Dense(torch.cat((self.fc1.weight, self.fc1.bias.unsqueeze(1)), 1)[None, None])
-        z = first.matmul(values).squeeze(-1)
-        share = 0.5 * (1 + torch.erf(z * 0.5**0.5))  # Phi(z): how much of every hidden unit passes
-        return Projected(Product((Dense(self.fc2.weight[None, None]), Diagonal(share), first)), values)
+        first = ColumnCat((Dense(self.fc1.weight[None, None]), Dense(self.fc1.bias.view(1, 1, -1, 1))))
+        # The gates need the hidden units, which are most of the product: it is made here, once.
+        mixed = F.linear(gelu(self.fc1(x.mT)), self.fc2.weight)
+        matrix = Product((Dense(self.fc2.weight[None, None]), Gate(first, values), first))
+        return Projected(Known(matrix, values, mixed.unsqueeze(-1)), values)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         assert self.fc2.bias is not None
