@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from matmix.experiments.checkpoint import load_latest, save_checkpoint, sync_folder, write_file, write_tensors
@@ -54,6 +55,9 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
     seed_everything(stream(config.seed, rank))
     bare = task.model(config.mixer, config.seed)
     model, optimizer = accelerator.prepare(bare, new_optimizer(bare, recipe))
+    parameters, stepper, clip = list(bare.parameters()), optimizer, accelerator.clip_grad_norm_
+    if alone(accelerator):
+        stepper, clip = optimizer.optimizer, nn.utils.clip_grad_norm_
     scorer = Scorer(task, accelerator, recipe.eval_batch_size)
 
     total, count = torch.zeros((), device=device), 0  # of the losses since the last line of the log
@@ -105,9 +109,9 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
                 group["lr"] = recipe.lr_at(step)
             loss = accumulate(accelerator, task, model, next(batches), recipe.accumulate)
             if recipe.clip:
-                accelerator.clip_grad_norm_(bare.parameters(), recipe.clip)
-            optimizer.step()
-            optimizer.zero_grad()
+                clip(parameters, recipe.clip)
+            stepper.step()
+            stepper.zero_grad()
             total += loss  # stays on the device: reading it would wait for the step
             step, count, timed = step + 1, count + 1, timed + 1
 
@@ -194,7 +198,7 @@ def accumulate(accelerator: Accelerator, task: Task, model: nn.Module, batch: Ba
         # Gradients travel between devices once a step, with the last part.
         with accelerator.no_sync(model) if index < parts - 1 else nullcontext():
             loss = task.loss(task.forward(model, part), part) / parts
-            accelerator.backward(loss)
+            loss.backward() if alone(accelerator) else accelerator.backward(loss)
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
     return total
@@ -282,6 +286,12 @@ def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
         betas=recipe.betas,
         fused=True,  # one call for all tensors; on CPU too
     )
+
+
+def alone(accelerator: Accelerator) -> bool:
+    """One process in full range: accelerate's wrappers have nothing to do then, but each call of theirs looks for
+    packages on the disk, which is felt in steps of a few milliseconds."""
+    return accelerator.distributed_type == DistributedType.NO and accelerator.scaler is None
 
 
 def costs(task: Task, model: nn.Module) -> dict[str, int]:
