@@ -117,8 +117,15 @@ class Matrix(ABC):
         Raises:
             ValueError: if the values do not fit the matrix.
         """
-        shape = self.shape
-        _check(self, shape, shape[3], values)
+        shape, size = self.shape, values.shape
+        # On the hot path, so the good case is a handful of comparisons in place.
+        if not (
+            len(size) == 4
+            and size[2] == shape[3]
+            and (size[1] == shape[1] or shape[1] == 1)
+            and (size[0] == shape[0] or shape[0] == 1 or size[0] == 1)
+        ):
+            _check(self, shape, shape[3], values)
         mixed = self.to_dense().to(values.dtype) @ values if shape[3] <= self.dense_below else self._matmul(values)
         return mixed if mixed.dtype == values.dtype else mixed.to(values.dtype)
 
@@ -238,7 +245,7 @@ class Matrix(ABC):
 
 
 def _check(matrix: Matrix, shape: Shape, tokens: int, values: Tensor) -> None:
-    """Refuse values that do not fit. On the hot path, so the good case is a handful of integer comparisons."""
+    """Refuse values that do not fit."""
     size = values.shape
     if (
         len(size) == 4
