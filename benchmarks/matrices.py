@@ -21,7 +21,7 @@ from matmix.matrices import all_classes
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 WIDTH = 64
 # Building some matrices entry by entry takes minutes at the largest lengths: past this, dense is not run.
-DENSE_SECONDS = 10.0
+DENSE_SECONDS = 5.0
 
 
 def grid_of(length: int) -> tuple[int, ...]:
