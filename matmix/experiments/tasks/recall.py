@@ -29,9 +29,10 @@ class Recall(Task):
     """Find the value that stood behind each key.
 
     The defaults are a small setting that an attention encoder solves within 320 steps: seconds on one CPU core. So
-    small a set of keys can be learnt by heart: given several times the steps, a fixed filter between layer norms gets
-    there, too. Like the published setting it has two blocks without MLP. That one (Zoology, figure 2) is
-    `vocabulary=8192, length=64, pairs=4, train_examples=100_000` and longer.
+    small a set of keys can be learnt by heart: with 350 steps a fixed filter between layer norms was at 0.54 on one
+    seed of three. The number of steps was chosen with that in view. Like the published setting it has two blocks
+    without MLP. That one (Zoology, figure 2) is `vocabulary=8192, length=64, pairs=4, train_examples=100_000` and
+    longer.
 
     Whoever knows which values occur, but not whose they are, scores 1/pairs. Queries come early rather than late, and
     in the order of a weighted draw, so the position says a little more about which pair is meant: the baseline "best
