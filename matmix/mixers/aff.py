@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -10,8 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.matrices.circulant import Circulant
+from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
+from matmix.ops.fft import hermitian
+from matmix.ops.pieces import samples
 from matmix.ops.precision import full_precision, working_dtype
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
@@ -31,7 +36,7 @@ class AFF(Mixer):
     At every frequency a complex two-layer network, block-diagonal over ``groups`` of channels and shared by all
     frequencies, turns the channels' coefficients (orthonormal DFT) into a mask; softshrink sets its small entries to
     zero. The matrix is circulant per sample and channel, with the eigenvalues ``1 + m``: the
-    mixer's own skip is in it.
+    mixer's own skip is in it. The transform that the mask is made from also serves the product.
 
     The activation acts on real and imaginary parts apart, so m is not a real kernel's spectrum where it must mirror
     itself; it is projected, which is what the published code computes on a CPU. The published code casts to float32;
@@ -76,22 +81,26 @@ class AFF(Mixer):
         self.b2 = nn.Parameter(0.02 * torch.randn(2, groups, width))
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        values = drop_padding(x, context.mask).mT.unsqueeze(-1)
-        maps = values.squeeze(-1).to(working_dtype(x)).unflatten(-1, context.grid)
-        with full_precision(x.device):
-            spectrum = torch.fft.rfftn(maps, dim=tuple(range(2, maps.dim())), norm="ortho")
-            eigenvalues = 1 + self._mask(spectrum.flatten(2)).view_as(spectrum)
-            matrix = Circulant.from_spectrum(eigenvalues, context.grid)
-        return Projected(matrix, values)
+        values = drop_padding(x, context.mask).mT
+        maps = values.contiguous().unflatten(-1, context.grid)  # transforms along the last axes are the fast ones
+        size = samples(maps, self, 2.0)
+        done = [self._filter(piece, context.grid) for piece in maps.split(max(1, size))]
+        spectrum, mixed = (torch.cat(parts) if len(done) > 1 else parts[0] for parts in zip(*done, strict=True))
+        values = values.unsqueeze(-1)
+        return Projected(Known(Circulant(spectrum, context.grid), values, mixed.flatten(2).unsqueeze(-1)), values)
 
-    def _mask(self, spectrum: Tensor) -> Tensor:
-        """Complex ``(B, D, K)`` to complex ``(B, D, K)``: the two layers, each as one real product over [re; im]."""
-        batch, dim, count = spectrum.shape
-        pairs = torch.cat([spectrum.real, spectrum.imag], 1).view(batch, 2, self.groups, dim // self.groups, count)
-        hidden = _ACTIVATIONS[self.activation](_layer(pairs, self.w1, self.b1))
-        mask = F.softshrink(_layer(hidden, self.w2, self.b2), self.shrink)
-        real, imaginary = mask.reshape(batch, 2, dim, count).unbind(1)
-        return torch.complex(real, imaginary)
+    def _filter(self, maps: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """The eigenvalues of ``(B, D, *grid)`` as real pairs, and what they make of it."""
+        axes, exact = tuple(range(2, maps.dim())), working_dtype(maps)
+        with full_precision(maps.device):
+            spectrum = torch.fft.rfftn(maps.to(exact), dim=axes, norm="ortho")
+            batch, dim = spectrum.shape[:2]
+            modes = spectrum.view(batch, self.groups, dim // self.groups, math.prod(spectrum.shape[2:]))
+            hidden = _parts(_ACTIVATIONS[self.activation], _layer(modes, self.w1, self.b1))
+            mask = _parts(partial(F.softshrink, lambd=self.shrink), _layer(hidden, self.w2, self.b2))
+            eigenvalues = hermitian(mask.view_as(spectrum), grid).add_(1)
+            mixed = torch.fft.irfftn(spectrum * eigenvalues, grid, dim=axes, norm="ortho")
+        return torch.view_as_real(eigenvalues), mixed.to(maps.dtype)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return merge_heads(mixed)
@@ -101,10 +110,13 @@ class AFF(Mixer):
         return f"{super().extra_repr()}, {options}"
 
 
-def _layer(pairs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A complex linear map of every group: ``(B, 2, G, I, K)`` to ``(B, 2, G, O, K)``."""
-    weight, bias = weight.to(pairs.dtype), bias.to(pairs.dtype)
-    real, imaginary = weight.unbind(0)
-    # rows: output part and channel; columns: input part and channel
-    block = torch.stack([torch.stack([real, -imaginary]), torch.stack([imaginary, real])])  # (out, in, G, I, O)
-    return torch.einsum("qpgio,bpgik->bqgok", block, pairs) + bias.unsqueeze(-1)
+def _parts(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """A function of real numbers on real and imaginary parts."""
+    return torch.view_as_complex(function(torch.view_as_real(z)))
+
+
+def _layer(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A complex linear map of every group: ``(B, G, I, K)`` to ``(B, G, O, K)``."""
+    dtype = z.real.dtype
+    w, b = torch.complex(*weight.to(dtype).unbind(0)), torch.complex(*bias.to(dtype).unbind(0))
+    return (w.mT @ z).add_(b.unsqueeze(-1))
