@@ -114,6 +114,9 @@ class Matrix(ABC):
     def matmul(self, values: Tensor) -> Tensor:
         """``M @ values``: ``(B, H, L_in, W) -> (B, H, L_out, W)``, in the dtype of the values.
 
+        Where one call of PyTorch is the whole product and these checks are felt, a class may answer its plainest case
+        (every size equal) here and leave the rest to ``super().matmul``: Dense, LowRank, Softmax.
+
         Raises:
             ValueError: if the values do not fit the matrix.
         """

@@ -33,7 +33,6 @@ class Dense(Matrix):
         return self.entries.shape  # type: ignore[return-value]
 
     def matmul(self, values: Tensor) -> Tensor:
-        # The hot path of small matrices, where the checks are felt: one matrix a sample and head, and it fits.
         shape, size = self.entries.shape, values.shape
         if len(size) == 4 and size[2] == shape[3] and size[1] == shape[1] and size[0] == shape[0]:
             mixed = torch.matmul(self.entries, values)

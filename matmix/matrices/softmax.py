@@ -49,6 +49,19 @@ class Softmax(Matrix):
             allowed = past[None, None] if allowed is None else allowed & past
         return allowed
 
+    def matmul(self, values: Tensor) -> Tensor:
+        key = self.key
+        if (
+            values.shape == key.shape
+            and self.mask is None
+            and self.bias is None
+            and not self.causal
+            and self.factor is None
+            and values.dtype == key.dtype
+        ):
+            return F.scaled_dot_product_attention(self.query, key, values)
+        return super().matmul(values)
+
     def _matmul(self, values: Tensor) -> Tensor:
         batch, heads, rows, columns = self.shape
         samples, wide, _, width = values.shape

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.matrices.affine import Affine
-from matmix.matrices.algebra import ColumnCat, Kron, Product, Sum
+from matmix.matrices.algebra import ColumnCat, Kron, Product, Scale, Sum
 from matmix.matrices.base import Matrix
 from matmix.matrices.dense import Dense
 from matmix.matrices.gate import Gate
@@ -36,6 +36,7 @@ class _Pass(NamedTuple):
     image: Tensor  # (B, rows, columns, D)
     mean: Tensor  # (B, rows, columns, 1), of the norm
     rate: Tensor
+    keep: Tensor | None  # (B, 1, 1, 1), what the branch was multiplied by where some samples go without it
 
 
 class AxisMLP(nn.Module):
@@ -45,10 +46,10 @@ class AxisMLP(nn.Module):
     a bundle at one place of the other axis. Its weights are shared by all bundles and places.
     """
 
-    def __init__(self, dim: int, size: int, raft: int, expansion: float) -> None:
+    def __init__(self, dim: int, size: int, raft: int, expansion: float, drop_path: float) -> None:
         super().__init__()
         width = raft * size
-        self.raft, self.expansion = raft, expansion
+        self.raft, self.expansion, self.drop_path = raft, expansion, drop_path
         self.norm = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(width, self.hidden(size))
         self.fc2 = nn.Linear(self.hidden(size), width)
@@ -70,8 +71,12 @@ class AxisMLP(nn.Module):
         out = torch.addmm(self.fc2.bias.unsqueeze(1), self.fc2.weight, gelu(z))
         out = out.view(raft, size, batch, other, bundles)
         out = out.permute((2, 1, 3, 0, 4) if axis == 1 else (2, 3, 1, 0, 4))
+        keep = None
+        if self.training and self.drop_path:
+            keep = image.new_empty(batch, 1, 1, 1).bernoulli_(1 - self.drop_path) / (1 - self.drop_path)
+            out = out * keep.unsqueeze(-1)
         mixed = (image.unflatten(-1, out.shape[3:]) + out).flatten(3)
-        return _Pass(mixed, mean, rate)
+        return _Pass(mixed, mean, rate, keep)
 
     def matrix(self, done: _Pass, axis: int, before: tuple[Matrix, ...], values: Tensor) -> Matrix:
         """The same as a matrix on ``[tokens x raft; 1]`` per sample and bundle; ``before`` it came to the values."""
@@ -96,7 +101,10 @@ class AxisMLP(nn.Module):
             Affine(first, b1.view(1, 1, -1)),
             norm,
         )
-        return Sum((Affine(Identity(length, **like), unit=0.0), Product(perceptron)))
+        branch: Matrix = Product(perceptron)
+        if done.keep is not None:
+            branch = Scale(branch, done.keep)
+        return Sum((Affine(Identity(length, **like), unit=0.0), branch))
 
     def resize_(self, old: int, new: int) -> None:
         """Adapt the weights to an axis of another size: see ``Raft.resize_``."""
@@ -149,6 +157,8 @@ class Raft(Mixer):
         built: a grid to keep the weights for; every other grid is resized to it before and back afterwards, bicubic,
             the residual included (published: detail beyond the built grid is lost in every block). The mixer is then
             of any length.
+        drop_path: chance of a sample to go without a direction in training, drawn for each (the published networks:
+            0.1 in every block; here, as the residuals are inside).
     """
 
     traits = Traits(data_dependent=True, length="fixed", mask="content")
@@ -162,6 +172,7 @@ class Raft(Mixer):
         expansion: float = 2.0,
         axis: Literal["both", "vertical", "horizontal"] = "both",
         built: Grid | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         if built is not None:
             self.traits = replace(self.traits, length="any")
@@ -174,6 +185,8 @@ class Raft(Mixer):
             raise ValueError(f"raft must be a positive divisor of dim={dim}, got {raft!r}")
         if not expansion * raft >= 1:
             raise ValueError(f"expansion must leave at least one hidden unit a place, got {expansion!r}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path must be at least 0 and below 1, got {drop_path!r}")
         self.built = None if built is None else check_grid(built, self.traits, type(self).__name__)
         home = self._home()
         if self.grid is not None and len(self.grid) != len(home):
@@ -181,9 +194,9 @@ class Raft(Mixer):
         self.raft, self.axis, self.axes = raft, axis, len(home)
         self.vertical = self.horizontal = None
         if axis != "horizontal" and len(home) == 2:
-            self.vertical = AxisMLP(dim, home[0], raft, expansion)
+            self.vertical = AxisMLP(dim, home[0], raft, expansion, drop_path)
         if axis != "vertical":
-            self.horizontal = AxisMLP(dim, home[-1], raft, expansion)
+            self.horizontal = AxisMLP(dim, home[-1], raft, expansion, drop_path)
 
     def _home(self) -> Grid:
         """The grid of the weights."""
@@ -214,7 +227,8 @@ class Raft(Mixer):
         for number, (part, axis) in enumerate(self._directions()):
             done = [piece[1][number] for piece in pieces]
             mean, rate = (torch.cat([step[which] for step in done]) for which in (1, 2))
-            factors.insert(0, part.matrix(_Pass(done[0].image, mean, rate), axis, tuple(factors), values))
+            keep = torch.cat([step.keep for step in done if step.keep is not None]) if done[0].keep is not None else None
+            factors.insert(0, part.matrix(_Pass(done[0].image, mean, rate, keep), axis, tuple(factors), values))
         if sides is not None:
             factors.insert(0, self._raft_wise(sides[1]))
         tokens = torch.arange(rows, device=x.device).view(1, 1, -1)

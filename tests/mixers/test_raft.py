@@ -92,3 +92,25 @@ def test_refuses() -> None:
             Raft(8, (3, 5), **options)
     with pytest.raises(ValueError, match="grid must be"):
         Raft(8, (15,), axis="vertical")
+
+
+def test_drop_path_leaves_directions_out() -> None:
+    """In training a sample goes without a direction by chance, and the matrix says so; in evaluation nothing changes."""
+    mixer = Raft(4, (3, 5), axis="horizontal", drop_path=0.5).double()
+    x = torch.randn(16, 15, 4, dtype=torch.float64)
+    whole = mixer.eval()(x) - x
+    torch.manual_seed(0)
+    branch = mixer.train()(x) - x
+    torch.manual_seed(0)
+    matrix = mixer.matrix(x)
+    kept = branch.flatten(1).abs().amax(1) > 0
+    assert 0 < int(kept.sum()) < 16
+    torch.testing.assert_close(branch[kept], 2 * whole[kept])
+    assert bool((branch[~kept] == 0).all())
+    identity = torch.eye(30, 31, dtype=torch.float64)
+    torch.testing.assert_close(matrix.to_dense()[~kept], identity.expand(int((~kept).sum()), 2, -1, -1))
+    values = torch.nn.functional.pad(x.reshape(16, 30, 2), (0, 0, 0, 1), value=1.0).mT.unsqueeze(-1)
+    product = (matrix.to_dense() @ values).squeeze(-1).mT.reshape(16, 15, 4)
+    torch.testing.assert_close(product, x + branch)
+    with pytest.raises(ValueError, match="drop_path must be"):
+        Raft(4, (3, 5), drop_path=1.0)
