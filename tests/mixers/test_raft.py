@@ -95,7 +95,7 @@ def test_refuses() -> None:
 
 
 def test_drop_path_leaves_directions_out() -> None:
-    """In training a sample goes without a direction by chance, and the matrix says so; in evaluation nothing changes."""
+    """In training a sample goes without a direction by chance, and the matrix says so; in evaluation none does."""
     mixer = Raft(4, (3, 5), axis="horizontal", drop_path=0.5).double()
     x = torch.randn(16, 15, 4, dtype=torch.float64)
     whole = mixer.eval()(x) - x
