@@ -227,7 +227,7 @@ class Raft(Mixer):
         for number, (part, axis) in enumerate(self._directions()):
             done = [piece[1][number] for piece in pieces]
             mean, rate = (torch.cat([step[which] for step in done]) for which in (1, 2))
-            kept = [step.keep for step in done if step.keep is not None]
+            kept = [part for part in (step.keep for step in done) if part is not None]
             keep = torch.cat(kept) if kept else None
             factors.insert(0, part.matrix(_Pass(done[0].image, mean, rate, keep), axis, tuple(factors), values))
         if sides is not None:
