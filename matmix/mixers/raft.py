@@ -226,8 +226,8 @@ class Raft(Mixer):
         factors: list[Matrix] = [] if sides is None else [self._raft_wise(sides[0])]
         for number, (part, axis) in enumerate(self._directions()):
             done = [piece[1][number] for piece in pieces]
-            mean, rate = (torch.cat([step[which] for step in done]) for which in (1, 2))
-            kept = [part for part in (step.keep for step in done) if part is not None]
+            mean, rate = torch.cat([step.mean for step in done]), torch.cat([step.rate for step in done])
+            kept = [step.keep for step in done if step.keep is not None]
             keep = torch.cat(kept) if kept else None
             factors.insert(0, part.matrix(_Pass(done[0].image, mean, rate, keep), axis, tuple(factors), values))
         if sides is not None:
