@@ -95,8 +95,8 @@ class FFNified(Mixer):
         if real is not None:  # convolution and bias reach into padding
             gated = gated.masked_fill(~real, 0)
         mixed, k2, b2 = self._convolve(self.conv2, gated, real)
-        values = F.pad(value, (0, 0, 0, 1), value=1.0).mT.unsqueeze(-1)  # (B, D, L + 1, 1)
-        length = x.shape[1]
+        batch, length = x.shape[:2]
+        values = torch.cat((value, value.new_ones(1, 1, 1).expand(batch, 1, self.dim)), 1).mT.unsqueeze(-1)
 
         def column(bias: Tensor) -> Dense:
             return Dense(bias.view(1, -1, 1, 1).expand(-1, -1, length, -1))
