@@ -18,7 +18,7 @@ from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops.activations import gelu
-from matmix.ops.reparam import BranchedConv, Convolved, NormedBranch, depthwise
+from matmix.ops.reparam import BranchedConv, NormedBranch, convolved
 
 
 @register(
@@ -90,11 +90,11 @@ class FFNified(Mixer):
         image_grid = grid if self.axes == 2 else (1, *grid)
         real = None if mask is None else mask.view(mask.shape[0], 1, *image_grid)
         value = drop_padding(self._query(x, mask), mask)
-        hidden, k1, b1 = self._convolve(self.conv1, value.mT.unflatten(-1, image_grid), real)
+        hidden, k1, b1 = convolved(self.conv1, value.mT.unflatten(-1, image_grid), real)
         gated = gelu(hidden)
         if real is not None:  # convolution and bias reach into padding
             gated = gated.masked_fill(~real, 0)
-        mixed, k2, b2 = self._convolve(self.conv2, gated, real)
+        mixed, k2, b2 = convolved(self.conv2, gated, real)
         batch, length = x.shape[:2]
         values = torch.cat((value, value.new_ones(1, 1, 1).expand(batch, 1, self.dim)), 1).mT.unsqueeze(-1)
 
@@ -119,12 +119,6 @@ class FFNified(Mixer):
         normed, _, _ = self.fc.normed(rows, None if mask is None else mask.reshape(-1, 1))
         return normed.unflatten(0, x.shape[:2])
 
-    def _convolve(self, conv: nn.Module, image: Tensor, mask: Tensor | None) -> Convolved:
-        if isinstance(conv, BranchedConv):
-            return conv(image, mask)
-        assert isinstance(conv, nn.Conv1d | nn.Conv2d) and conv.bias is not None
-        return Convolved(depthwise(image, conv.weight, conv.bias), conv.weight.squeeze(1), conv.bias)
-
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return mixed.squeeze(-1).mT
 
@@ -144,13 +138,7 @@ class FFNified(Mixer):
             for name in ("conv1", "conv2"):
                 part = getattr(self, name)
                 if isinstance(part, BranchedConv):
-                    kernel, bias = part.merged()
-                    conv = nn.Conv1d if self.axes == 1 else nn.Conv2d
-                    single = conv(self.dim, self.dim, kernel.shape[2:], groups=self.dim)  # type: ignore[arg-type]
-                    single = single.to(kernel)
-                    single.weight.copy_(kernel)
-                    single.bias.copy_(bias)  # type: ignore[union-attr]
-                    setattr(self, name, single.train(self.training))
+                    setattr(self, name, part.fused())
         return self
 
     def resize_(self, grid: Grid) -> Self:

@@ -98,14 +98,22 @@ class BranchedConv(nn.Module):
     Args:
         dim: channels C.
         branches: name -> kernel size along every axis, odd; the first is the largest.
+        out_dim: channels of the result, a multiple of C (each channel gives as many in a row); C where absent.
+        stride: step from one output to the next along every axis; the first stands at the border.
     """
 
-    def __init__(self, dim: int, branches: dict[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, dim: int, branches: dict[str, tuple[int, ...]], *, out_dim: int | None = None, stride: int = 1
+    ) -> None:
         super().__init__()
-        self.names = tuple(branches)
+        out_dim = dim if out_dim is None else out_dim
+        if out_dim % dim:
+            raise ValueError(f"out_dim must be a multiple of dim={dim}, got {out_dim}")
+        self.names, self.dim, self.stride = tuple(branches), dim, stride
         conv = nn.Conv1d if len(branches[self.names[0]]) == 1 else nn.Conv2d
         for name, size in branches.items():
-            self.add_module(name, NormedBranch(conv(dim, dim, size, groups=dim, bias=False)))  # type: ignore[arg-type]
+            branch = conv(dim, out_dim, size, groups=dim, bias=False)  # type: ignore[arg-type]
+            self.add_module(name, NormedBranch(branch))
 
     def _branches(self) -> list[NormedBranch]:
         return [self.get_submodule(name) for name in self.names]  # type: ignore[misc]
@@ -115,16 +123,37 @@ class BranchedConv(nn.Module):
         parts = [branch.folded() for branch in self._branches()]
         return _total([part[0] for part in parts]), sum((part[1] for part in parts[1:]), parts[0][1])
 
+    def fused(self) -> nn.Conv1d | nn.Conv2d:
+        """That convolution as a module, detached."""
+        with torch.no_grad():
+            kernel, bias = self.merged()
+            conv = nn.Conv1d if kernel.dim() == 3 else nn.Conv2d
+            size = tuple(kernel.shape[2:])
+            padding = tuple(n // 2 for n in size)
+            single = conv(
+                self.dim,
+                len(kernel),
+                size,  # type: ignore[arg-type]
+                self.stride,
+                padding,  # type: ignore[arg-type]
+                groups=self.dim,
+                device=kernel.device,
+                dtype=kernel.dtype,
+            )
+            single.weight.copy_(kernel)
+            single.bias.copy_(bias)  # type: ignore[union-attr]
+        return single.train(self.training)
+
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Convolved:
-        """``(B, C, rows, columns)`` (a sequence is one row) to the same shape, and what one convolution gives it."""
+        """``(B, C, rows, columns)``, a sequence as one row, to the result and the one convolution that gives it."""
         branches = self._branches()
         if not any(branch.bn.training for branch in branches):
             kernel, bias = self.merged()
-            return Convolved(depthwise(image, kernel, bias), kernel.squeeze(1), bias)
+            return Convolved(depthwise(image, kernel, bias, self.stride), kernel.squeeze(1), bias)
         out, kernels, shifts = None, [], []
         for branch in branches:
             weight = branch.c.weight
-            mapped = depthwise(image, weight, None)
+            mapped = depthwise(image, weight, None, self.stride)
             if branch.bn.training:
                 normed, factor, shift = branch.normed(mapped, mask)
             else:
@@ -137,12 +166,21 @@ class BranchedConv(nn.Module):
         return Convolved(out, _total(kernels).squeeze(1), sum(shifts[1:], shifts[0]))
 
 
-def depthwise(image: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+def convolved(conv: nn.Module, image: Tensor, mask: Tensor | None = None) -> Convolved:
+    """``conv(image)`` of branches, or of the one convolution that took their place."""
+    if isinstance(conv, BranchedConv):
+        return conv(image, mask)
+    assert isinstance(conv, nn.Conv1d | nn.Conv2d) and conv.bias is not None
+    kernel = conv.weight
+    return Convolved(depthwise(image, kernel, conv.bias, conv.stride[-1]), kernel.squeeze(1), conv.bias)
+
+
+def depthwise(image: Tensor, kernel: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
     """Convolve ``(B, C, rows, columns)`` with odd kernels ``(C, 1, k)`` along the rows or ``(C, 1, k, k)``."""
     if kernel.dim() == 3:
         kernel = kernel.unsqueeze(2)
     pad = (kernel.shape[2] // 2, kernel.shape[3] // 2)
-    return F.conv2d(image, kernel, bias, padding=pad, groups=image.shape[1])
+    return F.conv2d(image, kernel, bias, stride, pad, groups=image.shape[1])
 
 
 def _running(bn: nn.BatchNorm1d) -> tuple[Tensor, Tensor, float]:
