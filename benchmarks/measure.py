@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import math
+import os
 import platform
 import sys
 import time
@@ -13,12 +13,15 @@ from pathlib import Path
 
 import torch
 
+from matmix.experiments.memory import peak
+
 Work = Callable[[], object]
 
 
 def best_times(works: Sequence[Work], budget: float = 0.3, least: int = 3, most: float = 4.0) -> list[float]:
     """Seconds of each piece of work, run in turn A B A B so that a slow spell of the machine meets all alike.
 
+    A turn runs quick work several times, so that what the other work left in the caches is not charged to it.
     At least ``least`` rounds and ``budget`` seconds of each, unless ``most`` seconds are spent before.
 
     The minimum is quoted: everything else that a shared machine does only adds time.
@@ -30,32 +33,29 @@ def best_times(works: Sequence[Work], budget: float = 0.3, least: int = 3, most:
             work()
         while rounds == 0 or (spent < most and (rounds < least or spent < budget * len(works))):
             for index, work in enumerate(works):
-                start = time.perf_counter()
-                work()
-                elapsed = time.perf_counter() - start
-                best[index] = min(best[index], elapsed)
-                spent += elapsed
+                turn = 0.0
+                for _ in range(5):
+                    start = time.perf_counter()
+                    work()
+                    elapsed = time.perf_counter() - start
+                    best[index] = min(best[index], elapsed)
+                    turn += elapsed
+                    if turn > 0.01:
+                        break
+                spent += turn
             rounds += 1
     return best
 
 
-def peak_memory(work: Work) -> int | None:
-    """Bytes that the work adds to the process at its highest; None where the system does not tell (not Linux)."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    gc.collect()
-    try:
-        reset.write_text("5")  # sets the high-water mark back to what is resident now
-    except OSError:
-        return None
-    before = _kilobytes(status, "VmRSS")
-    with torch.no_grad():
+def peak_memory(work: Work) -> int:
+    """Bytes of tensors that the work has alive at its highest, its result included: the allocations of the profiler.
+
+    The resident size of the process would tell less: freed memory stays with it, and is used again.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports each start and stop on stderr
+    with torch.no_grad(), torch.autograd.profiler.profile(profile_memory=True) as profile:
         work()
-    return max(0, _kilobytes(status, "VmHWM") - before) * 1024
-
-
-def _kilobytes(status: Path, key: str) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1])
+    return peak(profile)
 
 
 def exponent(lengths: Sequence[int], seconds: Sequence[float]) -> float:
