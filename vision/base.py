@@ -1,0 +1,286 @@
+"""What every image model offers, written once: timm's interface over three or four parts.
+
+A family subclasses ``VisionModel``, hands the shared options to ``super().__init__`` and sets, in any order::
+
+    self.stem     image (B, in_chans, H, W) -> map (B, h, w, C); has out_grid((H, W)) -> (h, w)
+    self.stages   nn.ModuleList of vision.layers.Stage (or modules with forward, out_grid and grad_checkpointing):
+                  map (B, h, w, C) -> map (B, h', w', C'). An isotropic model cuts its blocks into stages too.
+    self.norm     a norm of the last map, for models that normalise before pooling; nn.Identity() otherwise
+    self.head     vision.layers.Head(dim, num_classes, global_pool, norm after pooling, drop_rate, kind)
+
+and then calls ``self.finish(dims, reductions)`` with the channels and the stride of each stage. Maps are channels-last
+inside, so the tokens ``(B, h w, C)`` of a mixer are a view (``x.flatten(1, 2)``) and so is the channels-last image
+``x.permute(0, 3, 1, 2)`` of a convolution. Outside they are what timm has: ``forward_features`` and intermediate
+features are ``(B, C, h, w)``, views in channels-last memory.
+
+Everything else is here: ``forward``, ``forward_features``, ``forward_head``, ``forward_intermediates`` (and with it
+``features_only=True``), ``prune_intermediate_layers``, ``reset_classifier``, ``get_classifier``,
+``set_grad_checkpointing``, ``group_matcher``, ``no_weight_decay``, ``feature_info``, ``resize_``. Where a family does
+something between the parts (an embedding of positions, a token of its own), it does so inside a part.
+
+A part that is tied to the grid (a mixer of fixed length, a position embedding) has ``resize_(grid)``, in place; the
+model's own ``resize_(img_size)`` walks through the stages and calls it with the grid of the stage. A position
+embedding that stands in the stem is reached too, with the stem's ``out_grid``.
+
+Options that every family takes by name: ``num_classes``, ``in_chans``, ``global_pool``, ``drop_rate``,
+``drop_path_rate``, ``img_size`` (an int or ``(H, W)``; see ``image_size``). ``drop_paths`` gives the rate of each
+block, ``isolated`` keeps a mixer's random numbers from moving those of its surroundings.
+
+Weights of others: ``published`` on the class, source -> function (module, their state dict) -> our state dict; see
+``matmix.load_published`` and ``vision.published``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
+
+import torch
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from matmix.ops.seed import fork_seed
+from vision.layers import Head
+from vision.layers.stems import Grid
+
+Size = int | Sequence[int]
+
+
+def image_size(size: Size) -> Grid:
+    """An image size as ``(H, W)``; an int is a square."""
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
+        raise ValueError(f"img_size must be a positive integer or a pair (H, W) of them, got {size!r}")
+    return sides[0], sides[1]
+
+
+def drop_paths(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """The rate of stochastic depth of every block, stage by stage: linear from 0 to ``rate`` over all of them."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {rate!r}")
+    last, rates, done = max(1, sum(depths) - 1), [], 0
+    for depth in depths:
+        rates.append([rate * (done + i) / last for i in range(depth)])
+        done += depth
+    return rates
+
+
+@contextmanager
+def isolated(seed: int, name: str) -> Iterator[None]:
+    """Build one part under random numbers of its own: models that differ in it alone share all other weights.
+
+    ``seed`` is drawn once a model, ``int(torch.randint(2**31, (), device="cpu"))``.
+    """
+    with fork_seed(seed, name):
+        yield
+
+
+class VisionModel(nn.Module):
+    """An image classifier and feature extractor, as timm expects one: images ``(B, in_chans, H, W)`` to logits.
+
+    Args:
+        num_classes: classes; 0 for pooled features ``(B, num_features)``.
+        in_chans: channels of the images.
+    """
+
+    # Sources of weights that the class can take, for matmix.load_published.
+    published: ClassVar[dict[str, Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]]] = {}
+    # Last components of parameter names that weight decay leaves alone, next to biases and vectors.
+    undecayed: ClassVar[frozenset[str]] = frozenset({"pos_embed"})
+
+    stem: nn.Module
+    stages: nn.ModuleList
+    norm: nn.Module
+    head: Head
+
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+        super().__init__()
+        if not isinstance(in_chans, int) or in_chans < 1:
+            raise ValueError(f"in_chans must be a positive integer, got {in_chans!r}")
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.grad_checkpointing = False
+        self.feature_norms: nn.ModuleList | None = None
+
+    def finish(self, dims: Sequence[int], reductions: Sequence[int], feature_norms: Sequence[nn.Module] = ()) -> None:
+        """State what the stages give; the last call of a family's constructor.
+
+        Args:
+            dims: channels of each stage's map.
+            reductions: its stride with respect to the image.
+            feature_norms: a norm for each stage's map, applied to intermediate features only (the published
+                backbones for dense prediction); none otherwise.
+        """
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.feature_info = [
+            {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
+            for i, (dim, reduction) in enumerate(zip(dims, reductions, strict=True))
+        ]
+        if feature_norms:
+            self.feature_norms = nn.ModuleList(feature_norms)
+
+    # ------------------------------------------------------------------ forward
+
+    def _map(self, image: Tensor) -> Tensor:
+        """The stem's map of an image that fits."""
+        if image.dim() != 4 or image.shape[1] != self.in_chans:
+            raise ValueError(
+                f"{type(self).__name__}: images must be (B, {self.in_chans}, H, W), got {tuple(image.shape)}; "
+                f"in_chans= builds a model for other channels"
+            )
+        x: Tensor = self.stem(image)
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images ``(B, in_chans, H, W)`` to the last map ``(B, num_features, h, w)``."""
+        x = self._map(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.norm(x).permute(0, 3, 1, 2)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last map to logits, or to what the classifier gets."""
+        return self.head(x.permute(0, 2, 3, 1), pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The last map and the maps of chosen stages.
+
+        Args:
+            x: images ``(B, in_chans, H, W)``.
+            indices: the last n stages for an int, those listed otherwise, all for None.
+            norm: pass the last stage's map through the model's last norm, where that comes before pooling. Feature
+                norms, where the model has them, are always applied.
+            stop_early: leave out the stages after the last one that is asked for.
+            output_fmt: ``"NCHW"`` or ``"NHWC"``.
+            intermediates_only: return the list alone.
+
+        Returns:
+            ``(last map, [maps])`` as ``forward_features`` gives the last one, or ``[maps]``.
+        """
+        output_fmt = str(getattr(output_fmt, "value", output_fmt))
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {output_fmt!r}")
+        wanted, deepest = feature_take_indices(len(self.stages), indices)  # type: ignore[arg-type]
+        x, maps, last = self._map(x), [], len(self.stages) - 1
+        for index, stage in enumerate(self.stages):
+            if (stop_early or intermediates_only) and index > deepest:
+                break
+            x = stage(x)
+            if index in wanted:
+                taken = self.norm(x) if norm and index == last else x
+                if self.feature_norms is not None:
+                    taken = self.feature_norms[index](x)
+                maps.append(taken if output_fmt == "NHWC" else taken.permute(0, 3, 1, 2))
+        if intermediates_only:
+            return maps
+        if not stop_early or deepest == last:
+            x = self.norm(x)
+        return x.permute(0, 3, 1, 2), maps
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages after the last one asked for and, unless told otherwise, the head; ``indices`` as above."""
+        wanted, deepest = feature_take_indices(len(self.stages), indices)  # type: ignore[arg-type]
+        cut = deepest < len(self.stages) - 1
+        self.stages = self.stages[: deepest + 1]
+        if self.feature_norms is not None:
+            self.feature_norms = nn.ModuleList(
+                module if i in wanted else nn.Identity() for i, module in enumerate(self.feature_norms[: deepest + 1])
+            )
+        if cut:
+            self.num_features = self.head_hidden_size = self.head.dim = self.feature_info[deepest]["num_chs"]
+        if prune_norm or cut:
+            self.norm = nn.Identity()
+        if prune_head or cut:
+            self.head.norm = nn.Identity()
+            self.reset_classifier(0, "")
+        return wanted
+
+    # ------------------------------------------------------------------ what timm's scripts call
+
+    def get_classifier(self) -> nn.Module:
+        """The module from pooled features to logits."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier for another number of classes (0 for none), and another pooling unless None."""
+        like = next(self.parameters())
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+        self.head.fc.to(like.device, like.dtype).train(self.training)
+
+    @property
+    def global_pool(self) -> str:
+        """The pooling in use."""
+        return self.head.pool_type
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping what they need."""
+        self.grad_checkpointing = enable
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that sort parameters into layers, for rates that fall with depth."""
+        blocks = [
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)", (0,)),
+            (r"^(norm|feature_norms)", (99999,)),
+        ]
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that are not to be decayed although they are no vectors (states of recurrences, positions)."""
+        return {
+            name
+            for name, parameter in self.named_parameters()
+            if getattr(parameter, "_no_weight_decay", False) or name.rsplit(".", 1)[-1] in self.undecayed
+        }
+
+    # ------------------------------------------------------------------ other sizes
+
+    def stage_grids(self, img_size: Size) -> list[Grid]:
+        """The grid of every stage for images of a size."""
+        grid = self.stem.out_grid(image_size(img_size))  # type: ignore[operator]
+        grids = []
+        for stage in self.stages:
+            grid = stage.out_grid(grid)  # type: ignore[operator]
+            grids.append(grid)
+        return grids
+
+    def resize_(self, img_size: Size) -> Self:
+        """Adapt what is tied to the built size (mixers of fixed length, position embeddings) to another, in place."""
+        size = image_size(img_size)
+        _resize(self.stem, self.stem.out_grid(size))  # type: ignore[operator]
+        for stage, grid in zip(self.stages, self.stage_grids(size), strict=True):
+            _resize(stage, grid)
+        self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # where timm notes it
+        return self
+
+    def set_input_size(self, img_size: Size) -> None:
+        """timm's name of ``resize_``."""
+        self.resize_(img_size)
+
+
+def _resize(module: nn.Module, grid: Grid) -> None:
+    """Call the outermost ``resize_`` of every part."""
+    for child in module.children():
+        resize = getattr(child, "resize_", None)
+        if callable(resize):
+            with torch.no_grad():
+                resize(grid)
+        else:
+            _resize(child, grid)

@@ -1,0 +1,86 @@
+"""Convolution, batch norm, activation."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.ops.precision import working_dtype
+from vision.layers.mlp import ACTIVATIONS
+from vision.layers.stems import Grid, conv_grid
+
+
+class ConvNorm(nn.Module):
+    """``act(norm(conv(x)))`` on maps ``(B, h, w, dim)``; strided, the grid is ``ceil(grid / stride)``.
+
+    Outside of training the batch norm is folded into the convolution's weights (a pass over memory less); a pointwise
+    one is a linear layer then. ``fuse_`` does it for good.
+
+    Args:
+        dim, out_dim: channels before and after.
+        kernel: taps along both axes, odd; padded with zeros.
+        stride, groups, dilation: of the convolution.
+        act: a name of ``ACTIVATIONS``, or None for none.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        kernel: int = 1,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        dilation: int = 1,
+        act: str | None = None,
+    ) -> None:
+        super().__init__()
+        if act is not None and act not in ACTIVATIONS:
+            raise ValueError(f"act must be one of {', '.join(ACTIVATIONS)} or None, got {act!r}")
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(dim, out_dim, kernel, stride, padding, dilation, groups, bias=False)
+        self.norm: nn.Module = nn.BatchNorm2d(out_dim)
+        self.act = nn.Identity() if act is None else ACTIVATIONS[act]()
+
+    def out_grid(self, grid: Grid) -> Grid:
+        """The grid of the result."""
+        size = self.conv.dilation[0] * (self.conv.kernel_size[0] - 1) + 1
+        return conv_grid(grid, size, self.conv.stride[0], int(self.conv.padding[0]))
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the one convolution that is the same by the running statistics."""
+        conv, norm = self.conv, self.norm
+        if not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
+            return conv.weight, conv.bias
+        assert norm.running_mean is not None and norm.running_var is not None
+        exact = working_dtype(norm.weight)
+        factor = norm.weight.to(exact) * torch.rsqrt(norm.running_var.to(exact) + norm.eps)
+        shift = norm.bias.to(exact) - norm.running_mean.to(exact) * factor
+        weight = conv.weight.to(exact) * factor.view(-1, 1, 1, 1)
+        return weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
+
+    def fuse_(self) -> Self:
+        """Put the batch norm into the convolution, in place and for good: train before, not after."""
+        if isinstance(self.norm, nn.Identity):
+            return self
+        with torch.no_grad():
+            weight, bias = self.folded()
+            self.conv.weight.copy_(weight)
+            assert bias is not None
+            self.conv.bias = nn.Parameter(bias)
+        self.norm = nn.Identity()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm.training and not isinstance(self.norm, nn.Identity):
+            return self.act(self.norm(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1))
+        conv = self.conv
+        weight, bias = self.folded()
+        if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1:
+            return self.act(F.linear(x, weight.flatten(1), bias))
+        image = x.permute(0, 3, 1, 2)
+        image = F.conv2d(image, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return self.act(image.permute(0, 2, 3, 1))
