@@ -10,6 +10,7 @@ from matmix.matrices.cauchy import Cauchy
 from matmix.matrices.chunk_diagonal import ChunkDiagonal
 from matmix.matrices.circulant import Circulant
 from matmix.matrices.convolution import Convolution
+from matmix.matrices.cosine import Cosine
 from matmix.matrices.decaying_toeplitz import DecayingToeplitz
 from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
@@ -44,6 +45,7 @@ __all__ = [
     "Circulant",
     "ColumnCat",
     "Convolution",
+    "Cosine",
     "DecayingToeplitz",
     "Dense",
     "Diagonal",

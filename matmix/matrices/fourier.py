@@ -62,23 +62,11 @@ class Fourier(Matrix):
         return torch.cat([both.real, both.imag], 2)
 
     def to_dense(self) -> Tensor:
-        turns = torch.zeros((), dtype=torch.float64, device=self.device)
-        axes = len(self.grid)
-        for axis, size in enumerate(self.grid):
-            place = torch.arange(size, device=self.device)
-            view = [1] * (2 * axes)
-            view[axis], view[axis + axes] = size, size
-            turns = turns + ((place[:, None] * place) % size).view(view).double() / size
-        length = math.prod(self.grid)
-        angle = 2 * math.pi * turns.reshape(length, length)
+        angle = 2 * math.pi * turns(self.grid, self.device)
         return (self.gain * torch.cat([angle.cos(), -angle.sin()], 1)).to(self.dtype)[None, None]
 
     def diagonal(self) -> Tensor:
-        turns = torch.zeros((), dtype=torch.float64, device=self.device)
-        for size in self.grid:
-            place = torch.arange(size, device=self.device)
-            turns = turns.unsqueeze(-1) + (place**2 % size).double() / size
-        return (self.gain * (2 * math.pi * turns).cos()).to(self.dtype).view(1, 1, -1)
+        return (self.gain * (2 * math.pi * own_turns(self.grid, self.device)).cos()).to(self.dtype).view(1, 1, -1)
 
     def cost(self, width: int) -> Cost:
         length = math.prod(self.grid)
@@ -90,3 +78,23 @@ class Fourier(Matrix):
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         return cls(tuple(grid), 1 / math.sqrt(math.prod(grid)), dtype)
+
+
+def turns(grid: tuple[int, ...], device: torch.device) -> Tensor:
+    """``sum_a k_a j_a / n_a`` for frequencies k and places j of a grid, float64 ``(L, L)``; whole turns taken off."""
+    total, axes = torch.zeros((), dtype=torch.float64, device=device), len(grid)
+    for axis, size in enumerate(grid):
+        place = torch.arange(size, device=device)
+        view = [1] * (2 * axes)
+        view[axis], view[axis + axes] = size, size
+        total = total + ((place[:, None] * place) % size).view(view).double() / size
+    return total.reshape(math.prod(grid), math.prod(grid))
+
+
+def own_turns(grid: tuple[int, ...], device: torch.device) -> Tensor:
+    """The diagonal of ``turns``, ``(L,)``."""
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for size in grid:
+        place = torch.arange(size, device=device)
+        total = total.unsqueeze(-1) + (place**2 % size).double() / size
+    return total.flatten()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
 from matmix.ops.layers import GatedRMSNorm, ShortConv
-from matmix.ops.state_space import check_limit, head_width, initial_reading, step_bias, steps
+from matmix.ops.state_space import add_dynamics, check_limit, head_width, initial_reading, steps
 
 
 @register(
@@ -56,6 +56,10 @@ class Hydra(Mixer):
 
     # Not aligned: the diagonal aside, a prefix lacks what its convolution would see behind its end.
     traits = Traits(data_dependent=True, mask="trim")
+    dt_bias: nn.Parameter
+    A_log: nn.Parameter
+    D: nn.Parameter
+    init_states: nn.Parameter | None
 
     def __init__(
         self,
@@ -89,14 +93,9 @@ class Hydra(Mixer):
 
         self.in_proj = nn.Linear(dim, sum(self.sizes), bias=bias)
         self.conv1d = ShortConv(self.sizes[1], d_conv, causal=False, bias=conv_bias)
-        self.dt_bias = nn.Parameter(step_bias(self.heads, dt_min, dt_max, dt_init_floor))
-        self.A_log = nn.Parameter(torch.zeros(self.heads))
-        self.D = nn.Parameter(torch.ones(self.heads))
+        state = (self.width, d_state) if learnable_init_states else None
+        add_dynamics(self, self.heads, step=(dt_min, dt_max, dt_init_floor), state=state)
         self.fc_D = nn.Linear(inner, self.heads, bias=False)
-        self.init_states = nn.Parameter(torch.zeros(self.heads, self.width, d_state)) if learnable_init_states else None
-        for parameter in (self.dt_bias, self.A_log, self.D, self.init_states):
-            if parameter is not None:
-                parameter._no_weight_decay = True  # type: ignore[attr-defined]
         self.norm = GatedRMSNorm(inner)
         self.out_proj = nn.Linear(inner, dim, bias=bias)
 
@@ -108,19 +107,13 @@ class Hydra(Mixer):
         values = split_heads(tokens, self.heads)
         in_f, out_f, in_b, out_b = (split_heads(v, self.groups) for v in vectors)
 
-        # One bias and one rate a head for both directions.
-        step = steps(raw, self.dt_bias.repeat(2), self.limit, mask)
-        rate = -self.A_log.to(step.dtype).exp()
-        step_f, step_b = (part.mT for part in step.split(self.heads, -1))  # (B, H, L)
-        log_f, log_b = rate.view(-1, 1) * step_f, rate.view(-1, 1) * step_b
-        lower = Semiseparable(out_f, in_f, log_f, step_f, self.chunk)
-        upper = Semiseparable(out_b, in_b, log_b, step_b, self.chunk)
+        lower, upper = triangles(self, (out_f, in_f), (out_b, in_b), raw, mask, self.limit, self.chunk)
         matrix: Matrix = Quasiseparable(lower, upper, (self.fc_D(tokens) + self.D).mT)
         if self.init_states is None:
             return Projected(matrix, values, gate)
         # Both ways start from the same state, and a row reads it one token late, as it does the tokens.
-        reading = F.pad(initial_reading(out_f, log_f), (0, 0, 1, -1))
-        back = initial_reading(out_b.flip(2), log_b.flip(2)).flip(2)
+        reading = F.pad(initial_reading(out_f, lower.log_decay), (0, 0, 1, -1))
+        back = initial_reading(out_b.flip(2), upper.log_decay.flip(2)).flip(2)
         reading = reading + F.pad(back, (0, 0, -1, 1))
         state = self.init_states.mT.to(values.dtype).expand(x.shape[0], -1, -1, -1)
         return Projected(ColumnCat((matrix, Dense(reading))), torch.cat((values, state), 2), gate)
@@ -129,3 +122,38 @@ class Hydra(Mixer):
         return self.out_proj(self.norm(merge_heads(mixed), rest))
 
     published: ClassVar[dict[str, Callable[..., Any]]] = {"goombalab/hydra": lambda module, state: state}
+
+
+class Dynamics(Protocol):
+    """The parameters of ``add_dynamics`` that make steps and decays."""
+
+    dt_bias: nn.Parameter  # (H,)
+    A_log: nn.Parameter  # (H,)
+
+
+def triangles(
+    module: Dynamics,
+    forth: tuple[Tensor, Tensor],
+    back: tuple[Tensor, Tensor],
+    raw: Tensor,
+    mask: Tensor | None,
+    limit: tuple[float, float] = (0.0, math.inf),
+    chunk: int | None = None,
+) -> tuple[Semiseparable, Semiseparable]:
+    """Both triangles of Hydra's matrix, with one bias of the step and one rate a head for both directions.
+
+    Args:
+        module: has the bias and the rate.
+        forth, back: C and B ``(B, G, L, N)`` of each direction.
+        raw: steps before softplus ``(B, L, 2 H)``, forth and back.
+        mask: ``(B, L)``; masked tokens have steps of 0.
+        limit: bounds of a step.
+        chunk: tokens of a chunk of the scan.
+    """
+    step = steps(raw, module.dt_bias.repeat(2), limit, mask)
+    rate = -module.A_log.to(step.dtype).exp().view(-1, 1)
+    both = (part.mT for part in step.split(len(module.A_log), -1))  # (B, H, L)
+    lower, upper = (
+        Semiseparable(*vectors, rate * part, part, chunk) for vectors, part in zip((forth, back), both, strict=True)
+    )
+    return lower, upper

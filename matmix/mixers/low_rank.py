@@ -8,8 +8,21 @@ from torch import Tensor
 
 from matmix.matrices.base import Matrix
 from matmix.matrices.low_rank import LowRank as LowRankMatrix
-from matmix.mixers.matrix_mixer import MatrixMixer
+from matmix.mixers.matrix_block import Factors, Form, MatrixBlock
 from matmix.mixers.registry import register
+
+
+class Scores(Factors):
+    """``M[i, j] = q_i . k_j / sqrt(L qk_dim)``."""
+
+    name: ClassVar = "low_rank"
+    activated: ClassVar = True
+
+    def mixing(self, query: Tensor, key: Tensor, size: Tensor | float, mask: Tensor | None = None) -> Matrix:
+        return LowRankMatrix(query * (size * self.qk_dim) ** -0.5, key)
+
+    def _rescaled(self, weight: Tensor, ratio: float) -> Tensor:
+        return weight * ratio**-0.25  # the sum of a row stays what it was
 
 
 @register(
@@ -20,10 +33,8 @@ from matmix.mixers.registry import register
     paper="2407.09941, table 1",
     smallest={"qk_dim": 3, "headdim": 4, "d_conv": 3},
 )
-class LowRank(MatrixMixer):
-    """``M[i, j] = q_i . k_j / sqrt(L qk_dim)`` in Hydra's block; q and k go through SiLU. See :class:`MatrixMixer`."""
+class LowRank(MatrixBlock):
+    """``M[i, j] = q_i . k_j / sqrt(L qk_dim)`` in Hydra's block; q and k go through SiLU. See :class:`MatrixBlock`."""
 
-    activates_queries: ClassVar[bool] = True
-
-    def mixing(self, query: Tensor, key: Tensor, size: Tensor | float) -> Matrix:
-        return LowRankMatrix(query * (size * self.qk_dim) ** -0.5, key)
+    structure = Scores
+    traits = Scores.promise(Form())

@@ -1,97 +1,204 @@
-"""The block that Hydra's framework puts around its data-dependent matrix classes; each class is a mixer of its own."""
+"""Hydra's matrix mixer framework: one block, any structure of the matrix."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from matmix.matrices.algebra import Sum
 from matmix.matrices.base import Matrix
-from matmix.matrices.identity import Identity
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
-from matmix.ops.layers import GatedRMSNorm, ShortConv
-from matmix.ops.state_space import head_width
+from matmix.matrices.cosine import Cosine
+from matmix.matrices.dense import Dense
+from matmix.matrices.quasiseparable import Quasiseparable
+from matmix.matrices.softmax import Softmax
+from matmix.mixers.base import Grid, Traits, merge_heads, split_heads
+from matmix.mixers.cauchy import Reciprocals
+from matmix.mixers.hydra import triangles
+from matmix.mixers.low_rank import Scores
+from matmix.mixers.matrix_block import Factors, Form, MatrixBlock, Signals, Structure
+from matmix.mixers.registry import register
+from matmix.mixers.toeplitz import Lags
+from matmix.mixers.vandermonde import Cosines
+from matmix.ops import interpolate
+from matmix.ops.state_space import add_dynamics
 
 
-class MatrixMixer(Mixer):
-    """``y = W_o (norm(M(q, k) v + v) silu(z))`` with ``z | v | q | k = W x`` (Hydra, arXiv 2407.09941, section 2).
+class Free(Structure):
+    """One free matrix a head, over ``sqrt(L)``, learned."""
 
-    v, q and k go through a short centred convolution, v (in some classes q and k too) through SiLU. The end is not
-    linear in the product: an RMS norm and a gate come before the output projection. A subclass gives M.
+    name: ClassVar = "dense"
+    ways: ClassVar = (False,)
+    needs_qk: ClassVar = False
 
-    Args:
-        expand: inner width over model width.
-        headdim: width of a head; None is the largest divisor of ``expand * dim`` up to 64.
-        qk_dim: numbers a token and head in q, and in k.
-        d_conv: taps of the convolution, odd.
-        bias: biases of the input and output projections.
-        conv_bias: bias of the convolution.
-        max_len: the length that scales M; None is the number of real tokens. Published models keep the length that
-            they were built for, whatever the length of the sequence.
+    def __init__(self, heads: int, width: int, qk_dim: int, grid: Grid | None, form: Form) -> None:
+        super().__init__(heads, width, qk_dim, grid, form)
+        assert grid is not None
+        self.M = self._draw(heads, math.prod(grid), math.prod(grid))
+
+    def forward(self, signals: Signals) -> Matrix:
+        return Dense(self.M.unsqueeze(0) * signals.size**-0.5)
+
+    def resize_(self, old: Grid, new: Grid) -> None:
+        """Interpolate rows and columns; the sum of a row of the mixing matrix stays what it was."""
+        moved = interpolate.mixing(self.M.detach(), old, new) * (math.prod(new) / math.prod(old)) ** 0.5
+        self.M = nn.Parameter(moved, self.M.requires_grad)
+
+
+class RealFourier(Structure):
+    """``M[i, j] = cos(2 pi i j / L) / sqrt(L)``, over an image ``cos(2 pi (i_1 j_1 / n_1 + i_2 j_2 / n_2))``: fixed."""
+
+    name: ClassVar = "dft"
+    ways: ClassVar = (False,)
+    needs_qk: ClassVar = False
+
+    @classmethod
+    def promise(cls, form: Form) -> Traits:
+        return Traits(mask="content")
+
+    def forward(self, signals: Signals) -> Matrix:
+        grid = signals.context.grid
+        return Cosine.like(signals.values, grid, math.prod(grid) ** -0.5)
+
+    published: ClassVar[dict[str, Any]] = {  # the matrix is stored there, and named for the class it belongs to
+        "goombalab/hydra": lambda module, state: {k: v for k, v in state.items() if k != "dft_matrix"}
+    }
+
+
+class Attention(Factors):
+    """``M[i, j] = softmax_j(q_i . k_j / sqrt(qk_dim))``.
+
+    Learned q and k are of shape (L, H, qk_dim). The published code reads them as (H, L, qk_dim), and so runs only
+    where L = H.
     """
 
-    traits = Traits(data_dependent=True, mask="trim")
-    activates_queries: ClassVar[bool] = False
+    name: ClassVar = "attention"
+    scaled: ClassVar = False
+
+    def __init__(self, heads: int, width: int, qk_dim: int, grid: Grid | None, form: Form) -> None:
+        super().__init__(heads, width, qk_dim, grid, form)
+        self._check(grid)
+
+    def _check(self, grid: Grid | None) -> None:
+        if self.form.published and not self.form.data_dependent and (grid is None or math.prod(grid) != self.heads):
+            raise ValueError(
+                f"published=True: the published learned attention runs only on as many tokens as heads "
+                f"({self.heads}), got the grid {grid}"
+            )
+
+    def resize_(self, old: Grid, new: Grid) -> None:
+        self._check(new)
+        super().resize_(old, new)
+
+    def mixing(self, query: Tensor, key: Tensor, size: Tensor | float, mask: Tensor | None = None) -> Matrix:
+        if self.form.published and not self.form.data_dependent:
+            query, key = query.transpose(1, 2), key.transpose(1, 2)
+        return Softmax(query, key, mask)
+
+
+class BothWays(Structure):
+    """Hydra's matrix, with one B and one C of ``H qk_dim`` states for all heads and for both directions.
+
+    Learned B and C come with learned steps, one a head. The diagonal ``D + fc_D v_i`` depends on the token even then.
+    """
+
+    name: ClassVar = "quasiseparable"
+    activated: ClassVar = True
+    residual: ClassVar = False
+    scaled: ClassVar = False
+    dt_bias: nn.Parameter
+    A_log: nn.Parameter
+    D: nn.Parameter
+
+    def __init__(self, heads: int, width: int, qk_dim: int, grid: Grid | None, form: Form) -> None:
+        super().__init__(heads, width, qk_dim, grid, form)
+        self.states = heads * qk_dim
+        if form.data_dependent:
+            self.streams, self.raw = (self.states, self.states), 2 * heads
+        else:
+            assert grid is not None
+            self.BC = self._draw(math.prod(grid), 2 * self.states)
+        add_dynamics(self, heads)
+        self.fc_D = nn.Linear(heads * width, heads, bias=False)
+
+    @classmethod
+    def promise(cls, form: Form) -> Traits:
+        return replace(super().promise(form), data_dependent=True)
+
+    def forward(self, signals: Signals) -> Matrix:
+        streams, raw, mask = signals.streams, signals.raw, signals.context.mask
+        if not self.form.data_dependent:
+            streams, raw = self.BC.to(streams.dtype).unsqueeze(0), raw.new_zeros(1, raw.shape[1], 2 * self.heads)
+        inputs, outputs = (split_heads(part, 1) for part in streams.split(self.states, -1))
+        lower, upper = triangles(self, (outputs, inputs), (outputs, inputs), raw, mask)
+        return Quasiseparable(lower, upper, (self.fc_D(merge_heads(signals.values)) + self.D).mT)
+
+    def resize_(self, old: Grid, new: Grid) -> None:
+        """Interpolate B and C along the tokens."""
+        if not self.form.data_dependent:
+            self.BC = nn.Parameter(interpolate.positions(self.BC.detach(), 0, old, new), self.BC.requires_grad)
+
+
+STRUCTURES: dict[str, type[Structure]] = {
+    structure.name: structure
+    for structure in (Free, Lags, Cosines, RealFourier, Reciprocals, Scores, Attention, BothWays)
+}
+
+
+@register(
+    "matrix_mixer",
+    matrix="Quasiseparable per head; other structures + Identity",
+    cost="O(L D H qk_dim + L D dim); that of the structure",
+    source="goombalab/hydra",
+    paper="2407.09941, section 2, tables 1 and 2",
+    smallest={"headdim": 4, "d_conv": 3},
+)
+class MatrixMixer(MatrixBlock):
+    """``y = W_o (norm(M v + v) silu(z))``: Hydra's block with the structure of M as an option.
+
+    Args:
+        structure: of M (each with its formula): ``"dense"`` (:class:`Free`), ``"toeplitz"`` (:class:`Lags`),
+            ``"vandermonde"`` (:class:`Cosines`), ``"dft"`` (:class:`RealFourier`, published as the Vandermonde that is
+            not data-dependent), ``"cauchy"`` (:class:`Reciprocals`), ``"low_rank"`` (:class:`Scores`), ``"attention"``
+            (:class:`Attention`), ``"quasiseparable"`` (:class:`BothWays`, without the identity).
+
+    The other options are those of :class:`MatrixBlock`.
+    """
+
+    traits = BothWays.promise(Form())
 
     def __init__(
         self,
         dim: int,
         grid: Grid | None = None,
         *,
+        structure: Literal[
+            "quasiseparable", "dense", "toeplitz", "vandermonde", "dft", "cauchy", "low_rank", "attention"
+        ] = "quasiseparable",
+        data_dependent: bool | None = None,
+        published: bool = False,
         expand: int = 2,
         headdim: int | None = None,
-        qk_dim: int = 16,
+        qk_dim: int | None = None,
         d_conv: int = 7,
         bias: bool = False,
         conv_bias: bool = True,
         max_len: int | None = None,
     ) -> None:
-        super().__init__(dim, grid)
-        for name, value in (("expand", expand), ("qk_dim", qk_dim), ("max_len", 1 if max_len is None else max_len)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if d_conv < 1 or d_conv % 2 == 0:
-            raise ValueError(f"d_conv must be odd, as the convolution is centred, got {d_conv!r}")
-        inner = expand * dim
-        self.heads = inner // head_width(inner, headdim, 1, "expand * dim")
-        self.qk_dim, self.max_len = qk_dim, max_len
-        keys = self.heads * qk_dim
-        self.sizes = (inner, keys, keys)
-        self.in_proj = nn.Linear(dim, inner + sum(self.sizes), bias=bias)
-        self.conv1d = ShortConv(sum(self.sizes), d_conv, causal=False, bias=conv_bias)
-        self.norm = GatedRMSNorm(inner)
-        self.out_proj = nn.Linear(inner, dim, bias=bias)
-        self.add_parameters()
-
-    def add_parameters(self) -> None:
-        """Parameters of M itself, of a class that has some."""
-
-    def mixing(self, query: Tensor, key: Tensor, size: Tensor | float) -> Matrix:
-        """M for q and k ``(B, H, L, qk)``; ``size`` ((B, 1, 1, 1) or a number) is the length that scales it."""
-        raise NotImplementedError
-
-    def project(self, x: Tensor, context: Context) -> Projected:
-        mask = context.mask
-        gate, inner = self.in_proj(x).split((self.sizes[0], sum(self.sizes)), -1)
-        # Zeros at padding on both sides of the convolution, whose bias (and that of in_proj) would fill it.
-        value, query, key = self.conv1d(drop_padding(inner, mask)).split(self.sizes, -1)
-        if self.activates_queries:
-            query, key = F.silu(query), F.silu(key)
-        values, query, key = (split_heads(t.contiguous(), self.heads) for t in (F.silu(value), query, key))
-        size: Tensor | float = float(x.shape[1] if self.max_len is None else self.max_len)
-        if mask is not None:
-            values = values.masked_fill(~mask[:, None, :, None], 0)
-            if self.max_len is None:
-                size = mask.sum(1).clamp(min=1).to(query.dtype)[:, None, None, None]
-        return Projected(Sum((self.mixing(query, key, size), Identity.like(values))), values, gate)
-
-    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return self.out_proj(self.norm(merge_heads(mixed), rest))
-
-    published: ClassVar[dict[str, Any]] = {
-        "goombalab/hydra": lambda module, state: {
-            name.removeprefix("matrix_mixer."): value for name, value in state.items()
-        }
-    }
+        if structure not in STRUCTURES:
+            raise ValueError(f"structure must be one of {', '.join(STRUCTURES)}, got {structure!r}")
+        self.structure = STRUCTURES[structure]
+        super().__init__(
+            dim,
+            grid,
+            data_dependent=data_dependent,
+            published=published,
+            expand=expand,
+            headdim=headdim,
+            qk_dim=qk_dim,
+            d_conv=d_conv,
+            bias=bias,
+            conv_bias=conv_bias,
+            max_len=max_len,
+        )

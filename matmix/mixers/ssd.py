@@ -21,7 +21,7 @@ from matmix.mixers.registry import register
 from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.precision import working_dtype
 from matmix.ops.scan import ssd_scan
-from matmix.ops.state_space import check_limit, head_width, initial_reading, step_bias, steps
+from matmix.ops.state_space import add_dynamics, check_limit, head_width, initial_reading, steps
 
 
 class SSDState(NamedTuple):
@@ -80,6 +80,10 @@ class SSD(Mixer):
     """
 
     traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
+    dt_bias: nn.Parameter
+    A_log: nn.Parameter
+    D: nn.Parameter
+    init_states: nn.Parameter | None
 
     def __init__(
         self,
@@ -117,19 +121,18 @@ class SSD(Mixer):
         self.heads, self.groups, self.states = mixed // self.width, ngroups, d_state
         self.sizes = (inner - mixed, inner - mixed, mixed, mixed + 2 * ngroups * d_state, self.heads)
         self.limit, self.chunk, self.norm_before_gate = check_limit(dt_limit), chunk, norm_before_gate
-        if not 0 < A_init_range[0] <= A_init_range[1]:
-            raise ValueError(f"A_init_range must be 0 < low <= high, got {A_init_range!r}")
 
         self.in_proj = nn.Linear(dim, sum(self.sizes), bias=bias)
         self.conv1d = ShortConv(self.sizes[3], d_conv, bias=conv_bias)
-        self.dt_bias = nn.Parameter(step_bias(self.heads, dt_min, dt_max, dt_init_floor))
-        self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(*A_init_range).log())
-        self.D = nn.Parameter(torch.ones(mixed if D_has_hdim else self.heads))
+        add_dynamics(
+            self,
+            self.heads,
+            step=(dt_min, dt_max, dt_init_floor),
+            rate=A_init_range,
+            skips=mixed if D_has_hdim else None,
+            state=(self.width, d_state) if learnable_init_states else None,
+        )
         self.D_has_hdim = D_has_hdim
-        self.init_states = nn.Parameter(torch.zeros(self.heads, self.width, d_state)) if learnable_init_states else None
-        for parameter in (self.dt_bias, self.A_log, self.D, self.init_states):
-            if parameter is not None:
-                parameter._no_weight_decay = True  # type: ignore[attr-defined]
         groups = ngroups if norm_groups is None else norm_groups
         self.norm = GatedRMSNorm(mixed, groups, gate_first=not norm_before_gate) if rmsnorm else None
         self.out_proj = nn.Linear(inner, dim, bias=bias)

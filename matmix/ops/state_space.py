@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from matmix.ops.precision import working_dtype
 
@@ -38,6 +38,43 @@ def step_bias(count: int, smallest: float, largest: float, floor: float) -> Tens
         raise ValueError(f"need 0 < dt_min <= dt_max and dt_init_floor >= 0, got {smallest}, {largest}, {floor}")
     step = torch.exp(torch.empty(count).uniform_(math.log(smallest), math.log(largest))).clamp(min=floor)
     return step + torch.log(-torch.expm1(-step))  # softplus, inverted without overflow
+
+
+def add_dynamics(
+    module: nn.Module,
+    heads: int,
+    *,
+    step: tuple[float, float, float] = (0.001, 0.1, 1e-4),
+    rate: tuple[float, float] = (1.0, 1.0),
+    skips: int | None = None,
+    state: tuple[int, int] | None = None,
+) -> None:
+    """Give a module the parameters of a state space a head, all without weight decay.
+
+    ``dt_bias`` and ``A_log`` ``(H,)``, ``D``, and where there is one ``init_states`` ``(H, W, N)``.
+
+    Args:
+        module: gets the parameters.
+        heads: number of heads H.
+        step: smallest and largest initial step, log-uniform, and the floor under them.
+        rate: smallest and largest initial rate, uniform.
+        skips: numbers in D; None is one a head.
+        state: width W and size N of a learned state before the first token.
+    """
+    low, high = rate
+    if not 0 < low <= high:
+        raise ValueError(f"A_init_range must be 0 < low <= high, got {rate!r}")
+    start = {
+        "dt_bias": step_bias(heads, *step),
+        "A_log": (torch.empty(heads).uniform_(low, high) if low < high else torch.full((heads,), low)).log(),
+        "D": torch.ones(heads if skips is None else skips),
+        "init_states": None if state is None else torch.zeros(heads, *state),
+    }
+    for name, value in start.items():
+        parameter = None if value is None else nn.Parameter(value)
+        module.register_parameter(name, parameter)
+        if parameter is not None:
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
 
 def steps(raw: Tensor, bias: Tensor, limit: tuple[float, float], mask: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from matmix import create_mixer, load_published
 from matmix.matrices import Matrix
 from matmix.mixers.base import split_heads
-from matmix.mixers.toeplitz import Toeplitz
+from matmix.mixers.toeplitz import Lags, Toeplitz
 from matmix.testing import check_mixer
 from tests.fixtures import Fixture, load_fixture
 
@@ -31,11 +31,13 @@ def published_class(fixture: Fixture, *, published: bool = True) -> Matrix:
     length, inner = config["max_seq_len"], config["expand"] * config["d_model"]
     dependent = config["is_data_dependent"]
     mixer = Toeplitz(inner, (length,), data_dependent=dependent, published=published, expand=1, headdim=8).double()
+    lags = mixer.matrix_mixer
+    assert isinstance(lags, Lags)
     if dependent:
         taps = torch.cat([fixture.input("forward_conv"), fixture.input("reverse_conv")], -1)
-        return mixer._from_tokens(taps, None)
-    mixer.conv_params.data = fixture.state()["conv_params"]
-    return mixer._learned(torch.float64)
+        return lags.from_tokens(taps, float(length))
+    lags.conv_params.data = fixture.state()["conv_params"]
+    return lags.learned(torch.float64)
 
 
 @pytest.mark.parametrize("name", ["dd_L33_h4", "dd_L7_h2", "di_L32_h4"])
@@ -88,7 +90,7 @@ def test_a_causal_prefix_has_the_leading_block() -> None:
     ("options", "message"),
     [
         ("published=True, causal=True", "published=True reproduces"),
-        ("data_dependent=False, max_len=4", "max_len=4 is for data-dependent taps"),
+        ("data_dependent=False, max_len=4", "max_len=4 is for data-dependent matrices"),
         ("expand=0", "expand must be a positive integer, got 0"),
         ("d_conv=4", "odd"),
     ],
