@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from matmix.mixers import Mixer, create_mixer, layer_specs, mixer_info, parse_spec
 from vision.base import Size, VisionModel, drop_paths, image_size, isolated
 from vision.layers import Block, ConvDownsample, ConvStem, Head, Mlp, Stage, make_norm
+from vision.layers.patches import PositionEmbedding
 from vision.published import State, mixer_states, rename
 
 # Mixers whose linear and convolutional weights the published models draw like all others. The rest know better.
@@ -82,8 +83,9 @@ class MetaFormer(VisionModel):
         proj_drop_rate: dropout in the channel MLP.
         drop_path_rate: stochastic depth of the last block; the others' rates rise linearly from 0.
         feature_norms: the published backbones for dense prediction: every map that ``features_only=True`` gives goes
-            through a norm of its own, the next stage gets it without. Their names of the norm as ``final_norm``, an
-            affine layer norm (eps 1e-6) for ``"pooled"``.
+            through a norm of its own (that of ``final_norm``), the next stage gets it without.
+        pos_embed: a position embedding, zero at first, in front of the first stage that has attention; it is tied to
+            ``img_size``.
     """
 
     published: ClassVar = {
@@ -109,12 +111,13 @@ class MetaFormer(VisionModel):
         mlp_ratio: float = 4.0,
         mlp_act: str = "star_relu",
         mlp_bias: bool = False,
-        layer_scale: float | None | Sequence[float | None] = None,
-        res_scale: float | None | Sequence[float | None] = (None, None, 1.0, 1.0),
+        layer_scale: float | Sequence[float | None] | None = None,
+        res_scale: float | Sequence[float | None] | None = (None, None, 1.0, 1.0),
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         feature_norms: bool = False,
+        pos_embed: bool = False,
     ) -> None:
         super().__init__(num_classes, in_chans)
         depths, dims, stages = tuple(depths), tuple(dims), len(depths)
@@ -127,16 +130,22 @@ class MetaFormer(VisionModel):
             res_scale = [None if i < 2 else 1.0 for i in range(stages)]
         res_scales = per_stage("res_scale", res_scale, stages)
         rates = drop_paths(drop_path_rate, depths)
+        attends = [any(parse_spec(spec)[0].name == "attention" for spec in stage) for stage in specs]
+        if pos_embed and True not in attends[1:]:
+            raise ValueError(f"pos_embed=True needs attention in a stage after the first, got mixers={mixers!r}")
         seed = int(torch.randint(2**31, (), device="cpu"))
 
         self.stem = ConvStem(in_chans, dims[0], down_norm)
         grid = self.stem.out_grid(image_size(img_size))
         self.stages = nn.ModuleList()
         for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
-            down: nn.Module = nn.Identity()
+            downsample: nn.Module = nn.Identity()
             if i:
-                down = ConvDownsample(dims[i - 1], dim, down_norm)
+                downsample = down = ConvDownsample(dims[i - 1], dim, down_norm)
                 grid = down.out_grid(grid)
+                if pos_embed and attends.index(True) == i:
+                    down.positions = PositionEmbedding(dim, grid)
+                    nn.init.zeros_(down.positions.pos_embed)
             blocks = []
             for j in range(depth):
                 with isolated(seed, f"stages.{i}.blocks.{j}.token_mixer"):
@@ -153,7 +162,7 @@ class MetaFormer(VisionModel):
                         res_scale=res_scales[i],
                     )
                 )
-            self.stages.append(Stage(down, blocks))
+            self.stages.append(Stage(downsample, blocks))
 
         def last_norm(dim: int) -> nn.Module:
             return nn.LayerNorm(dim, eps=1e-6) if final_norm == "pooled" else make_norm(final_norm, dim)

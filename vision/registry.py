@@ -44,7 +44,7 @@ class ModelInfo:
     @property
     def options(self) -> list[str]:
         """What ``create_model`` can override."""
-        return [name for name in inspect.signature(self.cls).parameters if name != "self"]
+        return options_of(self.cls)
 
 
 _REGISTRY: dict[str, ModelInfo] = {}
@@ -78,7 +78,7 @@ def register(
     """
     if name in _REGISTRY:
         raise ValueError(f"the model name {name!r} is taken by {_REGISTRY[name].cls.__qualname__}")
-    unknown = set(defaults) - set(inspect.signature(cls).parameters)
+    unknown = set(defaults) - set(options_of(cls))
     if unknown:
         raise ValueError(f"{name}: {cls.__name__} has no option {', '.join(sorted(unknown))}")
     taken = timm_models().is_model(name)
@@ -92,6 +92,19 @@ def register(
     _REGISTRY[name] = info
     module = sys.modules[sys._getframe(1).f_globals["__name__"]]
     _register_in_timm(info, module, timm)
+
+
+def options_of(cls: type[VisionModel]) -> list[str]:
+    """The arguments of a model class; one that passes ``**options`` on to its parent has the parent's too."""
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()
+        names |= dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return [name for name in names if name != "self"]
 
 
 def timm_models() -> ModuleType:

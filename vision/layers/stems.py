@@ -45,16 +45,19 @@ class ConvDownsample(nn.Module):
     Args:
         dim, out_dim: channels before and after.
         norm: a name of ``NORMS``, None for no norm (PoolFormer).
+        positions: a module on the coarser map, such as a position embedding.
     """
 
-    def __init__(self, dim: int, out_dim: int, norm: str | None = "layer") -> None:
+    def __init__(self, dim: int, out_dim: int, norm: str | None = "layer", positions: nn.Module | None = None) -> None:
         super().__init__()
         self.norm = nn.Identity() if norm is None else make_norm(norm, dim)
         self.conv = nn.Conv2d(dim, out_dim, 3, 2, 1)
+        self.positions = positions
 
     def out_grid(self, grid: Grid) -> Grid:
         """The grid of the coarser map."""
         return conv_grid(grid, 3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
+        x = self.conv(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
+        return x if self.positions is None else self.positions(x)
