@@ -16,8 +16,8 @@ from vision.layers.stems import Grid, conv_grid
 class ConvNorm(nn.Module):
     """``act(norm(conv(x)))`` on maps ``(B, h, w, dim)``; strided, the grid is ``ceil(grid / stride)``.
 
-    Outside of training the batch norm is folded into the convolution's weights (a pass over memory less); a pointwise
-    one is a linear layer then. ``fuse_`` does it for good.
+    Outside of training the batch norm is folded into the convolution's weights, a pass over the map less, and a
+    pointwise one is a linear layer. ``fuse_`` folds for good.
 
     Args:
         dim, out_dim: channels before and after.
@@ -40,21 +40,21 @@ class ConvNorm(nn.Module):
         super().__init__()
         if act is not None and act not in ACTIVATIONS:
             raise ValueError(f"act must be one of {', '.join(ACTIVATIONS)} or None, got {act!r}")
-        padding = dilation * (kernel // 2)
-        self.conv = nn.Conv2d(dim, out_dim, kernel, stride, padding, dilation, groups, bias=False)
+        self.conv = nn.Conv2d(dim, out_dim, kernel, stride, dilation * (kernel // 2), dilation, groups, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(out_dim)
         self.act = nn.Identity() if act is None else ACTIVATIONS[act]()
 
     def out_grid(self, grid: Grid) -> Grid:
         """The grid of the result."""
-        size = self.conv.dilation[0] * (self.conv.kernel_size[0] - 1) + 1
-        return conv_grid(grid, size, self.conv.stride[0], int(self.conv.padding[0]))
+        conv = self.conv
+        return conv_grid(grid, conv.dilation[0] * (conv.kernel_size[0] - 1) + 1, conv.stride[0], int(conv.padding[0]))
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the one convolution that is the same by the running statistics."""
         conv, norm = self.conv, self.norm
-        if not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
+        if isinstance(norm, nn.Identity):
             return conv.weight, conv.bias
+        assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
         assert norm.running_mean is not None and norm.running_var is not None
         exact = working_dtype(norm.weight)
         factor = norm.weight.to(exact) * torch.rsqrt(norm.running_var.to(exact) + norm.eps)
@@ -64,23 +64,30 @@ class ConvNorm(nn.Module):
 
     def fuse_(self) -> Self:
         """Put the batch norm into the convolution, in place and for good: train before, not after."""
-        if isinstance(self.norm, nn.Identity):
-            return self
-        with torch.no_grad():
-            weight, bias = self.folded()
-            self.conv.weight.copy_(weight)
-            assert bias is not None
-            self.conv.bias = nn.Parameter(bias)
-        self.norm = nn.Identity()
+        if not isinstance(self.norm, nn.Identity):
+            with torch.no_grad():
+                weight, bias = self.folded()
+                assert bias is not None
+                self.conv.weight.copy_(weight)
+                self.conv.bias = nn.Parameter(bias)
+            self.norm = nn.Identity()
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.norm.training and not isinstance(self.norm, nn.Identity):
-            return self.act(self.norm(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1))
         conv = self.conv
+        if self.norm.training and not isinstance(self.norm, nn.Identity):
+            return self.act(self.norm(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1))
         weight, bias = self.folded()
-        if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1:
+        if conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1:
             return self.act(F.linear(x, weight.flatten(1), bias))
         image = x.permute(0, 3, 1, 2)
         image = F.conv2d(image, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         return self.act(image.permute(0, 2, 3, 1))
+
+
+class ImageConvNorm(ConvNorm):
+    """A ``ConvNorm`` on images ``(B, C, H, W)`` in any memory format, for stems: gives the first map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # An image has few channels: turning it is cheaper than turning the map.
+        return super().forward(x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1))
