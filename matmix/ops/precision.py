@@ -14,7 +14,7 @@ def working_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast off on the device, where it is on."""
-    if torch.is_autocast_enabled(device.type):
+    """Autocast off on the device, where it is on; shapes without numbers (the meta device) know no autocast."""
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
