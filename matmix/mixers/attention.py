@@ -13,6 +13,13 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, d
 from matmix.mixers.registry import register
 
 
+def _from_three(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Queries, keys and values of three layers in one; ``ff`` is the output projection."""
+    kinds = ("weight", "bias")
+    qkv = {f"qkv.{kind}": torch.cat([state[f"W_{letter}.{kind}"] for letter in "qkv"]) for kind in kinds}
+    return qkv | {f"proj.{kind}": state[f"ff.{kind}"] for kind in kinds}
+
+
 @register(
     "attention",
     matrix="Softmax per head",
@@ -98,4 +105,5 @@ class Attention(Mixer):
     published: ClassVar[dict[str, Any]] = {
         "sail-sg/metaformer": lambda module, state: state,
         "sail-sg/poolformer": lambda module, state: state,
+        "lxchtan/PoNet": _from_three,
     }

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from matmix import create_mixer, load_published
 from matmix.mixers.base import Context, drop_padding
 from matmix.mixers.ponet import Segments, delimited, ponet, runs
-from tests.fixtures import Fixture, load_fixture
+from tests.fixtures import load_fixture
 
 SOURCE = "lxchtan/PoNet"
 
@@ -45,29 +44,6 @@ def test_self_attention_is_published(case: str) -> None:
     fixture.check(special.long(), "token_type_mask")
     special = special if fixture.config["clsgsepg"] else None
     fixture.check(mixer.mix_segments(fixture.input("hidden_states"), index, special=special, mask=mask))
-
-
-def lra_layer(fixture: Fixture, mask: Tensor | None, x: Tensor) -> Tensor:
-    """The block of the LRA code around our mixer."""
-    config, state = fixture.config, fixture.state()
-    spec = f"ponet(heads={config['num_head']}, segments={config['segment_num']}, padded_segments=True)"
-    mixer = create_mixer(spec, config["transformer_dim"]).double()
-    load_published(mixer, {k[4:]: v for k, v in state.items() if k.startswith("mha.")}, SOURCE)
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"])
-
-    mixed = mixer(norm(x, "norm1"), mask=mask)
-    if mask is not None:  # there, masked tokens get the bias of the projection; here, nothing
-        mixed = mixed + ~mask.unsqueeze(-1) * mixer.proj.bias
-    x = x + mixed
-    hidden = F.gelu(F.linear(norm(x, "norm2"), state["mlpblock.0.weight"], state["mlpblock.0.bias"]))
-    return x + F.linear(hidden, state["mlpblock.3.weight"], state["mlpblock.3.bias"])
-
-
-def test_lra_block_is_published() -> None:
-    fixture = load_fixture("sequence/lra_block_ponet")
-    fixture.check(lra_layer(fixture, fixture.input("mask").bool(), fixture.input("X")))
 
 
 def test_published_segments_move_with_the_padding_and_ours_do_not() -> None:
