@@ -27,13 +27,60 @@ class S6State(NamedTuple):
     memory: Tensor  # (B, D, N)
 
 
-class _Parts(NamedTuple):
-    """The projections of some tokens after the convolution, D = expand * dim channels."""
+class Selected(NamedTuple):
+    """What D channels of some tokens select for their scan."""
 
-    values: Tensor  # (B, L, D)
     inputs: Tensor  # B, (B, L, N)
     outputs: Tensor  # C, (B, L, N)
     step: Tensor  # (B, L, D)
+
+    def factors(self, A_log: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """C, B, rates, clock and step of a ``DiagonalSemiseparable`` with the rates ``exp(A_log)``, (D, N).
+
+        The clock of the decays and the weight of what is written are both dt.
+        """
+        step = self.step.mT
+        rates = -A_log.to(step.dtype).exp()
+        return self.outputs.unsqueeze(1), self.inputs.unsqueeze(1), rates[None, :, None, :], step, step
+
+    def ordered(self, index: Tensor) -> Selected:
+        """The tokens in another order, ``index`` (L,)."""
+        return Selected(*(part.index_select(1, index) for part in self))
+
+
+def select(values: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, mask: Tensor | None) -> Selected:
+    """The selection of S6 (2312.00752, algorithm 2).
+
+    Args:
+        values: convolved tokens ``(B, L, D)`` (or one, ``(B, D)``).
+        x_proj: to steps of low rank, B and C, ``(R + 2 N, D)``.
+        dt_proj: from the low rank to the channels, ``(D, R)``.
+        dt_bias: of the steps, ``(D,)``.
+        mask: ``(B, L)``; a masked token has a step of 0.
+    """
+    rank = dt_proj.shape[1]
+    states = (x_proj.shape[0] - rank) // 2
+    low, inputs, outputs = F.linear(values, x_proj).split((rank, states, states), -1)
+    return Selected(inputs, outputs, steps(F.linear(low, dt_proj), dt_bias, (0.0, math.inf), mask))
+
+
+def spectrum(channels: int, d_state: int) -> nn.Parameter:
+    """``A_log`` of S4D-Real, the logs of 1 to N for every channel; kept out of weight decay."""
+    parameter = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(channels, 1))
+    parameter._no_weight_decay = True  # type: ignore[attr-defined]
+    return parameter
+
+
+def skips(channels: int) -> nn.Parameter:
+    """D, ones; kept out of weight decay."""
+    parameter = nn.Parameter(torch.ones(channels))
+    parameter._no_weight_decay = True  # type: ignore[attr-defined]
+    return parameter
+
+
+def dt_rank_of(dim: int, dt_rank: int | None) -> int:
+    """The rank of the steps: ``ceil(dim / 16)`` where None is asked for."""
+    return math.ceil(dim / 16) if dt_rank is None else dt_rank
 
 
 @register(
@@ -85,42 +132,32 @@ class S6(Mixer):
         chunk: int | None = None,
     ) -> None:
         super().__init__(dim, grid)
-        inner, rank = int(expand * dim), math.ceil(dim / 16) if dt_rank is None else dt_rank
+        inner, rank = int(expand * dim), dt_rank_of(dim, dt_rank)
         if inner < 1 or d_state < 1 or rank < 1:
             raise ValueError(f"expand * dim, d_state and dt_rank must be positive, got {inner}, {d_state}, {rank}")
         self.inner, self.states, self.chunk = inner, d_state, chunk
-        self.sizes = (rank, d_state, d_state)
 
         self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)
         self.conv1d = ShortConv(inner, d_conv, bias=conv_bias)
-        self.x_proj = nn.Linear(inner, sum(self.sizes), bias=False)
+        self.x_proj = nn.Linear(inner, rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(rank, inner)
-        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(inner, 1))
-        self.D = nn.Parameter(torch.ones(inner))
+        self.A_log = spectrum(inner, d_state)
+        self.D = skips(inner)
         self.out_proj = nn.Linear(inner, dim, bias=bias)
         with torch.no_grad():
             self.dt_proj.weight.uniform_(-dt_scale * rank**-0.5, dt_scale * rank**-0.5)
             self.dt_proj.bias.copy_(step_bias(inner, dt_min, dt_max, dt_init_floor))
-        self.A_log._no_weight_decay = self.D._no_weight_decay = True  # type: ignore[attr-defined]
 
-    def _parts(self, convolved: Tensor, mask: Tensor | None) -> _Parts:
+    def _parts(self, convolved: Tensor, mask: Tensor | None) -> tuple[Tensor, Selected]:
         values = drop_padding(F.silu(convolved), mask)
-        low, inputs, outputs = self.x_proj(values).split(self.sizes, -1)
-        raw = F.linear(low, self.dt_proj.weight)
-        return _Parts(values, inputs, outputs, steps(raw, self.dt_proj.bias, (0.0, math.inf), mask))
-
-    def _factors(self, parts: _Parts) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """C, B, rates, clock and steps: the clock of the decays and the weight of what is written are both dt."""
-        step = parts.step.mT
-        rates = -self.A_log.to(step.dtype).exp()
-        return parts.outputs.unsqueeze(1), parts.inputs.unsqueeze(1), rates[None, :, None, :], step, step
+        return values, select(values, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, mask)
 
     def project(self, x: Tensor, context: Context) -> Projected:
         signal, gate = self.in_proj(x).chunk(2, -1)
-        parts = self._parts(self.conv1d(drop_padding(signal, context.mask)), context.mask)
-        matrix = DiagonalSemiseparable(*self._factors(parts), chunk=self.chunk)
+        values, selected = self._parts(self.conv1d(drop_padding(signal, context.mask)), context.mask)
+        matrix = DiagonalSemiseparable(*selected.factors(self.A_log), chunk=self.chunk)
         skip = Diagonal(self.D.view(1, -1, 1).expand(1, -1, x.shape[1]))
-        return Projected(matrix + skip, parts.values.mT.unsqueeze(-1), gate)
+        return Projected(matrix + skip, values.mT.unsqueeze(-1), gate)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return self.out_proj(mixed.squeeze(-1).mT * F.silu(rest))
@@ -136,16 +173,16 @@ class S6(Mixer):
         self._context(x, (x.shape[1],), mask)  # refuses what does not fit
         signal, gate = self.in_proj(x).chunk(2, -1)
         signal = drop_padding(signal, mask)
-        parts = self._parts(self.conv1d(signal), mask)
-        values = parts.values.mT.unsqueeze(-1)
-        mixed, memory = diagonal_scan(values, *self._factors(parts), chunk=self.chunk)
+        tokens, selected = self._parts(self.conv1d(signal), mask)
+        values = tokens.mT.unsqueeze(-1)
+        mixed, memory = diagonal_scan(values, *selected.factors(self.A_log), chunk=self.chunk)
         out = self.merge(mixed.to(values.dtype) + self.D.view(-1, 1, 1) * values, gate)
         return drop_padding(out, mask), S6State(self.conv1d.window(signal), memory.squeeze(2))
 
     def step(self, x: Tensor, state: S6State) -> tuple[Tensor, S6State]:
         signal, gate = self.in_proj(x).chunk(2, -1)
         convolved, window = self.conv1d.step(signal, state.window.to(signal.dtype))
-        values, inputs, outputs, step = self._parts(convolved, None)  # (B, D), (B, N), (B, N), (B, D)
+        values, (inputs, outputs, step) = self._parts(convolved, None)  # (B, D), (B, N), (B, N), (B, D)
         decay = (-self.A_log.to(step.dtype).exp() * step.unsqueeze(-1)).exp()
         memory = decay * state.memory + (step * values).unsqueeze(-1) * inputs.unsqueeze(1)
         mixed = (memory * outputs.unsqueeze(1)).sum(-1).to(values.dtype)
