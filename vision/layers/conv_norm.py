@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 import torch
@@ -12,12 +14,18 @@ from matmix.ops.precision import working_dtype
 from vision.layers.mlp import ACTIVATIONS
 from vision.layers.stems import Grid, conv_grid
 
+_IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.ReLU: torch.relu_,
+    nn.SiLU: partial(F.silu, inplace=True),
+    nn.GELU: torch.ops.aten.gelu_,
+}
+
 
 class ConvNorm(nn.Module):
     """``act(norm(conv(x)))`` on maps ``(B, h, w, dim)``; strided, the grid is ``ceil(grid / stride)``.
 
-    Outside of training the batch norm is folded into the convolution's weights, a pass over the map less, and a
-    pointwise one is a linear layer. ``fuse_`` folds for good.
+    Outside of training the batch norm is folded into the convolution's weights, a pass over the map less; ``fuse_``
+    folds for good.
 
     Args:
         dim, out_dim: channels before and after.
@@ -77,12 +85,16 @@ class ConvNorm(nn.Module):
         conv = self.conv
         if self.norm.training and not isinstance(self.norm, nn.Identity):
             return self.act(self.norm(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1))
-        weight, bias = self.folded()
-        if conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1:
-            return self.act(F.linear(x, weight.flatten(1), bias))
-        image = x.permute(0, 3, 1, 2)
+        image, (weight, bias) = x.permute(0, 3, 1, 2), self.folded()
         image = F.conv2d(image, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-        return self.act(image.permute(0, 2, 3, 1))
+        return self._activate(image.permute(0, 2, 3, 1))
+
+    def _activate(self, x: Tensor) -> Tensor:
+        """The activation, in place unless autograd or a compiler looks on: nobody else needs its input."""
+        in_place = _IN_PLACE.get(type(self.act))
+        if in_place is None or torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+            return self.act(x)
+        return in_place(x)
 
 
 class ImageConvNorm(ConvNorm):

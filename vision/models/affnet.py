@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from matmix.mixers import Mixer, create_mixer
+from matmix.ops.pieces import samples
 from vision.base import Size, VisionModel, drop_paths, image_size, isolated
 from vision.layers import Head, MapNorm, Stage
 from vision.layers.conv_norm import ConvNorm, ImageConvNorm
@@ -66,12 +67,18 @@ class InvertedResidual(nn.Module):
         self.depthwise = ConvNorm(hidden, hidden, 3, stride, groups=hidden, dilation=dilation, act=act)
         self.project = ConvNorm(hidden, out_dim)
         self.skip = stride == 1 and dim == out_dim
+        self.widest = hidden / dim  # the inner map over the outer one
 
     def out_grid(self, grid: Grid) -> Grid:
         """The grid of the result."""
         return self.depthwise.out_grid(grid)
 
     def forward(self, x: Tensor) -> Tensor:
+        size = samples(x, self, self.widest)
+        parts = [self._forward(part) for part in x.split(size)] if size < len(x) else [self._forward(x)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _forward(self, x: Tensor) -> Tensor:
         y = self.project(self.depthwise(self.expand(x)))
         return x + y if self.skip else y
 
