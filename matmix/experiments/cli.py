@@ -1,20 +1,17 @@
-"""The command `matmix`: list, show, train, study, report. Each command imports what it needs when it runs."""
+"""The command `matmix`. Each command imports what it needs when it runs."""
 
 from __future__ import annotations
 
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import NoReturn
 
 import tyro
 
-if TYPE_CHECKING:
-    from matmix.experiments.run import Result
-
-Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import")]
+from matmix.experiments.cli_models import cost, picture
+from matmix.experiments.cli_train import Imports, evaluate, study, train
 
 
 def list_(
@@ -104,100 +101,6 @@ def show(
     return 0
 
 
-def train(words: Sequence[str]) -> int:
-    """Train one mixer on one task. The settings of the task are options; so is the recipe.
-
-    A run that was stopped or killed goes on with the same command; a finished one is not run again.
-    """
-    from matmix.experiments.environment import is_main_process
-    from matmix.experiments.plugins import import_all
-    from matmix.experiments.progress import watch
-    from matmix.experiments.run import RunConfig, execute
-    from matmix.experiments.task import Recipe, list_tasks, task_class
-
-    import_all(_named(words, "--import"))
-    name = words[0] if words and not words[0].startswith("-") else None
-    cls: type[Any] = task_class(name) if name else _AnyTask
-
-    def parse(task: Any, recipe: Recipe) -> Any:
-        fields = [("task", cls, field(default=task)), ("recipe", Recipe, field(default=recipe))]
-        return tyro.cli(
-            make_dataclass("Train", fields, bases=(_Train,), frozen=True, kw_only=True),
-            prog=f"matmix train {name or '{' + ','.join(list_tasks()) + '}'}",
-            description=train.__doc__,
-            args=list(words[1:] if name else words),
-        )
-
-    given = parse(cls(), cls().recipe())
-    if name is None:
-        raise ValueError(f"name the task first: matmix train {{{','.join(list_tasks())}}} --mixer SPEC")
-    usual = given.task.recipe()
-    given = parse(cls(), usual)  # again: the defaults of the recipe follow from the task's settings
-    changed = {key: value for key, value in asdict(given.recipe).items() if value != asdict(usual)[key]}
-    if given.steps is not None:
-        changed["steps"] = given.steps
-    config = RunConfig(name, given.mixer, given.seed, asdict(given.task), changed)
-    given.task.model(given.mixer, given.seed)  # a wrong spec ends here, in one line, and leaves no folder
-    out = given.out or Path("runs") / _slug(f"{name}-{given.mixer}-seed-{given.seed}")
-    main = is_main_process()
-    with watch(f"{name} {given.mixer}", quiet=given.quiet or not main) as progress:
-        try:
-            result = execute(config, out, progress=progress, resume=given.resume)
-        except KeyboardInterrupt:
-            print(f"stopped; the checkpoint is in {out}. The same command goes on from there.", file=sys.stderr)
-            return 130
-    if main:
-        print(_summary(result, out))
-    return 0 if result.status == "finished" else 1
-
-
-def study(
-    source: tyro.conf.Positional[str],
-    *,
-    out: Path | None = None,
-    mixers: tuple[str, ...] = (),
-    seeds: int | None = None,
-    jobs: int | None = None,
-    threads: int = 1,
-    ray: bool = False,
-    gpus: float = 0.0,
-    imports: Imports = (),
-) -> int:
-    """Run a study, as far as it is not done, and write its report.
-
-    Args:
-        source: name of a study, such as quickstart, or a .py, .toml or .json file.
-        out: folder of the study. Default: runs/NAME.
-        mixers: take these mixers instead of the study's.
-        seeds: take this many seeds, 0 and up, instead of the study's.
-        jobs: runs at once. Default: one for each core.
-        threads: threads of each run.
-        ray: spread the runs over a Ray cluster.
-        gpus: GPUs that each run asks of the cluster.
-        imports: Python files or modules to import first; they register mixers.
-    """
-    import dataclasses
-
-    from matmix.experiments.plugins import import_all
-    from matmix.experiments.report import write_report
-    from matmix.experiments.runner import run_study
-    from matmix.experiments.study import load_study, with_imports
-
-    import_all(imports)
-    found = with_imports(load_study(source), imports)
-    if mixers:
-        found = dataclasses.replace(found, mixers=mixers)
-    if seeds is not None:
-        found = dataclasses.replace(found, seeds=tuple(range(seeds)))
-    folder = out or Path("runs") / found.name
-    try:
-        outcome = run_study(found, folder, jobs=jobs, threads=threads, ray=ray, gpus=gpus)
-    except KeyboardInterrupt:
-        return 130
-    print(f"report: {write_report(folder)}")
-    return 0 if set(outcome.counts) <= {"finished", "diverged"} else 1
-
-
 def report(folder: tyro.conf.Positional[Path]) -> int:
     """Write the report of a study from its run folders.
 
@@ -210,43 +113,17 @@ def report(folder: tyro.conf.Positional[Path]) -> int:
     return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Train:
-    """Options of `matmix train` besides the task's own."""
-
-    mixer: str
-    """Spec; a pattern such as "ssd*3, attention" is tiled over the depth."""
-    seed: int = 0
-    """Of the weights, the data order and dropout."""
-    steps: int | None = None
-    """Number of updates; short for --recipe.steps."""
-    out: Path | None = None
-    """Folder of the run. Default: runs/TASK-MIXER-seed-N."""
-    resume: bool = True
-    """Go on from the last checkpoint of an unfinished run."""
-    quiet: bool = False
-    """Show no progress."""
-    imports: Imports = ()
-    """Python files or modules to import first; they register mixers or define tasks."""
-
-
-@dataclass(frozen=True)
-class _AnyTask:
-    """Stands for the task in `matmix train --help`, before one is named."""
-
-    def recipe(self) -> Any:
-        from matmix.experiments.task import Recipe
-
-        return Recipe()
-
-
 COMMANDS: dict[str, Callable[..., int]] = {
     "list": list_,
     "show": show,
     "train": train,
+    "evaluate": evaluate,
     "study": study,
     "report": report,
+    "cost": cost,
+    "picture": picture,
 }
+OWN_PARSERS = (train, evaluate, study, picture)  # what options they have depends on their first word
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -263,8 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from matmix.experiments.run import RunError
 
     try:
-        if command is train:
-            status = train(words[1:])
+        if command in OWN_PARSERS:
+            status = command(words[1:])
         else:
             status = tyro.cli(command, prog=f"matmix {words[0]}", description=command.__doc__, args=words[1:])
     except (ValueError, RunError, FileNotFoundError) as error:
@@ -278,37 +155,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _usage() -> str:
-    lines = [f"  {name:8}{(command.__doc__ or '').strip().splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:10}{(command.__doc__ or '').strip().splitlines()[0]}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: matmix COMMAND ...\n", *lines, "\n`matmix COMMAND --help` shows the options of one."])
 
 
 def _stop(message: str) -> NoReturn:
     print(f"matmix: {message}", file=sys.stderr)
     sys.exit(2)
-
-
-def _named(words: Sequence[str], flag: str) -> list[str]:
-    """The values behind an option, before the parser that depends on them exists."""
-    found: list[str] = []
-    taking = False
-    for word in words:
-        taking = word == flag or (taking and not word.startswith("--"))
-        if taking and word != flag:
-            found.append(word)
-    return found
-
-
-def _slug(text: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._=-" else "-" for letter in text).strip("-")
-
-
-def _summary(result: Result, out: Path) -> str:
-    if result.status != "finished":
-        where = f"; the traceback is in {out / 'error.txt'}" if result.status == "failed" else ""
-        return f"{result.status} at step {result.step}: {result.error}{where}"
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in result.test.items())
-    speed = f", {1e3 * result.step_seconds:.1f} ms a step" if result.step_seconds else ""
-    return f"test {scores} (best of step {result.best_step}{speed}, {result.parameters:,} parameters); in {out}"
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ class RunConfig:
     def command(self, folder: Path | str) -> str:
         """The shell command that repeats this run, naming only what differs from the defaults."""
         bare = RunConfig(self.task, self.mixer, self.seed)
-        words = ["matmix", "train", self.task, "--mixer", self.mixer, "--seed", str(self.seed)]
+        words = ["matmix", "train", self.task, *(("--mixer", self.mixer) if self.mixer else ())]
+        words += ["--seed", str(self.seed)]
         same_task = RunConfig(self.task, self.mixer, self.seed, self.options)
         for group, mine, default in (
             ("task", self.options, bare.options),

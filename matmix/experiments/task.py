@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to train: AdamW, linear warm-up, cosine decay to `lr_end * lr`. One step is one update of the weights.
+    """How to train: linear warm-up, cosine decay to `lr_end * lr`. One step is one update of the weights.
 
     `batch_size` counts the examples of one step over all devices and all `accumulate` parts. Tensors with fewer than
     two axes, and parameters with a true `_no_weight_decay` attribute, are not decayed.
@@ -53,10 +53,14 @@ class Recipe:
     lr_end: float = 0.0
     warmup: float = 0.05
     """Share of the steps in which the learning rate rises to `lr`."""
+    optimizer: str = "adamw"
+    """"adamw" is torch's; any other is timm's of that name ("lamb", "lion", ...), with its defaults except `betas`."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0
     """Largest norm of the gradient; 0 = no clipping."""
+    ema: float = 0.0
+    """Decay, a step, of a running average of the weights, which is what is evaluated and kept then; 0 = none."""
     accumulate: int = 1
     precision: Literal["no", "bf16", "fp16"] = "no"
     log_every: int = 10
@@ -72,6 +76,8 @@ class Recipe:
             raise ValueError(f"Recipe.batch_size={self.batch_size} must divide by accumulate={self.accumulate}")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"Recipe.warmup is a share of the steps in [0, 1], got {self.warmup}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"Recipe.ema is a decay in [0, 1), got {self.ema}")
         if self.precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"Recipe.precision must be 'no', 'bf16' or 'fp16', got {self.precision!r}")
 
@@ -96,6 +102,12 @@ class Task(ABC):
     @abstractmethod
     def recipe(self) -> Recipe:
         """The default training recipe for these settings."""
+
+    def named_recipe(self, name: str) -> tuple[Task, Recipe]:
+        """The settings and the recipe behind `--recipe NAME`; "default" is the task as it is, with `recipe()`."""
+        if name != "default":
+            raise ValueError(f"{type(self).__name__} has no recipe {name!r}; it has: default")
+        return self, self.recipe()
 
     @abstractmethod
     def model(self, mixer: str, seed: int) -> nn.Module:

@@ -6,6 +6,7 @@ on (seed, step), the learning rate on the step, and all random generators travel
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from matmix.experiments.checkpoint import load_latest, save_checkpoint, sync_folder, write_file, write_tensors
 from matmix.experiments.environment import on_cpu
@@ -58,6 +60,8 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
     parameters, stepper, clip = list(bare.parameters()), optimizer, accelerator.clip_grad_norm_
     if alone(accelerator):
         stepper, clip = optimizer.optimizer, nn.utils.clip_grad_norm_
+    average = running_average(bare, recipe.ema) if recipe.ema else None
+    kept = bare if average is None else average.module  # the weights that are evaluated and written
     scorer = Scorer(task, accelerator, recipe.eval_batch_size)
 
     total, count = torch.zeros((), device=device), 0  # of the losses since the last line of the log
@@ -69,6 +73,8 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
         step, state = resumed
         bare.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
         if len(state["ranks"]) != world:
@@ -91,6 +97,7 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
         state = {
             "model": bare.state_dict(),
             "optimizer": optimizer.state_dict(),
+            "average": None if average is None else average.state_dict(),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             "ranks": ranks,
             "best": best,
@@ -112,6 +119,8 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
                 clip(parameters, recipe.clip)
             stepper.step()
             stepper.zero_grad()
+            if average is not None:
+                average.update_parameters(bare)
             total += loss  # stays on the device: reading it would wait for the step
             step, count, timed = step + 1, count + 1, timed + 1
 
@@ -143,13 +152,13 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
             else:
                 stop = interrupted() and world == 1
             if step % recipe.eval_every == 0 or last:
-                val = scorer(model, "val")
+                val = scorer(model if average is None else kept, "val")
                 log.write({"step": step, "split": "val", **val})
                 if not math.isfinite(val["loss"]):
                     raise Diverged(step, val["loss"], "validation")
                 score = val[task.metric] if task.higher_is_better else -val[task.metric]
                 if score > best["score"]:
-                    weights = {name: value.detach().cpu().clone() for name, value in bare.state_dict().items()}
+                    weights = {name: value.detach().cpu().clone() for name, value in kept.state_dict().items()}
                     best = {"score": score, "step": step, "weights": weights, "val": val}
                 clock += scorer.seconds
             if step % recipe.checkpoint_every == 0 or last or stop:
@@ -161,7 +170,7 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
                 raise KeyboardInterrupt(step)
 
     trained = before + time.perf_counter() - began
-    final = {name: value.detach().cpu().clone() for name, value in bare.state_dict().items()}
+    final = {name: value.detach().cpu().clone() for name, value in kept.state_dict().items()}
     memory = step_memory(task, accelerator, model, optimizer, recipe)
     bare.load_state_dict(best["weights"] or final)
     test = scorer(model, "test")
@@ -271,21 +280,36 @@ def new_accelerator(precision: str) -> Accelerator:
     return Accelerator(mixed_precision=precision, cpu=on_cpu())
 
 
-def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW, decay on tensors with at least two axes that are not flagged `_no_weight_decay`."""
+def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser; decay on tensors with at least two axes that are not flagged `_no_weight_decay`."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in model.parameters():
+    named = getattr(model, "no_weight_decay", set)()  # timm's way to say it
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[parameter.ndim >= 2 and not getattr(parameter, "_no_weight_decay", False)].append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": groups[True], "weight_decay": recipe.weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
-        ],
-        lr=recipe.lr,
-        betas=recipe.betas,
-        fused=True,  # one call for all tensors; on CPU too
-    )
+            spared = name in named or getattr(parameter, "_no_weight_decay", False)
+            groups[parameter.ndim >= 2 and not spared].append(parameter)
+    parameters = [
+        {"params": groups[True], "weight_decay": recipe.weight_decay},
+        {"params": groups[False], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adamw":  # fused: one call for all tensors; on CPU too
+        return torch.optim.AdamW(parameters, lr=recipe.lr, betas=recipe.betas, fused=True)
+    try:
+        from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+    except ImportError:
+        raise ValueError(
+            f"Recipe.optimizer={recipe.optimizer!r} is one of timm's: pip install 'matmix[vision]'"
+        ) from None
+    if recipe.optimizer not in list_optimizers():
+        close = difflib.get_close_matches(recipe.optimizer, list_optimizers(), n=3)
+        raise ValueError(f"Recipe.optimizer={recipe.optimizer!r} is no optimizer of timm; close: {', '.join(close)}")
+    betas = {"betas": recipe.betas} if get_optimizer_info(recipe.optimizer).has_betas else {}
+    return create_optimizer_v2(parameters, opt=recipe.optimizer, lr=recipe.lr, **betas)
+
+
+def running_average(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the model that follows it, buffers too: the first update copies, later ones go 1 - decay of the way."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def alone(accelerator: Accelerator) -> bool:

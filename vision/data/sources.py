@@ -2,8 +2,8 @@
 
 ========================  =========================================================================================
 a folder                  `train`, `val` and `test` below it, each with a folder a class; or the classes themselves
-a folder of .tar files    WebDataset shards: images with a `.cls` or `.json` (`{"label": 3}`) of the same name; shards lie
-                          in folders as above or carry the split in their name (`imagenet1k-train-0001.tar`)
+a folder of .tar files    WebDataset shards: images with a `.cls` or `.json` (`{"label": 3}`) of the same name, in
+                          folders as above or with the split in their name (`imagenet1k-train-0001.tar`)
 a .npz file               JPEG bytes end to end: `jpeg_train`, offsets `off_train`, labels `y_train`, and `classes`
 an `owner/name`           data set of the Hugging Face hub, downloaded once by `datasets`
 ========================  =========================================================================================

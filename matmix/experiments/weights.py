@@ -1,0 +1,86 @@
+"""Weights from a file into a model: one's own or published ones, never by unpickling, never in part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from matmix.published import load_published
+
+NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights are the ones that papers score
+
+
+def load_weights(model: nn.Module, path: Path | str, source: str = "") -> None:
+    """Load a file into a model, strictly.
+
+    Args:
+        model: its weights are overwritten.
+        path: a `.safetensors` file, or one of `torch.save` with nothing but tensors in it.
+        source: `owner/repo` of the published code that wrote it (see `matmix.load_published`); "" = this library, or
+            whichever of the sources that the model's class knows has just these names and shapes.
+
+    Raises:
+        ValueError: if the file cannot be read or does not fit; the message names the file and every weight.
+    """
+    state = read_weights(path)
+    problem = None if source else _problem(model.state_dict(), state)
+    known = sorted(getattr(type(model), "published", {}))
+    tried = {}
+    for name in [source] if source else known if problem else []:
+        try:
+            load_published(model, state, name)
+            return
+        except ValueError as error:
+            tried[name] = str(error)
+    if problem or tried:
+        text = f"{path} does not fit {type(model).__name__}: {tried[source] if source else problem}"
+        raise ValueError(text + (f". Nor is it in the naming of {', '.join(known)}" if known and not source else ""))
+    model.load_state_dict(state)
+
+
+def _problem(known: dict[str, Tensor], state: dict[str, Tensor]) -> str | None:
+    """What keeps a state dict from being loaded as it is."""
+    found = {
+        "missing": [name for name in known if name not in state],
+        "unexpected": [name for name in state if name not in known],
+        "of the wrong shape": [
+            f"{name} {tuple(value.shape)} for {tuple(known[name].shape)}"
+            for name, value in state.items()
+            if name in known and value.shape != known[name].shape
+        ],
+    }
+    return "; ".join(f"{what}: {_few(names)}" for what, names in found.items() if names) or None
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """The state dict in a file, on the CPU; taken out of the usual wrappings ("state_dict", "model", "module.")."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file of weights {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{path} cannot be read as weights: {reason} (only safetensors, and torch files without other objects)"
+        ) from error
+    for key in NESTED:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        kinds = ", ".join(map(str, list(found)[:6])) if isinstance(found, dict) else type(found).__name__
+        raise ValueError(f"{path} holds no state dict of tensors but: {kinds or 'nothing'}")
+    if all(name.startswith("module.") for name in found):  # saved from DistributedDataParallel
+        found = {name.removeprefix("module."): value for name, value in found.items()}
+    return found
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

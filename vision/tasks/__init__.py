@@ -1,0 +1,1 @@
+"""Image tasks for `matmix train`, `matmix study` and `matmix evaluate`."""

@@ -1,0 +1,319 @@
+"""What the image classification tasks share: model, batches, loss, metrics, and what is said about the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from timm.data import create_transform, resolve_model_data_config
+from timm.data.readers.reader import Reader
+from torch import Tensor, nn
+
+from matmix.experiments.models import create_model, read
+from matmix.experiments.task import Batch, Recipe, Split, Task
+from matmix.experiments.weights import load_weights
+from matmix.ops.seed import fork_seed
+from vision.data.batches import Mix, evaluation_shares, load, training_shares
+from vision.data.images import Images, Transformed
+from vision.data.sources import open_source
+from vision.recipes import published
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+SYNTHETIC = "synthetic"
+
+
+@dataclasses.dataclass(frozen=True)
+class Classify(Task):
+    """Which class does an image show?"""
+
+    architecture: str = ""
+    """Model: a name, or a call with options as in "convformer_s18(depths=(2, 2, 4, 2))"; `--model` for short."""
+    data: str = ""
+    """Where the images are (see `vision.data.sources`), or "synthetic": noise, to measure throughput. Also `--data`."""
+    img_size: int = 0
+    """Side of the square that the model sees; 0 = the size that the model was published for."""
+    channels: Literal[1, 3] = 3
+    crop: float = 0.0
+    """Share of the short side that evaluation cuts out of the middle; 0 = what the model was published with."""
+    shrink: int = 0
+    """Short side to which images are reduced once and held in memory; 0 = files are read each time."""
+    broken: Literal["stop", "skip"] = "stop"
+    """What an unreadable file does. "skip" reads everything once first, leaves those out and lists them."""
+    held_out: float = 0.1
+    """Share of the training images that stands in for a validation (and test) split where the data have none."""
+    split_seed: int = 0
+    """Of what is held out."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the area that a training crop takes, from and to."""
+    flip: float = 0.5
+    color_jitter: float = 0.0
+    auto_augment: str = ""
+    """timm's name of a policy, such as "rand-m9-mstd0.5-inc1" (RandAugment); it replaces `color_jitter`."""
+    erasing: float = 0.0
+    """Probability of random erasing (arXiv 1708.04896) with noise."""
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    smoothing: float = 0.0
+    repeats: int = 1
+    """Augmented copies of an image in one batch."""
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    """Before the classifier."""
+    weights: str = ""
+    """File to start from, one's own or published; `source` as in `matmix.load_published`, "" = found by the names."""
+    source: str = ""
+    weights_classes: int = 0
+    """Number of classes of that file where it differs: its classifier is then replaced by a new one."""
+    weights_size: int = 0
+    """Image size of that file where it differs: what is tied to it is resized."""
+
+    metric: ClassVar[str] = "accuracy"
+    classes: ClassVar[int] = 0  # where the task fixes their number
+    as_test: ClassVar[Split] = "test"  # the split of the source that the task tests on
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("channels", (1, 3)), ("broken", ("stop", "skip"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
+        if not 0 <= self.held_out < 0.5:
+            raise ValueError(f"held_out is a share in [0, 0.5), got {self.held_out}")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale is a range of shares in (0, 1], got {self.scale}")
+        for name in ("img_size", "shrink", "mixup", "cutmix", "weights_classes", "weights_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("crop", "flip", "erasing", "smoothing", "drop_path", "dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share in [0, 1], got {getattr(self, name)}")
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
+
+    def named_recipe(self, name: str) -> tuple[Task, Recipe]:
+        """ "published" is that of the model's paper (see `vision.recipes`), augmentation and drop path included."""
+        if name == "default":
+            return self, self.recipe()
+        settings, recipe = published(read(self.architecture)[1], name)
+        return dataclasses.replace(self, **settings), recipe
+
+    # ------------------------------------------------------------------ the model
+
+    def model(self, mixer: str, seed: int) -> nn.Module:
+        """The architecture, with `mixer` in place of its own token mixers unless that is empty."""
+        if not self.architecture:
+            raise ValueError("name the model: --model caformer_s18")
+        options: dict[str, Any] = {"num_classes": self.weights_classes or self.number_of_classes()}
+        asked = {"drop_path_rate": self.drop_path, "drop_rate": self.dropout, "mixers": mixer}
+        options |= {"in_chans": self.channels, **{name: value for name, value in asked.items() if value}}
+        with fork_seed(seed, "model"):
+            made = _sized(self.architecture, self.weights_size or self.side(), options)
+        if self.weights:
+            load_weights(made, self.weights, self.source)
+        if self.weights_classes:
+            with fork_seed(seed, "classifier"):
+                made.reset_classifier(self.number_of_classes())  # type: ignore[operator]
+        if self.weights_size:
+            made.resize_(self.side())  # type: ignore[operator]
+        return made
+
+    def side(self) -> int:
+        """The image size in use."""
+        return (
+            self.img_size
+            or read(self.architecture)[2].get("img_size")
+            or data_config(self.architecture)["input_size"][-1]
+        )
+
+    def number_of_classes(self) -> int:
+        return self.classes or len(self._sources()["train"].class_to_idx)
+
+    def example(self) -> tuple[Tensor, ...]:
+        if self.data == SYNTHETIC:
+            return (self._noise(1)[0],)
+        return (self._transform(False)(self.images("val").read(0))[None],)
+
+    # ------------------------------------------------------------------ the data
+
+    def batches(
+        self, split: Split, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        train = split == "train"
+        if self.data == SYNTHETIC:
+            one = Batch(*self._noise(batch_size // world, split == "train"))
+            return iter(lambda: one, None) if train else iter([one])
+        images = self.images(split)
+        mix = (
+            Mix(self.number_of_classes(), self.mixup, self.cutmix, self.smoothing) if train and self._mixes() else None
+        )
+        where: dict[str, int] = {"rank": rank, "world": world}
+        if train:
+            shares = training_shares(len(images), batch_size, seed=seed, start=start, repeats=self.repeats, **where)
+        else:
+            shares = evaluation_shares(len(images), batch_size, **where)
+        return (Batch(x, y) for x, y in load(Transformed(images, self._transform(train), mix), shares))
+
+    def images(self, split: Split) -> Images:
+        """The images of a split; broken ones are gone, and decoded ones held, as the settings say."""
+        return _images(
+            self.data, self.as_test, split, self.channels, self.shrink, self.broken, self.held_out, self.split_seed
+        )
+
+    def _mixes(self) -> bool:
+        return bool(self.mixup or self.cutmix or self.smoothing)
+
+    def _sources(self) -> dict[Split, Reader]:
+        return sources(self.data, self.as_test)
+
+    def _noise(self, count: int, train: bool = False) -> tuple[Tensor, Tensor]:
+        random, side = torch.Generator().manual_seed(0), self.side()
+        x = torch.randn(count, self.channels, side, side, generator=random)
+        y = torch.randint(self.number_of_classes(), (count,), generator=random)
+        return Mix(self.number_of_classes(), smoothing=self.smoothing)(x, y, 0) if train and self._mixes() else (x, y)
+
+    def _transform(self, train: bool) -> Any:
+        config = data_config(self.architecture)
+        size = (self.channels, self.side(), self.side())
+        mean, std = config["mean"], config["std"]
+        if self.channels == 1:
+            mean, std = ((sum(values) / len(values),) for values in (mean, std))
+        if not train:
+            return create_transform(
+                size,
+                crop_pct=self.crop or config["crop_pct"],
+                crop_mode=config["crop_mode"],
+                interpolation=config["interpolation"],
+                mean=mean,
+                std=std,
+            )
+        return create_transform(
+            size,
+            is_training=True,
+            scale=self.scale,
+            hflip=self.flip,
+            color_jitter=self.color_jitter or None,  # type: ignore[arg-type]
+            auto_augment=self.auto_augment or None,
+            interpolation="random",  # bilinear or bicubic, as timm's training does
+            re_prob=self.erasing,
+            re_mode="pixel",
+            mean=mean,
+            std=std,
+        )
+
+    # ------------------------------------------------------------------ scores
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Cross entropy with labels (B,) or soft targets (B, classes)."""
+        return nn.functional.cross_entropy(output, batch.y)
+
+    def metrics(self) -> dict[str, Metric]:
+        from torchmetrics.classification import MulticlassAccuracy
+
+        count = self.number_of_classes()
+        wanted = {"accuracy": 1, "top5": 5} if count > 5 else {"accuracy": 1}
+        return {name: MulticlassAccuracy(count, top_k=top, average="micro") for name, top in wanted.items()}
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        if self.data == SYNTHETIC:
+            return {"chance": {"accuracy": 1 / self.number_of_classes()}}
+        most = self.images("train").targets.mode().values
+        return {"most frequent class": {"accuracy": (self.images("test").targets == most).double().mean().item()}}
+
+    def facts(self) -> dict[str, Any]:
+        if self.data == SYNTHETIC:
+            return {"data": "noise: only the speed means anything"}
+        splits: tuple[Split, ...] = ("train", "val", "test")
+        found: dict[str, Any] = {split: len(self.images(split)) for split in splits}
+        broken = [name for split in splits for name in self.images(split).broken]
+        return found | ({"broken": len(broken), "broken files": ", ".join(broken)} if broken else {})
+
+
+@cache
+def data_config(architecture: str) -> dict[str, Any]:
+    """Input size, mean, deviation, interpolation and crop that a model was published with."""
+    with torch.device("meta"):
+        return resolve_model_data_config(create_model(architecture))
+
+
+@cache
+def sources(data: str, as_test: Split) -> dict[Split, Reader]:
+    """The splits that a data set has. A lone validation split is what one tests on."""
+    if not data:
+        raise ValueError("name the data: --data PATH")
+    wanted: tuple[Split, ...] = ("train", "val") if as_test == "val" else ("train", "val", "test")
+    found = {split: source for split in wanted if (source := open_source(data, split)) is not None}
+    if "train" not in found:
+        raise ValueError(f"data: {data} has no training split")
+    if "val" in found and (as_test == "val" or "test" not in found):
+        found["test"] = found.pop("val")
+    return found
+
+
+@cache
+def _images(
+    data: str,
+    as_test: Split,
+    split: Split,
+    channels: Literal[1, 3],
+    shrink: int,
+    broken: str,
+    held_out: float,
+    split_seed: int,
+) -> Images:
+    if not data:
+        raise ValueError("name the data: --data PATH")
+    found = sources(data, as_test)
+    missing: list[Split] = [name for name in ("val", "test") if name not in found]
+    if split in found and split != "train":
+        reader, indices = found[split], list(range(len(found[split])))
+    elif split in missing and held_out == 0:  # as in the papers: what one tests on also picks the weights
+        return _images(
+            data, as_test, "test" if split == "val" and "test" in found else "train", channels, shrink, broken, 0.0, 0
+        )
+    else:
+        reader = found["train"]
+        parts = divide(reader.labels(), held_out, len(missing), split_seed)
+        indices = parts[missing.index(split) if split != "train" else -1]
+    images = Images(reader, indices, channels, shrink)
+    if broken == "skip":
+        images.skip_broken()
+        if images.broken:
+            names = ", ".join(images.broken[:5]) + (", ..." if len(images.broken) > 5 else "")
+            warnings.warn(f"{split}: {len(images.broken)} of {len(indices)} images are left out: {names}", stacklevel=2)
+    if shrink:
+        images.hold()
+    return images
+
+
+def divide(labels: list[int], share: float, parts: int, seed: int) -> list[list[int]]:
+    """Indices of `parts` disjoint parts with `share` of every class (at least one image), and of the rest, last."""
+    place = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
+    by_class: dict[int, list[int]] = {}
+    for index in sorted(range(len(labels)), key=place.__getitem__):
+        by_class.setdefault(labels[index], []).append(index)
+    divided: list[list[int]] = [[] for _ in range(parts + 1)]
+    for label, members in by_class.items():
+        count = max(1, math.floor(share * len(members))) if share else 0
+        if count * parts >= len(members):
+            raise ValueError(
+                f"held_out: class {label} has {len(members)} images, too few to hold {parts} x {count} out"
+            )
+        for part in range(parts):
+            divided[part] += members[part * count : (part + 1) * count]
+        divided[-1] += members[parts * count :]
+    return [sorted(part) for part in divided]
+
+
+def _sized(architecture: str, side: int, options: dict[str, Any]) -> nn.Module:
+    """Models that are tied to a size are told it; some of timm's take any size and do not know the option."""
+    try:
+        return create_model(architecture, img_size=side, **options)
+    except TypeError as error:
+        if not architecture.startswith("timm:") or "img_size" not in str(error):
+            raise
+        return create_model(architecture, **options)
