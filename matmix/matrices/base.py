@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from matmix.ops.cost import Cost
+from matmix.ops.product import product
 
 if TYPE_CHECKING:
     from matmix.matrices.algebra import ColumnCat, HeadCat, Kron, Masked, Product, Scale, Sum
@@ -53,7 +54,7 @@ class Matrix(ABC):
 
     # What holds for every instance of the class; each word is a law (matmix.testing.PROPERTIES).
     properties: ClassVar[frozenset[str]] = frozenset()
-    # Up to this many columns the dense product is the faster one (measured by benchmarks.matrices).
+    # Up to this many columns the dense product is the faster one (measured by benchmarks.matrices); 0: never.
     dense_below: ClassVar[int] = 0
 
     _tensors: ClassVar[tuple[str, ...]] = ()
@@ -99,6 +100,10 @@ class Matrix(ABC):
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
         """A small random instance over ``prod(grid)`` tokens, from torch's global generator."""
 
+    def _dense_is_faster(self, width: int) -> bool:
+        """Whether to write the matrix out for values of ``width`` columns; asked only if ``dense_below`` is not 0."""
+        return self.shape[3] <= self.dense_below
+
     def _rmatmul(self, values: Tensor) -> Tensor:
         """``M^T v``: the vector-Jacobian product of the fast product, unless a class has a shorter way."""
         batch, heads, width = values.shape[0], values.shape[1], values.shape[3]
@@ -129,7 +134,10 @@ class Matrix(ABC):
             and (size[0] == shape[0] or shape[0] == 1 or size[0] == 1)
         ):
             _check(self, shape, shape[3], values)
-        mixed = self.to_dense().to(values.dtype) @ values if shape[3] <= self.dense_below else self._matmul(values)
+        if self.dense_below and self._dense_is_faster(size[3]):
+            mixed = product(self.to_dense().to(values.dtype), values)
+        else:
+            mixed = self._matmul(values)
         return mixed if mixed.dtype == values.dtype else mixed.to(values.dtype)
 
     def rmatmul(self, values: Tensor) -> Tensor:
@@ -140,7 +148,10 @@ class Matrix(ABC):
         """
         shape = self.shape
         _check(self, shape, shape[2], values)
-        mixed = self.to_dense().mT.to(values.dtype) @ values if shape[3] <= self.dense_below else self._rmatmul(values)
+        if self.dense_below and self._dense_is_faster(values.shape[3]):
+            mixed = product(self.to_dense().mT.to(values.dtype), values)
+        else:
+            mixed = self._rmatmul(values)
         return mixed if mixed.dtype == values.dtype else mixed.to(values.dtype)
 
     @property

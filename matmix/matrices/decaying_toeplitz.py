@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
-from matmix.matrices.toeplitz import CausalToeplitz, lags_to_dense, toeplitz_cost
+from matmix.matrices.toeplitz import CausalToeplitz, dense_toeplitz_is_faster, lags_to_dense, toeplitz_cost
 from matmix.ops.cost import Cost
 from matmix.ops.fft import convolve
 from matmix.ops.precision import full_precision, working_dtype
@@ -32,7 +32,7 @@ class DecayingToeplitz(Matrix):
     length: int = static()
 
     properties: ClassVar = frozenset({"causal", "toeplitz"})
-    dense_below: ClassVar = 32
+    dense_below: ClassVar = 32  # at width 1
 
     @property
     def shape(self) -> Shape:
@@ -74,6 +74,9 @@ class DecayingToeplitz(Matrix):
             turned = torch.stack([weighted[..., 0], -weighted[..., 1]], -1)
             kernel = across.to(dtype).flatten(3) @ turned.flatten(3).mT
         return kernel.flatten(2).narrow(-1, 0, self.length)
+
+    def _dense_is_faster(self, width: int) -> bool:
+        return dense_toeplitz_is_faster(self.length, width, self.dense_below)
 
     def _matmul(self, values: Tensor) -> Tensor:
         return convolve(values, self.taps(), 0)

@@ -31,6 +31,7 @@ class Softmax(Matrix):
     causal: bool = static(default=False)  # row i sees columns j <= i
 
     properties: ClassVar = frozenset({"row_stochastic"})
+    dense_below: ClassVar = 512
 
     @property
     def shape(self) -> Shape:
@@ -48,6 +49,11 @@ class Softmax(Matrix):
             past = torch.arange(self.key.shape[2], device=self.key.device) <= rows
             allowed = past[None, None] if allowed is None else allowed & past
         return allowed
+
+    def _dense_is_faster(self, width: int) -> bool:
+        # The fused kernel of the CPU pads queries and keys to the width of the values; up to here that takes longer.
+        padded = self.query.shape[3] < width and self.query.device.type == "cpu"
+        return padded and self.key.shape[2] <= self.dense_below
 
     def matmul(self, values: Tensor) -> Tensor:
         key = self.key

@@ -24,13 +24,16 @@ class Toeplitz(Matrix):
     taps: Tensor  # (B or 1, H, 2L - 1); taps[..., L - 1] is lag 0
 
     properties: ClassVar = frozenset({"toeplitz"})
-    dense_below: ClassVar = 32
+    dense_below: ClassVar = 32  # at width 1
 
     @property
     def shape(self) -> Shape:
         batch, heads, size = self.taps.shape
         length = (size + 1) // 2
         return (batch, heads, length, length)
+
+    def _dense_is_faster(self, width: int) -> bool:
+        return dense_toeplitz_is_faster(self.shape[3], width, self.dense_below)
 
     def _matmul(self, values: Tensor) -> Tensor:
         return convolve(values, self.taps, self.taps.shape[-1] // 2)
@@ -63,12 +66,15 @@ class CausalToeplitz(Matrix):
     taps: Tensor  # (B or 1, H, L), the lags 0 to L - 1
 
     properties: ClassVar = frozenset({"causal", "toeplitz"})
-    dense_below: ClassVar = 32
+    dense_below: ClassVar = 32  # at width 1
 
     @property
     def shape(self) -> Shape:
         batch, heads, length = self.taps.shape
         return (batch, heads, length, length)
+
+    def _dense_is_faster(self, width: int) -> bool:
+        return dense_toeplitz_is_faster(self.shape[3], width, self.dense_below)
 
     def _matmul(self, values: Tensor) -> Tensor:
         return convolve(values, self.taps, 0)
@@ -99,6 +105,11 @@ def lags_to_dense(taps: Tensor) -> Tensor:
     # The windows of length L of the reversed taps are the rows from the last to the first. A gather by i - j says the
     # same, and its gradient takes ten times as long.
     return taps.flip(-1).unfold(-1, (taps.shape[-1] + 1) // 2, 1).flip(-2)
+
+
+def dense_toeplitz_is_faster(length: int, width: int, at_one: int) -> bool:
+    """L up to ``at_one sqrt(W)``: writing L^2 entries out pays off over the W columns that share them."""
+    return length * length <= at_one * at_one * width
 
 
 def toeplitz_cost(shape: Shape, itemsize: int, width: int) -> Cost:
