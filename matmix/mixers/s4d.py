@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from matmix.matrices.algebra import Sum
 from matmix.matrices.base import Matrix
-from matmix.matrices.decaying_toeplitz import DecayingToeplitz
+from matmix.matrices.decaying_toeplitz import DecayingToeplitz, complex_product
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.toeplitz import Toeplitz
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
@@ -21,16 +21,23 @@ from matmix.mixers.registry import register
 from matmix.ops.fft import to_complex
 from matmix.ops.precision import full_precision, working_dtype
 
-SPECTRA = ("lin", "inv", "legs")
+SPECTRA = ("lin", "inv", "inv2", "quad", "legs", "real", "rand")
 DISCRETIZATIONS = ("zoh", "bilinear")
+STEPS = ("exp", "softplus")
 
 
 def spectrum(name: str, d_state: int) -> tuple[Tensor, Tensor]:
     """Initial eigenvalues A of the state matrix and input weights B, one of each conjugate pair: complex128 ``(N/2,)``.
 
-    ``lin``: ``-1/2 + i pi n``. ``inv``: ``-1/2 + i (N/pi) (N/(2n + 1) - 1)``. Both with B = 1. ``legs``: the
-    eigenvalues of HiPPO-LegS without its rank-one part, and its B in the basis of the eigenvectors (first component
-    positive), imaginary parts clipped at 2 as in the published code (arXiv 2206.11893, section 4 and appendix).
+    With n from 0 to N/2 - 1, and B = 1 but for ``legs`` (arXiv 2206.11893, section 4 and appendix):
+
+    - ``lin``: ``-1/2 + i pi n``;
+    - ``inv``: ``-1/2 + i (N/pi) (N/(2n + 1) - 1)``; ``inv2``: ``-1/2 + i (N/pi) (N/(n + 1) - 1)``;
+    - ``quad``: ``-1/2 + i (2n + 1)^2 / pi``;
+    - ``legs``: the eigenvalues of HiPPO-LegS without its rank-one part, and its B in the basis of the eigenvectors
+      (first component positive), imaginary parts clipped at 2 as in the published code;
+    - ``real``: ``-(n + 1)``;
+    - ``rand``: ``-1/2 + i exp(g)`` with normal g.
 
     Raises:
         ValueError: for an unknown name, or an odd or non-positive state size.
@@ -39,67 +46,115 @@ def spectrum(name: str, d_state: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"spectrum must be one of {', '.join(SPECTRA)}, got {name!r}")
     if not isinstance(d_state, int) or d_state < 2 or d_state % 2:
         raise ValueError(f"d_state must be a positive even integer, got {d_state!r}")
+    pairs = np.arange(d_state // 2)
+    decays, weights = np.full(d_state // 2, -0.5), np.ones(d_state // 2, np.complex128)
+    match name:
+        case "lin":
+            angles = math.pi * pairs
+        case "inv":
+            angles = d_state / math.pi * (d_state / (2 * pairs + 1) - 1)
+        case "inv2":
+            angles = d_state / math.pi * (d_state / (pairs + 1) - 1)
+        case "quad":
+            angles = (2 * pairs + 1) ** 2 / math.pi
+        case "rand":
+            angles = np.exp(torch.randn(d_state // 2, dtype=torch.float64).numpy())
+        case "real":
+            angles, decays = np.zeros(d_state // 2), -(pairs + 1.0)
+        case _:
+            angles, weights = _legs(d_state)
+    return torch.from_numpy(decays + 1j * angles), torch.from_numpy(weights)
+
+
+def _legs(d_state: int) -> tuple[np.ndarray, np.ndarray]:
+    """Imaginary parts and input weights of ``legs``."""
     order = np.arange(d_state)
-    pairs = order[: d_state // 2]
-    if name == "legs":
-        root = np.sqrt(2 * order + 1)
-        full = -np.tril(np.outer(root, root), -1) - np.diag(order + 1)
-        # Adding p p^T with p = root / sqrt(2) leaves -1/2 on the diagonal and a skew-symmetric rest.
-        skew = full + np.outer(root, root) / 2 + np.eye(d_state) / 2
-        angles, vectors = np.linalg.eigh(1j * skew)
-        angles, vectors = -angles[: d_state // 2], vectors[:, : d_state // 2].conj()
-        vectors = vectors * (np.abs(vectors[0]) / vectors[0])
-        weights = vectors.conj().T @ root
-        weights = weights.real + 1j * weights.imag.clip(-2, 2)
-    else:
-        angles = math.pi * pairs if name == "lin" else d_state / math.pi * (d_state / (2 * pairs + 1) - 1)
-        weights = np.ones(d_state // 2)
-    return torch.from_numpy(-0.5 + 1j * angles), torch.from_numpy(weights.astype(np.complex128))
+    root = np.sqrt(2 * order + 1)
+    full = -np.tril(np.outer(root, root), -1) - np.diag(order + 1)
+    # Adding p p^T with p = root / sqrt(2) leaves -1/2 on the diagonal and a skew-symmetric rest.
+    skew = full + np.outer(root, root) / 2 + np.eye(d_state) / 2
+    angles, vectors = np.linalg.eigh(1j * skew)
+    angles, vectors = -angles[: d_state // 2], vectors[:, : d_state // 2].conj()
+    vectors = vectors * (np.abs(vectors[0]) / vectors[0])
+    weights = vectors.conj().T @ root
+    return angles, weights.real + 1j * weights.imag.clip(-2, 2)
 
 
 class S4DKernel(nn.Module):
     """The parameters of a diagonal state space model for every channel, and its poles and coefficients.
 
-    ``K[l] = 2 Re sum_n C_n Bd_n exp(l dt A_n)`` over one of each conjugate pair; B is 1 and absorbed in C.
+    ``K[l] = 2 Re sum_n C_n Bd_n exp(l dt A_n)`` over one of each conjugate pair; B is absorbed in C, as in the
+    minimal published code. ``A = -exp(log_A_real) + i A_imag``, and ``dt`` is exp (or softplus) of ``log_dt``.
 
     Args:
-        dim: channels.
-        d_state: state size N, even; N/2 conjugate pairs.
+        dim: channels D.
+        d_state: state size N: N/2 conjugate pairs (N even), or N real modes.
         kernels: 1, or 2 that share A and dt and have a C each.
+        init: the spectrum that A starts at.
+        discretization: of the continuous system.
+        step: how dt comes from ``log_dt``.
+        real: modes and weights are real: the real parts of the spectrum, no ``A_imag``.
+        copies: sets of A; channel h has set ``h % copies``. None is one a channel.
+        dt_min, dt_max: initial steps are log-uniform between them.
     """
 
     def __init__(
-        self, dim: int, d_state: int, init: str, discretization: str, dt_min: float, dt_max: float, kernels: int
+        self,
+        dim: int,
+        d_state: int,
+        kernels: int = 1,
+        *,
+        init: str = "lin",
+        discretization: str = "zoh",
+        step: str = "exp",
+        real: bool = False,
+        copies: int | None = None,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
     ) -> None:
         super().__init__()
-        if discretization not in DISCRETIZATIONS:
-            raise ValueError(f"discretization must be one of {', '.join(DISCRETIZATIONS)}, got {discretization!r}")
+        for name, value, allowed in (
+            ("discretization", discretization, DISCRETIZATIONS),
+            ("dt_transform", step, STEPS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if not 0 < dt_min <= dt_max:
             raise ValueError(f"need 0 < dt_min <= dt_max, got {dt_min!r}, {dt_max!r}")
-        self.discretization = discretization
-        eigenvalues, weights = spectrum(init, d_state)
-        lead = (dim, d_state // 2) if kernels == 1 else (kernels, dim, d_state // 2)
-        mixed = weights * torch.view_as_complex(torch.randn(*lead, 2, dtype=torch.float64) * 0.5**0.5)
-        self.C = nn.Parameter(torch.view_as_real(mixed).float())
-        self.log_dt = nn.Parameter(torch.empty(dim).uniform_(math.log(dt_min), math.log(dt_max)))
-        self.log_A_real = nn.Parameter((-eigenvalues.real).log().float().repeat(dim, 1))
-        self.A_imag = nn.Parameter(eigenvalues.imag.float().repeat(dim, 1))
+        copies = dim if copies is None else copies
+        if not isinstance(copies, int) or copies < 1 or dim % copies:
+            raise ValueError(f"n_ssm must be a positive divisor of dim={dim}, got {copies!r}")
+        self.discretization, self.step_by, self.copies = discretization, step, copies
+        drawn = [spectrum(init, 2 * d_state if real else d_state) for _ in range(copies if init == "rand" else 1)]
+        eigenvalues, weights = (torch.stack(part).expand(copies, -1) for part in zip(*drawn, strict=True))
+        lead = (dim, weights.shape[1]) if kernels == 1 else (kernels, dim, weights.shape[1])
+        normal = torch.view_as_complex(torch.randn(*lead, 2, dtype=torch.float64) * 0.5**0.5)
+        mixed = weights.repeat(dim // copies, 1) * normal
+        self.C = nn.Parameter((mixed.real if real else torch.view_as_real(mixed)).float().contiguous())
+        dt = torch.empty(dim).uniform_(math.log(dt_min), math.log(dt_max))
+        self.log_dt = nn.Parameter(dt if step == "exp" else dt.exp() + torch.log(-torch.expm1(-dt.exp())))
+        self.log_A_real = nn.Parameter((-eigenvalues.real).log().float().contiguous())
+        self.A_imag = None if real else nn.Parameter(eigenvalues.imag.float().contiguous())
         for parameter in (self.log_dt, self.log_A_real, self.A_imag):
-            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+            if parameter is not None:
+                parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
     def forward(self, length: int) -> list[DecayingToeplitz]:
         """One causal matrix ``(1, D, length, length)`` a kernel."""
         dtype = working_dtype(self.C)
         with full_precision(self.C.device):
-            dt = self.log_dt.to(dtype).exp().unsqueeze(-1)
-            rate = torch.complex(-self.log_A_real.to(dtype).exp(), self.A_imag.to(dtype))
+            raw = self.log_dt.to(dtype).unsqueeze(-1)
+            dt = raw.exp() if self.step_by == "exp" else F.softplus(raw)
+            decay = -self.log_A_real.to(dtype).exp()
+            angle = torch.zeros_like(decay) if self.A_imag is None else self.A_imag.to(dtype)
+            rate = torch.complex(decay, angle).repeat(dt.shape[0] // self.copies, 1)
             if self.discretization == "zoh":
                 poles, inputs = dt * rate, torch.expm1(dt * rate) / rate
             else:
                 half = dt * rate / 2
                 poles, inputs = _log_bilinear(half), dt / (1 - half)
             pairs = torch.view_as_real(poles).unsqueeze(0)
-            weights = torch.view_as_real(2 * to_complex(self.C) * inputs)
+            weights = torch.view_as_real(2 * (self.C.to(dtype) if self.A_imag is None else to_complex(self.C)) * inputs)
         weights = weights.unsqueeze(0) if weights.dim() == 3 else weights
         return [DecayingToeplitz(pairs, part.unsqueeze(0), length) for part in weights]
 
@@ -111,9 +166,25 @@ def _log_bilinear(half: Tensor) -> Tensor:
     return torch.complex(decay, torch.atan2(half.imag, 1 + half.real) + torch.atan2(half.imag, 1 - half.real))
 
 
-def _state_spaces(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    ours = {name.replace("output_linear.0.", "output_linear."): value for name, value in state.items()}
-    if ours.get("output_linear.weight", torch.empty(0)).dim() == 3:  # a convolution of one tap
+def _state_spaces(module: S4D, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of ``S4D`` (models/s4/s4d.py) and of ``S4Block`` with a diagonal kernel (models/s4/s4.py)."""
+    ours = {name.removeprefix("layer."): value for name, value in state.items()}
+    if (
+        "kernel.inv_dt" in ours
+    ):  # the full code: a step (H, 1), A = -exp(A_real) - i A_imag, B apart, a leading axis of channels
+        ours["D"], ours["kernel.log_dt"] = ours["D"].squeeze(0), ours.pop("kernel.inv_dt").squeeze(-1)
+        ours["kernel.log_A_real"] = ours.pop("kernel.A_real")
+        inputs, outputs = ours.pop("kernel.B"), ours["kernel.C"]
+        inputs = inputs.repeat(1, outputs.shape[1] // inputs.shape[1], *[1] * (inputs.dim() - 2))
+        if "kernel.A_imag" in ours:
+            ours["kernel.A_imag"] = -ours["kernel.A_imag"]
+            ours["kernel.C"] = complex_product(inputs, outputs)
+        else:
+            ours["kernel.C"] = inputs * outputs
+        if not module.bidirectional:
+            ours["kernel.C"] = ours["kernel.C"].squeeze(0)
+    ours = {name.replace("output_linear.0.", "output_linear."): value for name, value in ours.items()}
+    if ours["output_linear.weight"].dim() == 3:  # a convolution of one tap
         ours["output_linear.weight"] = ours["output_linear.weight"].squeeze(-1)
     return ours
 
@@ -132,12 +203,19 @@ class S4D(Mixer):
     The matrix is a decaying Toeplitz matrix plus the skip D, per channel, and does not depend on the data. After the
     product come GELU, a linear map and a GLU, so ``merge`` is not linear. An image is read row by row.
 
+    Defaults are those of the minimal published code; ``dt_transform="softplus"``, ``n_ssm`` and the other spectra are
+    options of the full one. Its B is absorbed in C here. Not taken over: its experimental forms (DSS's
+    discretisation, band limits, sinh steps, a step a mode), and S4 proper, whose state matrix is not diagonal.
+
     Args:
-        d_state: state size N, even.
+        d_state: state size N, even unless real.
         bidirectional: a second kernel, of the same A and dt, for later tokens. It starts at lag 1, so that the token
             itself counts once; the mixer is then no recurrence.
-        spectrum: initial A, ``"lin"``, ``"inv"`` or ``"legs"`` (see :func:`spectrum`).
-        discretization: ``"zoh"`` or ``"bilinear"``.
+        spectrum: initial A (see :func:`spectrum`).
+        discretization: of the continuous system.
+        dt_transform: what makes a step of its parameter.
+        real: real modes and weights, N of them; then only the real parts of the spectrum count.
+        n_ssm: sets of A that the channels share in turn; None is one a channel.
         dt_min, dt_max: initial steps are log-uniform between them.
     """
 
@@ -151,8 +229,11 @@ class S4D(Mixer):
         *,
         d_state: int = 64,
         bidirectional: bool = False,
-        spectrum: Literal["lin", "inv", "legs"] = "lin",
+        spectrum: Literal["lin", "inv", "inv2", "quad", "legs", "real", "rand"] = "lin",
         discretization: Literal["zoh", "bilinear"] = "zoh",
+        dt_transform: Literal["exp", "softplus"] = "exp",
+        real: bool = False,
+        n_ssm: int | None = None,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
     ) -> None:
@@ -161,7 +242,18 @@ class S4D(Mixer):
         super().__init__(dim, grid)
         self.bidirectional = bidirectional
         self.D = nn.Parameter(torch.randn(dim))
-        self.kernel = S4DKernel(dim, d_state, spectrum, discretization, dt_min, dt_max, 1 + bidirectional)
+        self.kernel = S4DKernel(
+            dim,
+            d_state,
+            1 + bidirectional,
+            init=spectrum,
+            discretization=discretization,
+            step=dt_transform,
+            real=real,
+            copies=n_ssm,
+            dt_min=dt_min,
+            dt_max=dt_max,
+        )
         self.output_linear = nn.Linear(dim, 2 * dim)
 
     def project(self, x: Tensor, context: Context) -> Projected:
@@ -180,10 +272,11 @@ class S4D(Mixer):
     # ------------------------------------------------------------------ as a recurrence
 
     def init_state(self, batch: int) -> Tensor:
-        """Zeros ``(B, D, N/2, 1, 2)``, real pairs, in float32 or float64."""
+        """Zeros ``(B, D, N/2, 1, 2)`` (N if real), real pairs, in float32 or float64."""
         self._refuse_bidirectional()
-        pairs = self.kernel.A_imag
-        return torch.zeros(batch, *pairs.shape, 1, 2, dtype=working_dtype(pairs), device=pairs.device)
+        modes = self.kernel.log_A_real
+        shape = (batch, self.dim, modes.shape[1], 1, 2)
+        return torch.zeros(shape, dtype=working_dtype(modes), device=modes.device)
 
     def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._refuse_bidirectional()
