@@ -1,7 +1,7 @@
 """Which classes and mixers the laws run on, and at which sizes.
 
 Nothing is listed by hand: matrices are the subclasses of Matrix, mixers the entries of the registry. Classes that the
-tests define themselves (tests/wrong.py) are subclasses too; they are told apart by their module.
+tests define themselves (tests/wrong) are subclasses too; they are told apart by their module.
 """
 
 from __future__ import annotations

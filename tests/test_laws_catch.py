@@ -9,8 +9,8 @@ import pytest
 from matmix.matrices import Matrix, all_classes
 from matmix.mixers import Mixer
 from matmix.testing import MATRIX_LAWS, MIXER_LAWS, PROPERTIES, SLOW_MIXER_LAWS, check_matrix, check_mixer
-from tests import wrong
 from tests.laws import matrix_classes
+from tests.wrong import claims, matrices, mixers
 
 SLOW = {"compiles_by_inductor"}
 
@@ -20,7 +20,7 @@ def _mark(law: str, *values: object) -> object:
     return pytest.param(law, *values, id=f"{law}-{name}", marks=[pytest.mark.slow] if law in SLOW else [])
 
 
-@pytest.mark.parametrize(("law", "cls", "why"), [_mark(*row) for row in wrong.WRONG_MATRICES])
+@pytest.mark.parametrize(("law", "cls", "why"), [_mark(*row) for row in matrices.WRONG_MATRICES])
 def test_a_wrong_matrix_is_caught(law: str, cls: type[Matrix], why: str) -> None:
     with pytest.raises(AssertionError, match=rf"law '{law}' fails for {cls.__name__} \(grid=") as caught:
         check_matrix(cls, laws=[law])
@@ -28,12 +28,12 @@ def test_a_wrong_matrix_is_caught(law: str, cls: type[Matrix], why: str) -> None
 
 
 def test_the_correct_matrix_passes_every_law() -> None:
-    check_matrix(wrong.Filter)
+    check_matrix(matrices.Filter)
 
 
-@pytest.mark.parametrize("word", sorted(wrong.CLAIMS))
+@pytest.mark.parametrize("word", sorted(claims.CLAIMS))
 def test_a_property_that_does_not_hold_is_caught(word: str) -> None:
-    right, false = wrong.CLAIMS[word]
+    right, false = claims.CLAIMS[word]
     check_matrix(right, laws=["properties"])
     with pytest.raises(AssertionError, match=f"property '{word}'"):
         check_matrix(false, laws=["properties"])
@@ -41,12 +41,12 @@ def test_a_property_that_does_not_hold_is_caught(word: str) -> None:
 
 def test_an_unknown_property_is_caught() -> None:
     with pytest.raises(AssertionError, match=r"unknown property 'magical'; known: banded, causal"):
-        check_matrix(wrong.UNKNOWN_WORD, laws=["properties"])
+        check_matrix(claims.UNKNOWN_WORD, laws=["properties"])
     with pytest.raises(AssertionError, match="states order"):
-        check_matrix(wrong.NO_ORDER, laws=["properties"])
+        check_matrix(claims.NO_ORDER, laws=["properties"])
 
 
-@pytest.mark.parametrize(("law", "mixer", "twin", "why"), [_mark(*row) for row in wrong.WRONG_MIXERS])
+@pytest.mark.parametrize(("law", "mixer", "twin", "why"), [_mark(*row) for row in mixers.WRONG_MIXERS])
 def test_a_wrong_mixer_is_caught(law: str, mixer: type[Mixer], twin: type[Mixer], why: str) -> None:
     with pytest.raises(AssertionError, match=rf"law '{law}' fails for {mixer.__name__} \(dim=8, grid=") as caught:
         check_mixer(mixer, laws=[law])
@@ -54,34 +54,39 @@ def test_a_wrong_mixer_is_caught(law: str, mixer: type[Mixer], twin: type[Mixer]
     check_mixer(twin, laws=[law])
 
 
-@pytest.mark.parametrize("mixer", [wrong.Decay, wrong.Table, wrong.Average], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("mixer", [mixers.Decay, mixers.Table, mixers.Average], ids=lambda m: m.__name__)
 def test_the_correct_mixers_pass_every_law(mixer: type[Mixer]) -> None:
     check_mixer(mixer)
 
 
 def test_every_law_has_a_counterexample() -> None:
-    assert {law for law, *_ in wrong.WRONG_MATRICES} | {"properties"} == set(MATRIX_LAWS)
-    assert set(wrong.CLAIMS) == set(PROPERTIES)
-    assert {law for law, *_ in wrong.WRONG_MIXERS} == set(MIXER_LAWS) | set(SLOW_MIXER_LAWS)
-    defined = {cls for _, cls in inspect.getmembers(wrong, inspect.isclass) if cls.__module__ == wrong.__name__}
-    used = {cls for _, cls, _ in wrong.WRONG_MATRICES} | {c for _, *pair, _ in wrong.WRONG_MIXERS for c in pair}
-    assert defined - used <= {wrong.Filter, wrong.Fold, wrong.UNKNOWN_WORD, wrong.NO_ORDER}
+    assert {law for law, *_ in matrices.WRONG_MATRICES} | {"properties"} == set(MATRIX_LAWS)
+    assert set(claims.CLAIMS) == set(PROPERTIES)
+    assert {law for law, *_ in mixers.WRONG_MIXERS} == set(MIXER_LAWS) | set(SLOW_MIXER_LAWS)
+    defined = {
+        cls
+        for module in (matrices, claims, mixers)
+        for _, cls in inspect.getmembers(module, inspect.isclass)
+        if cls.__module__ == module.__name__
+    }
+    used = {cls for _, cls, _ in matrices.WRONG_MATRICES} | {c for _, *pair, _ in mixers.WRONG_MIXERS for c in pair}
+    assert defined - used <= {matrices.Filter, mixers.Fold, claims.UNKNOWN_WORD, claims.NO_ORDER}
 
 
 def test_wrong_classes_are_not_enrolled() -> None:
-    assert wrong.WrapsAround in all_classes()
-    assert wrong.WrapsAround not in matrix_classes()
+    assert matrices.WrapsAround in all_classes()
+    assert matrices.WrapsAround not in matrix_classes()
 
 
 def test_an_unknown_law_is_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown laws \['gravity'\]; known: algebra"):
-        check_matrix(wrong.Filter, laws=["gravity"])
+        check_matrix(matrices.Filter, laws=["gravity"])
     with pytest.raises(ValueError, match=r"unknown laws \['gravity'\]; known: aligned"):
-        check_mixer(wrong.Decay, laws=["gravity"])
+        check_mixer(mixers.Decay, laws=["gravity"])
 
 
 def test_a_factory_and_a_name_are_checked_too() -> None:
     check_mixer("identity", laws=["product", "mixes"])
-    check_mixer(lambda dim, grid: wrong.Decay(dim, grid), laws=["product", "causal"])
+    check_mixer(lambda dim, grid: mixers.Decay(dim, grid), laws=["product", "causal"])
     with pytest.raises(ValueError, match="builds no mixer of width 8"):
-        check_mixer(lambda dim, grid: wrong.Decay(0, grid))
+        check_mixer(lambda dim, grid: mixers.Decay(0, grid))
