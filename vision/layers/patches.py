@@ -15,7 +15,7 @@ class PositionEmbedding(nn.Module):
     Args:
         dim: channels.
         grid: rows and columns of the map.
-        mode: ``"bilinear"`` or ``"bicubic"``, how ``resize_`` carries the vectors to another grid (corners not aligned).
+        mode: ``"bilinear"`` or ``"bicubic"``, how ``resize_`` carries the vectors to another grid (corners free).
         dynamic: whether a map of another grid is given interpolated vectors in forward; otherwise it is an error.
     """
 

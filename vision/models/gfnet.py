@@ -15,7 +15,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer, create_mixer
-from vision.base import Size, VisionModel, drop_paths, image_size
+from vision.base import Size, VisionModel, drop_paths, image_size, isolated
 from vision.layers import Head, Mlp, Stage
 from vision.layers.block import add
 from vision.layers.patches import PatchDownsample, PatchStem, PositionEmbedding
@@ -44,6 +44,9 @@ class FilterBlock(nn.Module):
         self.token_mixer = mixer
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, hidden, act="gelu")
+        for layer in (self.mlp.fc1, self.mlp.fc2):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
         self.layer_scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
@@ -101,6 +104,7 @@ class GFNet(VisionModel):
         positions = PositionEmbedding(widths[0], _grid(image_size(img_size), strides[0]))
         self.stem = PatchStem(in_chans, widths[0], strides[0], positions)
         grid = self.stem.out_grid(image_size(img_size))
+        seed = int(torch.randint(2**31, (), device="cpu"))
         stages, before = [], widths[0]
         for number, (dim, rates) in enumerate(zip(widths, drop_paths(drop_path_rate, depths), strict=True)):
             downsample: nn.Module = nn.Identity()
@@ -109,20 +113,16 @@ class GFNet(VisionModel):
                 grid = _grid(grid, strides[number])
             elif before != dim:
                 raise ValueError(f"dims may change where a stage has patches only, got {dims!r} with {patches!r}")
-            hidden = int(dim * mlp_ratio)
-            blocks = [
-                FilterBlock(create_mixer(mixers, dim, grid), hidden, rate, layer_scale, double_skip) for rate in rates
-            ]
+            blocks = []
+            for i, rate in enumerate(rates):
+                with isolated(seed, f"stages.{number}.blocks.{i}.token_mixer"):
+                    mixer = create_mixer(mixers, dim, grid)
+                blocks.append(FilterBlock(mixer, int(dim * mlp_ratio), rate, layer_scale, double_skip))
             stages.append(Stage(downsample, blocks))
             before = dim
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(before, eps=1e-6)
         self.head = Head(before, num_classes, global_pool, drop_rate=drop_rate)
-        for stage in self.stages:
-            for block in stage.blocks:
-                for layer in (block.mlp.fc1, block.mlp.fc2):
-                    nn.init.trunc_normal_(layer.weight, std=0.02)
-                    nn.init.zeros_(layer.bias)
         reductions = [strides[0]]
         for stride in strides[1:]:
             reductions.append(reductions[-1] * stride)
@@ -149,11 +149,12 @@ def _published(model: GFNet, state: State, source: str) -> State:
         (r"^head\.", "head.fc."),
     ]
     if not any(name.startswith("patch_embed.0.") for name in state):  # isotropic: one list of blocks
-        places = [(s, b) for s, stage in enumerate(model.stages) for b in range(len(stage.blocks))]
+        depths = [len(stage.blocks) for stage in model.stages if isinstance(stage, Stage)]
+        places = [(s, b) for s, depth in enumerate(depths) for b in range(depth)]
         patterns += [(rf"^blocks\.{n}\.", f"stages.{s}.blocks.{b}.") for n, (s, b) in enumerate(places)]
     ours = mixer_states(model, rename(state, patterns), source)
     name = "stem.positions.pos_embed"
-    wanted = model.stem.positions.pos_embed.shape
+    wanted = model.get_parameter(name).shape
     if name in ours and ours[name].shape == (1, wanted[1] * wanted[2], wanted[3]):
         ours[name] = ours[name].view(wanted)
     return ours

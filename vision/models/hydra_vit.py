@@ -1,0 +1,106 @@
+"""Hydra in the place of ViT-B's blocks (Hwang et al., 2407.09941, section 4.2.2 and appendix D.2).
+
+The authors published neither this code nor its weights; this is our reading of what they wrote:
+
+- the paper: patches of 16, read row by row, no position embedding; 24 Hydra layers where ViT-B has 12 blocks of two
+  layers, so no MLPs; everything else as in ViT; weights from a truncated normal of 0.02; stochastic depth 0.5.
+- the first author (goombalab/hydra, discussion of issue 1): the layer's default options (``d_state=64``, ``d_conv=7``,
+  ``expand=2``), in the ViT of state-spaces/s4. That one, without a class token: pre-norm residual layers with
+  ``eps=1e-5``, stochastic depth linear over the layers, norm, mean over the tokens, linear classifier.
+
+It has 93.2 M parameters, the paper prints 91 M: so would ``mixers="hydra(d_state=32)"``, at 90.8 M. Nothing else in the
+sources speaks for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from matmix.mixers import Mixer, create_mixer
+from vision.base import Size, VisionModel, drop_paths, image_size, isolated
+from vision.layers import Head, Stage
+from vision.layers.block import add
+from vision.layers.patches import PatchStem
+from vision.registry import register
+
+
+class MixerBlock(nn.Module):
+    """``x <- x + drop(mixer(norm1 x))`` on ``(B, h, w, dim)``, without an MLP."""
+
+    def __init__(self, mixer: Mixer, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(mixer.dim)
+        self.token_mixer = mixer
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = x.shape[1], x.shape[2]
+        mixed = self.token_mixer(self.norm1(x).flatten(1, 2), grid=grid).unflatten(1, grid)
+        return add(x, self.drop_path(mixed))
+
+
+class HydraViT(VisionModel):
+    """Patches, pre-norm residual layers of a token mixer alone, norm, mean, classifier; images of any size.
+
+    The layers are cut into stages so that there are several feature maps, all of one grid and width.
+
+    Args:
+        depths: layers of each stage.
+        dim: channels.
+        patch: side of a patch.
+        mixers: spec of the layers' mixer.
+        img_size: the grid that mixers of fixed length are built for; Hydra only notes it.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int] = (6, 6, 6, 6),
+        dim: int = 768,
+        patch: int = 16,
+        mixers: str = "hydra",
+        img_size: Size = 224,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__(num_classes, in_chans)
+        self.stem = PatchStem(in_chans, dim, patch)
+        grid = self.stem.out_grid(image_size(img_size))
+        seed = int(torch.randint(2**31, (), device="cpu"))
+        stages = []
+        for i, rates in enumerate(drop_paths(drop_path_rate, depths)):
+            blocks = []
+            for j, rate in enumerate(rates):
+                with isolated(seed, f"stages.{i}.blocks.{j}.token_mixer"):
+                    mixer = create_mixer(mixers, dim, grid)
+                    mixer.apply(_init)
+                blocks.append(MixerBlock(mixer, rate))
+            stages.append(Stage(nn.Identity(), blocks))
+        self.stages = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(dim)
+        self.head = Head(dim, num_classes, global_pool, drop_rate=drop_rate)
+        self.finish([dim] * len(depths), [patch] * len(depths))
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+register(
+    "hydra_vit_b",
+    HydraViT,
+    {},
+    paper="2407.09941",
+    source="goombalab/hydra",
+    crop_pct=0.9,
+    pool_size=(14, 14),
+)

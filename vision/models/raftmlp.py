@@ -1,0 +1,282 @@
+"""RaftMLP (Tatsunami and Taki, 2108.04384): perceptrons along rows and columns over bundles of channels; and the
+MLP-Mixer (2105.01601) of its repository.
+
+``mlp_mixer_b16`` is that repository's baseline: its token MLPs are twice as wide as there are tokens (392), where
+MLP-Mixer B/16 has 384, so weights of Google's Mixer are not its weights (``token_expansion=384 / 196`` builds those
+shapes; their layer norms have ``eps=1e-6``). ``okojoalg/raft-mlp`` publishes code and configurations
+(``configs/settings/imagenet-raft-mlp-cross-mlp-emb-{s,m,l}.yaml``, ``imagenet-org-mixer.yaml``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.mixers import Mixer
+from matmix.mixers.mlp import TokenMLP
+from matmix.mixers.raft import Raft
+from vision.base import Size, VisionModel, image_size
+from vision.layers import Head, Mlp, Stage
+from vision.layers.block import add
+from vision.layers.stems import Grid
+from vision.published import State, mixer_states, rename
+from vision.registry import register
+
+SOURCE = "okojoalg/raft-mlp"
+
+
+class MultiScaleStem(nn.Module):
+    """Patches of several sizes around the same places: image ``(B, in_chans, H, W)`` to map
+    ``(B, ceil(H / stride), ceil(W / stride), dim)``, where the stride is the smallest side.
+
+    One linear map of all of a place's patches, larger ones being padded with zeros at the border: a sum of
+    convolutions. An image that is no multiple of the stride is enlarged to the next one (bicubic, as published).
+
+    Args:
+        in_chans, dim: channels before and after.
+        kernels: sides of the patches.
+    """
+
+    def __init__(self, in_chans: int, dim: int, kernels: Sequence[int]) -> None:
+        super().__init__()
+        self.stride = min(kernels)
+        if any(k % self.stride or (k - self.stride) % 2 for k in kernels):
+            raise ValueError(f"kernels must be multiples of the smallest that lie around it evenly, got {kernels!r}")
+        self.convs = nn.ModuleList(
+            nn.Conv2d(in_chans, dim, k, self.stride, (k - self.stride) // 2, bias=i == 0) for i, k in enumerate(kernels)
+        )
+        bound = (in_chans * sum(k * k for k in kernels)) ** -0.5  # that of the one linear layer
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def out_grid(self, grid: Grid) -> Grid:
+        """The map's grid for an image of this size."""
+        return -(-grid[0] // self.stride), -(-grid[1] // self.stride)
+
+    def forward(self, image: Tensor) -> Tensor:
+        grid = self.out_grid((image.shape[2], image.shape[3]))
+        size = grid[0] * self.stride, grid[1] * self.stride
+        if size != image.shape[2:]:
+            image = F.interpolate(image, size, mode="bicubic", align_corners=False)
+        first, *others = self.convs
+        x = first(image)
+        for conv in others:
+            x = x + conv(image)
+        return x.permute(0, 2, 3, 1).contiguous()
+
+    published: ClassVar[dict[str, Callable[[Any, State], State]]] = {
+        SOURCE: lambda stem, state: _published_stem(stem, state)
+    }
+
+
+class MultiScaleDownsample(MultiScaleStem):
+    """The same from one map ``(B, h, w, C)`` to a coarser one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2))
+
+
+class RaftBlock(nn.Module):
+    """Token mixing with its residuals, then ``x <- x + drop(mlp(norm2 x))``, on ``(B, h, w, dim)``.
+
+    The mixer is tied to a grid. A map of another one is resized to it before and back afterwards (bicubic, skip
+    included, as published): detail beyond the mixer's grid does not get past the block.
+
+    Args:
+        mixer: ``raft``, which has norms and residuals inside; any other is a branch ``x + drop(mixer(norm1 x))``.
+        hidden: width of the MLP's hidden layer.
+        drop_path: rate of stochastic depth.
+    """
+
+    def __init__(self, mixer: Mixer, hidden: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = None if isinstance(mixer, Raft) else nn.LayerNorm(mixer.dim)
+        self.token_mixer = mixer
+        self.norm2 = nn.LayerNorm(mixer.dim)
+        self.mlp = Mlp(mixer.dim, hidden, act="gelu")
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid, home = (x.shape[1], x.shape[2]), self.token_mixer.grid
+        assert home is not None and len(home) == 2
+        x = self._mix(x if grid == home else _resample(x, home))
+        x = x if grid == home else _resample(x, grid)
+        return add(x, self.drop_path(self.mlp(self.norm2(x))))
+
+    def _mix(self, x: Tensor) -> Tensor:
+        if self.norm1 is None:
+            return self.token_mixer(x.flatten(1, 2)).view(x.shape)
+        return add(x, self.drop_path(self.token_mixer(self.norm1(x).flatten(1, 2)).view(x.shape)))
+
+    published: ClassVar[dict[str, Callable[[Any, State], State]]] = {
+        SOURCE: lambda block, state: _published_block(block, state)
+    }
+
+
+class RaftMLP(VisionModel):
+    """Levels of a patch embedding and blocks; layer norm, mean, classifier.
+
+    Weights are for the grids of ``img_size``. Images of other sizes work, by the published rule of ``RaftBlock``;
+    ``resize_`` makes weights for their grids instead. An isotropic net is cut into stages too, so that it has several
+    feature maps; with ``depths=(12,)`` it has one.
+
+    Args:
+        depths, dims: blocks and channels of each stage.
+        kernels: for each stage the sides of its patches, the smallest being their stride; () for none.
+        rafts: channels of a raft's bundle, for each stage; None for perceptrons over all tokens at once (MLP-Mixer).
+        token_expansion: hidden width of the perceptrons over tokens over what they read.
+        mlp_ratio: hidden width of the MLPs over the channels.
+        img_size: the size that the weights are for.
+        drop_path_rate: the same in every block, and drawn for each direction and for the MLP.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        dims: Sequence[int] = (64, 128, 256, 512),
+        kernels: Sequence[Sequence[int]] = ((4, 8), (2, 4), (2, 4), (2,)),
+        rafts: Sequence[int] | None = (2, 2, 2, 2),
+        token_expansion: float = 2.0,
+        mlp_ratio: float = 4.0,
+        img_size: Size = 224,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__(num_classes, in_chans)
+        if not len(depths) == len(dims) == len(kernels) == len(depths if rafts is None else rafts):
+            raise ValueError(f"dims, kernels and rafts must have an entry per stage, got {depths=}")
+        if not kernels[0]:
+            raise ValueError(f"the first stage needs patches, got kernels={kernels!r}")
+        self.stem = MultiScaleStem(in_chans, dims[0], kernels[0])
+        grid = self.stem.out_grid(image_size(img_size))
+        reductions = [self.stem.stride]
+
+        def mixer(dim: int, raft: int | None) -> Mixer:
+            if raft is None:
+                return TokenMLP(dim, grid, hidden=round(math.prod(grid) * token_expansion))
+            return Raft(dim, grid, raft=raft, expansion=token_expansion, drop_path=drop_path_rate)
+
+        stages = []
+        for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+            downsample: nn.Module = nn.Identity()
+            if i and kernels[i]:
+                downsample = down = MultiScaleDownsample(dims[i - 1], dim, kernels[i])
+                grid = down.out_grid(grid)
+                reductions.append(reductions[-1] * down.stride)
+            elif i:
+                reductions.append(reductions[-1])
+                if dim != dims[i - 1]:
+                    raise ValueError(f"dims may change where a stage has patches only, got {dims!r} with {kernels!r}")
+            blocks = [
+                RaftBlock(mixer(dim, rafts[i] if rafts else None), int(dim * mlp_ratio), drop_path_rate)
+                for _ in range(depth)
+            ]
+            stages.append(Stage(downsample, blocks))
+        self.stages = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(dims[-1])
+        self.head = Head(dims[-1], num_classes, global_pool, drop_rate=drop_rate)
+        for module in self.head.modules():  # every linear layer of the published net starts as torch has it
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+        self.finish(dims, reductions)
+
+    published: ClassVar[dict[str, Callable[[Any, State], State]]] = {
+        SOURCE: lambda model, state: _published(model, state)
+    }
+
+
+def _resample(x: Tensor, grid: Grid) -> Tensor:
+    """Bicubic interpolation of a map (pixel centres, no antialiasing)."""
+    image = F.interpolate(x.permute(0, 3, 1, 2), grid, mode="bicubic", align_corners=False)
+    return image.permute(0, 2, 3, 1).contiguous()
+
+
+def _published_stem(stem: MultiScaleStem, state: State) -> State:
+    """One linear layer over (channel, row, column) of all kernels; over (row, column, channel) in the plain one."""
+    plain = "weight" in state
+    prefix = "" if plain else "fc."
+    weight, ours = state[f"{prefix}weight"], {"convs.0.bias": state[f"{prefix}bias"]}
+    kernels = [conv.get_parameter("weight")[0] for conv in stem.convs]
+    sizes = [kernel.numel() for kernel in kernels]
+    if weight.shape[1] != sum(sizes):
+        return {**ours, "convs.0.weight": weight}  # of the wrong shape, which the caller says
+    for i, part in enumerate(weight.split(sizes, 1)):
+        channels, *sides = kernels[i].shape
+        if plain:
+            ours[f"convs.{i}.weight"] = part.unflatten(1, (*sides, channels)).permute(0, 3, 1, 2)
+        else:
+            ours[f"convs.{i}.weight"] = part.unflatten(1, (channels, *sides))
+    return ours
+
+
+def _published_block(block: RaftBlock, state: State) -> State:
+    """Modules 1, 3, 5 of a block are vertical, horizontal and channel mixing; 1 and 3 tokens and channels in Mixer."""
+    last = 5 if isinstance(block.token_mixer, Raft) else 3
+    patterns = [
+        (rf"^{last}\.norm\.", "norm2."),
+        (rf"^{last}\.fn\.0\.", "mlp.fc1."),
+        (rf"^{last}\.fn\.3\.", "mlp.fc2."),
+    ]
+    if last == 3:
+        patterns += [(r"^1\.norm\.1\.", "norm1."), (r"^1\.", "token_mixer.")]
+    return mixer_states(block, rename(state, [*patterns, (r"^([13]\.)", r"token_mixer.\1")]), SOURCE)
+
+
+def _published(model: RaftMLP, state: State) -> State:
+    """Levels hold an embedding (0 where multi-scale, 1 where plain) and from 2 on the blocks."""
+    rest = dict(state)
+
+    def below(prefix: str) -> State:
+        return {name[len(prefix) :]: rest.pop(name) for name in list(rest) if name.startswith(prefix)}
+
+    ours: State = {}
+
+    def put(prefix: str, part: nn.Module, published: State) -> None:
+        assert isinstance(part, MultiScaleStem | RaftBlock)
+        converted = type(part).published[SOURCE](part, published)
+        ours.update({f"{prefix}.{name}": value for name, value in converted.items()})
+
+    level, number = -1, 0
+    for i, stage in enumerate(model.stages):
+        assert isinstance(stage, Stage)
+        if i == 0 or not isinstance(stage.downsample, nn.Identity):
+            level, number = level + 1, 2
+            embedding = below(f"levels.{level}.fn.0.") or below(f"levels.{level}.fn.1.")
+            name, part = ("stem", model.stem) if i == 0 else (f"stages.{i}.downsample", stage.downsample)
+            put(name, part, embedding)
+        for j, block in enumerate(stage.blocks):
+            put(f"stages.{i}.blocks.{j}", block, below(f"levels.{level}.fn.{number}."))
+            number += 1
+    return ours | rename(rest, [(r"^heads\.0\.1\.", "norm."), (r"^classifier\.", "head.fc.")])
+
+
+_SIZES = {"s": (64, 128, 256, 512), "m": (96, 192, 384, 768), "l": (128, 192, 512, 1024)}
+
+for _size, _dims in _SIZES.items():
+    register(
+        f"raftmlp_{_size}",
+        RaftMLP,
+        {"depths": (2, 2, 6, 2), "dims": _dims},
+        paper="2108.04384",
+        source=SOURCE,
+        crop_pct=0.875,
+        first_conv="stem.convs.0",
+    )
+register(
+    "mlp_mixer_b16",
+    RaftMLP,
+    {"depths": (3, 3, 3, 3), "dims": (768,) * 4, "kernels": ((16,), (), (), ()), "rafts": None},
+    paper="2105.01601",
+    source=SOURCE,
+    crop_pct=0.875,
+    pool_size=(14, 14),
+    first_conv="stem.convs.0",
+)
