@@ -8,6 +8,7 @@ from torch import nn
 
 import vision
 from matmix import load_published
+from matmix.cost import count
 from matmix.inspect import matrices
 from matmix.matrices.circulant import Circulant
 from matmix.mixers import mixer_info
@@ -96,28 +97,32 @@ def test_full_size(name: str) -> None:
     _check(fixture, model(fixture.input()))
 
 
-@pytest.mark.parametrize(("name", "count"), [("affnet_et", 1436264), ("affnet_t", 2654232), ("affnet", 5568696)])
-def test_published_counts(name: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "parameters", "macs"),
+    [("affnet_et", 1436264, 0.4), ("affnet_t", 2654232, 0.8), ("affnet", 5568696, 1.5)],
+)
+def test_published_cost(name: str, parameters: int, macs: float) -> None:
     with torch.device("meta"):
         model = vision.create_model(name)
-    assert sum(p.numel() for p in model.parameters()) == count
+        cost = count(model, torch.empty(1, 3, 256, 256))
+    assert cost.parameters == parameters and round(cost.macs / 1e9, 1) == macs and cost.fft_flops > 0
     assert [info["reduction"] for info in model.feature_info] == [2, 4, 8, 16, 32]
     assert model.num_features == (960 if name == "affnet" else 4 * model.feature_info[-1]["num_chs"])
     assert model.pretrained_cfg["input_size"] == (3, 256, 256)
 
 
 @pytest.mark.parametrize(
-    ("options", "count"),
+    ("options", "parameters"),
     [
         ({"depths": (1, 2, 2, 4, 3), "dims": (64, 128, 256, 512, 640)}, 17178104),
         ({"depths": (2, 5, 4, 18, 6), "dims": (64, 128, 256, 512, 768)}, 46068088),
     ],
 )
-def test_counts_of_the_configured_sizes(options: dict, count: int) -> None:
+def test_counts_of_the_configured_sizes(options: dict, parameters: int) -> None:
     """``base`` and ``large`` of the published configuration, which have no results."""
     with torch.device("meta"):
         model = AFFNet(**options, fusion=(True, False, False))
-    assert sum(p.numel() for p in model.parameters()) == count
+    assert sum(p.numel() for p in model.parameters()) == parameters
 
 
 def _small(**options: object) -> AFFNet:

@@ -1,0 +1,412 @@
+"""FFNet: FFNified attention, "MetaMixer is all you need", arXiv 2406.02021.
+
+Weights: release v1.0 of https://github.com/ysj9909/FFNet. Parameters and MACs in its tables are those of the
+re-parameterised network, which ``fuse_`` gives::
+
+    model = vision.create_model("ffnet_2")
+    matmix.load_published(model, torch.load(FILE), source="ysj9909/FFNet")
+    model.eval().fuse_()
+
+``ffnet_seg`` is another network of the paper: its backbone for semantic segmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.mixers import create_mixer
+from matmix.mixers.ffnified import FFNified
+from matmix.ops.activations import gelu
+from matmix.ops.pieces import samples
+from matmix.ops.precision import working_dtype
+from matmix.ops.reparam import BranchedConv, convolved
+from vision.base import Size, VisionModel, drop_paths, image_size, isolated
+from vision.layers import Block, Head, Stage
+from vision.layers.conv_norm import ConvNorm, ImageConvNorm
+from vision.layers.stems import Grid
+from vision.metaformer import per_stage, stage_specs, truncated
+from vision.published import State, mixer_states, rename
+from vision.registry import register
+
+SOURCE = "ysj9909/FFNet"
+
+
+class ConvMlp(nn.Module):
+    """Depthwise convolution with batch norm, then a pointwise MLP with GELU, on maps ``(B, h, w, dim)``.
+
+    Args:
+        dim: channels.
+        hidden: width of the MLP.
+        kernel: taps along both axes, odd.
+        pair: a 3 x 3 branch next to the convolution, with a batch norm of its own.
+    """
+
+    def __init__(self, dim: int, hidden: int, kernel: int, pair: bool) -> None:
+        super().__init__()
+        branches: dict[str, tuple[int, ...]] = {"conv": (kernel, kernel)}
+        if pair:
+            branches["conv1"] = (3, 3)
+        self.conv: nn.Module = BranchedConv(dim, branches)
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = convolved(self.conv, x.permute(0, 3, 1, 2)).image.permute(0, 2, 3, 1)
+        size = samples(x, self, len(self.fc1.weight) / x.shape[-1])
+        if size >= len(x):
+            return self.fc2(gelu(self.fc1(x)))
+        return torch.cat([self.fc2(gelu(self.fc1(part))) for part in x.split(size)])
+
+
+class NormedSkip(nn.Module):
+    """``x + W norm(x)`` on maps ``(B, h, w, dim)``, with batch norm; outside of training one linear layer."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm: nn.Module = nn.BatchNorm2d(dim)
+        self.linear = nn.Linear(dim, dim, bias=False)
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the one linear layer that is the same by the running statistics."""
+        norm, weight = self.norm, self.linear.weight
+        if isinstance(norm, nn.Identity):
+            return weight, self.linear.bias
+        assert isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm)
+        assert norm.running_mean is not None and norm.running_var is not None
+        exact = working_dtype(weight)
+        factor = norm.weight.to(exact) * torch.rsqrt(norm.running_var.to(exact) + norm.eps)
+        shift = norm.bias.to(exact) - norm.running_mean.to(exact) * factor
+        wide = weight.to(exact)
+        one = torch.eye(len(weight), dtype=exact, device=weight.device)
+        return (wide * factor + one).to(weight.dtype), (wide @ shift).to(weight.dtype)
+
+    def fuse_(self) -> Self:
+        """Put norm and skip into the linear layer, in place and for good."""
+        if not isinstance(self.norm, nn.Identity):
+            with torch.no_grad():
+                weight, bias = self.folded()
+                assert bias is not None
+                self.linear.weight.copy_(weight)
+                self.linear.bias = nn.Parameter(bias)
+            self.norm = nn.Identity()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm.training and not isinstance(self.norm, nn.Identity):
+            return x + self.linear(self.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return F.linear(x, *self.folded())
+
+
+class PatchMerging(nn.Module):
+    """Map ``(B, h, w, dim)`` to ``(B, ceil(h / 2), ceil(w / 2), out_dim)``: every channel gives ``out_dim / dim`` by a
+    strided 7 x 7 convolution (with a 3 x 3 branch), then ``x + W norm(x)``."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.conv: nn.Module = BranchedConv(dim, {"conv": (7, 7), "conv1": (3, 3)}, out_dim=out_dim, stride=2)
+        self.skip = NormedSkip(out_dim)
+
+    def out_grid(self, grid: Grid) -> Grid:
+        """The grid of the coarser map."""
+        return -(-grid[0] // 2), -(-grid[1] // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.skip(convolved(self.conv, x.permute(0, 3, 1, 2)).image.permute(0, 2, 3, 1))
+
+
+class ConvMerging(nn.Module):
+    """The downsampling of ``ffnet_seg``: strided 3 x 3 convolution to twice the width, GELU, pointwise convolution."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(dim, 2 * out_dim, 3, 2, act="gelu")
+        self.conv2 = ConvNorm(2 * out_dim, out_dim)
+
+    def out_grid(self, grid: Grid) -> Grid:
+        """The grid of the coarser map."""
+        return self.conv1.out_grid(grid)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x))
+
+
+class Stem(nn.Module):
+    """3 x 3 convolutions with batch norm, one a stride: image ``(B, in_chans, H, W)`` to map ``(B, h, w, dim)``.
+
+    Args:
+        in_chans: channels of the image.
+        widths: channels behind each convolution; the last are those of the map.
+        strides: of the convolutions.
+        active: how many of them have a GELU behind.
+    """
+
+    def __init__(self, in_chans: int, widths: Sequence[int], strides: Sequence[int], active: int) -> None:
+        super().__init__()
+        self.names = tuple(f"conv{i + 1}" for i in range(len(strides)))
+        before = in_chans
+        for i, (name, width, stride) in enumerate(zip(self.names, widths, strides, strict=True)):
+            cls = ConvNorm if i else ImageConvNorm
+            self.add_module(name, cls(before, width, 3, stride, act="gelu" if i < active else None))
+            before = width
+
+    def _convs(self) -> list[ConvNorm]:
+        return [self.get_submodule(name) for name in self.names]  # type: ignore[misc]
+
+    def out_grid(self, grid: Grid) -> Grid:
+        """The map's grid for an image of this size."""
+        for conv in self._convs():
+            grid = conv.out_grid(grid)
+        return grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self._convs():
+            x = conv(x)
+        return x
+
+
+class MapBatchNorm(nn.Module):
+    """Batch norm of maps ``(B, h, w, dim)``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class FFNet(VisionModel):
+    """Images ``(B, in_chans, H, W)`` of any size to logits; maps at strides 4, 8, 16 and 32.
+
+    A block is ``x + l1 mixer(x)``, then ``x + l2 mlp(x)``, without norms before its parts: the batch norms are inside,
+    behind the convolutions, and vanish in ``fuse_``.
+
+    Args:
+        depths: blocks of each stage.
+        dims: channels of each stage; each a multiple of the one before.
+        mixers: as ``vision.metaformer.stage_specs`` reads them; FFNified attention with 3 taps in the first two
+            stages and 7 in the others where absent.
+        img_size: noted by the mixers; any other works too.
+        stem_dim: channels inside of the stem.
+        kernel: taps of the convolution before the channel MLP, one or one a stage; a 3 x 3 branch goes with 7.
+        mlp_ratio: width of the channel MLP over the channels.
+        layer_scale: initial value of the vectors on both branches; None for none.
+        feature_norms: a layer norm for each map of ``features_only=True``, as in the published backbones.
+        in_chans, num_classes, global_pool, drop_rate: see ``VisionModel`` and ``vision.layers.Head``.
+        drop_path_rate: stochastic depth of the last block; the others' rates rise linearly from 0.
+    """
+
+    published: ClassVar = {SOURCE: lambda model, state: from_published(model, state)}
+    default_mixers = "ffnified(kernel=3), ffnified(kernel=3), ffnified(kernel=7), ffnified(kernel=7)"
+
+    def __init__(
+        self,
+        depths: Sequence[int] = (2, 2, 8, 2),
+        dims: Sequence[int] = (80, 160, 320, 640),
+        mixers: str | Sequence[str] | None = None,
+        *,
+        img_size: Size = 256,
+        stem_dim: int = 64,
+        kernel: int | Sequence[int] = 3,
+        mlp_ratio: float = 3.0,
+        layer_scale: float | None = None,
+        feature_norms: bool = False,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__(num_classes, in_chans)
+        if len(depths) != 4 or len(dims) != 4 or not all(isinstance(n, int) and n > 0 for n in (*depths, *dims)):
+            raise ValueError(f"depths and dims must be four positive integers each, got {depths!r} and {dims!r}")
+        specs = stage_specs(self.default_mixers if mixers is None else mixers, depths)
+        kernels = per_stage("kernel", kernel, 4)
+        rates = drop_paths(drop_path_rate, depths)
+        seed = int(torch.randint(2**31, (), device="cpu"))
+
+        self.stem: Stem = self.make_stem(in_chans, stem_dim, dims[0])
+        grid = self.stem.out_grid(image_size(img_size))
+        self.stages = nn.ModuleList()
+        for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+            down: nn.Module = nn.Identity()
+            if i:
+                down = self.make_merging(dims[i - 1], dim)
+                grid = down.out_grid(grid)  # type: ignore[operator]
+            blocks = []
+            for j in range(depth):
+                with isolated(seed, f"stages.{i}.blocks.{j}.token_mixer"):
+                    mixer = create_mixer(specs[i][j], dim, grid)
+                    if isinstance(mixer, FFNified):
+                        _draw(mixer)
+                mlp = self.make_mlp(dim, int(mlp_ratio * dim), kernels[i])
+                blocks.append(Block(mixer, mlp, nn.Identity(), nn.Identity(), rates[i][j], layer_scale))
+            self.stages.append(Stage(down, blocks))
+        self.norm, self.head = self.make_head(dims[-1], num_classes, global_pool, drop_rate)
+        for name, module in self.named_modules():
+            if "token_mixer" not in name:
+                _draw(module, deep=False)
+        norms = [nn.LayerNorm(dim, eps=1e-6) for dim in dims] if feature_norms else ()
+        self.finish(dims, [4, 8, 16, 32], norms)
+        self.num_features = self.head_hidden_size = self.head.dim
+
+    def make_stem(self, in_chans: int, width: int, dim: int) -> Stem:
+        """Image to the first map."""
+        return Stem(in_chans, (width, dim), (2, 2), active=1)
+
+    def make_merging(self, dim: int, out_dim: int) -> nn.Module:
+        """A map to one of half the size."""
+        return PatchMerging(dim, out_dim)
+
+    def make_mlp(self, dim: int, hidden: int, kernel: int) -> nn.Module:
+        """The channel mixer."""
+        return ConvMlp(dim, hidden, kernel, pair=kernel == 7)
+
+    def make_head(self, dim: int, num_classes: int, global_pool: str, drop_rate: float) -> tuple[nn.Module, Head]:
+        """What comes before pooling, and the rest."""
+        return MapBatchNorm(dim), Head(dim, num_classes, global_pool, None, drop_rate)
+
+    def fuse_(self) -> Self:
+        """Re-parameterise, in place and for good: every batch norm but the last goes into a convolution, and so do
+        branches and the skip of the downsamplings. Same outputs in evaluation, fewer parameters; train before."""
+        for module in list(self.modules()):
+            if isinstance(module, ConvNorm | NormedSkip | FFNified):
+                module.fuse_()
+            elif isinstance(module, ConvMlp | PatchMerging) and isinstance(module.conv, BranchedConv):
+                module.conv = module.conv.fused()
+        return self
+
+
+class SegHead(Head):
+    """Pooling and a classifier of two layers with a layer norm and hard swish between them (``ffnet_seg``)."""
+
+    hidden = 1280
+
+    def reset(self, num_classes: int, global_pool: str | None = None) -> None:
+        super().reset(num_classes, global_pool)
+        if num_classes:
+            hidden = self.hidden
+            first, last = nn.Linear(self.dim, hidden), nn.Linear(hidden, num_classes)
+            self.fc = nn.Sequential(first, nn.LayerNorm(hidden, eps=1e-6), nn.Hardswish(), last)
+            for module in (first, last):
+                truncated(module)
+
+    @property
+    def classifier(self) -> str:
+        """The name of the last linear layer, below the head."""
+        return "fc.3"
+
+
+class FFNetSeg(FFNet):
+    """The paper's network for semantic segmentation: four convolutions in the stem, strip-shaped branches around the
+    large kernels, other downsamplings, and a head (for its pre-training) that widens before it pools. See ``FFNet``."""
+
+    published: ClassVar = {SOURCE: lambda model, state: from_published(model, state)}
+    default_mixers = ", ".join(f"ffnified(kernel={k}, branches='strips')" for k in (3, 3, 9, 9))
+
+    def make_stem(self, in_chans: int, width: int, dim: int) -> Stem:
+        return Stem(in_chans, (width, width, dim, dim), (2, 1, 1, 2), active=2)
+
+    def make_merging(self, dim: int, out_dim: int) -> nn.Module:
+        return ConvMerging(dim, out_dim)
+
+    def make_mlp(self, dim: int, hidden: int, kernel: int) -> nn.Module:
+        return ConvMlp(dim, hidden, kernel, pair=False)
+
+    def make_head(self, dim: int, num_classes: int, global_pool: str, drop_rate: float) -> tuple[nn.Module, Head]:
+        return ConvNorm(dim, 1024, act="hard_swish"), SegHead(1024, num_classes, global_pool, None, drop_rate)
+
+
+def _draw(module: nn.Module, deep: bool = True) -> None:
+    """The published initial weights: normal of deviation 0.02, zero biases."""
+    for part in module.modules() if deep else (module,):
+        if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d):
+            truncated(part)  # type: ignore[arg-type]
+
+
+# Published names of the parts of a block; batch norms and branches as they are, or fused.
+BLOCK_PARTS = [
+    (r"\btoken_mixer\.0\.main\.", "token_mixer."),
+    (r"\btoken_mixer\.0\.layer_scale$", "layer_scale1"),
+    (r"\bchannel_mixer\.layer_scale$", "layer_scale2"),
+    (r"\bchannel_mixer\.main\.conv\.(c|bn)\.", r"mlp.conv.conv.\1."),
+    (r"\bchannel_mixer\.main\.", "mlp."),
+    (r"\bproj\.1\.conv\.bn\.", "skip.norm."),
+    (r"\bproj\.1\.(conv\.c\.)?", "skip.linear."),
+]
+MERGING_PARTS = [(r"\bproj\.0\.", "conv.")]
+SEG_MERGING_PARTS = [
+    (r"\bproj\.(\d)\.bn\.", r"conv\1.norm."),
+    (r"\bproj\.(\d)\.(c\.)?", r"conv\1.conv."),
+    (r"\bconv0\.", "conv1."),
+]
+
+
+def from_published(model: FFNet, state: State) -> State:
+    """Names of ysj9909/FFNet, of a network in training form or re-parameterised."""
+    seg = isinstance(model, FFNetSeg)
+    patterns = [*(SEG_MERGING_PARTS if seg else MERGING_PARTS), *BLOCK_PARTS]
+    for place, name in zip((0, 2, 4, 5) if seg else (0, 2), model.stem.names, strict=True):
+        patterns.append((rf"^patch_embed\.{place}\.bn\.", f"stem.{name}.norm."))
+        patterns.append((rf"^patch_embed\.{place}\.(c\.)?", f"stem.{name}.conv."))
+    for i, stage in enumerate(model.stages):
+        if i:
+            patterns.append((rf"^stages\.{i}\.0\.", f"stages.{i}.downsample."))
+        for j in range(len(stage.blocks)):  # type: ignore[arg-type]
+            patterns.append((rf"^stages\.{i}\.{j + (i > 0)}\.", f"stages.{i}.blocks.{j}."))
+    if seg:
+        patterns += [
+            (r"^head1\.0\.bn\.", "norm.norm."),
+            (r"^head1\.0\.(c\.)?", "norm.conv."),
+            (r"^head2\.", "head.fc."),
+        ]
+    else:
+        patterns += [(r"^norm\.", "norm.bn."), (r"^head\.", "head.fc.")]
+    patterns.append((r"^norm(\d)\.", r"feature_norms.\1."))
+    return mixer_states(model, flattened(rename(state, patterns)), SOURCE)
+
+
+def flattened(state: State) -> State:
+    """Pointwise convolutions as linear layers, scales ``(C, 1, 1)`` as vectors."""
+
+    def linear(name: str) -> bool:
+        return name.endswith((".fc1.weight", ".fc2.weight", "skip.linear.weight"))
+
+    return {
+        name: value.flatten(1) if linear(name) else value.flatten() if "layer_scale" in name else value
+        for name, value in state.items()
+    }
+
+
+for _name, _options, _crop in (
+    ("ffnet_1", {"depths": (2, 2, 8, 2), "dims": (80, 160, 320, 640), "kernel": 3}, 0.9),
+    ("ffnet_2", {"depths": (3, 3, 15, 3), "dims": (88, 176, 352, 704), "kernel": 7}, 0.9),
+    ("ffnet_3", {"depths": (4, 4, 22, 5), "dims": (96, 192, 384, 768), "kernel": 7, "layer_scale": 1e-6}, 0.95),
+    ("ffnet_4", {"depths": (4, 4, 27, 3), "dims": (128, 256, 512, 1024), "kernel": 7, "layer_scale": 1e-6}, 0.95),
+):
+    _size = 384 if _name == "ffnet_4" else 256
+    register(
+        _name,
+        FFNet,
+        {**_options, "img_size": _size},
+        paper="2406.02021",
+        source=SOURCE,
+        input_size=(3, _size, _size),
+        pool_size=(_size // 32, _size // 32),
+        crop_pct=_crop,
+        first_conv="stem.conv1.conv",
+    )
+
+register(
+    "ffnet_seg",
+    FFNetSeg,
+    {"depths": (3, 4, 18, 5), "dims": (96, 192, 384, 768), "mlp_ratio": 4.0, "layer_scale": 1e-5, "img_size": 224},
+    paper="2406.02021",
+    source=SOURCE,
+    first_conv="stem.conv1.conv",
+    classifier="head.fc.3",
+)
