@@ -5,6 +5,7 @@ from matmix.matrices.algebra import ColumnCat, HeadCat, Kron, Masked, Product, S
 from matmix.matrices.average_pool import AveragePool
 from matmix.matrices.banded import Banded
 from matmix.matrices.base import Matrix, Shape, all_classes, static
+from matmix.matrices.block_diagonal import BlockDiagonal
 from matmix.matrices.butterfly import Butterfly
 from matmix.matrices.cauchy import Cauchy
 from matmix.matrices.chunk_diagonal import ChunkDiagonal
@@ -38,6 +39,7 @@ __all__ = [
     "Affine",
     "AveragePool",
     "Banded",
+    "BlockDiagonal",
     "Butterfly",
     "Cauchy",
     "CausalToeplitz",
