@@ -131,7 +131,7 @@ class VMamba(VisionModel):
             for j, rate in enumerate(rates):
                 with isolated(seed, f"stages.{i}.blocks.{j}.token_mixer"):
                     mixer = create_mixer(mixers, dim, grid)
-                    mixer.apply(_init)
+                    mixer.apply(init)
                 if mlp_ratio:
                     mlp = Mlp(dim, int(mlp_ratio * dim), "gelu")
                     blocks.append(Block(mixer, mlp, nn.LayerNorm(dim), nn.LayerNorm(dim), drop_path=rate))
@@ -143,13 +143,14 @@ class VMamba(VisionModel):
         self.head = Head(dims[-1], num_classes, global_pool, drop_rate=drop_rate)
         for name, module in self.named_modules():
             if "token_mixer" not in name:
-                _init(module)
+                init(module)
         self.finish(dims, [4 * 2**i for i in range(len(depths))])
 
     published: ClassVar = {"MzeroMiko/VMamba": lambda model, state: _published(state, model)}
 
 
-def _init(module: nn.Module) -> None:
+def init(module: nn.Module) -> None:
+    """Swin's draws of linear layers: normal of deviation 0.02, biases 0; the rest as drawn."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
