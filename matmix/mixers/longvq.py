@@ -10,19 +10,21 @@ from torch.nn import functional as F
 
 from matmix.matrices.algebra import Product, Sum
 from matmix.matrices.banded import Banded
+from matmix.matrices.base import Matrix
 from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.selection import Selection
-from matmix.mixers.base import Context, Grid, Projected
+from matmix.mixers.base import Context, Grid, Projected, State, drop_padding
 from matmix.mixers.mega import Mega
 from matmix.mixers.registry import register
+from matmix.mixers.vq_attention import hide, inverse, one_hot, past_codes, past_weights
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.vector_quantizer import VectorQuantizer
 
 
 @register(
     "longvq",
-    matrix="Diagonal (Dense Selection^T + Banded), one head",
+    matrix="Diagonal (Dense Selection^T + Banded), one head; causal: Diagonal (Semiseparable + Banded)",
     cost="O(L D (S + w + D) + L D log L)",
     source="no published code",
     paper="2404.11163",
@@ -48,7 +50,10 @@ class LongVQ(Mega):
     - gates: Mega's, sigmoid between input and output, SiLU on the attention;
     - window: tokens at most ``window`` away, with quantised keys too; their bias is a number a distance. They stay in
       the sums over codes, as one softmax over all tokens;
-    - softmax, not Laplace; not causal; layer norm before the block.
+    - softmax, not Laplace; layer norm before the block;
+    - looking back only: averages, window and sums over codes are those of the tokens up to i, as in Transformer-VQ, and
+      the matrix is semiseparable of order S plus a band; token by token the state is a count and a sum a code, and the
+      last w tokens.
 
     Args:
         z_dim: width E of queries and keys.
@@ -57,6 +62,7 @@ class LongVQ(Mega):
         codes: codewords S.
         window: distance w up to which pairs have a bias.
         decay: of the codebook's moving averages.
+        causal: token i sees tokens up to i.
     """
 
     def __init__(
@@ -70,11 +76,12 @@ class LongVQ(Mega):
         codes: int = 512,
         window: int = 16,
         decay: float = 0.99,
+        causal: bool = False,
     ) -> None:
         for name, value in (("codes", codes), ("window", window)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        super().__init__(dim, grid, z_dim=z_dim, hdim=hdim, states=states, max_positions=window + 1)
+        super().__init__(dim, grid, z_dim=z_dim, hdim=hdim, states=states, causal=causal, max_positions=window + 1)
         # Queries and keys are normalised, so their size is free, and keys that start alike would share one code.
         nn.init.normal_(self.gamma, mean=1.0, std=0.02)
         with torch.no_grad():
@@ -85,10 +92,13 @@ class LongVQ(Mega):
     def _inner(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Any]:
         """Normalised queries and keys ``(B, 1, L, E)`` in float32 at least, values, and what the end needs."""
         normed = self.norm(x)
-        query, key, values, rest = self._parts(x, normed, self.move(normed, grid=context.grid, mask=context.mask))
+        return self._normalised(x, normed, self.move(normed, grid=context.grid, mask=context.mask))
+
+    def _normalised(self, x: Tensor, normed: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, Tensor, Any]:
+        query, key, values, rest = self._parts(x, normed, moved)
         size = query.shape[-1]
         query, key = (F.layer_norm(t.to(working_dtype(t)), (size,)) * size**-0.25 for t in (query, key))
-        return query, key, values, rest
+        return query, key, values.to(query.dtype), rest
 
     def project(self, x: Tensor, context: Context) -> Projected:
         query, key, values, rest = self._inner(x, context)
@@ -97,30 +107,84 @@ class LongVQ(Mega):
             matrix = self._over_codes(query, key, codes, context.mask)
         if self.training:
             self.quantizer.update_(key, codes, context.mask)
-        return Projected(matrix, values.to(query.dtype), rest)
+        return Projected(matrix, values, rest)
 
     def _over_codes(self, query: Tensor, key: Tensor, codes: Tensor, mask: Tensor | None) -> Product:
-        dtype, length, reach = query.dtype, query.shape[2], self.window
-        chosen = codes if mask is None else codes.masked_fill(~mask.unsqueeze(1), -1)
-        selection = Selection(chosen, self.quantizer.c_count.shape[1], dtype)
-        number = selection.rmatmul(query.new_ones(*codes.shape, 1)).squeeze(-1)  # tokens of each code, (B, 1, S)
-        mean = selection.rmatmul(key) / number.clamp(min=1).unsqueeze(-1)
-        words = self.quantizer.codebook().to(dtype) + (mean - mean.detach())
-        scores = (query @ words.mT).masked_fill(number.unsqueeze(2) == 0, torch.finfo(dtype).min / 4)
-        table = (scores - scores.detach().amax(-1, keepdim=True)).exp()  # (B, 1, L, S)
+        dtype, reach, book = query.dtype, self.window, self.quantizer.codebook()
+        ahead = 0 if self.causal else reach
+        everywhere: Matrix
+        chosen = hide(codes, mask)
+        if self.causal:
+            past = past_codes(query, key, codes, book, mask)
+            table, number, everywhere = past.table, past.number, past.everywhere()
+        else:
+            selection = Selection(chosen, book.shape[1], dtype)
+            number = selection.rmatmul(query.new_ones(*codes.shape, 1)).mT  # tokens of each code, (B, 1, 1, S)
+            mean = selection.rmatmul(key) / number.mT.clamp(min=1)
+            table = past_weights(query @ (book.to(dtype) + (mean - mean.detach())).mT, number)  # (B, 1, L, S)
+            everywhere = Product((Dense(table), selection.mT))
 
         # The code of the token at each distance of the window, -1 beyond the sequence and where masked.
-        near = F.pad(chosen, (reach, reach), value=-1).unfold(2, 2 * reach + 1, 1)  # (B, 1, L, 2 w + 1)
+        near = F.pad(chosen, (reach, ahead), value=-1).unfold(2, reach + ahead + 1, 1)  # (B, 1, L, distances)
+        band = self._near(table, near)
+        total = (table * number).sum(-1) + band.sum(-1)
+        window = Banded(band, tuple(range(-reach, ahead + 1)))
+        return Product((Diagonal(inverse(total)), Sum((everywhere, window))))
+
+    def _near(self, table: Tensor, near: Tensor) -> Tensor:
+        """What the bias adds to the pairs of a window, of the codes ``near``, from the farthest before the token on."""
         pairs = table.gather(3, near.clamp(min=0)).masked_fill(near < 0, 0)
-        band = pairs * torch.expm1(self.rel_pos_bias.to(dtype))
-        total = (table * number.unsqueeze(2)).sum(-1) + band.sum(-1)
-        share = total.clamp(min=torch.finfo(dtype).tiny).reciprocal().masked_fill(total <= 0, 0)
-        everywhere = Product((Dense(table), selection.mT))
-        window = Banded(band, tuple(range(-reach, reach + 1)))
-        return Product((Diagonal(share.view(*codes.shape[:2], length)), Sum((everywhere, window))))
+        return pairs * torch.expm1(self.rel_pos_bias[: near.shape[3]].to(table.dtype))
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return super().merge(mixed.to(rest[0].dtype), rest)
+
+    # ------------------------------------------------------------------ token by token
+
+    def init_state(self, batch: int) -> State:
+        if not self.causal:
+            return super().init_state(batch)
+        codes, width = self.quantizer.c_count.shape[1], self.sizes[2]
+        total = self.gamma.new_zeros(batch, 1, codes, width, dtype=working_dtype(self.gamma))
+        nobody = torch.full((batch, 1, self.window), -1, device=total.device)
+        return self.move.init_state(batch), total[..., 0], total, nobody, total.new_zeros(batch, 1, self.window, width)
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
+        if not self.causal:
+            return super().prefill(x, mask=mask)
+        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
+        normed = self.norm(x)
+        moved, averages = self.move.prefill(normed, mask=mask)
+        query, key, values, rest = self._normalised(x, normed, moved)
+        codes = self.quantizer(key)
+        with full_precision(x.device):
+            mixed = self._over_codes(query, key, codes, mask).matmul(values)
+            codes = hide(codes, mask)
+            chosen = Selection(codes, self.quantizer.c_count.shape[1], values.dtype)
+            count = chosen.rmatmul(values.new_ones(*codes.shape, 1)).squeeze(-1)
+            last = F.pad(codes, (self.window, 0), value=-1)[:, :, -self.window :]
+            recent = F.pad(values, (0, 0, self.window, 0))[:, :, -self.window :]
+        out = drop_padding(self.merge(mixed, rest), mask)
+        return out, (averages, count, chosen.rmatmul(values), last, recent)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if not self.causal:
+            return super().step(x, state)
+        averages, count, total, last, recent = state
+        normed = self.norm(x)
+        moved, averages = self.move.step(normed, averages)
+        query, key, value, rest = self._normalised(x.unsqueeze(1), normed.unsqueeze(1), moved.unsqueeze(1))
+        with full_precision(x.device):
+            code = self.quantizer(key)
+            chosen = one_hot(code, count.shape[2], count.dtype)
+            count, total = count + chosen.squeeze(2), total + chosen.mT * value.to(total.dtype)
+            last, recent = torch.cat((last, code), 2), torch.cat((recent, value.to(recent.dtype)), 2)
+            scores = query.to(count.dtype) @ self.quantizer.codebook().to(count.dtype).mT
+            table = past_weights(scores, count.unsqueeze(2))
+            band = self._near(table, last.unsqueeze(2))
+            mixed = table @ total + band @ recent
+            mixed = mixed / ((table * count.unsqueeze(2)).sum(-1, keepdim=True) + band.sum(-1, keepdim=True))
+        return self.merge(mixed, rest).squeeze(1), (averages, count, total, last[:, :, 1:], recent[:, :, 1:])
 
     def commitment(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Squared distance of keys from their codewords: the mean over tokens, masked ones as 0."""

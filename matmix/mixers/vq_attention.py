@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from torch.nn import functional as F
 from matmix.matrices.algebra import Product
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.selection import Selection
+from matmix.matrices.semiseparable import Semiseparable
 from matmix.matrices.softmax import Softmax
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, merge_heads, split_heads
+from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.vector_quantizer import VectorQuantizer
@@ -20,10 +22,10 @@ from matmix.ops.vector_quantizer import VectorQuantizer
 
 @register(
     "vq_attention",
-    matrix="Softmax Diagonal Selection^T per head",
+    matrix="Softmax Diagonal Selection^T per head; causal: Diagonal Semiseparable",
     cost="O(L D S + L D^2)",
     source="transformer-vq/transformer_vq",
-    paper="2309.16354, theorem 3.6 without the causal mask",
+    paper="2309.16354, theorems 3.6 and 3.7",
     smallest={"head_dim": 4, "codes": 3},
 )
 class VQAttention(Mixer):
@@ -33,10 +35,15 @@ class VQAttention(Mixer):
     number of tokens of each code and Z their one-hot choice: rank S, and exactly the attention over quantised keys.
     Queries and keys are layer-normalised without gain and scaled by ``E^(-1/4)``. Masked tokens choose no code.
 
-    Published is the quantiser (nearest code, moving averages, commitment); the paper's layer is a causal gated unit.
-    Here, heads as in attention and every token sees all. The published gradient goes straight through to every key,
-    which costs O(L S E W) for keys that are quantised everywhere; here it goes to the mean of the keys of a code, at
-    no cost, so that the keys of one code share theirs. The choice of a code is made in float32 at least.
+    Looking back only, the counts and choices are those of the tokens up to i: ``diag(1 / sum) tril(exp(Q C^T) Z^T)``, a
+    semiseparable matrix of order S without decay, by chunks in O(L S W); token by token the state is a count and a sum
+    of values a code.
+
+    Published is the quantiser (nearest code, moving averages, commitment); the paper's layer around it is a gated unit
+    with a position bias within two blocks, which ``longvq`` is nearer to. Here, heads as in attention. The published
+    gradient goes straight through to every key, which costs O(L S E W) for keys that are quantised everywhere; here
+    it goes to the mean of the keys of a code (so far, looking back only), so that the keys of one code share theirs.
+    The choice of a code is made in float32 at least.
 
     In training mode a forward also moves the codebook. The commitment loss, 1e-4 times ``commitment(x)`` in the
     paper, is for the training loop to add.
@@ -45,18 +52,28 @@ class VQAttention(Mixer):
         head_dim: width E of a head; there are ``dim // head_dim`` heads, at least one.
         codes: codewords S of a head.
         decay: of the codebook's moving averages.
+        causal: token i sees tokens up to i.
     """
 
     traits = Traits(data_dependent=True, mask="trim")
 
     def __init__(
-        self, dim: int, grid: Grid | None = None, *, head_dim: int = 32, codes: int = 512, decay: float = 0.99
+        self,
+        dim: int,
+        grid: Grid | None = None,
+        *,
+        head_dim: int = 32,
+        codes: int = 512,
+        decay: float = 0.99,
+        causal: bool = False,
     ) -> None:
+        if causal:
+            self.traits = replace(type(self).traits, causal=True, recurrent=True, aligned=True)
         super().__init__(dim, grid)
         for name, value in (("head_dim", head_dim), ("codes", codes)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        self.head_dim, self.heads = head_dim, max(1, dim // head_dim)
+        self.head_dim, self.heads, self.causal = head_dim, max(1, dim // head_dim), causal
         inner = self.heads * head_dim
         self.qv = nn.Linear(dim, 2 * inner, bias=False)
         self.key = nn.Linear(dim, inner, bias=False)
@@ -69,18 +86,61 @@ class VQAttention(Mixer):
             dtype = working_dtype(x, self.key.weight)
             return normalize_heads(F.linear(x.to(dtype), self.key.weight.to(dtype)), self.heads)
 
+    def _queries(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised queries and values, ``(B, H, L, E)``."""
+        query, values = self.qv(x).chunk(2, -1)
+        return normalize_heads(query, self.heads), split_heads(values, self.heads)
+
     def project(self, x: Tensor, context: Context) -> Projected:
         keys = self._keys(x)
-        query, values = self.qv(x).chunk(2, -1)
-        query, values = normalize_heads(query, self.heads), split_heads(values, self.heads)
-        codes = self.quantizer(keys)
-        matrix = over_codes(query, keys, codes, self.quantizer.codebook(), context.mask)
+        query, values = self._queries(x)
+        codes, book = self.quantizer(keys), self.quantizer.codebook()
+        if self.causal:
+            with full_precision(x.device):
+                past = past_codes(query, keys, codes, book, context.mask)
+                matrix = Product((Diagonal(inverse((past.table * past.number).sum(-1))), past.everywhere()))
+        else:
+            matrix = over_codes(query, keys, codes, book, context.mask)
         if self.training:
             self.quantizer.update_(keys, codes, context.mask)
         return Projected(matrix, values.to(keys.dtype))
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return self.proj(merge_heads(mixed).to(self.proj.weight.dtype))
+
+    # ------------------------------------------------------------------ token by token: a count and a sum a code
+
+    def init_state(self, batch: int) -> State:
+        if not self.causal:
+            return super().init_state(batch)
+        heads, codes, size = self.quantizer.c_sum.shape
+        zeros = self.key.weight.new_zeros(batch, heads, codes, size, dtype=working_dtype(self.key.weight))
+        return zeros[..., 0], zeros
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
+        if not self.causal:
+            return super().prefill(x, mask=mask)
+        context = self._context(x, (x.shape[1],), mask)
+        matrix, values, _ = self.project(x, context)
+        codes = self.quantizer(self._keys(x))
+        chosen = Selection(hide(codes, mask), self.quantizer.c_count.shape[1], values.dtype)
+        count = chosen.rmatmul(values.new_ones(*codes.shape, 1)).squeeze(-1)
+        out = drop_padding(self.merge(matrix.matmul(values), None), mask)
+        return out, (count, chosen.rmatmul(values))
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if not self.causal:
+            return super().step(x, state)
+        count, total = state
+        x = x.unsqueeze(1)
+        query, value = self._queries(x)
+        with full_precision(x.device):
+            chosen = one_hot(self.quantizer(self._keys(x)), count.shape[2], count.dtype)
+            count, total = count + chosen.squeeze(2), total + chosen.mT * value.to(total.dtype)
+            scores = query.to(count.dtype) @ self.quantizer.codebook().to(count.dtype).mT
+            weight = past_weights(scores, count.unsqueeze(2))
+            mixed = weight @ total / (weight * count.unsqueeze(2)).sum(-1, keepdim=True)
+        return self.merge(mixed.to(value.dtype), None).squeeze(1), (count, total)
 
     def commitment(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Squared distance of keys from their codewords, the sum over heads; the mean over tokens, masked ones as 0."""
@@ -92,8 +152,8 @@ class VQAttention(Mixer):
 
 def normalize_heads(x: Tensor, heads: int) -> Tensor:
     """Tokens ``(B, L, H E)`` as ``(B, H, L, E)``, layer-normalised and times ``E^(-1/4)``, in float32 at least."""
-    wide = split_heads(x.to(working_dtype(x)), heads)
-    return F.layer_norm(wide, wide.shape[-1:]) * wide.shape[-1] ** -0.25
+    wide = x.to(working_dtype(x)).unflatten(-1, (heads, x.shape[-1] // heads))
+    return (F.layer_norm(wide, wide.shape[-1:]) * wide.shape[-1] ** -0.25).transpose(1, 2)
 
 
 def over_codes(query: Tensor, keys: Tensor, codes: Tensor, book: Tensor, mask: Tensor | None) -> Product:
@@ -107,8 +167,7 @@ def over_codes(query: Tensor, keys: Tensor, codes: Tensor, book: Tensor, mask: T
         mask: ``(B, L)``; masked tokens are left out.
     """
     count, dtype = book.shape[1], query.dtype
-    codes = codes if mask is None else codes.masked_fill(~mask.unsqueeze(1), -1)
-    chosen = Selection(codes, count, dtype)
+    chosen = Selection(hide(codes, mask), count, dtype)
     number = chosen.rmatmul(query.new_ones(*codes.shape, 1)).squeeze(-1)  # (B, H, S)
     average = Product((Diagonal(number.clamp(min=1).reciprocal()), chosen.mT))
     mean = average.matmul(keys.to(dtype))
@@ -117,3 +176,49 @@ def over_codes(query: Tensor, keys: Tensor, codes: Tensor, book: Tensor, mask: T
     unused = torch.finfo(dtype).min / 4
     bias = torch.where(number > 0, number.clamp(min=1).log(), unused).unsqueeze(2).expand(-1, -1, query.shape[2], -1)
     return Product((Softmax(query, words, bias=bias, factor=1.0), *average.factors))
+
+
+class PastCodes(NamedTuple):
+    """The attention of every token to the codes of the tokens up to it."""
+
+    table: Tensor  # (B, H, L, S): exp of the scores, the largest of a row 1; 0 for codes not seen yet
+    chosen: Tensor  # (B, H, L, S) one-hot: the code of each token; zeros where masked
+    number: Tensor  # (B, H, L, S): tokens of each code so far
+
+    def everywhere(self) -> Semiseparable:
+        """``M[i, j] = table[i, z_j]`` for ``j <= i``."""
+        return Semiseparable(self.table, self.chosen, self.table.new_zeros(1, *self.table.shape[1:3]))
+
+
+def past_codes(query: Tensor, keys: Tensor, codes: Tensor, book: Tensor, mask: Tensor | None) -> PastCodes:
+    """Arguments as of ``over_codes``; the gradient of keys goes to the mean of the keys of a code so far."""
+    chosen = one_hot(hide(codes, mask), book.shape[1], query.dtype)
+    count = chosen.cumsum(2)
+    scores = query @ book.to(query.dtype).mT
+    if torch.is_grad_enabled():
+        # q . mean, with a mean for every row: causal scores q_i . k_j, added up by code.
+        among = Semiseparable(query.detach(), keys.to(query.dtype), query.new_zeros(1, *query.shape[1:3]))
+        mean = among.matmul(chosen) / count.clamp(min=1)
+        scores = scores + (mean - mean.detach())
+    return PastCodes(past_weights(scores, count), chosen, count)
+
+
+def past_weights(scores: Tensor, count: Tensor) -> Tensor:
+    """``exp`` of the scores of codes that were seen, relative to the largest of them; 0 for the others."""
+    scores = scores.masked_fill(count == 0, torch.finfo(scores.dtype).min / 4)
+    return (scores - scores.detach().amax(-1, keepdim=True)).exp() * (count > 0)
+
+
+def one_hot(codes: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """Codes ``(B, H, L)`` as ``(B, H, L, S)``; -1 is none."""
+    return (codes.unsqueeze(-1) == torch.arange(count, device=codes.device)).to(dtype)
+
+
+def hide(codes: Tensor, mask: Tensor | None) -> Tensor:
+    """Codes with -1 at masked tokens."""
+    return codes if mask is None else codes.masked_fill(~mask.unsqueeze(1), -1)
+
+
+def inverse(total: Tensor) -> Tensor:
+    """``1 / total``, and 0 where nothing was added up."""
+    return total.clamp(min=torch.finfo(total.dtype).tiny).reciprocal().masked_fill(total <= 0, 0)

@@ -9,6 +9,7 @@ from torch import Tensor
 from matmix import create_mixer
 from matmix.mixers.base import Context
 from matmix.mixers.longvq import LongVQ
+from matmix.testing import check_mixer
 
 
 def mixer_of(spec: str, dim: int = 6) -> LongVQ:
@@ -21,19 +22,22 @@ def mixer_of(spec: str, dim: int = 6) -> LongVQ:
 
 
 def every_pair(mixer: LongVQ, x: Tensor, mask: Tensor) -> Tensor:
-    """The matrix from its definition: quantised keys, a bias within the window, softmax over all real tokens."""
+    """The matrix from its definition: quantised keys, a bias within the window, softmax over real tokens (up to i)."""
     query, key, _, _ = mixer._inner(x, Context((x.shape[1],), mask))
     words = mixer.quantizer.words(mixer.quantizer(key))
     scores, reach = query @ words.mT, mixer.window
     for i in range(x.shape[1]):
         for j in range(max(0, i - reach), min(x.shape[1], i + reach + 1)):
             scores[:, :, i, j] += mixer.rel_pos_bias[reach + j - i]
-    return scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
+    seen = mask[:, None, None].expand_as(scores)
+    seen = seen.tril() if mixer.causal else seen
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
 
 
-@pytest.mark.parametrize("length", [3, 19])
-def test_is_the_softmax_over_every_pair(length: int) -> None:
-    mixer = mixer_of("longvq(z_dim=4, states=2, codes=5, window=3)")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [3, 19, 70])
+def test_is_the_softmax_over_every_pair(length: int, causal: bool) -> None:
+    mixer = mixer_of(f"longvq(z_dim=4, states=2, codes=5, window=3, causal={causal})")
     x = torch.randn(2, length, 6, dtype=torch.float64)
     mask = torch.ones(2, length).bool()
     mask[0, 1] = mask[1, -1] = False
@@ -41,6 +45,11 @@ def test_is_the_softmax_over_every_pair(length: int) -> None:
     torch.testing.assert_close(matrix.to_dense()[:, :, :, :], every_pair(mixer, x, mask))
     values = torch.randn(2, 1, length, 3, dtype=torch.float64)
     torch.testing.assert_close(matrix.matmul(values), every_pair(mixer, x, mask) @ values)
+
+
+def test_causal_laws_of_compilers() -> None:
+    factory = lambda dim, grid: LongVQ(dim, grid, z_dim=4, states=2, codes=3, window=2, causal=True)
+    check_mixer(factory, laws=["compiles", "compiles_steps", "exports"])
 
 
 def test_codes_know_no_distance_and_the_window_does() -> None:

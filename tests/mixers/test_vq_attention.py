@@ -9,6 +9,7 @@ from torch import Tensor
 from matmix import create_mixer
 from matmix.mixers.vq_attention import VQAttention, normalize_heads
 from matmix.ops.vector_quantizer import VectorQuantizer
+from matmix.testing import check_mixer
 from tests.fixtures import load_fixture
 
 
@@ -29,12 +30,14 @@ def test_quantiser_is_published() -> None:
 
 
 def quadratic(mixer: VQAttention, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over the quantised keys, written out; and the keys."""
+    """Attention over the quantised keys (up to the token, if causal), written out; and the keys."""
     query, value = (t.unflatten(-1, (mixer.heads, -1)).transpose(1, 2) for t in mixer.qv(x).chunk(2, -1))
     query, keys = normalize_heads(query.transpose(1, 2).flatten(2), mixer.heads), mixer._keys(x)
     words = mixer.quantizer.words(mixer.quantizer(keys))
     scores = (query @ words.mT).masked_fill(~mask[:, None, None], -torch.inf)
-    return mixer.proj((scores.softmax(-1) @ value).transpose(1, 2).flatten(2)), keys
+    if mixer.causal:
+        scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+    return mixer.proj((scores.softmax(-1).nan_to_num() @ value).transpose(1, 2).flatten(2)), keys
 
 
 def test_is_attention_over_quantised_keys() -> None:
@@ -45,6 +48,45 @@ def test_is_attention_over_quantised_keys() -> None:
     expected, _ = quadratic(mixer, x, mask)
     torch.testing.assert_close(mixer(x, mask=mask)[mask], expected[mask])
     assert int(torch.linalg.matrix_rank(mixer.matrix(x).to_dense()).max()) <= 5
+
+
+@pytest.mark.parametrize("length", [1, 23, 150])
+def test_causal_is_attention_over_the_quantised_keys_so_far(length: int) -> None:
+    torch.manual_seed(0)
+    mixer = create_mixer("vq_attention(head_dim=4, codes=5, causal=True)", 8).double().eval()
+    assert isinstance(mixer, VQAttention)
+    x, mask = torch.randn(2, length, 8, dtype=torch.float64), torch.rand(2, length) < 0.7
+    expected, _ = quadratic(mixer, x, mask)
+    torch.testing.assert_close(mixer(x, mask=mask)[mask], expected[mask])
+
+
+def test_causal_laws_of_compilers() -> None:
+    factory = lambda dim, grid: VQAttention(dim, grid, head_dim=4, codes=3, causal=True)
+    check_mixer(factory, laws=["compiles", "compiles_steps", "exports"])
+
+
+def test_causal_keys_of_a_code_so_far_share_the_straight_through_gradient() -> None:
+    """The gradient of row i's codewords, handed to the keys up to i in equal parts; nothing comes from later rows."""
+    torch.manual_seed(1)
+    mixer = create_mixer("vq_attention(head_dim=4, codes=2, causal=True)", 4).double().eval()
+    assert isinstance(mixer, VQAttention)
+    x, weight = torch.randn(1, 7, 4, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
+    keys = mixer._keys(x).detach().requires_grad_()
+    mixer._keys = lambda _: keys  # type: ignore[method-assign]
+    (mixer(x)[0] * weight).sum().backward()
+    codes = mixer.quantizer(keys)
+    book = mixer.quantizer.words(codes).detach()[0, 0]
+    query, value = mixer._queries(x)
+    expected = torch.zeros(7, 4, dtype=torch.float64)
+    for i in range(7):
+        words = book[: i + 1].clone().requires_grad_()
+        mixed = (query[0, 0, i].detach() @ words.mT).softmax(-1) @ value[0, 0, : i + 1].detach()
+        (grad,) = torch.autograd.grad((mixer.proj(mixed) * weight[i]).sum(), words)
+        for code in (0, 1):
+            here = codes[0, 0, : i + 1] == code
+            expected[: i + 1][here] += grad[here].sum(0) / max(1, int(here.sum()))
+    assert keys.grad is not None
+    torch.testing.assert_close(keys.grad[0, 0], expected)
 
 
 def test_keys_of_a_code_share_the_straight_through_gradient() -> None:
