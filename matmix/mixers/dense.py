@@ -78,3 +78,15 @@ class Dense(Mixer):
             {"fc.weight": "M"}.get(name, name): value.unsqueeze(0) for name, value in state.items()
         },
     }
+
+
+@register("spatial_fc", matrix=DenseMatrix, cost="O(L^2 D)", source="sail-sg/poolformer", paper="2111.11418, ablations")
+class SpatialFc(Dense):
+    """``y = M x`` with one free L x L matrix for all channels, no bias: an ablation of PoolFormer's pooling.
+
+    ``dense`` with one head. The published matrix starts as a linear layer does, uniform within ``1 / sqrt(L)``; here
+    ``M ~ N(0, 1/L)``, which keeps the variance of independent tokens.
+    """
+
+    def __init__(self, dim: int, grid: Grid | None = None) -> None:
+        super().__init__(dim, grid, heads=1)

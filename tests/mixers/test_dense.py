@@ -29,10 +29,13 @@ def test_published_output(name: str, source: str) -> None:
 
 def test_spatial_fc() -> None:
     fixture = load_fixture("vision/mixer_spatial_fc_5x6")
-    mixer = create_mixer("dense(heads=1)", 4, (5, 6)).double()
+    mixer = create_mixer("spatial_fc", 4, (5, 6)).double()
     load_published(mixer, fixture.state(), source="sail-sg/poolformer")
     out = mixer(fixture.input().flatten(2).mT)
     fixture.check(out.mT.unflatten(-1, (5, 6)))
+    same = create_mixer("dense(heads=1)", 4, (5, 6)).double()
+    same.load_state_dict(mixer.state_dict())
+    assert torch.equal(same(x := fixture.input().flatten(2).mT), mixer(x))
 
 
 def test_it_mixes_from_the_start() -> None:
