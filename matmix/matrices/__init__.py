@@ -22,7 +22,7 @@ from matmix.matrices.gated_semiseparable import GatedSemiseparable
 from matmix.matrices.identity import Identity
 from matmix.matrices.interpolation import Interpolation
 from matmix.matrices.known import Known
-from matmix.matrices.laplace import Laplace
+from matmix.matrices.laplace import Laplace, SquaredReLU
 from matmix.matrices.low_rank import LowRank
 from matmix.matrices.monarch import Monarch
 from matmix.matrices.normalise import Normalise
@@ -74,6 +74,7 @@ __all__ = [
     "Semiseparable",
     "Shape",
     "Softmax",
+    "SquaredReLU",
     "Sum",
     "Toeplitz",
     "Transpose",

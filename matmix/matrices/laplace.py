@@ -1,4 +1,4 @@
-"""Laplace: attention whose weights are the normal distribution function of the scores."""
+"""Laplace, and SquaredReLU: attention whose weights are a function of each score by itself."""
 
 from __future__ import annotations
 
@@ -54,8 +54,13 @@ class Laplace(Matrix):
         scores = (self.query[:, :, start:stop].to(dtype) / count) @ self.key.to(dtype).mT
         if self.bias is not None:
             scores = scores + self.bias[:, :, start:stop]
+        return self.weigh(scores).masked_fill(~seen, 0)
+
+    @staticmethod
+    def weigh(scores: Tensor) -> Tensor:
+        """The weights of scores, one by one."""
         # erfc and not 1 + erf: the tail keeps its digits.
-        return (0.5 * torch.erfc((MEAN - scores) / (DEVIATION * math.sqrt(2)))).masked_fill(~seen, 0)
+        return 0.5 * torch.erfc((MEAN - scores) / (DEVIATION * math.sqrt(2)))
 
     def _matmul(self, values: Tensor) -> Tensor:
         batch, heads, rows, _ = self.shape
@@ -84,8 +89,7 @@ class Laplace(Matrix):
             scores = torch.einsum("bhie,bhje->bhij", self.query.to(dtype), self.key.to(dtype))
             scores = scores / seen.sum(-1, keepdim=True).clamp(min=1)
             scores = scores if self.bias is None else scores + self.bias
-            entries = 0.5 * torch.erfc((MEAN - scores) / (DEVIATION * math.sqrt(2)))
-            return torch.where(seen, entries, 0).to(self.query.dtype)
+            return torch.where(seen, self.weigh(scores), 0).to(self.query.dtype)
 
     def cost(self, width: int) -> Cost:
         batch, heads, rows, columns = self.shape
@@ -99,3 +103,14 @@ class Laplace(Matrix):
         query, key = torch.randn(2, batch, heads, length, 4, dtype=dtype) / 4
         mask = torch.rand(batch, length) < 0.8
         return cls(query, key, mask, torch.rand(1, heads, length, length, dtype=dtype) + 0.3)
+
+
+class SquaredReLU(Laplace):
+    """``M[i, j] = max(0, query[i] . key[j] / n_i + bias[i, j])^2``, otherwise as :class:`Laplace`.
+
+    What Laplace's curve approximates, and bounds (So et al., arXiv 2109.08668; Mega, section 3.2).
+    """
+
+    @staticmethod
+    def weigh(scores: Tensor) -> Tensor:
+        return scores.relu().square()

@@ -12,20 +12,23 @@ from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix
 from matmix.matrices.chunk_diagonal import ChunkDiagonal
-from matmix.matrices.laplace import Laplace
+from matmix.matrices.laplace import Laplace, SquaredReLU
 from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding
 from matmix.mixers.ema import EMA
 from matmix.mixers.registry import register
+from matmix.ops.precision import working_dtype
+
+WEIGHTS: dict[str, Callable[..., Matrix]] = {"softmax": Softmax, "laplace": Laplace, "relu2": SquaredReLU}
 
 
 @register(
     "mega",
-    matrix="Softmax or Laplace, one head; in chunks: ChunkDiagonal",
+    matrix="Softmax, Laplace or SquaredReLU, one head; in chunks: ChunkDiagonal",
     cost="O(L^2 D + L D^2); in chunks of C: O(L C D + L D^2 + L D log L)",
     source="facebookresearch/mega",
     paper="2209.10655, equations 7 to 16",
-    smallest={"z_dim": 3, "states": 2, "max_positions": 8},
+    smallest={"z_dim": 4, "states": 2, "max_positions": 8},
 )
 class Mega(Mixer):
     """``x + u (silu(h + W_h (r * attention)) - x)``: norm, residual and gates belong to the mixer, as published.
@@ -35,19 +38,24 @@ class Mega(Mixer):
     is the attention, with a learned bias for every distance. Not linear in the product: SiLU. Images are read row by
     row.
 
-    Weights are softmax, or Laplace: the normal distribution function of scores that are divided by the number of
-    keys. With causal Laplace rows count the real keys up to their own; the published code counts padding too.
+    Weights are softmax, or of each score by itself, divided by the number of keys: Laplace (the normal distribution
+    function) or a squared ReLU. With these, causal rows count the real keys up to their own; the published code counts
+    padding too.
+
+    The bias of a distance is a number of its own, or rotary: ``sum_n Re(conj(a_n) b_n e^(i (j - i) w_n))`` with two
+    learned vectors of z_dim / 2 complex numbers and ``w_n = 10000^(-2 n / z_dim)``, for any distance.
 
     Args:
         z_dim: width E of queries and keys.
         hdim: width of values and of r; None is ``2 * dim``.
         states: averages of a channel.
-        activation: "softmax" (published for text) or "laplace" (for pixels and speech).
+        activation: "softmax" (published for text), "laplace" (for pixels and speech) or "relu2".
+        rel_pos_bias: "simple" (a number a distance, as published for all tasks) or "rotary".
         causal: look back only; unless in chunks, the mixer then also runs token by token.
         chunk: tokens of a chunk, which attend to one another only; None is the whole sequence. A mask is then a
             promise of content only, as padding on the left moves the borders. Lengths need not be multiples.
-        max_positions: distances with a bias of their own; longer ones share that of the longest. Chunks need only
-            their own.
+        max_positions: distances with a bias of their own (if simple); longer ones share that of the longest. Chunks
+            need only their own.
     """
 
     traits = Traits(data_dependent=True, mask="trim")
@@ -60,7 +68,8 @@ class Mega(Mixer):
         z_dim: int = 64,
         hdim: int | None = None,
         states: int = 16,
-        activation: Literal["softmax", "laplace"] = "softmax",
+        activation: Literal["softmax", "laplace", "relu2"] = "softmax",
+        rel_pos_bias: Literal["simple", "rotary"] = "simple",
         causal: bool = False,
         chunk: int | None = None,
         max_positions: int = 1024,
@@ -70,8 +79,12 @@ class Mega(Mixer):
             traits = replace(traits, causal=True, aligned=True, recurrent=chunk is None)
         self.traits = traits if chunk is None else replace(traits, mask="content")
         super().__init__(dim, grid)
-        if activation not in ("softmax", "laplace"):
-            raise ValueError(f"activation must be 'softmax' or 'laplace', got {activation!r}")
+        if activation not in WEIGHTS:
+            raise ValueError(f"activation must be one of {', '.join(WEIGHTS)}, got {activation!r}")
+        if rel_pos_bias not in ("simple", "rotary"):
+            raise ValueError(f"rel_pos_bias must be 'simple' or 'rotary', got {rel_pos_bias!r}")
+        if rel_pos_bias == "rotary" and z_dim % 2:
+            raise ValueError(f"rel_pos_bias='rotary' needs an even z_dim, got {z_dim!r}")
         hdim = 2 * dim if hdim is None else hdim
         for name, value in (("z_dim", z_dim), ("hdim", hdim), ("max_positions", max_positions), ("chunk", chunk or 1)):
             if not isinstance(value, int) or value < 1:
@@ -87,23 +100,33 @@ class Mega(Mixer):
         )
         self.gamma, self.beta = nn.Parameter(0.02 * torch.randn(2, z_dim)), nn.Parameter(torch.zeros(2, z_dim))
         reach = max_positions if chunk is None else chunk
-        self.rel_pos_bias = nn.Parameter(0.02 * torch.randn(2 * reach - 1))
+        shape = (2, z_dim) if rel_pos_bias == "rotary" else (2 * reach - 1,)
+        self.rel_pos_bias = nn.Parameter(0.02 * torch.randn(shape))
         for layer in (self.v_proj, self.mx_proj, self.h_proj):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
     def _bias(self, rows: Tensor, columns: int) -> Tensor:
         """The bias of the distances ``j - i`` of some rows, ``(1, 1, rows, columns)``."""
-        reach = len(self.rel_pos_bias) // 2
         distance = torch.arange(columns, device=rows.device) - rows.unsqueeze(1)
+        if self.rel_pos_bias.dim() == 2:
+            return self._rotary(distance)[None, None]
+        reach = len(self.rel_pos_bias) // 2
         return self.rel_pos_bias[distance.clamp(-reach, reach) + reach][None, None]
+
+    def _rotary(self, distance: Tensor) -> Tensor:
+        """``Re(sum_n conj(a_n) b_n e^(i distance w_n))``, the product of a and b turned by their positions."""
+        dtype, half = working_dtype(self.rel_pos_bias), self.rel_pos_bias.shape[1] // 2
+        (a_re, b_re), (a_im, b_im) = self.rel_pos_bias.to(dtype).split(half, 1)
+        rate = 10000.0 ** (-torch.arange(half, device=distance.device, dtype=dtype) / half)
+        angle = distance.unsqueeze(-1) * rate
+        bias = angle.cos() @ (a_re * b_re + a_im * b_im) - angle.sin() @ (a_re * b_im - a_im * b_re)
+        return bias.to(self.rel_pos_bias.dtype)
 
     def _attention(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Matrix:
         """The matrix of queries and keys ``(B, 1, L, E)``."""
         bias = self._bias(torch.arange(query.shape[2], device=query.device), key.shape[2])
-        if self.activation == "laplace":
-            return Laplace(query, key, mask, bias, causal=self.causal)
-        return Softmax(query, key, mask, bias, causal=self.causal)
+        return WEIGHTS[self.activation](query, key, mask, bias, causal=self.causal)
 
     def _in_chunks(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Matrix:
         length = query.shape[2]
@@ -165,16 +188,18 @@ class Mega(Mixer):
         keys, values = torch.cat((keys.to(key.dtype), key), 2), torch.cat((values.to(value.dtype), value), 2)
         real = torch.cat((real, real.new_ones(x.shape[0], 1)), 1)
         last = torch.full((1,), keys.shape[2] - 1, device=x.device)
-        kind = Laplace if self.activation == "laplace" else Softmax
-        mixed = kind(query, keys, real, self._bias(last, keys.shape[2])).matmul(values)
+        weights = WEIGHTS[self.activation](query, keys, real, self._bias(last, keys.shape[2]))
+        mixed = weights.matmul(values)
         return self.merge(mixed, rest).squeeze(1), (averages, keys, values, real)
 
     @staticmethod
     def _from_published(module: Mega, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        renamed = {"norm.norm.": "norm.", "rel_pos_bias.rel_pos_bias": "rel_pos_bias"}
-        return {
-            next((name.replace(old, new) for old, new in renamed.items() if name.startswith(old)), name): value
-            for name, value in state.items()
-        }
+        ours = {name.replace("norm.norm.", "norm."): value for name, value in state.items()}
+        if "rel_pos_bias.alpha" in ours:
+            ours["rel_pos_bias"] = torch.cat([ours.pop("rel_pos_bias.alpha"), ours.pop("rel_pos_bias.beta")])
+            ours.pop("rel_pos_bias._float_tensor", None)  # there, it only tells the device
+        else:
+            ours["rel_pos_bias"] = ours.pop("rel_pos_bias.rel_pos_bias")
+        return ours
 
     published: ClassVar[dict[str, Callable[..., Any]]] = {"facebookresearch/mega": _from_published}

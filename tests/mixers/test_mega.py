@@ -62,6 +62,14 @@ def test_laplace_attention_is_published() -> None:
     torch.testing.assert_close(mixed[mask], expected[mask], rtol=1e-8, atol=1e-9)
 
 
+def turned(vector: Tensor, position: int) -> Tensor:
+    """The rotary embedding of one vector, channel n with channel n + half."""
+    half = len(vector) // 2
+    angle = position * 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    first, second = vector[:half], vector[half:]
+    return torch.cat([first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()])
+
+
 def plain(mixer: Mega, x: Tensor) -> Tensor:
     """Causal attention of one sequence, row by row."""
     normed = mixer.norm(x)
@@ -72,9 +80,16 @@ def plain(mixer: Mega, x: Tensor) -> Tensor:
     value = torch.nn.functional.silu(mixer.v_proj(normed))
     reach, rows = len(mixer.rel_pos_bias) // 2, []
     for i in range(len(x)):
-        bias = torch.stack([mixer.rel_pos_bias[reach + max(j - i, -reach)] for j in range(i + 1)])
-        if mixer.activation == "laplace":
-            score = key[: i + 1] @ query[i] / (i + 1) + bias
+        if mixer.rel_pos_bias.dim() == 2:
+            bias = torch.stack(
+                [turned(mixer.rel_pos_bias[0], i) @ turned(mixer.rel_pos_bias[1], j) for j in range(i + 1)]
+            )
+        else:
+            bias = torch.stack([mixer.rel_pos_bias[reach + max(j - i, -reach)] for j in range(i + 1)])
+        score = key[: i + 1] @ query[i] / (i + 1) + bias
+        if mixer.activation == "relu2":
+            weight = score.relu().square()
+        elif mixer.activation == "laplace":
             weight = 0.5 * (1 + torch.erf((score - 0.5**0.5) / (0.25 / torch.pi) ** 0.5 / 2**0.5))
         else:
             weight = (key[: i + 1] @ query[i] * len(query[i]) ** -0.5 + bias).softmax(0)
@@ -83,16 +98,28 @@ def plain(mixer: Mega, x: Tensor) -> Tensor:
     return x + gate.sigmoid() * (hidden - x)
 
 
-@pytest.mark.parametrize("activation", ["softmax", "laplace"])
-def test_causal_attention_is_its_definition_beyond_the_longest_distance(activation: str) -> None:
+@pytest.mark.parametrize("bias", ["simple", "rotary"])
+@pytest.mark.parametrize("activation", ["softmax", "laplace", "relu2"])
+def test_causal_attention_is_its_definition_beyond_the_longest_distance(activation: str, bias: str) -> None:
     torch.manual_seed(0)
-    spec = f"mega(z_dim=4, states=2, causal=True, activation={activation!r}, max_positions=5)"
+    spec = f"mega(z_dim=4, states=2, causal=True, activation={activation!r}, rel_pos_bias={bias!r}, max_positions=5)"
     mixer = create_mixer(spec, 6).double()
     assert isinstance(mixer, Mega)
     torch.nn.init.normal_(mixer.gamma)
     torch.nn.init.normal_(mixer.rel_pos_bias)
     x = torch.randn(11, 6, dtype=torch.float64)
     torch.testing.assert_close(mixer(x[None])[0], plain(mixer, x), rtol=1e-5, atol=1e-6)  # mu, sigma: six digits
+
+
+def test_rotary_weights_load() -> None:
+    torch.manual_seed(0)
+    mixer = create_mixer("mega(z_dim=4, states=2, rel_pos_bias='rotary')", 6)
+    state = {name.replace("norm.", "norm.norm."): value for name, value in mixer.state_dict().items()}
+    del state["rel_pos_bias"]
+    state |= {f"rel_pos_bias.{name}": torch.randn(1, 4) for name in ("alpha", "beta")}
+    load_published(mixer, state | {"rel_pos_bias._float_tensor": torch.zeros(1)}, SOURCE)
+    assert isinstance(mixer, Mega)
+    torch.testing.assert_close(mixer.rel_pos_bias[1].detach(), state["rel_pos_bias.beta"][0])
 
 
 def test_chunks_do_not_meet_but_in_the_averages() -> None:
@@ -105,8 +132,10 @@ def test_chunks_do_not_meet_but_in_the_averages() -> None:
 
 
 def test_errors_say_what_is_allowed() -> None:
-    with pytest.raises(ValueError, match="activation must be 'softmax' or 'laplace', got 'relu2'"):
-        create_mixer("mega(activation='relu2')", 8)
+    with pytest.raises(ValueError, match="activation must be one of softmax, laplace, relu2, got 'relu'"):
+        create_mixer("mega(activation='relu')", 8)
+    with pytest.raises(ValueError, match="rel_pos_bias='rotary' needs an even z_dim, got 3"):
+        create_mixer("mega(rel_pos_bias='rotary', z_dim=3)", 8)
     with pytest.raises(ValueError, match="states must be a positive integer, got 0"):
         create_mixer("ema(states=0)", 8)
     with pytest.raises(NotImplementedError, match="not recurrent"):
