@@ -59,17 +59,7 @@ class DeltaRule(FastWeights):
         negative_eigenvalues: bool = False,
         norm_eps: float = 1e-5,
     ) -> None:
-        super().__init__(
-            dim,
-            grid,
-            heads=heads,
-            expand_k=expand_k,
-            expand_v=expand_v,
-            extra=heads,
-            output_gate=output_gate,
-            conv_size=conv_size,
-            norm_eps=norm_eps,
-        )
+        super().__init__(dim, grid, heads, expand_k, expand_v, output_gate, conv_size, norm_eps, extra=heads)
         self.negative_eigenvalues = negative_eigenvalues
 
     def _split(self, mixed: Tensor, *rest: Any) -> FastWeightTokens:

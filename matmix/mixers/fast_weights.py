@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix
+from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, split_heads
 from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.scan import ssd_scan
 
 
 class FastWeightState(NamedTuple):
@@ -45,10 +47,10 @@ class FastWeights(Mixer):
         heads: number of heads H.
         expand_k: width of all queries over the model width.
         expand_v: width of all values over the model width.
-        extra: further columns of the projection, for decays or strengths.
         output_gate: the SiLU gate.
         conv_size: taps of a causal convolution (with SiLU) over queries, keys and values; None is without.
         norm_eps: added to the mean square of a head.
+        extra: further columns of the projection, for decays or strengths.
     """
 
     traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
@@ -57,14 +59,14 @@ class FastWeights(Mixer):
         self,
         dim: int,
         grid: Grid | None,
-        *,
         heads: int,
         expand_k: float,
         expand_v: float,
-        extra: int,
         output_gate: bool,
         conv_size: int | None,
         norm_eps: float,
+        *,
+        extra: int = 0,
     ) -> None:
         super().__init__(dim, grid)
         if not isinstance(heads, int) or heads < 1:
@@ -162,6 +164,31 @@ class FastWeights(Mixer):
             read = memory @ tokens.query.to(memory.dtype).mT
         out = self.merge(read.mT.to(tokens.values.dtype), tokens.gate)
         return out.squeeze(1), FastWeightState(window, memory, state.position + 1)
+
+
+class Forgetting(FastWeights):
+    """``A_i`` is a decay, ``exp`` of ``_log_decay``: one a head (semiseparable), or one a head and key channel."""
+
+    kind: ClassVar[type[Matrix]] = Semiseparable  # of queries, keys and log decays
+
+    def _scan(self, values: Tensor, query: Tensor, key: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
+        """The product and the last state."""
+        return ssd_scan(values, query, key, log_decay)
+
+    def _log_decay(self, tokens: FastWeightTokens, mask: Tensor | None) -> Tensor:
+        """``(B or 1, H, L)`` or ``(B, H, L, E)``, in float32 at least; 0 at masked tokens."""
+        raise NotImplementedError
+
+    def _mixing(self, tokens: FastWeightTokens, mask: Tensor | None) -> Matrix:
+        return self.kind(tokens.query, tokens.key, self._log_decay(tokens, mask))  # type: ignore[call-arg]
+
+    def _remember(self, tokens: FastWeightTokens, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._scan(tokens.values, tokens.query, tokens.key, self._log_decay(tokens, mask))
+
+    def _update(self, memory: Tensor, tokens: FastWeightTokens) -> Tensor:
+        decay = self._log_decay(tokens, None).exp().to(memory.dtype)
+        decay = decay if decay.dim() == 4 else decay.unsqueeze(-1)
+        return decay * memory + outer(tokens.values.to(memory.dtype), tokens.key.to(memory.dtype))
 
 
 def _positions(x: Tensor, mask: Tensor | None) -> Tensor:

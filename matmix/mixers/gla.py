@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matmix.matrices.base import Matrix
 from matmix.matrices.gated_semiseparable import GatedSemiseparable
 from matmix.mixers.base import Grid, split_heads
-from matmix.mixers.fast_weights import FastWeights, FastWeightTokens, from_fla, outer
+from matmix.mixers.fast_weights import FastWeightTokens, Forgetting, from_fla
 from matmix.mixers.registry import register
 from matmix.ops.channel_scan import channel_scan
-from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.precision import working_dtype
 
 
 @register(
@@ -25,7 +24,7 @@ from matmix.ops.precision import full_precision, working_dtype
     paper="2312.06635, equations 3 and 4",
     smallest={"heads": 2, "expand_k": 1.0, "gate_rank": 2},
 )
-class GLA(FastWeights):
+class GLA(Forgetting):
     """``M[i, j] = sum_n q_i[n] exp(g_{j+1}[n] + ... + g_i[n]) k_j[n] / sqrt(E)`` for ``i >= j``.
 
     ``g_i = log sigmoid(W_2 W_1 x_i + b) / gate_normalizer``, one a key channel. The recurrence is that of the
@@ -43,6 +42,8 @@ class GLA(FastWeights):
         norm_eps: added to the mean square of a head.
     """
 
+    kind: ClassVar = GatedSemiseparable
+
     def __init__(
         self,
         dim: int,
@@ -57,37 +58,18 @@ class GLA(FastWeights):
         gate_normalizer: float = 16.0,
         norm_eps: float = 1e-5,
     ) -> None:
-        super().__init__(
-            dim,
-            grid,
-            heads=heads,
-            expand_k=expand_k,
-            expand_v=expand_v,
-            extra=gate_rank,
-            output_gate=output_gate,
-            conv_size=conv_size,
-            norm_eps=norm_eps,
-        )
+        super().__init__(dim, grid, heads, expand_k, expand_v, output_gate, conv_size, norm_eps, extra=gate_rank)
         self.gate_normalizer = gate_normalizer
         self.gate_proj = nn.Linear(gate_rank, self.heads * self.key_dim)
 
     def _log_decay(self, tokens: FastWeightTokens, mask: Tensor | None) -> Tensor:
-        """``g``, ``(B, H, L, E)``; 0 at masked tokens."""
         assert tokens.control is not None
         gate = self.gate_proj(tokens.control)
         gate = F.logsigmoid(gate.to(working_dtype(gate))) / self.gate_normalizer
         return split_heads(gate if mask is None else gate.masked_fill(~mask.unsqueeze(-1), 0), self.heads)
 
-    def _mixing(self, tokens: FastWeightTokens, mask: Tensor | None) -> Matrix:
-        return GatedSemiseparable(tokens.query, tokens.key, self._log_decay(tokens, mask))
-
-    def _remember(self, tokens: FastWeightTokens, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        return channel_scan(tokens.values, tokens.query, tokens.key, self._log_decay(tokens, mask))
-
-    def _update(self, memory: Tensor, tokens: FastWeightTokens) -> Tensor:
-        with full_precision(memory.device):
-            decay = self._log_decay(tokens, None).exp().to(memory.dtype)
-            return decay * memory + outer(tokens.values.to(memory.dtype), tokens.key.to(memory.dtype))
+    def _scan(self, values: Tensor, query: Tensor, key: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
+        return channel_scan(values, query, key, log_decay)
 
     @staticmethod
     def _from_fla(module: GLA, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,13 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from matmix.matrices.base import Matrix
-from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Grid
-from matmix.mixers.fast_weights import FastWeights, FastWeightTokens, from_fla, outer
+from matmix.mixers.fast_weights import FastWeightTokens, Forgetting, from_fla
 from matmix.mixers.registry import register
 from matmix.ops.precision import working_dtype
-from matmix.ops.scan import ssd_scan
 
 
 @register(
@@ -25,7 +22,7 @@ from matmix.ops.scan import ssd_scan
     paper="2307.08621, equations 5 to 8",
     smallest={"heads": 2, "expand_v": 1.0},
 )
-class Retention(FastWeights):
+class Retention(Forgetting):
     """``M[i, j] = gamma_h^(i - j) R_i q_i . R_j k_j / sqrt(E)`` for ``i >= j``, with ``gamma_h = 1 - 2^(-5 - h)``.
 
     R turns pairs of channels by angles in proportion to the place of the token (rotary position embedding), so only
@@ -56,17 +53,7 @@ class Retention(FastWeights):
         rotary: bool = True,
         norm_eps: float = 1e-5,
     ) -> None:
-        super().__init__(
-            dim,
-            grid,
-            heads=heads,
-            expand_k=expand_k,
-            expand_v=expand_v,
-            extra=0,
-            output_gate=output_gate,
-            conv_size=conv_size,
-            norm_eps=norm_eps,
-        )
+        super().__init__(dim, grid, heads, expand_k, expand_v, output_gate, conv_size, norm_eps)
         if rotary and self.key_dim % 2:
             raise ValueError(f"rotary needs an even width of a head, got expand_k * dim / heads = {self.key_dim}")
         self.rotary = rotary
@@ -76,24 +63,11 @@ class Retention(FastWeights):
             return query, key
         return turn(query, position), turn(key, position)
 
-    def _log_decay(self, like: Tensor) -> Tensor:
-        """``log gamma``, ``(H,)``."""
-        return torch.log1p(-(2.0 ** (-5.0 - torch.arange(self.heads, device=like.device, dtype=working_dtype(like)))))
-
-    def _factors(self, tokens: FastWeightTokens, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        rates = self._log_decay(tokens.query).view(1, -1, 1).expand(-1, -1, tokens.query.shape[2])
-        rates = rates if mask is None else rates * mask.unsqueeze(1)
-        return tokens.query, tokens.key, rates
-
-    def _mixing(self, tokens: FastWeightTokens, mask: Tensor | None) -> Matrix:
-        return Semiseparable(*self._factors(tokens, mask))
-
-    def _remember(self, tokens: FastWeightTokens, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        return ssd_scan(tokens.values, *self._factors(tokens, mask))
-
-    def _update(self, memory: Tensor, tokens: FastWeightTokens) -> Tensor:
-        decay = self._log_decay(tokens.query).exp().view(-1, 1, 1).to(memory.dtype)
-        return decay * memory + outer(tokens.values.to(memory.dtype), tokens.key.to(memory.dtype))
+    def _log_decay(self, tokens: FastWeightTokens, mask: Tensor | None) -> Tensor:
+        like, length = tokens.query, tokens.query.shape[2]
+        heads = torch.arange(self.heads, device=like.device, dtype=working_dtype(like))
+        rates = torch.log1p(-(2.0 ** (-5.0 - heads))).view(1, -1, 1).expand(-1, -1, length)
+        return rates if mask is None else rates * mask.unsqueeze(1)
 
     published: ClassVar[dict[str, Callable[..., Any]]] = {"fla-org/flash-linear-attention": from_fla("g_proj")}
 

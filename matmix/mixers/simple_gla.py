@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matmix.matrices.base import Matrix
-from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Grid
-from matmix.mixers.fast_weights import FastWeights, FastWeightTokens, from_fla, outer
+from matmix.mixers.fast_weights import FastWeightTokens, Forgetting, from_fla
 from matmix.mixers.registry import register
 from matmix.ops.precision import working_dtype
-from matmix.ops.scan import ssd_scan
 
 
 @register(
@@ -26,7 +23,7 @@ from matmix.ops.scan import ssd_scan
     paper="2312.06635, section 4, with the gate of a head",
     smallest={"heads": 2, "conv_size": 3},
 )
-class SimpleGLA(FastWeights):
+class SimpleGLA(Forgetting):
     """``M[i, j] = exp(g_{j+1} + ... + g_i) q_i . k_j / sqrt(E)`` for ``i >= j``: Mamba-2's matrix with a learned gate.
 
     ``g_i = log sigmoid(W_g x_i + b) / gate_normalizer``, one a head. The recurrence is that of the published
@@ -56,36 +53,15 @@ class SimpleGLA(FastWeights):
         gate_normalizer: float = 16.0,
         norm_eps: float = 1e-5,
     ) -> None:
-        super().__init__(
-            dim,
-            grid,
-            heads=heads,
-            expand_k=expand_k,
-            expand_v=expand_v,
-            extra=heads,
-            output_gate=output_gate,
-            conv_size=conv_size,
-            norm_eps=norm_eps,
-        )
+        super().__init__(dim, grid, heads, expand_k, expand_v, output_gate, conv_size, norm_eps, extra=heads)
         self.gate_normalizer = gate_normalizer
         self.gate_bias = nn.Parameter(torch.empty(heads).uniform_(-(dim**-0.5), dim**-0.5))
 
     def _log_decay(self, tokens: FastWeightTokens, mask: Tensor | None) -> Tensor:
-        """``g``, ``(B, H, L)``; 0 at masked tokens."""
         assert tokens.control is not None
         dtype = working_dtype(tokens.control)
         gate = F.logsigmoid(tokens.control.to(dtype) + self.gate_bias.to(dtype)) / self.gate_normalizer
         return (gate if mask is None else gate.masked_fill(~mask.unsqueeze(-1), 0)).mT
-
-    def _mixing(self, tokens: FastWeightTokens, mask: Tensor | None) -> Matrix:
-        return Semiseparable(tokens.query, tokens.key, self._log_decay(tokens, mask))
-
-    def _remember(self, tokens: FastWeightTokens, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        return ssd_scan(tokens.values, tokens.query, tokens.key, self._log_decay(tokens, mask))
-
-    def _update(self, memory: Tensor, tokens: FastWeightTokens) -> Tensor:
-        decay = self._log_decay(tokens, None).exp().unsqueeze(-1).to(memory.dtype)
-        return decay * memory + outer(tokens.values.to(memory.dtype), tokens.key.to(memory.dtype))
 
     @staticmethod
     def _from_fla(module: SimpleGLA, state: dict[str, Tensor]) -> dict[str, Tensor]:
