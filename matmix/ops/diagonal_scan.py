@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from matmix.ops.precision import full_precision, working_dtype
-from matmix.ops.scan import cut, join
+from matmix.ops.scan import cut, join, recurrence
 
 # From so many numbers of state on, a step costs more than its calls: then one chunk, which needs only one pass.
 _LARGE = 24_000
@@ -95,18 +95,9 @@ def diagonal_scan_reference(
     initial: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``diagonal_scan`` token by token: the recurrence as it is written. Shapes as there."""
-    batch, heads, length, width = values.shape
-    outputs, inputs = (t.repeat_interleave(heads // outputs.shape[1], 1) for t in (outputs, inputs))
-    log_decay = log_decay.expand(-1, -1, length, -1)
+    log_decay = log_decay.expand(-1, -1, values.shape[2], -1)
     decay = (log_decay if clock is None else log_decay * clock.unsqueeze(-1)).exp()
-    written = values if step is None else values * step.unsqueeze(-1)
-    shape = (batch, heads, width, outputs.shape[3])
-    state = values.new_zeros(shape) if initial is None else initial.expand(shape)
-    mixed = []
-    for i in range(length):
-        state = decay[:, :, i, None, :] * state + written[:, :, i, :, None] * inputs[:, :, i, None, :]
-        mixed.append((state * outputs[:, :, i, None, :]).sum(-1))
-    return torch.stack(mixed, 2), state
+    return recurrence(values, outputs, inputs, decay, step, initial)
 
 
 def _tokens(

@@ -94,15 +94,25 @@ def ssd_scan_reference(
     initial: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``ssd_scan`` token by token: the recurrence as it is written. Shapes as there."""
-    groups, heads = outputs.shape[1], log_decay.shape[1]
-    outputs, inputs = (t.repeat_interleave(heads // groups, 1) for t in (outputs, inputs))
+    return recurrence(values, outputs, inputs, log_decay.exp().unsqueeze(-1), step, initial)
+
+
+def recurrence(
+    values: Tensor, outputs: Tensor, inputs: Tensor, decay: Tensor, step: Tensor | None, initial: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """``S_i = decay_i S_{i-1} + s_i B_i v_i^T, y_i = S_i^T C_i`` token by token, the definition of every scan here.
+
+    Shapes as of ``ssd_scan``; decay ``(B or 1, H, L, N or 1)``.
+    """
+    heads = decay.shape[1]
+    outputs, inputs = (t.repeat_interleave(heads // t.shape[1], 1) for t in (outputs, inputs))
     written = values if step is None else values * step.unsqueeze(-1)
     shape = (values.shape[0], heads, values.shape[3], outputs.shape[3])
     state = values.new_zeros(shape) if initial is None else initial.expand(shape)
     mixed = []
     for i in range(values.shape[2]):
         new = written[:, :, i, :, None] * inputs[:, :, i, None, :]
-        state = log_decay[:, :, i, None, None].exp() * state + new
+        state = decay[:, :, i, None] * state + new
         mixed.append((state * outputs[:, :, i, None, :]).sum(-1))
     return torch.stack(mixed, 2), state
 
