@@ -37,9 +37,11 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import torch
+from timm.layers import register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from matmix.mixers import Mixer
 from matmix.ops.seed import fork_seed
 from vision.layers import Head
 from vision.layers.stems import Grid
@@ -74,6 +76,20 @@ def isolated(seed: int, name: str) -> Iterator[None]:
     """
     with fork_seed(seed, name):
         yield
+
+
+@register_notrace_function
+def check_images(image: Tensor, channels: int) -> None:
+    """Refuse what is no batch of images ``(B, channels, H, W)``."""
+    if image.dim() != 4 or image.shape[1] != channels:
+        raise ValueError(
+            f"images must be (B, {channels}, H, W), got {tuple(image.shape)}; "
+            f"in_chans= builds a model for other channels"
+        )
+
+
+# torch.fx sees a mixer as one node: inside it are matrices, which are no modules.
+register_notrace_module(Mixer)
 
 
 class VisionModel(nn.Module):
@@ -123,11 +139,7 @@ class VisionModel(nn.Module):
 
     def _map(self, image: Tensor) -> Tensor:
         """The stem's map of an image that fits."""
-        if image.dim() != 4 or image.shape[1] != self.in_chans:
-            raise ValueError(
-                f"{type(self).__name__}: images must be (B, {self.in_chans}, H, W), got {tuple(image.shape)}; "
-                f"in_chans= builds a model for other channels"
-            )
+        check_images(image, self.in_chans)
         x: Tensor = self.stem(image)
         return x
 
@@ -238,7 +250,7 @@ class VisionModel(nn.Module):
         blocks = [
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
             (r"^stages\.(\d+)", (0,)),
-            (r"^(norm|feature_norms)", (99999,)),
+            (r"^(?:norm|feature_norms)", (99999,)),
         ]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 

@@ -179,8 +179,8 @@ def _build(info: ModelInfo, overrides: dict[str, Any]) -> nn.Module:
     for key in overrides:
         if key not in allowed and key not in _BUILDER:
             close = difflib.get_close_matches(key, [*allowed, *_BUILDER], n=3, cutoff=0.5)
-            hint = f"did you mean {', '.join(close)}?" if close else f"it has: {', '.join(allowed)}"
-            raise ValueError(f"{info.name} has no option {key!r}; {hint}")
+            hint = f"did you mean {', '.join(close)}? " if close else ""
+            raise ValueError(f"{info.name} has no option {key!r}; {hint}it has: {', '.join(allowed)}")
     options = {**info.defaults, **overrides}
     features = {"feature_cls": options.pop("feature_cls", None) or "getter"}
     if options.get("features_only"):

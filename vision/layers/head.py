@@ -94,4 +94,4 @@ class Head(nn.Module):
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.drop(self.norm(POOLS[self.pool_type](x)))
         x = x if pre_logits else self.fc(x)
-        return x.permute(0, 3, 1, 2) if x.dim() == 4 else x
+        return x if self.pool_type else x.permute(0, 3, 1, 2)
