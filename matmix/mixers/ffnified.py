@@ -18,7 +18,8 @@ from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops.activations import gelu
-from matmix.ops.reparam import BranchedConv, NormedBranch, convolved
+from matmix.ops.layers import CrossMlp
+from matmix.ops.reparam import BranchedConv, NormedBranch, batch_normed, convolved, running_affine
 
 
 @register(
@@ -42,6 +43,8 @@ class FFNified(Mixer):
 
     Args:
         kernel: taps along every axis, odd.
+        variates: for series of several variates, ``dim = variates * width`` (variates the slow axis): v comes from a
+            perceptron over variates and width instead of W, its batch norm is over the width, and x is added to y.
         branches: ``"pair"``, the kernel and a 3-tap one; ``"strips"`` (FFNet for segmentation), the kernel, one four
             taps smaller if there is one, and on images a row and a column; ``"plain"``, one convolution with a bias and
             no batch norm. Where absent, as published: ``"pair"`` for 7 taps, else ``"plain"``.
@@ -56,6 +59,7 @@ class FFNified(Mixer):
         *,
         kernel: int = 7,
         branches: Literal["pair", "strips", "plain"] | None = None,
+        variates: int | None = None,
     ) -> None:
         super().__init__(dim, grid)
         if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
@@ -66,7 +70,14 @@ class FFNified(Mixer):
             raise ValueError(f"branches='pair' has a 3-tap branch: kernel must be at least 3, got {kernel}")
         self.axes = 1 if self.grid is None else len(self.grid)
         self.kernel, self.branches = kernel, branches or ("pair" if kernel == 7 else "plain")
-        self.fc: nn.Module = NormedBranch(nn.Linear(dim, dim, bias=False))
+        if variates is not None and (not isinstance(variates, int) or variates < 1 or dim % variates):
+            raise ValueError(f"variates must be a positive divisor of dim={dim} or None, got {variates!r}")
+        self.variates = variates
+        self.fc: nn.Module
+        if variates is None:
+            self.fc = NormedBranch(nn.Linear(dim, dim, bias=False))
+        else:
+            self.fc = VariateQuery(variates, dim // variates)
         self.conv1, self.conv2 = self._convolution(), self._convolution()
 
     def _convolution(self) -> nn.Module:
@@ -106,10 +117,13 @@ class FFNified(Mixer):
         gate = Gate(keys, value.mT.unsqueeze(-1), b1.view(1, -1, 1), mask)
         nothing = Diagonal(x.new_zeros(1, 1, 1).expand(-1, self.dim, length))
         matrix: Matrix = Sum((Product((Convolution.centred(k2, grid), gate, first)), ColumnCat((nothing, column(b2)))))
-        return Projected(Known(matrix, values, mixed.flatten(2).unsqueeze(-1)), values)
+        known = Known(matrix, values, mixed.flatten(2).unsqueeze(-1))
+        return Projected(known, values, None if self.variates is None else x)
 
     def _query(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """``BN(W x)``, tokens."""
+        if isinstance(self.fc, VariateQuery):
+            return self.fc(x, mask)
         if isinstance(self.fc, nn.Linear):
             return self.fc(x)
         assert isinstance(self.fc, NormedBranch)
@@ -120,7 +134,8 @@ class FFNified(Mixer):
         return normed.unflatten(0, x.shape[:2])
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return mixed.squeeze(-1).mT
+        tokens = mixed.squeeze(-1).mT
+        return tokens if rest is None else rest + tokens
 
     def fuse_(self) -> Self:
         """Put batch norms and branches into one linear map and two convolutions, in place and for good.
@@ -129,7 +144,9 @@ class FFNified(Mixer):
         published tables). It forgets the running statistics: train before, not after.
         """
         with torch.no_grad():
-            if isinstance(self.fc, NormedBranch):
+            if isinstance(self.fc, VariateQuery):
+                self.fc.fuse_()
+            elif isinstance(self.fc, NormedBranch):
                 weight, bias = self.fc.folded()
                 fused = nn.Linear(self.dim, self.dim, device=weight.device, dtype=weight.dtype)
                 fused.weight.copy_(weight)
@@ -147,11 +164,57 @@ class FFNified(Mixer):
         return super().resize_(grid)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, kernel={self.kernel}, branches={self.branches}"
+        return f"{super().extra_repr()}, kernel={self.kernel}, branches={self.branches}, variates={self.variates}"
 
-    # The published W is a 1 x 1 convolution.
-    published: ClassVar[dict[str, Any]] = {
-        "ysj9909/FFNet": lambda module, state: {
-            name: value.flatten(1) if name in ("fc.c.weight", "fc.weight") else value for name, value in state.items()
-        }
-    }
+    published: ClassVar[dict[str, Any]] = {"ysj9909/FFNet": lambda module, state: from_published(module, state)}
+
+
+class VariateQuery(nn.Module):
+    """``BN(mlp(x))`` of tokens ``(B, L, variates * width)``: the perceptron widens the variates for every channel of
+    the width, then mixes the width for every variate; the batch norm is over the width."""
+
+    def __init__(self, variates: int, width: int) -> None:
+        super().__init__()
+        self.mlp = CrossMlp(variates, width)
+        self.bn: nn.Module = nn.BatchNorm1d(width)
+
+    def fuse_(self) -> None:
+        """Put the batch norm into the perceptron's second layer, in place and for good."""
+        if isinstance(self.bn, nn.BatchNorm1d):
+            mlp, (factor, shift) = self.mlp, running_affine(self.bn)
+            mlp.weight2.copy_(mlp.weight2 * factor.unsqueeze(-1))
+            mlp.bias2.copy_(mlp.bias2 * factor + shift)
+            self.bn = nn.Identity()
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        mlp, bn = self.mlp, self.bn
+        series = mlp(x.unflatten(-1, (mlp.first, mlp.second)))  # (B, L, variates, width)
+        if isinstance(bn, nn.Identity):
+            return series.flatten(2)
+        assert isinstance(bn, nn.BatchNorm1d)
+        if bn.training:
+            mask = None if mask is None else mask[:, None, :, None]
+            series = batch_normed(bn, series.permute(0, 3, 1, 2), mask)[0].permute(0, 2, 3, 1)
+        else:
+            factor, shift = running_affine(bn)
+            series = torch.addcmul(shift.to(x.dtype), series, factor.to(x.dtype))
+        return series.flatten(2)
+
+
+def from_published(mixer: FFNified, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of ysj9909/FFNet: for images W is a 1 x 1 convolution, for series the perceptron is two grouped ones."""
+    if mixer.variates is None:
+        return {k: v.flatten(1) if k in ("fc.c.weight", "fc.weight") else v for k, v in state.items()}
+    shapes = {f"fc.mlp.{name}": value.shape for name, value in mixer.fc.mlp.named_parameters()}  # type: ignore[union-attr]
+    ours = {}
+    for name, value in state.items():
+        part, _, leaf = name.rpartition(".")
+        if part in ("ffnpw1", "ffnpw2"):
+            name = f"fc.mlp.{leaf}{part[-1]}"
+            value = value.reshape(shapes[name]) if value.numel() == shapes[name].numel() else value
+        elif part == "norm":
+            name = f"fc.bn.{leaf}"
+        elif part in ("dw1", "dw2"):
+            name = f"conv{part[-1]}.{leaf}"
+        ours[name] = value
+    return ours

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matmix.ops.activations import gelu
 from matmix.ops.precision import working_dtype
 
 
@@ -100,3 +101,38 @@ class ShortConv(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, size={self.size}, causal={self.causal}, bias={self.bias is not None}"
+
+
+class CrossMlp(nn.Module):
+    """A two-layer perceptron with GELU over two axes ``(..., P, Q)``, one an axis: the first layer widens P, for every
+    q on its own; the second mixes what stands at every p over Q and the added width (FFNet for series).
+
+    Args:
+        first: size of P.
+        second: size of Q.
+        expansion: hidden units for every entry, at least 1.
+    """
+
+    def __init__(self, first: int, second: int, expansion: int = 2) -> None:
+        super().__init__()
+        if not isinstance(expansion, int) or expansion < 1:
+            raise ValueError(f"expansion must be a positive integer, got {expansion!r}")
+
+        def draw(fan_in: int, *shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5))
+
+        self.first, self.second, self.expansion = first, second, expansion
+        self.weight1 = draw(first, second, first * expansion, first)  # (Q, (P, e), P)
+        self.bias1 = draw(first, second, first * expansion)
+        self.weight2 = draw(second * expansion, first, second, expansion * second)  # (P, Q, (e, Q))
+        self.bias2 = draw(second * expansion, first, second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., P, Q)`` to ``(..., P, Q)``."""
+        hidden = gelu(torch.einsum("...pq,qop->...qo", x, self.weight1) + self.bias1)
+        hidden = hidden.unflatten(-1, (self.first, self.expansion))
+        weight = self.weight2.unflatten(-1, (self.expansion, self.second))
+        return torch.einsum("...qpe,pkeq->...pk", hidden, weight) + self.bias2
+
+    def extra_repr(self) -> str:
+        return f"first={self.first}, second={self.second}, expansion={self.expansion}"

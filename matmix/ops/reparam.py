@@ -31,12 +31,8 @@ class NormedBranch(nn.Module):
         self.bn = nn.BatchNorm1d(c.weight.shape[0])
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Factor and shift ``(C,)`` of the batch norm by its running statistics, in at least float32."""
-        bn = self.bn
-        exact = working_dtype(bn.weight)
-        mean, var, _ = _running(bn)
-        factor = bn.weight.to(exact) * torch.rsqrt(var.to(exact) + bn.eps)
-        return factor, bn.bias.to(exact) - mean.to(exact) * factor
+        """``running_affine`` of the batch norm."""
+        return running_affine(self.bn)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """The map's weight with the batch norm in it, and the bias, by the running statistics."""
@@ -46,47 +42,8 @@ class NormedBranch(nn.Module):
         return scaled.to(weight.dtype), shift.to(weight.dtype)
 
     def normed(self, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch norm of ``(B, C, ...)`` by the batch's own statistics, which the running ones follow.
-
-        Args:
-            image: outputs of the map.
-            mask: bool, broadcasts to (B, 1, ...): the positions that count.
-
-        Returns:
-            The normed image, and factor and shift ``(C,)``. Without a mask gradients do not pass through these two.
-
-        Raises:
-            TypeError: for a batch norm that was replaced by one that joins processes.
-            ValueError: for a single position in all, which has no variance.
-        """
-        bn = self.bn
-        if isinstance(bn, nn.SyncBatchNorm):
-            raise TypeError("NormedBranch: statistics over several processes (SyncBatchNorm) are not supported")
-        if image.numel() == image.shape[1]:
-            raise ValueError(f"batch norm in training needs more than one position a channel, got {tuple(image.shape)}")
-        running_mean, running_var, momentum = _running(bn)
-        bn.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-        if mask is None:
-            normed, mean, scale = torch.native_batch_norm(
-                image, bn.weight, bn.bias, running_mean, running_var, True, momentum, bn.eps
-            )
-            factor = bn.weight * scale
-            return normed, factor, bn.bias - mean * factor
-        axes = (0, *range(2, image.dim()))
-        count = mask.sum()
-        wide = image.to(working_dtype(image)).masked_fill(~mask, 0)
-        mean = wide.sum(axes) / count.clamp(min=1)
-        column = (-1, *(1,) * (image.dim() - 2))
-        centred = (wide - mean.view(column)).masked_fill(~mask, 0)
-        var = centred.square().sum(axes) / count.clamp(min=1)
-        with torch.no_grad():
-            share = momentum * (count > 1)  # no real position, no news
-            unbiased = var * (count / (count - 1).clamp(min=1))
-            running_mean.add_(share * (mean - running_mean))
-            running_var.add_(share * (unbiased - running_var))
-        factor = bn.weight * torch.rsqrt(var + bn.eps)
-        shift = bn.bias - mean * factor
-        return (wide * factor.view(column) + shift.view(column)).to(image.dtype), factor, shift
+        """``batch_normed`` of the map's outputs."""
+        return batch_normed(self.bn, image, mask)
 
 
 class BranchedConv(nn.Module):
@@ -164,6 +121,58 @@ class BranchedConv(nn.Module):
             shifts.append(shift.to(weight.dtype))
         assert out is not None
         return Convolved(out, _total(kernels).squeeze(1), sum(shifts[1:], shifts[0]))
+
+
+def running_affine(bn: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Factor and shift ``(C,)`` of a batch norm by its running statistics, in at least float32."""
+    exact = working_dtype(bn.weight)
+    mean, var, _ = _running(bn)
+    factor = bn.weight.to(exact) * torch.rsqrt(var.to(exact) + bn.eps)
+    return factor, bn.bias.to(exact) - mean.to(exact) * factor
+
+
+def batch_normed(bn: nn.BatchNorm1d, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The batch norm of ``(B, C, ...)`` by the batch's own statistics, which the running ones follow.
+
+    Args:
+        bn: the batch norm of C channels.
+        image: what is normed.
+        mask: bool, broadcasts to (B, 1, ...): the positions that count.
+
+    Returns:
+        The normed image, and factor and shift ``(C,)``. Without a mask gradients do not pass through these two.
+
+    Raises:
+        TypeError: for a batch norm that was replaced by one that joins processes.
+        ValueError: for a single position in all, which has no variance.
+    """
+    if isinstance(bn, nn.SyncBatchNorm):
+        raise TypeError("NormedBranch: statistics over several processes (SyncBatchNorm) are not supported")
+    if image.numel() == image.shape[1]:
+        raise ValueError(f"batch norm in training needs more than one position a channel, got {tuple(image.shape)}")
+    running_mean, running_var, momentum = _running(bn)
+    bn.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+    if mask is None:
+        normed, mean, scale = torch.native_batch_norm(
+            image, bn.weight, bn.bias, running_mean, running_var, True, momentum, bn.eps
+        )
+        factor = bn.weight * scale
+        return normed, factor, bn.bias - mean * factor
+    axes = (0, *range(2, image.dim()))
+    count = mask.expand(len(image), 1, *image.shape[2:]).sum()
+    wide = image.to(working_dtype(image)).masked_fill(~mask, 0)
+    mean = wide.sum(axes) / count.clamp(min=1)
+    column = (-1, *(1,) * (image.dim() - 2))
+    centred = (wide - mean.view(column)).masked_fill(~mask, 0)
+    var = centred.square().sum(axes) / count.clamp(min=1)
+    with torch.no_grad():
+        share = momentum * (count > 1)  # no real position, no news
+        unbiased = var * (count / (count - 1).clamp(min=1))
+        running_mean.add_(share * (mean - running_mean))
+        running_var.add_(share * (unbiased - running_var))
+    factor = bn.weight * torch.rsqrt(var + bn.eps)
+    shift = bn.bias - mean * factor
+    return (wide * factor.view(column) + shift.view(column)).to(image.dtype), factor, shift
 
 
 def convolved(conv: nn.Module, image: Tensor, mask: Tensor | None = None) -> Convolved:

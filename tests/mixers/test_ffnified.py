@@ -64,6 +64,19 @@ def test_published_fused_weights() -> None:
     torch.testing.assert_close(load_published(other, published, source=SOURCE)(tokens), plain)
 
 
+def test_published_series() -> None:
+    """Several variates, as in FFNet's forecasting model; the fused mixer gives the same."""
+    fixture = load_fixture("vision/ffnet_ts_token_mixer")
+    x = fixture.input()  # (B, variates, width, L)
+    mixer = FFNified(18, (10,), kernel=7, branches="plain", variates=3).double().eval()
+    load_published(mixer, _state(fixture), source=SOURCE)
+    assert sum(p.numel() for p in mixer.parameters()) == fixture.data["num_params"]
+    atol = fixture.data["tolerance"]["float64_atol"]
+    fixture.check(mixer(x.flatten(1, 2).mT).mT.unflatten(1, (3, 6)), atol=atol, rtol=0)
+    fixture.check(mixer.fuse_()(x.flatten(1, 2).mT).mT.unflatten(1, (3, 6)), atol=atol, rtol=0)
+    assert sum(p.numel() for p in mixer.parameters()) == fixture.data["num_params"] - 12
+
+
 def test_published_channel_mixer_convolution() -> None:
     """FFNet's channel mixer begins with the same pair of branches."""
     fixture = load_fixture("vision/ffnet_channel_mixer_k7")
@@ -145,9 +158,10 @@ def test_fused_is_the_same(kernel: int, grid: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("branches", ["pair", "plain"])
-def test_laws(branches: str) -> None:
+@pytest.mark.parametrize("variates", [None, 2])
+def test_laws(branches: str, variates: int | None) -> None:
     def build(dim: int, grid: tuple[int, ...]) -> FFNified:
-        return FFNified(dim, grid, kernel=5, branches=branches)
+        return FFNified(dim, grid, kernel=5, branches=branches, variates=variates)
 
     check_mixer(build, laws=["product", "gradients", "mask_trim", "mask_content", "length", "small", "keeps"])
 
@@ -167,6 +181,8 @@ def test_refuses() -> None:
         FFNified(4, (3, 5), kernel=4)
     with pytest.raises(ValueError, match="branches must be"):
         FFNified(4, (3, 5), branches="triple")
+    with pytest.raises(ValueError, match="variates must be a positive divisor of dim=4"):
+        FFNified(4, (3, 5), variates=3)
     with pytest.raises(ValueError, match="grid of 2 axes"):
         FFNified(4, (3, 5)).resize_((15,))
     with pytest.raises(ValueError, match="more than one position"):
