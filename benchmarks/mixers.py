@@ -1,0 +1,271 @@
+"""Every mixer against the plain way to write it and against installable peers, same weights, same process.
+
+    python -m benchmarks.mixers [--only NAME ...] [--out FILE.md]
+
+Forward in evaluation mode without gradients, and forward plus backward in training mode (gradients of the tokens and
+all parameters). Outputs are compared before anything is timed. Float32; a GPU is used where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import best_times, exponent, heading, peak_memory, say, table
+from benchmarks.peers import peers_of
+from benchmarks.plain import FORMS
+from matmix import create_mixer, list_mixers
+
+Grid = tuple[int, ...]
+Size = tuple[int, Grid, int]  # batch, grid, dim
+
+IMAGES: tuple[Size, ...] = ((8, (14, 14), 320), (8, (56, 56), 64))
+SEQUENCES: tuple[Size, ...] = ((4, (1024,), 256), (4, (4096,), 256))
+
+# Where a mixer is measured, if not on the sequences.
+_IMAGES = (
+    "active aff afno dynamic_filter ffnified global_filter inception max_pooling mlp pooling raft random scan "
+    "selective_token sep_conv spatial_fc ss2d vim"
+)
+SIZES: dict[str, tuple[Size, ...]] = {
+    **dict.fromkeys(_IMAGES.split(), IMAGES),
+    "attention": IMAGES + SEQUENCES,
+    "dense": (*IMAGES[:1], *SEQUENCES[:1]),
+    "fnet": IMAGES + SEQUENCES,
+    # What the plain way keeps for the backward at L = 4096 is 60 GB (channels: 8 GB).
+    **dict.fromkeys(("cauchy", "vandermonde", "channels", "selective_channel"), ((4, (256,), 256), SEQUENCES[0])),
+}
+SPECS = {"heads": 'heads("attention", "sep_conv")'}
+NOTHING = {"identity"}  # does nothing: there is no other way to write it
+
+
+class Work(NamedTuple):
+    """One implementation, ready to run."""
+
+    label: str
+    forward: Callable[[], Tensor]
+    both: Callable[[], Any]  # forward and backward
+
+
+class Result(NamedTuple):
+    """One comparison."""
+
+    mixer: str
+    size: Size
+    against: str
+    forward: tuple[float, float]  # seconds, ours and theirs
+    both: tuple[float, float]
+    memory: tuple[int | None, int | None]  # bytes that forward and backward add
+
+
+def _work(label: str, module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> Work:
+    """Forward and backward of a function of ``x`` on the weights of a module."""
+    weights = [p for p in module.parameters() if p.requires_grad]
+    cuda = x.is_cuda
+
+    def forward() -> Tensor:
+        module.eval()
+        y = run(x)
+        if cuda:
+            torch.cuda.synchronize()
+        return y
+
+    gradient = torch.ones_like(forward())
+
+    def both() -> Any:
+        module.train()
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            y = run(leaf)
+            found = torch.autograd.grad(y, [leaf, *weights], gradient, allow_unused=True)
+        if cuda:
+            torch.cuda.synchronize()
+        return y.detach(), found
+
+    return Work(label, forward, both)
+
+
+def _check(ours: Tensor, theirs: Tensor, what: str, tolerance: float = 1e-3) -> None:
+    error = float((ours - theirs).norm() / theirs.norm())
+    if not error < tolerance:
+        raise AssertionError(f"{what}: outputs differ by {error:.2g} of their norm")
+
+
+def works(name: str, size: Size) -> list[Work]:
+    """Ours first, then the plain way, then the peers; each checked against ours."""
+    batch, grid, dim = size
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    mixer: Any = create_mixer(SPECS.get(name, name), dim, grid).to(device)
+    x = torch.randn(batch, math.prod(grid), dim, device=device)
+    with torch.no_grad():
+        for parameter in mixer.parameters():  # fresh weights are often zero, and nothing would be compared
+            parameter += 0.02 * torch.randn_like(parameter)
+        found = [_work("ours", mixer, mixer, x)]
+        if name in FORMS:
+            form = FORMS[name]
+            found.append(_work("plain", mixer, lambda t: form(mixer, t, grid), x))
+        reference = found[0].forward()
+        for work in found[1:]:
+            _check(reference, work.forward(), f"{name} {work.label}")
+        if len(found) > 1:  # in training mode, where batch norms and codebooks move
+            state = copy.deepcopy(mixer.state_dict())
+            ours, ours_grads = found[0].both()
+            mixer.load_state_dict(state)
+            plain, plain_grads = found[1].both()
+            mixer.load_state_dict(state)
+            _check(ours, plain, f"{name} in training")
+            _check(ours_grads[0], plain_grads[0], f"{name} gradient of the tokens", 2e-2)
+        for peer in peers_of(name, mixer, grid):
+            module = peer.module.to(device)
+            work = _work(peer.label, module, peer.run, peer.enter(x))
+            if peer.same_weights:
+                _check(reference, peer.leave(work.forward()), f"{name} {peer.label}")
+            found.append(work)
+    return found
+
+
+def measure(name: str, size: Size) -> list[Result]:
+    """All comparisons of a mixer at one size."""
+    found = works(name, size)
+    forward = best_times([work.forward for work in found], budget=0.25, most=4.0)
+    both = best_times([work.both for work in found], budget=0.4, most=8.0)
+    memory = [_peak(work.both) for work in found]
+    results = [
+        Result(name, size, work.label, (forward[0], forward[i]), (both[0], both[i]), (memory[0], memory[i]))
+        for i, work in enumerate(found)
+        if i
+    ]
+    for r in results or [Result(name, size, "-", (forward[0],) * 2, (both[0],) * 2, (memory[0],) * 2)]:
+        say(
+            f"{name:>18} {_size(size):<12} {r.against:<32} forward {_pair(r.forward)}  "
+            f"both {_pair(r.both)}  MB {_mb(r.memory[0])}/{_mb(r.memory[1])}"
+        )
+    return results
+
+
+def _peak(work: Callable[[], Any]) -> int | None:
+    if not torch.cuda.is_available():
+        return peak_memory(work)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def growth(name: str) -> float:
+    """The exponent of our forward against L, at one width."""
+    sizes = SIZES.get(name, SEQUENCES)[-2:]
+    dim = min(size[2] for size in sizes)
+    if len({size[2] for size in sizes}) == 1 and len({len(size[1]) for size in sizes}) == 1:
+        pair = sizes
+    else:
+        grids = [size[1] for size in IMAGES]
+        pair = tuple((8, grid, dim) for grid in grids)
+    times = []
+    for batch, grid, width in pair:
+        torch.manual_seed(0)
+        mixer = create_mixer(SPECS.get(name, name), width, grid).eval()
+        x = torch.randn(batch, math.prod(grid), width)
+        times += best_times([lambda m=mixer, t=x: m(t)], budget=0.2)
+    return exponent([math.prod(grid) for _, grid, _ in pair], times)
+
+
+def _size(size: Size) -> str:
+    return f"{'x'.join(map(str, size[1]))}x{size[2]}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}"
+
+
+def _mb(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**20:.0f}"
+
+
+def _pair(times: tuple[float, float]) -> str:
+    return f"{_ms(times[0]):>6}/{_ms(times[1]):<6} ({times[1] / times[0]:.2f})"
+
+
+def _mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def report(results: list[Result], heads: tuple[str, ...]) -> str:
+    """A table of comparisons, and the geometric means of their ratios."""
+    rows: list[list[object]] = []
+    for r in results:
+        rows.append(
+            [
+                *(r.mixer if column == "mixer" else r.against for column in heads),
+                _size(r.size),
+                *(_ms(t) for t in r.forward),
+                f"{r.forward[1] / r.forward[0]:.2f}",
+                *(_ms(t) for t in r.both),
+                f"{r.both[1] / r.both[0]:.2f}",
+                *(_mb(m) for m in r.memory),
+            ]
+        )
+    columns = [*heads, "grid x D", "forward: ours", "theirs", "x", "both: ours", "theirs", "x", "MB: ours", "theirs"]
+    forward, both = ([getattr(r, part)[1] / getattr(r, part)[0] for r in results] for part in ("forward", "both"))
+    below = [f"{r.mixer} {_size(r.size)} against {r.against}" for r in results if min(_ratios(r)) < 1]
+    heavier = [
+        f"{r.mixer} {_size(r.size)} against {r.against}"
+        for r in results
+        if r.memory[0] is not None and r.memory[1] is not None and r.memory[0] > r.memory[1]
+    ]
+    return (
+        f"Geometric means over {len(results)} comparisons: forward {_mean(forward):.2f}, "
+        f"forward and backward {_mean(both):.2f}. Slower somewhere: {', '.join(below) or 'none'}. "
+        f"More memory: {', '.join(heavier) or 'none'}.\n\n{table(columns, rows)}"
+    )
+
+
+def _ratios(r: Result) -> tuple[float, float]:
+    return r.forward[1] / r.forward[0], r.both[1] / r.both[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="names of mixers")
+    parser.add_argument("--out", type=Path, help="write the tables to this file too")
+    options = parser.parse_args()
+    names = [name for name in list_mixers() if name not in NOTHING and (not options.only or name in options.only)]
+    unknown = set(options.only or []) - set(names)
+    if unknown:
+        parser.error(f"no such mixer: {', '.join(sorted(unknown))}; known: {', '.join(list_mixers())}")
+
+    results = [r for name in names for size in SIZES.get(name, SEQUENCES) for r in measure(name, size)]
+    exponents = [[name, f"{growth(name):.2f}"] for name in names]
+    plain = [r for r in results if r.against == "plain"]
+    peers = [r for r in results if r.against != "plain"]
+    parts = [
+        heading("python -m " + " ".join(["benchmarks.mixers", *sys.argv[1:]])),
+        f"Batch {IMAGES[0][0]} on images, {SEQUENCES[0][0]} on sequences, float32. Milliseconds, the best of runs in "
+        "turn; x is theirs over ours, above 1 where ours is faster. MB: peak memory that forward and backward add.",
+    ]
+    if plain:
+        parts += ["## Against the plain way", report(plain, ("mixer",))]
+    if peers:
+        parts += ["## Against installable peers", report(peers, ("mixer", "peer"))]
+    without = [name for name in names if name not in FORMS]
+    if without:
+        parts.append(f"No plain form: {', '.join(without)}.")
+    parts += ["## Exponent of the forward against L", table(["mixer", "exponent"], exponents)]
+    text = "\n\n".join(parts)
+    print(text)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text("# Mixers against the plain way and against peers\n\n" + text + "\n")
+
+
+if __name__ == "__main__":
+    main()

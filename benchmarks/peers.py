@@ -1,0 +1,190 @@
+"""The mixers of installable packages, with the weights of ours.
+
+A peer takes our mixer and its grid, and gives back the other module and how tokens go in and out of it: a peer on
+channels-first images is given such an image, and is not charged for the way there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Grid = tuple[int, ...]
+
+
+class Peer(NamedTuple):
+    """A module of another package."""
+
+    label: str
+    module: nn.Module
+    enter: Callable[[Tensor], Tensor]  # tokens (B, L, D) to its input, not timed
+    run: Callable[[Tensor], Tensor]  # timed
+    leave: Callable[[Tensor], Tensor]  # its output to tokens, not timed
+    same_weights: bool = True  # then outputs are compared
+
+
+def peers_of(name: str, mixer: Any, grid: Grid) -> list[Peer]:
+    """The peers of a mixer that are installed here and fit its grid."""
+    found = [make(mixer, grid) for make in _PEERS.get(name, [])]
+    return [peer for group in found for peer in group]
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _tokens(label: str, module: nn.Module, run: Callable[[Tensor], Tensor], same_weights: bool = True) -> list[Peer]:
+    """A peer that takes tokens as they are."""
+    return [Peer(label, module, _same, run, _same, same_weights)]
+
+
+def _images(label: str, module: nn.Module, grid: Grid) -> list[Peer]:
+    """A peer on channels-first images, in both memory formats."""
+
+    def image(x: Tensor, memory: torch.memory_format) -> Tensor:
+        return x.mT.unflatten(-1, grid).contiguous(memory_format=memory)
+
+    def tokens(y: Tensor) -> Tensor:
+        return y.flatten(2).mT
+
+    last = torch.channels_last
+    return [
+        Peer(label, module, lambda x: image(x, torch.contiguous_format), module, tokens),
+        Peer(f"{label}, channels last", module, lambda x: image(x, last), module, tokens),
+    ]
+
+
+# ------------------------------------------------------------------ timm
+
+
+def _sep_conv(mixer: Any, grid: Grid) -> list[Peer]:
+    if not _installed("timm") or len(grid) != 2:
+        return []
+    from timm.models.metaformer import SepConv
+
+    module = SepConv(mixer.dim, expansion_ratio=mixer.inner / mixer.dim, kernel_size=mixer.kernel)
+    shapes = {name: value.shape for name, value in module.state_dict().items()}
+    module.load_state_dict({n: v.reshape(shapes[n]) for n, v in mixer.state_dict().items()})
+    return _images("timm SepConv", module, grid)
+
+
+def _pooling(mixer: Any, grid: Grid) -> list[Peer]:
+    if not _installed("timm") or len(grid) != 2:
+        return []
+    from timm.models.metaformer import Pooling
+
+    return _images("timm Pooling", Pooling(mixer.window), grid)
+
+
+def _attention(mixer: Any, grid: Grid) -> list[Peer]:
+    peers = []
+    if _installed("timm") and len(grid) == 2:
+        from timm.models.metaformer import Attention
+
+        module = Attention(mixer.dim, head_dim=mixer.head_dim)
+        module.load_state_dict(mixer.state_dict())
+        peers += _tokens("timm Attention", module, module)
+    torch_one = nn.MultiheadAttention(mixer.dim, mixer.heads, bias=False, batch_first=True)
+    torch_one.load_state_dict({"in_proj_weight": mixer.qkv.weight, "out_proj.weight": mixer.proj.weight})
+    return [
+        *peers,
+        *_tokens("nn.MultiheadAttention", torch_one, lambda x: torch_one(x, x, x, need_weights=False)[0]),
+    ]
+
+
+# ------------------------------------------------------------------ transformers
+
+
+def _fnet(mixer: Any, grid: Grid) -> list[Peer]:
+    if not _installed("transformers") or len(grid) != 1:
+        return []
+    from transformers import FNetConfig
+    from transformers.models.fnet.modeling_fnet import FNetBasicFourierTransform
+
+    module = FNetBasicFourierTransform(FNetConfig(hidden_size=mixer.dim))
+    return _tokens("transformers FNet", module, lambda x: module(x)[0])
+
+
+def _s6(mixer: Any, grid: Grid) -> list[Peer]:
+    peers = []
+    if _installed("transformers"):
+        from transformers import MambaConfig
+        from transformers.models.mamba.modeling_mamba import MambaMixer
+
+        config = MambaConfig(
+            hidden_size=mixer.dim, state_size=mixer.states, conv_kernel=mixer.conv1d.size, num_hidden_layers=1
+        )
+        module = MambaMixer(config, 0)
+        module.load_state_dict(mixer.state_dict())
+        peers += _tokens("transformers Mamba", module, module)
+    return peers + _mamba_ssm("Mamba", mixer)
+
+
+def _ssd(mixer: Any, grid: Grid) -> list[Peer]:
+    peers = []
+    if _installed("transformers"):
+        from transformers import Mamba2Config
+        from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+        config = Mamba2Config(
+            hidden_size=mixer.dim,
+            num_heads=mixer.heads,
+            head_dim=mixer.width,
+            state_size=mixer.states,
+            n_groups=mixer.groups,
+            conv_kernel=mixer.conv1d.size,
+            num_hidden_layers=1,
+        )
+        module = Mamba2Mixer(config, 0)
+        module.load_state_dict(mixer.state_dict())
+        peers += _tokens("transformers Mamba-2", module, module)
+    return peers + _mamba_ssm("Mamba2", mixer)
+
+
+# ------------------------------------------------------------------ CUDA only
+
+
+def _mamba_ssm(name: str, mixer: Any) -> list[Peer]:
+    if not (torch.cuda.is_available() and _installed("mamba_ssm")):
+        return []
+    import mamba_ssm
+
+    module = getattr(mamba_ssm, name)(mixer.dim, d_state=mixer.states, d_conv=mixer.conv1d.size).cuda()
+    module.load_state_dict(mixer.state_dict())
+    return _tokens(f"mamba-ssm {name}", module, module)
+
+
+def _fla(layer: str) -> Callable[[Any, Grid], list[Peer]]:
+    """A layer of flash-linear-attention, whose weights stay its own."""
+
+    def make(mixer: Any, grid: Grid) -> list[Peer]:
+        if not (torch.cuda.is_available() and _installed("fla")):
+            return []
+        import fla.layers
+
+        module = getattr(fla.layers, layer)(hidden_size=mixer.dim, num_heads=mixer.heads).cuda()
+        return _tokens(f"flash-linear-attention {layer}", module, lambda x: module(x)[0], same_weights=False)
+
+    return make
+
+
+_PEERS: dict[str, list[Callable[[Any, Grid], list[Peer]]]] = {
+    "sep_conv": [_sep_conv],
+    "pooling": [_pooling],
+    "attention": [_attention],
+    "fnet": [_fnet],
+    "s6": [_s6],
+    "ssd": [_ssd],
+    "retention": [_fla("MultiScaleRetention")],
+    "gla": [_fla("GatedLinearAttention")],
+    "simple_gla": [_fla("SimpleGatedLinearAttention")],
+    "delta_rule": [_fla("DeltaNet")],
+}
