@@ -83,7 +83,7 @@ def mlp(m: Any, x: Tensor, grid: Grid) -> Tensor:
 @plain("raft")
 def raft(m: Any, x: Tensor, grid: Grid) -> Tensor:
     """RaftMLP, equation 4, with the einops of the published code."""
-    rows, columns = grid if len(grid) == 2 else (1, *grid)
+    rows = grid[0] if len(grid) == 2 else 1
     image = rearrange(x, "b (r c) d -> b r c d", r=rows)
     if m.vertical is not None:
         y = rearrange(m.vertical.norm(image), "b r c (g h) -> b c h (g r)", g=m.raft)
