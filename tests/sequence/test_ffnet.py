@@ -1,0 +1,33 @@
+"""Parts of FFNet for time series against published numbers."""
+
+from __future__ import annotations
+
+import torch
+
+from matmix import load_published
+from sequence.ffnet import SeriesChannelMixer
+from tests.fixtures import load_fixture
+
+
+def _published() -> tuple:
+    fixture = load_fixture("vision/ffnet_ts_channel_mixer")
+    counters = [name for name, kind in fixture.data["buffers"].items() if kind == "integer"]
+    state = fixture.state() | {name: torch.zeros((), dtype=torch.long) for name in counters}
+    module = SeriesChannelMixer(3, 6, kernel=7, small=5).double().eval()
+    return fixture, load_published(module, state, source="ysj9909/FFNet")
+
+
+def test_published_channel_mixer() -> None:
+    fixture, module = _published()
+    assert sum(p.numel() for p in module.parameters()) == fixture.data["num_params"]
+    out = module(fixture.input().flatten(1, 2).mT).mT.unflatten(1, (3, 6))
+    fixture.check(out, atol=fixture.data["tolerance"]["float64_atol"], rtol=0)
+
+
+def test_trains() -> None:
+    _, module = _published()
+    x = torch.randn(2, 9, 18, dtype=torch.float64)
+    out = module.train()(x)
+    (out * torch.randn_like(out)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+    torch.testing.assert_close(module.eval()(x[:1]), module(x)[:1])
