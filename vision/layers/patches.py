@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+from timm.layers import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vision.layers.stems import Grid
 
 
+@register_notrace_module  # it compares sizes, which torch.fx cannot
 class PositionEmbedding(nn.Module):
     """Adds a learned vector to every place of a map ``(B, h, w, dim)``.
 
@@ -54,6 +56,13 @@ class PositionEmbedding(nn.Module):
         return f"grid={tuple(self.pos_embed.shape[1:3])}, mode={self.mode}, dynamic={self.dynamic}"
 
 
+@register_notrace_function
+def filled(image: Tensor, patch: int) -> Tensor:
+    """Zeros below and on the right, up to the next multiple."""
+    below, right = -image.shape[2] % patch, -image.shape[3] % patch
+    return F.pad(image, (0, right, 0, below)) if below or right else image
+
+
 class PatchStem(nn.Module):
     """Convolution ``patch`` x ``patch`` with that stride: image ``(B, in_chans, H, W)`` to map
     ``(B, ceil(H / patch), ceil(W / patch), dim)``.
@@ -78,10 +87,7 @@ class PatchStem(nn.Module):
         return -(-grid[0] // self.patch), -(-grid[1] // self.patch)
 
     def forward(self, image: Tensor) -> Tensor:
-        below, right = -image.shape[2] % self.patch, -image.shape[3] % self.patch
-        if below or right:
-            image = F.pad(image, (0, right, 0, below))
-        x = self.conv(image).permute(0, 2, 3, 1).contiguous()
+        x = self.conv(filled(image, self.patch)).permute(0, 2, 3, 1).contiguous()
         return x if self.positions is None else self.positions(x)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, register_notrace_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -36,6 +36,7 @@ class Given(nn.Module):
         return self.offsets
 
 
+@register_notrace_module  # torch.fx would not see how the distances reach the mixer
 class ActiveBlock(nn.Module):
     """``x <- x + drop(mixer(norm1 x))``, then ``x <- x + drop(mlp(norm2 x))``; where the mixer reads comes in by hand.
 

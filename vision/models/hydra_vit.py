@@ -98,7 +98,7 @@ def _init(module: nn.Module) -> None:
 register(
     "hydra_vit_b",
     HydraViT,
-    {},
+    {"depths": (6, 6, 6, 6), "dim": 768},
     paper="2407.09941",
     source="goombalab/hydra",
     crop_pct=0.9,

@@ -75,7 +75,8 @@ class InceptionFormer(VisionModel):
     Args:
         depths, dims: blocks and channels of each stage.
         heads: for each stage, what the channels are divided into.
-        attention_heads: for each stage, how many of them attend: a number, or one for each block.
+        attention_heads: for each stage, how many of them attend: a number, or several that its blocks share out in
+            order, evenly (one for each block of the published depth).
         mlp_ratio: hidden width of the MLPs over the channels.
         layer_scale: initial layer scale of the stages without pooling (3 and 4); None for none.
         pools: tokens a side of an attention cell, for each stage.
@@ -110,7 +111,9 @@ class InceptionFormer(VisionModel):
                 raise ValueError(f"heads must divide the channels of each stage, got {heads[i]!r} for {dim}")
             grid = conv_grid(grid, 3, 2, 1)
             positions = PositionEmbedding(dim, grid, "bilinear", dynamic_img_size)
-            attending = _each_block(attention_heads[i], depths[i])
+            each = attention_heads[i]
+            counts = [each] if isinstance(each, int) else list(each)
+            attending = [counts[j * len(counts) // len(rates)] for j in range(len(rates))]
             scale = layer_scale if pools[i] == 1 else None
             blocks = [
                 Block(
@@ -135,15 +138,6 @@ class InceptionFormer(VisionModel):
     published: ClassVar[dict[str, Callable[[Any, State], State]]] = {
         "sail-sg/iFormer": lambda model, state: _published(model, state)
     }
-
-
-def _each_block(count: int | Sequence[int], depth: int) -> list[int]:
-    counts = [count] * depth if isinstance(count, int) else list(count)
-    if len(counts) != depth:
-        raise ValueError(
-            f"attention_heads of a stage must be a number or one for each of its {depth} blocks: {count!r}"
-        )
-    return counts
 
 
 def _init(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from timm.layers import DropPath
+from timm.layers import DropPath, register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,10 +59,7 @@ class MultiScaleStem(nn.Module):
         return -(-grid[0] // self.stride), -(-grid[1] // self.stride)
 
     def forward(self, image: Tensor) -> Tensor:
-        grid = self.out_grid((image.shape[2], image.shape[3]))
-        size = grid[0] * self.stride, grid[1] * self.stride
-        if size != image.shape[2:]:
-            image = F.interpolate(image, size, mode="bicubic", align_corners=False)
+        image = enlarged(image, self.stride)
         first, *others = self.convs
         x = first(image)
         for conv in others:
@@ -104,8 +101,7 @@ class RaftBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         grid, home = (x.shape[1], x.shape[2]), self.token_mixer.grid
         assert home is not None and len(home) == 2
-        x = self._mix(x if grid == home else _resample(x, home))
-        x = x if grid == home else _resample(x, grid)
+        x = resample(self._mix(resample(x, home)), grid)
         return add(x, self.drop_path(self.mlp(self.norm2(x))))
 
     def _mix(self, x: Tensor) -> Tensor:
@@ -193,8 +189,18 @@ class RaftMLP(VisionModel):
     }
 
 
-def _resample(x: Tensor, grid: Grid) -> Tensor:
-    """Bicubic interpolation of a map (pixel centres, no antialiasing)."""
+@register_notrace_function
+def enlarged(image: Tensor, stride: int) -> Tensor:
+    """Bicubic interpolation of an image to the next multiple."""
+    size = [-(-side // stride) * stride for side in image.shape[2:]]
+    return image if size == list(image.shape[2:]) else F.interpolate(image, size, mode="bicubic", align_corners=False)
+
+
+@register_notrace_function
+def resample(x: Tensor, grid: Grid) -> Tensor:
+    """Bicubic interpolation of a map to a grid (pixel centres, no antialiasing)."""
+    if grid == (x.shape[1], x.shape[2]):
+        return x
     image = F.interpolate(x.permute(0, 3, 1, 2), grid, mode="bicubic", align_corners=False)
     return image.permute(0, 2, 3, 1).contiguous()
 
