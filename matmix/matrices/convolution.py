@@ -69,7 +69,10 @@ class Convolution(Matrix):
         pad = [max(b, k - 1 - b) for b, k in zip(before, kernel.shape[1:], strict=True)]
         mixed = F.conv2d(image, kernel.unsqueeze(1), padding=pad, groups=heads * width)
         for axis, (p, b) in enumerate(zip(pad, before, strict=True)):
-            mixed = mixed.narrow(2 + axis, p - b, image.shape[2 + axis])
+            if (
+                mixed.shape[2 + axis] != image.shape[2 + axis]
+            ):  # to narrow to all of it costs two passes in the backward
+                mixed = mixed.narrow(2 + axis, p - b, image.shape[2 + axis])
         return mixed.flatten(2).mT.reshape(batch, length, heads, width).transpose(1, 2)
 
     def _rmatmul(self, values: Tensor) -> Tensor:

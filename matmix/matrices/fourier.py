@@ -19,7 +19,11 @@ class Fourier(Matrix):
 
     ``C[k, j] = cos(2 pi sum_a k_a j_a / n_a)`` and ``S`` the same with sin, times ``gain``. Values are two streams
     stacked along the tokens, and ``M [V1; V2] = C V1 - S V2 = Re(F (V1 - i V2))``: the real part of the forward
-    transform of V1 - i V2. (FNet: V1 - i V2 = X F_D, so V1 = X C_D and V2 = X S_D.)
+    transform of V1 - i V2.
+
+    With ``pairs``, values are complex numbers Z as pairs of neighbouring tokens (as ``view_as_real`` has them), and
+    the columns are ``C[:, 0], S[:, 0], C[:, 1], ...``: the same matrix on ``V1 = Re Z, V2 = -Im Z``, laid out so that
+    a transform's output is values as it stands. (FNet: Z = X F_D.)
 
     The result is real, so only the Hermitian part of V1 - i V2 reaches it; that has half the numbers, and one
     complex-to-real transform does it.
@@ -29,13 +33,14 @@ class Fourier(Matrix):
 
     grid: tuple[int, ...] = static()
     gain: float = static(default=1.0)
+    pairs: bool = static(default=False)
     dtype: torch.dtype = static(default=torch.float32)
     device: torch.device = static(default=torch.device("cpu"))
 
     @classmethod
-    def like(cls, values: Tensor, grid: tuple[int, ...], gain: float = 1.0) -> Self:
+    def like(cls, values: Tensor, grid: tuple[int, ...], gain: float = 1.0, *, pairs: bool = False) -> Self:
         """The matrix for values ``(B, H, 2L, W)`` over a grid."""
-        return cls(grid, gain, values.dtype, values.device)
+        return cls(grid, gain, pairs, values.dtype, values.device)
 
     @property
     def shape(self) -> Shape:
@@ -44,7 +49,12 @@ class Fourier(Matrix):
 
     def _matmul(self, values: Tensor) -> Tensor:
         axes = tuple(range(2, 2 + len(self.grid)))
-        first, second = values.to(working_dtype(values)).unflatten(2, (2, *self.grid)).unbind(2)
+        exact = values.to(working_dtype(values))
+        if self.pairs:
+            first, second = exact.unflatten(2, (*self.grid, 2)).unbind(2 + len(self.grid))
+            second = -second
+        else:
+            first, second = exact.unflatten(2, (2, *self.grid)).unbind(2)
         first_back, second_back = first, second
         for axis, size in zip(axes, self.grid, strict=True):
             kept = size // 2 + 1 if axis == axes[-1] else size
@@ -59,13 +69,21 @@ class Fourier(Matrix):
         axes = tuple(range(2, 2 + len(self.grid)))
         maps = values.to(working_dtype(values)).unflatten(2, self.grid)
         both = torch.fft.fftn(maps, dim=axes).flatten(2, -2) * self.gain
+        if self.pairs:
+            return torch.stack([both.real, -both.imag], 3).flatten(2, 3)
         return torch.cat([both.real, both.imag], 2)
 
     def to_dense(self) -> Tensor:
         angle = 2 * math.pi * turns(self.grid, self.device)
-        return (self.gain * torch.cat([angle.cos(), -angle.sin()], 1)).to(self.dtype)[None, None]
+        if self.pairs:
+            entries = torch.stack([angle.cos(), angle.sin()], 2).flatten(1)
+        else:
+            entries = torch.cat([angle.cos(), -angle.sin()], 1)
+        return (self.gain * entries).to(self.dtype)[None, None]
 
     def diagonal(self) -> Tensor:
+        if self.pairs:
+            return super().diagonal()
         return (self.gain * (2 * math.pi * own_turns(self.grid, self.device)).cos()).to(self.dtype).view(1, 1, -1)
 
     def cost(self, width: int) -> Cost:
@@ -77,7 +95,7 @@ class Fourier(Matrix):
 
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
-        return cls(tuple(grid), 1 / math.sqrt(math.prod(grid)), dtype)
+        return cls(tuple(grid), 1 / math.sqrt(math.prod(grid)), pairs=len(grid) == 2, dtype=dtype)
 
 
 def turns(grid: tuple[int, ...], device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
@@ -35,49 +36,57 @@ class Interpolation(Matrix):
         tokens = torch.arange(math.prod(self.grid), device=self.offset.device)
         return tokens // stride % size, size, stride
 
-    def _taps(self) -> list[tuple[Tensor, Tensor]]:
-        """Column and entry of both taps of every row, ``(B, H, L, 1)``; beyond the grid the entry is 0."""
-        place, size, stride = self._along()
-        offset = self.offset.to(working_dtype(self.offset))
-        # Whatever is further away than the grid is beyond it, also after rounding to integers.
-        start = offset.detach().floor().clamp(-size - 1.0, size + 1.0)
-        share = offset - start
-        share = torch.where((share >= 0) & (share <= 1), share, 0)
-        first = place + start.long()
-        tokens = torch.arange(len(place), device=place.device)
-        taps = []
-        for at, weight in ((first, 1 - share), (first + 1, share)):
-            inside = (at >= 0) & (at < size)
-            column = torch.where(inside, tokens + (at - place) * stride, 0)
-            taps.append((column.unsqueeze(-1), weight.masked_fill(~inside, 0).to(self.offset.dtype).unsqueeze(-1)))
-        return taps
+    def _reading(self) -> tuple[Tensor, Tensor]:
+        """How far before its two neighbours a row reads, in whole tokens, and the share of the second: ``(B, L, H)``.
+
+        Whatever lies further beyond the grid than one token is as good as one token beyond it. (``fmax`` and ``fmin``
+        also bring what is not a number there, which has no place.)
+        """
+        place, size, _ = self._along()
+        offset = self.offset.to(working_dtype(self.offset)).mT
+        place = place.to(offset.dtype).unsqueeze(-1)
+        offset = torch.fmin(torch.fmax(offset, -1 - place), size - place)
+        start = offset.detach().floor()
+        return start.long(), offset - start
+
+    def _widened(self) -> tuple[int, ...]:
+        """The grid with one more token before the axis and two behind it, for reading zeros beyond its ends."""
+        return tuple(n + 3 if axis == self.axis else n for axis, n in enumerate(self.grid))
+
+    def _rows(self, start: Tensor, batch: int, heads: int) -> tuple[Tensor, int]:
+        """Where rows start to read in ``batch`` widened grids of ``heads``, flattened, and how far on they end."""
+        _, _, stride = self._along()
+        grid, step = self._widened(), stride * heads
+        every = torch.arange(batch * math.prod(grid) * heads, device=start.device).view(batch, *grid, heads)
+        own = every.narrow(1 + self.axis, 1, self.grid[self.axis]).reshape(batch, math.prod(self.grid), heads)
+        return torch.add(own, start, alpha=step), step
 
     def _matmul(self, values: Tensor) -> Tensor:
-        samples, heads, length, width = values.shape
-        batch = self.offset.shape[0] if samples == 1 else samples
+        start, share = self._reading()
+        samples, heads, _, width = values.shape
         # As rows of W numbers side by side, which for values that come from tokens is how they lie in memory:
         # index_select is several times as fast as gather, backward too.
-        rows = values.transpose(1, 2).reshape(samples * length * heads, width)
-        sample = torch.arange(batch, device=values.device).view(-1, 1, 1) * (samples > 1)
-        head = torch.arange(heads, device=values.device)
-        mixed = None
-        for at, weight in self._taps():
-            index = (sample * length + at.squeeze(-1).mT) * heads + head  # (B, L, H)
-            read = rows.index_select(0, index.flatten()).view(batch, length, heads, width)
-            weight = weight.transpose(1, 2)
-            mixed = weight * read if mixed is None else torch.addcmul(mixed, weight, read)
-        assert mixed is not None
-        return mixed.transpose(1, 2)
+        margin = (0, 0) * (1 + len(self.grid) - self.axis) + (1, 2)
+        padded = F.pad(values.transpose(1, 2).unflatten(1, self.grid), margin)
+        rows = padded.reshape(math.prod(padded.shape[:-1]), width)
+        index, step = self._rows(start, samples, heads)
+        flat, shape = index.flatten(), (*index.shape, width)
+        first, second = rows.index_select(0, flat).view(shape), rows.index_select(0, flat + step).view(shape)
+        return torch.lerp(first, second, share.to(values.dtype).unsqueeze(-1)).transpose(1, 2)
 
     def _rmatmul(self, values: Tensor) -> Tensor:
-        batch = values.shape[0] if self.offset.shape[0] == 1 else self.offset.shape[0]
-        out = None
-        for at, weight in self._taps():
-            given = weight * values
-            start = given.new_zeros(batch, *values.shape[1:]) if out is None else out
-            out = start.scatter_add(2, at.expand(batch, values.shape[1], -1, values.shape[3]), given)
-        assert out is not None
-        return out
+        start, share = self._reading()
+        share = share.to(values.dtype).unsqueeze(-1)
+        given = values.transpose(1, 2)
+        given = given.expand(max(given.shape[0], start.shape[0]), -1, -1, -1)
+        batch, length, heads, width = given.shape
+        index, step = self._rows(start, batch, heads)
+        grid = self._widened()
+        rows = given.new_zeros(batch * math.prod(grid) * heads, width)
+        rows = rows.index_add(0, index.flatten(), ((1 - share) * given).reshape(index.numel(), width))
+        rows = rows.index_add(0, index.flatten() + step, (share * given).reshape(index.numel(), width))
+        image = rows.view(batch, *grid, heads, width).narrow(1 + self.axis, 1, self.grid[self.axis])
+        return image.reshape(batch, length, heads, width).transpose(1, 2)
 
     def to_dense(self) -> Tensor:
         place, size, stride = self._along()

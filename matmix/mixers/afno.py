@@ -164,7 +164,7 @@ class AFNO(Mixer):
         length, dtype, device = math.prod(grid), values.dtype, values.device
         each = Identity(length, 1, dtype, device)
         channels = Identity(self.width, 1, dtype, device)
-        fourier = Fourier(grid, length**-0.5, dtype, device)
+        fourier = Fourier(grid, length**-0.5, dtype=dtype, device=device)
         forward = Affine(Kron(channels, fourier.mT))
 
         def layer(weight: Tensor, bias: Tensor) -> tuple[Matrix, Tensor]:

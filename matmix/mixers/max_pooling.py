@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from matmix.matrices.known import Known
 from matmix.matrices.selection import Selection
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
@@ -37,14 +38,17 @@ class MaxPooling(Mixer):
         self.window = window
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        real = x.detach() if context.mask is None else x.detach().masked_fill(~context.mask.unsqueeze(-1), -torch.inf)
-        grid = context.grid if len(context.grid) == 2 else (1, *context.grid)
+        mask, grid = context.mask, context.grid if len(context.grid) == 2 else (1, *context.grid)
+        real = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), -torch.inf)
         window = (self.window if len(context.grid) == 2 else 1, self.window)
-        _, index = F.max_pool2d(
+        pooled, index = F.max_pool2d(
             real.mT.unflatten(-1, grid), window, 1, (window[0] // 2, window[1] // 2), return_indices=True
         )
-        values = drop_padding(x, context.mask).mT.unsqueeze(-1)
-        return Projected(Selection(index.flatten(2), x.shape[1], x.dtype), values)
+        values = drop_padding(x, mask).mT.unsqueeze(-1)
+        matrix = Selection(index.flatten(2), x.shape[1], x.dtype)
+        # Only padding can see nothing but padding.
+        product = drop_padding(pooled.flatten(2).mT, mask).mT.unsqueeze(-1)
+        return Projected(Known(matrix, values, product), values)
 
     def merge(self, mixed: Tensor, rest: None) -> Tensor:
         return merge_heads(mixed)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from matmix.matrices.algebra import Sum
 from matmix.matrices.average_pool import AveragePool
 from matmix.matrices.diagonal import Diagonal
+from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits
 from matmix.mixers.registry import register
 
@@ -39,10 +41,17 @@ class Pooling(Mixer):
         self.window = window
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        values = x.unsqueeze(1)
-        mean = AveragePool.of(values, context.grid, self.window, context.mask)
+        values, grid = x.unsqueeze(1), context.grid
+        mean = AveragePool.of(values, grid, self.window, context.mask)
         itself = Diagonal(x.new_full((1, 1, 1), -1.0).expand(1, 1, x.shape[1]))
-        return Projected(Sum((mean, itself)), values)
+        matrix = Sum((mean, itself))
+        if context.mask is not None:
+            return Projected(matrix, values)
+        # Pooling over a channels-last view of the tokens, and the difference in place: two passes over memory.
+        window = (self.window, self.window) if len(grid) == 2 else (1, self.window)
+        image = x.mT.unflatten(-1, grid if len(grid) == 2 else (1, *grid))
+        pooled = F.avg_pool2d(image, window, 1, (window[0] // 2, window[1] // 2), count_include_pad=False)
+        return Projected(Known(matrix, values, pooled.sub_(image).flatten(2).mT.unsqueeze(1)), values)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, window={self.window}"

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.ops.precision import full_precision, working_dtype
-from matmix.ops.scan import carry, cut
+from matmix.ops.scan import carry, cut, leading
 
 _BASE = 4  # tokens whose entries are computed one by one
 _CHUNK = 32
@@ -99,7 +99,7 @@ def channel_product(blocks: Blocks, values: Tensor, *, transposed: bool = False)
         entering, _ = carry(given, logs, None)
         entering = entering.flip(3) if transposed else entering
         mixed = mixed + left @ entering.movedim(3, 2)
-    return mixed.flatten(2, 3).narrow(2, 0, values.shape[2])
+    return leading(mixed.flatten(2, 3), 2, values.shape[2])
 
 
 def channel_scan(

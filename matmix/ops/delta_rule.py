@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from matmix.ops.precision import working_dtype
-from matmix.ops.scan import cut
+from matmix.ops.scan import cut, leading
 
 CHUNK = 64
 
@@ -42,4 +42,4 @@ def unit_lower_solve(left: Tensor, right: Tensor, values: Tensor, chunk: int = C
         solved.append(one if state is None else one - read @ state)
         new = write.mT @ solved[-1]
         state = new if state is None else state + new
-    return torch.cat(solved, 2).narrow(2, 0, length)
+    return leading(torch.cat(solved, 2), 2, length)

@@ -22,7 +22,12 @@ class StarReLU(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale * F.relu(x).square() + self.bias
+        positive, scale, bias = F.relu(x), self.scale, self.bias
+        if scale.dtype != x.dtype:
+            return scale * positive.square() + bias
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
+            return torch.addcmul(bias, scale, positive.square())
+        return positive.square_().mul_(scale).add_(bias)
 
 
 class GatedRMSNorm(nn.Module):
@@ -84,9 +89,12 @@ class ShortConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, L, C)`` to ``(B, L, C)``."""
-        before, after = (self.size - 1, 0) if self.causal else (self.size // 2, self.size // 2)
-        image = F.pad(x, (0, 0, before, after)).mT.unsqueeze(2)
-        return F.conv2d(image, self.weight.unsqueeze(2), self.bias, groups=image.shape[1]).squeeze(2).mT
+        length = x.shape[1]
+        reach = self.size - 1 if self.causal else self.size // 2
+        # Padded on both sides by the convolution itself; what a causal filter gives behind the end is left out.
+        mixed = F.conv2d(x.mT.unsqueeze(2), self.weight.unsqueeze(2), self.bias, padding=(0, reach), groups=x.shape[2])
+        mixed = mixed.squeeze(2).mT
+        return mixed if mixed.shape[1] == length else mixed[:, :length]
 
     def window(self, x: Tensor) -> Tensor:
         """The last K tokens of ``x (B, L, C)`` as ``(B, C, K)``, zeros before the first: the state of ``step``."""

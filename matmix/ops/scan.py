@@ -228,7 +228,7 @@ def carry(states: Tensor, log_decay: Tensor, initial: Tensor | None) -> tuple[Te
         entering, last = carry(after, logs.sum(-1), initial)
         reach = (logs.cumsum(-1) - logs).to(states.dtype).exp()
         before = before + reach.unsqueeze(-1) * entering.unsqueeze(-2)
-        return before.flatten(-3, -2).narrow(-2, 0, count), last
+        return leading(before.flatten(-3, -2), -2, count), last
     upto = log_decay.cumsum(-1)
     row = F.pad(upto, (1, 0))  # the decays before z = 0 .. Z
     keep = _lower(count + 1, -1, states.device)[:, :count]
@@ -261,9 +261,14 @@ def cut(tokens: Tensor, size: int, groups: int | None = None) -> Tensor:
     return tokens if groups is None else tokens.unflatten(1, (groups, tokens.shape[1] // groups))
 
 
+def leading(tensor: Tensor, axis: int, count: int) -> Tensor:
+    """The first ``count`` along an axis; the tensor itself where that is all (a slice costs two passes backward)."""
+    return tensor if tensor.shape[axis] == count else tensor.narrow(axis, 0, count)
+
+
 def join(tokens: Tensor, length: int) -> Tensor:
     """``(B, G, R, Z, Q, W)`` as ``(B, H, L, W)``."""
-    return tokens.flatten(3, 4).flatten(1, 2).narrow(2, 0, length)
+    return leading(tokens.flatten(3, 4).flatten(1, 2), 2, length)
 
 
 def _lower(size: int, diagonal: int, device: torch.device) -> Tensor:

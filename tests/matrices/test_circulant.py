@@ -89,5 +89,5 @@ def test_fourier_is_the_real_part_of_the_transform(grid: tuple[int, ...]) -> Non
     first, second = torch.randn(2, 2, 1, math.prod(grid), 3, dtype=torch.float64)
     maps = torch.complex(first, -second).unflatten(2, grid)
     expected = torch.fft.fftn(maps, dim=tuple(range(2, 2 + len(grid)))).real.flatten(2, -2)
-    matrix = Fourier(grid, 0.5, torch.float64)
+    matrix = Fourier(grid, 0.5, dtype=torch.float64)
     torch.testing.assert_close(matrix._matmul(torch.cat([first, second], 2)), 0.5 * expected)
