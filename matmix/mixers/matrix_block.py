@@ -132,7 +132,9 @@ class MatrixBlock(Mixer):
 
     v and whatever M is made of go through a short centred convolution, v (in some structures the rest too) through
     SiLU. The end is not linear in the product: an RMS norm and a gate come before the output projection. Images are
-    read row by row. Learned matrices have the length they were built for; ``resize_`` interpolates them.
+    read row by row. Learned matrices have the length they were built for; ``resize_`` interpolates them. A mask makes
+    padding zero everywhere; a padded sequence equals the unpadded one where M comes from the tokens (Vandermonde counts
+    its positions from the start of the padding, and is an exception), not where M is learned or the Fourier transform.
 
     Args:
         data_dependent: M from the tokens, else learned; None is the first of the two that the structure has.
