@@ -2,27 +2,25 @@
 
     S_i[n] = exp(a_i[n]) S_{i-1}[n] + s_i B_i[n] v_i,   y_i = sum_n C_i[n] S_i[n]
 
-No small table of scores serves all states here, so the recurrence itself runs, in two levels: all chunks of Q tokens
-side by side, token by token, from zero; then over the chunks' last states; then all chunks again from the states that
-truly enter them. That is O(Q + L/Q) steps on large tensors, and states are held for one token of every chunk only
-(autograd keeps them all). No logs are added up or subtracted but over whole chunks, so any decay is exact.
+No small table of scores serves all states here, so the recurrence itself runs. On a CPU it does so token by token, in
+cache and in place (``diagonal_recurrence``). What a compiler traces, and other devices, want few steps on large
+tensors: two levels, all chunks of Q tokens side by side from zero, then over the chunks' last states, then all chunks
+again from the states that truly enter them. That is O(Q + L/Q) steps, and autograd keeps the states of all tokens. No
+logs are added up or subtracted but over whole chunks, so any decay is exact.
 
 Legend: B batch, H heads in G groups of R, L tokens in Z chunks of Q, N state, W width.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from matmix.ops.diagonal_recurrence import run_tokens
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import cut, join, recurrence
-
-# From so many numbers of state on, a step costs more than its calls: then one chunk, which needs only one pass.
-_LARGE = 24_000
 
 
 class _Tokens(NamedTuple):
@@ -60,28 +58,87 @@ def diagonal_scan(
         clock: factors of a, ``(B or 1, H, L)``, at least 0; so rates and step sizes need not be multiplied out.
         step: s, ``(B or 1, H, L)``; absent: 1.
         initial: the state before the first token, ``(B or 1, H, W, N)``.
-        chunk: Q; the result does not depend on it. None: a good one for the shape.
+        chunk: Q, tokens that are worked on together; the result does not depend on it. None: a good number.
 
     Returns:
         The outputs ``(B, H, L, W)`` and the state after the last token ``(B, H, W, N)``, in the widest dtype given
         (float32 at least).
     """
+    traced = torch.compiler.is_compiling()
+    run = by_chunks if traced or values.device.type != "cpu" else by_tokens
     dtype = working_dtype(values, outputs, inputs, log_decay)
-    batch, heads, length, width = values.shape
-    groups, states = outputs.shape[1], outputs.shape[3]
-    size = _chunk_size(length, batch * heads * width * states, chunk)
     with full_precision(values.device):
         written = values.to(dtype)
         written = written if step is None else written * step.to(dtype).unsqueeze(-1)
-        tokens = _tokens(written, outputs.to(dtype), inputs.to(dtype), log_decay.to(dtype), clock, size)
-        start = None if initial is None else initial.to(dtype).unflatten(1, (groups, heads // groups))
-        entering = None if start is None else start.unsqueeze(2)
-        if size < length:
-            _, ends = _run(tokens, None, read=False)
-            entering = _entering(ends, tokens.log_decay(torch.stack(tokens.clock).sum(0)).exp(), start)
-        mixed, last = _run(tokens, entering, read=True)
-        mixed = torch.stack(mixed, 3).unflatten(-1, (heads // groups, width))  # (B, G, Z, Q, R, W)
-        return join(mixed.movedim(4, 2), length), last[:, :, -1].flatten(1, 2)
+        outputs, inputs, log_decay = (t.to(dtype) for t in (outputs, inputs, log_decay))
+        clock, initial = (t if t is None else t.to(dtype) for t in (clock, initial))
+        return run(written, outputs, inputs, log_decay, clock, initial, chunk=chunk)
+
+
+def by_tokens(
+    written: Tensor,
+    outputs: Tensor,
+    inputs: Tensor,
+    log_decay: Tensor,
+    clock: Tensor | None,
+    initial: Tensor | None,
+    *,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``diagonal_scan`` one token after the other; factors of one dtype, ``written = s v``, shapes as there."""
+    _, heads, length, width = written.shape
+    given = (written, outputs, inputs, log_decay, clock, initial)
+    batch = next((t.shape[0] for t in given if t is not None and t.shape[0] != 1), 1)
+    groups, states = outputs.shape[1], outputs.shape[3]
+    repeat, streams = heads // groups, batch * groups
+
+    def by_token(tokens: Tensor) -> Tensor:  # (B or 1, G or H, L, ...) as (L, B G, ...)
+        tokens = tokens.expand(batch, *tokens.shape[1:])
+        tokens = tokens.unflatten(1, (groups, tokens.shape[1] // groups)).movedim(3, 0)
+        return tokens.flatten(1, 2).contiguous()  # (L, B G, 1 or R, ...)
+
+    def of_state(entries: Tensor) -> Tensor:  # (B or 1, H, ...) as (B G, R, ...)
+        return entries.expand(batch, *entries.shape[1:]).reshape(streams, repeat, *entries.shape[2:])
+
+    rate = None
+    if log_decay.shape[2] == 1 and length > 1:
+        rate = of_state(log_decay.squeeze(2)).mT.contiguous()
+        ticks = written.new_ones(length, streams, repeat) if clock is None else by_token(clock)
+    else:
+        ticks = by_token(log_decay if clock is None else log_decay * clock.unsqueeze(-1)).mT.contiguous()
+    if initial is None:
+        start = written.new_zeros(streams, states, repeat, width)
+    else:
+        start = of_state(initial).movedim(-1, 1).contiguous()
+    read, write = by_token(outputs).squeeze(2), by_token(inputs).squeeze(2)
+    mixed, last = run_tokens(by_token(written), write, read, ticks, rate, start, chunk)
+    mixed = mixed.unflatten(1, (batch, groups)).flatten(2, 3).permute(1, 2, 0, 3)
+    return mixed, last.movedim(1, -1).reshape(batch, heads, width, states)
+
+
+def by_chunks(
+    written: Tensor,
+    outputs: Tensor,
+    inputs: Tensor,
+    log_decay: Tensor,
+    clock: Tensor | None,
+    initial: Tensor | None,
+    *,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``diagonal_scan`` with all chunks side by side; arguments as in ``by_tokens``."""
+    _, heads, length, width = written.shape
+    groups = outputs.shape[1]
+    size = _chunk_size(length, chunk)
+    tokens = _tokens(written, outputs, inputs, log_decay, clock, size)
+    start = None if initial is None else initial.unflatten(1, (groups, heads // groups))
+    entering = None if start is None else start.unsqueeze(2)
+    if size < length:
+        _, ends = _run(tokens, None, read=False)
+        entering = _entering(ends, tokens.log_decay(torch.stack(tokens.clock).sum(0)).exp(), start)
+    mixed, last = _run(tokens, entering, read=True)
+    mixed = torch.stack(mixed, 3).unflatten(-1, (heads // groups, width))  # (B, G, Z, Q, R, W)
+    return join(mixed.movedim(4, 2), length), last[:, :, -1].flatten(1, 2)
 
 
 def diagonal_scan_reference(
@@ -106,9 +163,9 @@ def _tokens(
     groups, rate = outputs.shape[1], None
     if log_decay.shape[2] == 1 and written.shape[2] > 1:
         rate = log_decay.unflatten(1, (groups, log_decay.shape[1] // groups)).transpose(2, 3)
-        clock = written.new_ones(1, log_decay.shape[1], written.shape[2]) if clock is None else clock.to(written.dtype)
+        clock = written.new_ones(1, log_decay.shape[1], written.shape[2]) if clock is None else clock
     else:
-        clock = log_decay if clock is None else log_decay * clock.to(written.dtype).unsqueeze(-1)
+        clock = log_decay if clock is None else log_decay * clock.unsqueeze(-1)
     written_q, clock_q = (cut(t, size, groups).transpose(2, 3).unbind(4) for t in (written, clock))
     inputs_q, outputs_q = (cut(t, size).unbind(3) for t in (inputs, outputs))
     return _Tokens(written_q, inputs_q, outputs_q, clock_q, rate)
@@ -137,12 +194,11 @@ def _entering(ends: Tensor, decay: Tensor, state: Tensor | None) -> Tensor:
     return torch.stack(before, 2)
 
 
-def _chunk_size(length: int, numbers: int, wanted: int | None) -> int:
-    """A chunk length for the shape; ``numbers`` of state are touched a token."""
+def _chunk_size(length: int, wanted: int | None) -> int:
+    """A chunk length: near the fewest steps, in whole chunks."""
     if wanted is None:
-        # A compiler unrolls the steps: there the fewest, everywhere else the fastest.
-        if numbers >= _LARGE and not torch.compiler.is_compiling():
-            return length
-        wanted = max(16, math.isqrt(length) // 4)
+        wanted = 16
+        while 16 * wanted * wanted < length:  # a quarter of the square root, in arithmetic that compilers follow
+            wanted += 1
     wanted = min(wanted, length)
     return -(-length // -(-length // wanted))

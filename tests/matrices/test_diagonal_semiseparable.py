@@ -32,6 +32,13 @@ def problem(length: int, rates: bool = True) -> dict[str, Tensor]:
     }
 
 
+@pytest.fixture(params=["by_tokens", "by_chunks"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to run a scan, of which a CPU takes the first."""
+    monkeypatch.setattr(scans, "by_tokens", getattr(scans, request.param))
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("chunk", [1, 3, 16, 100, None])
 @pytest.mark.parametrize("length", [1, 2, 16, 53])
 @pytest.mark.parametrize("left_out", [(), ("clock",), ("step", "initial"), ("clock", "step", "initial")])
@@ -42,14 +49,7 @@ def test_any_chunk_gives_the_recurrence(length: int, chunk: int | None, left_out
         torch.testing.assert_close(mine, expected, rtol=1e-11, atol=1e-11)
 
 
-def test_large_states_run_as_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = problem(40)
-    expected = diagonal_scan(**given)
-    monkeypatch.setattr(scans, "_LARGE", 1)
-    for one, other in zip(diagonal_scan(**given), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
-
-
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("rates", [True, False])
 def test_gradients_are_those_of_the_recurrence(rates: bool) -> None:
     def gradients(scan, **options) -> list[Tensor]:
@@ -63,6 +63,7 @@ def test_gradients_are_those_of_the_recurrence(rates: bool) -> None:
         torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("way")
 def test_a_state_handed_over_continues_the_sequence() -> None:
     given = problem(40)
     whole, last = diagonal_scan(**given)
@@ -74,6 +75,7 @@ def test_a_state_handed_over_continues_the_sequence() -> None:
     torch.testing.assert_close(end, last, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.usefixtures("way")
 def test_decays_of_zero_and_one_side_by_side() -> None:
     given = problem(300, rates=False)
     given.pop("clock")
@@ -87,6 +89,7 @@ def test_decays_of_zero_and_one_side_by_side() -> None:
         assert bool(torch.isfinite(gradient).all())
 
 
+@pytest.mark.usefixtures("way")
 def test_4096_tokens_in_float32() -> None:
     torch.manual_seed(0)
     exact = DiagonalSemiseparable.example((4096,), heads=1, batch=1)
@@ -96,6 +99,7 @@ def test_4096_tokens_in_float32() -> None:
     assert float((single.matmul(values.float()) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 
+@pytest.mark.usefixtures("way")
 def test_no_product_depends_on_the_chunk() -> None:
     matrix = DiagonalSemiseparable.example((21,), heads=4)
     full = replace(matrix, log_decay=matrix.log_decay * matrix.clock.unsqueeze(-1), clock=None)
@@ -106,6 +110,62 @@ def test_no_product_depends_on_the_chunk() -> None:
         for same in (replace(matrix, chunk=chunk), replace(full, chunk=chunk)):
             torch.testing.assert_close(same.matmul(values), dense @ values, rtol=1e-11, atol=1e-11)
             torch.testing.assert_close(same.rmatmul(values), dense.mT @ values, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("rates", [True, False])
+def test_second_derivatives(rates: bool) -> None:
+    given = {name: t.clone() for name, t in problem(7, rates).items()}
+    names, tensors = zip(*given.items(), strict=True)
+
+    def run(*tensors: Tensor) -> Tensor:
+        mixed, last = diagonal_scan(**dict(zip(names, tensors, strict=True)))
+        return mixed.square().sum() + last.sin().sum()
+
+    for t in tensors:
+        t.requires_grad_()
+    tangents = [torch.randn_like(t) for t in tensors]
+    first = torch.autograd.grad(run(*tensors), tensors, create_graph=True)
+    second = torch.autograd.grad(sum((g * t).sum() for g, t in zip(first, tangents, strict=True)), tensors)
+    shift = 1e-6
+    ahead, behind = ([t.detach() + s * shift * d for t, d in zip(tensors, tangents, strict=True)] for s in (1, -1))
+    there, before = (torch.autograd.grad(run(*(t.requires_grad_() for t in at)), at) for at in (ahead, behind))
+    for exact, one, other in zip(second, there, before, strict=True):
+        torch.testing.assert_close(exact, (one - other) / (2 * shift), rtol=1e-4, atol=1e-5)
+
+
+def test_vmap_and_functional_gradients() -> None:
+    given = problem(9)
+    several = torch.randn(3, *given["values"].shape, dtype=torch.float64)
+    clocks = torch.rand(3, *given["clock"].shape, dtype=torch.float64)
+
+    def run(values: Tensor, clock: Tensor) -> Tensor:
+        return diagonal_scan(**(given | {"values": values, "clock": clock}))[0]
+
+    one_by_one = torch.stack([run(v, c) for v, c in zip(several, clocks, strict=True)])
+    torch.testing.assert_close(torch.vmap(run)(several, clocks), one_by_one)
+    torch.testing.assert_close(torch.vmap(run, (0, None))(several, clocks[0])[1], run(several[1], clocks[0]))
+
+    def loss(values: Tensor, clock: Tensor) -> Tensor:
+        return run(values, clock).square().sum()
+
+    found = torch.vmap(torch.func.grad(loss, (0, 1)))(several, clocks)
+    for index in range(3):
+        v, c = several[index].clone().requires_grad_(), clocks[index].clone().requires_grad_()
+        expected = torch.autograd.grad(loss(v, c), (v, c))
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine[index], theirs)
+
+
+def test_the_backward_keeps_no_state_a_token() -> None:
+    matrix = DiagonalSemiseparable.example((512,), heads=8, batch=2, dtype=torch.float32)
+    leaves = [t.requires_grad_() for t in matrix.tensors()]
+    kept: dict[int, int] = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.setdefault(t.data_ptr(), t.numel()) and t, lambda t: t
+    ):
+        mixed = matrix.matmul(torch.randn(2, 8, 512, 8))
+    assert sum(kept.values()) < 2 * 8 * 512 * 8 * matrix.order
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(mixed.sum(), leaves))
 
 
 def test_equal_rates_are_one_decay_a_head() -> None:
@@ -135,6 +195,16 @@ def test_published_selective_scan() -> None:
         mixed, last = scan(u, *factors)
         case.check((mixed + case.input("D")[:, None, None] * u).squeeze(-1) * F.silu(case.input("z")))
         case.check(last.squeeze(2), "last_state")
+
+
+def test_published_scan_of_image_models() -> None:
+    case = load_fixture("vision/s6_selective_scan")
+    u, state = case.input("u"), case.state()
+    step = F.softplus(case.input("delta") + state["delta_bias"].unsqueeze(-1))
+    write, read = (case.input(name).mT.unsqueeze(1) for name in ("B", "C"))
+    matrix = DiagonalSemiseparable(read, write, -state["A_log"].exp()[None, :, None, :], step, step)
+    mixed = matrix.matmul(u.unsqueeze(-1)).squeeze(-1) + state["D"].unsqueeze(-1) * u
+    case.check(mixed * F.silu(case.input("z")))
 
 
 def test_published_scan_of_a_constant_system() -> None:
