@@ -70,7 +70,7 @@ class GFNet(VisionModel):
     with ``depths=(12,)`` it has one. Its count of parameters does not depend on that.
 
     Args:
-        depths: blocks of each stage.
+        depths: blocks of each stage; fewer than there are ``patches`` are the first stages.
         dims: channels, of all stages or of each.
         patches: stride of each stage's patches, those of the stem first; 1 for none.
         mixers: spec of the token mixer, such as ``"global_filter"`` or ``"afno(blocks=4)"``.

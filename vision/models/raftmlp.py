@@ -122,7 +122,7 @@ class RaftMLP(VisionModel):
     feature maps; with ``depths=(12,)`` it has one.
 
     Args:
-        depths, dims: blocks and channels of each stage.
+        depths, dims: blocks and channels of each stage; fewer depths are the first stages.
         kernels: for each stage the sides of its patches, the smallest being their stride; () for none.
         rafts: channels of a raft's bundle, for each stage; None for perceptrons over all tokens at once (MLP-Mixer).
         token_expansion: hidden width of the perceptrons over tokens over what they read.
@@ -147,13 +147,13 @@ class RaftMLP(VisionModel):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans)
-        if not len(depths) == len(dims) == len(kernels) == len(depths if rafts is None else rafts):
+        if len(depths) > min(len(dims), len(kernels), len(depths if rafts is None else rafts)):
             raise ValueError(f"dims, kernels and rafts must have an entry per stage, got {depths=}")
         if not kernels[0]:
             raise ValueError(f"the first stage needs patches, got kernels={kernels!r}")
         self.stem = MultiScaleStem(in_chans, dims[0], kernels[0])
         grid = self.stem.out_grid(image_size(img_size))
-        reductions = [self.stem.stride]
+        dims, reductions = list(dims[: len(depths)]), [self.stem.stride]
 
         def mixer(dim: int, raft: int | None) -> Mixer:
             if raft is None:

@@ -1,0 +1,193 @@
+"""RaftMLP and the MLP-Mixer of its repository against published numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import vision
+from matmix import load_published
+from matmix.inspect import matrices
+from matmix.mixers.mlp import TokenMLP
+from matmix.mixers.raft import Raft
+from tests.fixtures import Fixture, load_fixture
+from tests.vision.checks import Tokens, check_count, check_names, check_output, check_training
+from vision.models.raftmlp import MultiScaleDownsample, MultiScaleStem, RaftBlock, RaftMLP
+
+SOURCE = "okojoalg/raft-mlp"
+
+
+def configured(fixture: Fixture, **options: Any) -> RaftMLP:
+    """The model of a published configuration."""
+    layers = fixture.config["layers"]
+    return RaftMLP(
+        [layer["depth"] for layer in layers],
+        [layer["dim"] for layer in layers],
+        [layer.get("embedding_kernels", [layer["patch_size"]]) for layer in layers],
+        [layer["raft_size"] for layer in layers] if "raft_size" in layers[0] else None,
+        **{
+            "img_size": fixture.config.get("pretrained_image_size", 224),
+            "num_classes": fixture.config.get("num_classes", 1000),
+            **options,
+        },
+    )
+
+
+def small(**options: Any) -> RaftMLP:
+    return RaftMLP(
+        **{
+            "depths": (1, 1),
+            "dims": (8, 12),
+            "kernels": ((4, 8), (2,)),
+            "rafts": (2, 2),
+            "num_classes": 5,
+            "img_size": 32,
+            **options,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["raftmlp_tiny_48", "raftmlp_tiny_built48_at_64x56", "raftmlp_tiny_single_level_48", "mlp_mixer_tiny_48"],
+)
+def test_tiny(name: str) -> None:
+    fixture = load_fixture(f"vision/{name}")
+    check_output(fixture, configured(fixture), SOURCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "name"), [("raftmlp_s_224", "raftmlp_s"), ("mlp_mixer_b16_224", "mlp_mixer_b16")])
+def test_full_size(case: str, name: str) -> None:
+    check_output(load_fixture(f"vision/{case}"), vision.create_model(name), SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [("raftmlp_l_names", "raftmlp_l"), ("raftmlp_s_224", "raftmlp_s"), ("mlp_mixer_b16_224", "mlp_mixer_b16")],
+)
+def test_names(case: str, name: str) -> None:
+    check_names(load_fixture(f"vision/{case}"), name, SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"depths": (12,), "dims": (768,), "kernels": ((16,),), "rafts": (1,)}, 58105432),
+        ({"depths": (12,), "dims": (768,), "kernels": ((16,),), "rafts": (2,)}, 58162888),
+        ({"depths": (12,), "dims": (768,), "kernels": ((16,),), "rafts": (4,)}, 58390696),
+        ({"depths": (12,), "dims": (768,), "kernels": ((16, 32),), "rafts": (2,)}, 60522184),
+        ({"depths": (36,), "dims": (384,), "kernels": ((16,),), "rafts": (2,)}, 43532296),
+        ({"dims": (96, 192, 384, 768), "kernels": ((4,), (2,), (2,), (2,))}, 19920640),
+        ({"dims": (96, 192, 384, 768)}, 21413632),
+    ],
+)
+def test_counts_of_the_published_configurations(options: dict[str, Any], count: int) -> None:
+    with torch.device("meta"):
+        model = RaftMLP(**options)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_widths_of_the_original_mixer() -> None:
+    """MLP-Mixer B/16 (2105.01601, table 1: 59 M) has 384 hidden units where this repository has 392."""
+    model = check_count("mlp_mixer_b16", 59880472, token_expansion=384 / 196)
+    assert model.stages[0].blocks[0].token_mixer.fc1.out_features == 384
+
+
+@pytest.mark.parametrize("name", ["2x4_16x16", "4x8_16x16", "4x8x16_16x16"])
+def test_multi_scale_patches(name: str) -> None:
+    fixture = load_fixture(f"vision/embed_cross_scale_{name}")
+    config = fixture.config
+    stem = MultiScaleStem(config["in_channels"], config["out_channels"], config["kernels"])
+    check_output(fixture, Tokens(stem), SOURCE)
+
+
+@pytest.mark.parametrize("name", ["raft_block_6x6_r1", "raft_block_6x6_r2", "raft_block_built6_at_8x5_r2"])
+def test_raft_block(name: str) -> None:
+    fixture = load_fixture(f"vision/mixer_{name}")
+    config = fixture.config
+    block = RaftBlock(Raft(8, (6, 6), raft=config["raft_size"]), 32, 0.0)
+    check_output(fixture, Tokens(block, (config["height"], config["width"]), below="block."), SOURCE)
+
+
+def test_mixer_block() -> None:
+    fixture = load_fixture("vision/mixer_original_block_6x6")
+    check_output(fixture, Tokens(RaftBlock(TokenMLP(8, (6, 6), hidden=72), 32, 0.0), (6, 6)), SOURCE)
+
+
+def test_weights_of_another_model_are_named() -> None:
+    fixture = load_fixture("vision/raftmlp_tiny_48")
+    with pytest.raises(ValueError, match=r"unexpected: levels\.2.*convs\.0\.weight \(16, 160\) for \(12, 8, 2, 2\)"):
+        load_published(small(), fixture.state(), source=SOURCE)
+
+
+@pytest.mark.parametrize("rafts", [(2, 2), None])
+def test_other_sizes(rafts: tuple[int, ...] | None) -> None:
+    """Any size runs by the published rule; weights for a size come from ``img_size`` or ``resize_``."""
+    torch.manual_seed(0)
+    model = small(rafts=rafts).double().eval()
+    x = torch.randn(2, 3, 37, 50, dtype=torch.float64)
+    assert model.stage_grids((37, 50)) == [(10, 13), (5, 7)]
+    assert [m.shape[2:] for m in model.forward_intermediates(x)[1]] == [(10, 13), (5, 7)]
+    assert {block.token_mixer.grid for stage in model.stages for block in stage.blocks} == {(8, 8), (4, 4)}
+    before = model(x)
+    model.resize_((37, 50))
+    assert {block.token_mixer.grid for stage in model.stages for block in stage.blocks} == {(10, 13), (5, 7)}
+    # Mixer's hidden width is a number of its own, which stays what it was.
+    fresh = small(rafts=rafts, img_size=(37, 50), **({} if rafts else {"token_expansion": 128 / 130}))
+    same = {name: p.shape for name, p in fresh.named_parameters() if rafts or "stages.1" not in name}
+    assert same.items() <= {name: p.shape for name, p in model.named_parameters()}.items()
+    assert not torch.allclose(model(x), before)
+
+
+def test_an_image_is_enlarged_to_whole_patches() -> None:
+    model = small().eval()
+    x = torch.randn(1, 3, 30, 33)
+    larger = F.interpolate(x, (32, 36), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(model(x), model(larger))
+
+
+def test_its_matrices() -> None:
+    found = matrices(small(), torch.randn(2, 3, 32, 32))
+    assert [tuple(m.shape) for m in found.values()] == [(2, 4, 128, 129), (2, 6, 32, 33)]
+    found = matrices(small(rafts=None), torch.randn(2, 3, 48, 48))
+    assert [tuple(m.shape) for m in found.values()] == [(2, 8, 64, 65), (2, 12, 16, 17)]
+
+
+def test_initialisation_is_that_of_linear_layers() -> None:
+    """All of the published weights start as in PyTorch; the patches of all sizes are one linear layer."""
+    torch.manual_seed(0)
+    model = vision.create_model("raftmlp_s", depths=(1, 1, 1, 1))
+    bound = (3 * (16 + 64)) ** -0.5
+    for conv in model.stem.convs:
+        assert 0.98 * bound < conv.weight.abs().max().item() <= bound
+    assert 0.98 * 512**-0.5 < model.head.fc.weight.abs().max().item() <= 512**-0.5
+    assert 0.98 * 512**-0.5 < model.stages[3].blocks[0].mlp.fc1.weight.abs().max().item() <= 512**-0.5
+
+
+def test_drop_path_is_the_same_in_every_block() -> None:
+    model = vision.create_model("raftmlp_s", drop_path_rate=0.1)
+    blocks = [block for stage in model.stages for block in stage.blocks]
+    assert {block.drop_path.drop_prob for block in blocks} == {0.1}
+    assert {block.token_mixer.vertical.drop_path for block in blocks} == {0.1}
+    mixer = vision.create_model("mlp_mixer_b16", depths=(1,), drop_path_rate=0.1)
+    assert mixer.stages[0].blocks[0].drop_path.drop_prob == 0.1
+
+
+@pytest.mark.parametrize("rafts", [(2, 2), None])
+def test_training(rafts: tuple[int, ...] | None) -> None:
+    check_training(small(rafts=rafts, drop_path_rate=0.1), torch.randn(4, 3, 32, 40))
+
+
+def test_refuses() -> None:
+    with pytest.raises(ValueError, match=r"kernels must be multiples of the smallest .* got \(3, 6\)"):
+        MultiScaleDownsample(4, 4, (3, 6))
+    with pytest.raises(ValueError, match="dims, kernels and rafts must have an entry per stage"):
+        RaftMLP((1, 1), (8,), ((4,), (2,)), (2, 2))
+    with pytest.raises(ValueError, match="the first stage needs patches"):
+        RaftMLP((1,), (8,), ((),), (2,))
+    with pytest.raises(ValueError, match="dims may change where a stage has patches only"):
+        RaftMLP((1, 1), (8, 12), ((4,), ()), (2, 2))
