@@ -25,7 +25,7 @@ from matmix.ops.vector_quantizer import VectorQuantizer
     matrix="Softmax Diagonal Selection^T per head; causal: Diagonal Semiseparable",
     cost="O(L D S + L D^2)",
     source="transformer-vq/transformer_vq",
-    paper="2309.16354, theorems 3.6 and 3.7",
+    paper="2309.16354, section 3",
     smallest={"head_dim": 4, "codes": 3},
 )
 class VQAttention(Mixer):
