@@ -34,14 +34,15 @@ def cost(
     import torch
 
     from matmix.cost import count
-    from matmix.experiments.models import create_model, is_model
+    from matmix.experiments.models import create_model
     from matmix.experiments.plugins import import_all
+    from matmix.inspect.recording import outer_mixers
     from matmix.mixers import create_mixer
 
     import_all(imports)
     if len(img_size) > 2 or any(side < 1 for side in img_size):
         raise ValueError(f"--img-size is one positive number or two, got {' '.join(map(str, img_size))}")
-    if is_model(what):
+    if not _is_mixer(what):
         size = img_size * 2 if len(img_size) == 1 else img_size
         made = create_model(what, **({"img_size": size} if size else {}))
         channels, *own = made.pretrained_cfg["input_size"]  # type: ignore[union-attr,index]
@@ -49,14 +50,15 @@ def cost(
         where = tuple(size or getattr(made, "img_size", own))
         inputs, options = torch.zeros(1, channels, *where), {}
     elif img_size:
-        create_model(what)  # an image size is for models: say why there is none
-        raise ValueError(f"--img-size is for models; {what!r} is a mixer: give --grid")
+        raise ValueError(f"--img-size is for models; {what!r} is a mixer: give --grid ROWS COLUMNS")
     else:
         where = grid or (length,)
         made = create_mixer(what, dim, where)
         inputs, options = torch.zeros(1, torch.Size(where).numel(), dim), {"grid": where}
     report = count(made, inputs, **options)
+    # A fixed random matrix is a buffer of its mixer; published counts name it beside the parameters.
     frozen = report.parameters - report.trainable
+    frozen += sum(buffer.numel() for mixer in outer_mixers(made).values() for buffer in mixer.buffers())
     print(f"{what} for one input of {' x '.join(map(str, inputs.shape[1:]))}")
     print(f"parameters        {report.trainable:>18,}" + (f"  and {frozen:,} frozen" if frozen else ""))
     print(f"MACs              {report.macs:>18,}")
@@ -64,6 +66,16 @@ def cost(
     if report.uncounted:
         print(f"not counted: {', '.join(report.uncounted)}")
     return 0
+
+
+def _is_mixer(spec: str) -> bool:
+    from matmix.mixers import list_mixers
+    from matmix.mixers.registry import parse_spec
+
+    try:
+        return all(call.name in list_mixers() for call in parse_spec(spec))
+    except ValueError:  # names of models may have dots
+        return False
 
 
 def picture(words: Sequence[str]) -> int:

@@ -51,16 +51,6 @@ def read(spec: str) -> tuple[str, str, dict[str, Any]]:
     return package or "", name, dict(parsed.options)
 
 
-def is_model(spec: str) -> bool:
-    """Whether the spec names a model of an installed package."""
-    try:
-        package, name, _ = read(spec)
-        source = _package(package) if package else _owner(name)
-    except ValueError:
-        return False
-    return name in source.list_models()
-
-
 @cache
 def _entries() -> dict[str, Any]:
     return {entry.name: entry for entry in sorted(entry_points(group="matmix.models"), key=lambda e: e.name)}

@@ -73,6 +73,7 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
         step, state = resumed
         bare.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        match_layout(optimizer)
         if average is not None:
             average.load_state_dict(state["average"])
         if accelerator.scaler is not None:
@@ -305,6 +306,15 @@ def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         raise ValueError(f"Recipe.optimizer={recipe.optimizer!r} is no optimizer of timm; close: {', '.join(close)}")
     betas = {"betas": recipe.betas} if get_optimizer_info(recipe.optimizer).has_betas else {}
     return create_optimizer_v2(parameters, opt=recipe.optimizer, lr=recipe.lr, **betas)
+
+
+def match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded moments the memory layout of their parameter (channels-last kernels): fused updates walk through
+    parameter, gradient and moments as they lie in memory, and a checkpoint holds rows."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def running_average(model: nn.Module, decay: float) -> AveragedModel:

@@ -236,7 +236,8 @@ class Classify(Task):
 @cache
 def data_config(architecture: str) -> dict[str, Any]:
     """Input size, mean, deviation, interpolation and crop that a model was published with."""
-    with torch.device("meta"):
+    # Building a model draws random numbers; in the middle of a training they would be missing from the stream.
+    with fork_seed(0, "data_config"), torch.device("meta"):
         return resolve_model_data_config(create_model(architecture))
 
 
