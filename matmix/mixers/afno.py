@@ -23,6 +23,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.ops.fft import hermitian
 from matmix.ops.layers import StarReLU
+from matmix.ops.linear import linear
 from matmix.ops.pieces import samples
 from matmix.ops.precision import full_precision, working_dtype
 
@@ -114,7 +115,7 @@ class AFNO(Mixer):
     def project(self, x: Tensor, context: Context) -> Projected:
         grid, mask = context
         if self.pwconv1 is not None and self.act1 is not None:
-            x = self.act1(self.pwconv1(x))
+            x = linear(self.pwconv1, x, self.act1)
         x = drop_padding(x, mask)
         batch, length, inner = x.shape
         flat = x.mT.contiguous()  # transforms along the last axes are the fast ones
@@ -205,7 +206,7 @@ class AFNO(Mixer):
 
     def merge(self, mixed: Tensor, rest: int) -> Tensor:
         tokens = mixed.reshape(mixed.shape[0], self.blocks * self.width, rest).mT
-        return tokens if self.pwconv2 is None else self.pwconv2(tokens)
+        return tokens if self.pwconv2 is None else linear(self.pwconv2, tokens)
 
     def extra_repr(self) -> str:
         options = f"blocks={self.blocks}, shrink={self.shrink}, fraction={self.fraction}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
+from matmix.ops.linear import linear
 
 
 def _from_three(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -66,14 +67,14 @@ class Attention(Mixer):
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values ``(B, H, L, E)`` of tokens ``(B, L, D)``, from one product."""
-        return self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        return linear(self.qkv, x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def project(self, x: Tensor, context: Context) -> Projected:
         query, key, values = self._heads(x)
         return Projected(Softmax(query, key, context.mask, causal=self.causal), values)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return self.proj(merge_heads(mixed))
+        return linear(self.proj, merge_heads(mixed))
 
     # ------------------------------------------------------------------ token by token: keys, values, who is real
 

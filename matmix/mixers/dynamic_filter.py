@@ -14,6 +14,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, check_gr
 from matmix.mixers.registry import register
 from matmix.ops.fft import hermitian, interpolate_spectrum, resample_spectrum, to_complex
 from matmix.ops.layers import StarReLU
+from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
 
 _ACTS: dict[str, type[nn.Module]] = {"star_relu": StarReLU, "gelu": nn.GELU, "relu": nn.ReLU}
@@ -99,7 +100,7 @@ class DynamicFilter(Mixer):
         grid, mask = context
         if len(grid) != self.axes:
             raise ValueError(f"DynamicFilter was built for a grid of {self.axes} axes, got the grid {grid}")
-        values = drop_padding(self.act1(self.pwconv1(x)), mask)
+        values = drop_padding(linear(self.pwconv1, x, self.act1), mask)
         mean = x.mean(1) if mask is None else drop_padding(x, mask).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         weights = self.reweight(mean).unflatten(-1, (self.filters, -1))  # (B, K, inner)
         spectra = torch.view_as_real(self._spectra(grid))  # (K, *half, 2)
@@ -126,7 +127,7 @@ class DynamicFilter(Mixer):
         return resample_spectrum(spectra, old, new).movedim(0, -1)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return self.pwconv2(merge_heads(mixed))
+        return linear(self.pwconv2, merge_heads(mixed))
 
     def resize_(self, grid: Grid) -> Self:
         """Carry the filters to another grid by the rule ``resize``; with ``built`` they stay where they are."""

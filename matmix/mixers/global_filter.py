@@ -12,6 +12,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.ops.fft import hermitian, interpolate_spectrum, resample_spectrum, to_complex
 from matmix.ops.layers import StarReLU
+from matmix.ops.linear import linear
 
 
 def _gfnet(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -59,7 +60,7 @@ class GlobalFilter(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         if self.expansion is not None:
-            x = self.act1(self.pwconv1(x))
+            x = linear(self.pwconv1, x, self.act1)
         # StarReLU does not keep zeros, so padding is dropped after it.
         values = drop_padding(x, context.mask).mT.unsqueeze(-1)
         spectrum = self.complex_weights.movedim(-2, 0).unsqueeze(0)
@@ -67,7 +68,7 @@ class GlobalFilter(Mixer):
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         tokens = merge_heads(mixed)
-        return tokens if self.expansion is None else self.pwconv2(tokens)
+        return tokens if self.expansion is None else linear(self.pwconv2, tokens)
 
     def resize_(self, grid: Grid, *, method: str = "kernel") -> Self:
         """Adapt the filters to another grid, in place.

@@ -12,6 +12,7 @@ from matmix.matrices.convolution import Convolution
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops.layers import StarReLU
+from matmix.ops.linear import linear
 
 
 @register(
@@ -64,7 +65,7 @@ class SepConv(Mixer):
         if len(context.grid) != self.axes:
             raise ValueError(f"SepConv was built for a grid of {self.axes} axes, got the grid {context.grid}")
         # StarReLU does not keep zeros, so padding is dropped after it.
-        inner = drop_padding(self.act1(self.pwconv1(x)), context.mask)
+        inner = drop_padding(linear(self.pwconv1, x, self.act1), context.mask)
         return Projected(self._matrix(context.grid), inner.mT.unsqueeze(-1))
 
     def _matrix(self, grid: Grid) -> Convolution:
@@ -74,7 +75,7 @@ class SepConv(Mixer):
         return Convolution.centred(kernel, grid)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return self.pwconv2(merge_heads(mixed))
+        return linear(self.pwconv2, merge_heads(mixed))
 
     def resize_(self, grid: Grid) -> SepConv:
         if len(grid) != self.axes:

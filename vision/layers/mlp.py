@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.ops.layers import StarReLU
+from matmix.ops.linear import linear
 
 
 class SquaredReLU(nn.Module):
@@ -47,4 +48,4 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return self.drop(linear(self.fc2, self.drop(linear(self.fc1, x, self.act))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from vision.layers.norms import make_norm
@@ -13,6 +14,11 @@ def conv_grid(grid: Grid, kernel: int, stride: int, padding: int) -> Grid:
     """The grid that a convolution leaves of a grid."""
     rows, columns = ((n + 2 * padding - kernel) // stride + 1 for n in grid)
     return rows, columns
+
+
+def channels_last(conv: nn.Conv2d) -> nn.Conv2d:
+    """A convolution whose weights ask for channels-last results, which are maps without a copy."""
+    return conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 class ConvStem(nn.Module):
@@ -27,7 +33,7 @@ class ConvStem(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, norm: str | None = "layer") -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, dim, 7, 4, 2)
+        self.conv = channels_last(nn.Conv2d(in_chans, dim, 7, 4, 2))
         self.norm = nn.Identity() if norm is None else make_norm(norm, dim)
 
     def out_grid(self, grid: Grid) -> Grid:
@@ -51,7 +57,7 @@ class ConvDownsample(nn.Module):
     def __init__(self, dim: int, out_dim: int, norm: str | None = "layer", positions: nn.Module | None = None) -> None:
         super().__init__()
         self.norm = nn.Identity() if norm is None else make_norm(norm, dim)
-        self.conv = nn.Conv2d(dim, out_dim, 3, 2, 1)
+        self.conv = channels_last(nn.Conv2d(dim, out_dim, 3, 2, 1))
         self.positions = positions
 
     def out_grid(self, grid: Grid) -> Grid:
