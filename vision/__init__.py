@@ -2,6 +2,7 @@
 
 from vision import models
 from vision.base import VisionModel
+from vision.dense import mask_rcnn, retinanet, semantic_fpn
 from vision.metaformer import MetaFormer
 from vision.registry import create_model, list_models, model_info, register, timm_name
 
@@ -10,8 +11,11 @@ __all__ = [
     "VisionModel",
     "create_model",
     "list_models",
+    "mask_rcnn",
     "model_info",
     "models",
     "register",
+    "retinanet",
+    "semantic_fpn",
     "timm_name",
 ]
