@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
 from matmix.inspect import matrices
@@ -29,6 +30,7 @@ from vision.data.images import BrokenImage
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Shown = tuple[str, Any, dict[str, Any]]  # title, image (or image and heat map), options of imshow
 PANEL = 2.6  # inches
 HEADS = 4  # drawn of each matrix, evenly spaced
 TOKENS = 1024  # a larger map's matrix is drawn for its first rows of tokens
@@ -43,7 +45,8 @@ def receptive_field(model: nn.Module, image: Path, out: Path, *, size: int = 0, 
     x, shown = prepare(model, image, size)
     x.requires_grad_()
     maps = model.forward_intermediates(x, intermediates_only=True)  # type: ignore[operator]
-    panels, said = [("image", shown, {})], []
+    panels: list[Shown] = [("image", shown, {})]
+    said = []
     for index, stage in enumerate(maps):
         row, column = stage.shape[2] // 2, stage.shape[3] // 2
         (gradient,) = torch.autograd.grad(stage[0, :, row, column].sum(), x, retain_graph=True)
@@ -66,7 +69,8 @@ def spectra(model: nn.Module, image: Path, out: Path, *, size: int = 0, target: 
     around the middle, for this image. Zero frequency stands in the centre. The mean over heads, and some heads.
     """
     x, _ = prepare(model, image, size)
-    rows, said = [], []
+    rows: list[list[Shown]] = []
+    said = []
     for name, matrix, grid in _stages(model, x):
         response = torch.fft.fft2(_middle_row(matrix, grid)).abs()
         shifted = torch.fft.fftshift(response, dim=(-2, -1))
@@ -120,7 +124,8 @@ def class_activation(model: nn.Module, image: Path, out: Path, *, size: int = 0,
         raise ValueError(f"target must be a class, 0 to {len(logits) - 1}, got {target}")
     share = logits.softmax(0)
     classes = [target] if target is not None else share.topk(min(3, len(logits))).indices.tolist()
-    panels, said = [("image", shown, {})], []
+    panels: list[Shown] = [("image", shown, {})]
+    said = []
     for label in classes:
         (gradient,) = torch.autograd.grad(logits[label], features, retain_graph=True)
         values, slope = (_as_map(tensor, model) for tensor in (features.detach(), gradient))
@@ -180,7 +185,7 @@ def _grids(model: nn.Module, x: Tensor) -> dict[str, tuple[int, int]]:
         def note(module: nn.Module, args: Any, options: Any, name: str = name) -> None:
             grid = options.get("grid") or getattr(module, "grid", None)
             length = args[0].shape[1]
-            seen[name] = tuple(grid) if grid is not None and len(grid) == 2 else (1, length)  # type: ignore[assignment]
+            seen[name] = tuple(grid) if grid is not None and len(grid) == 2 else (1, length)
 
         hooks.append(mixer.register_forward_pre_hook(note, with_kwargs=True))
     try:
@@ -255,7 +260,7 @@ def _as_map(features: Tensor, model: nn.Module) -> Tensor:
     raise ValueError(f"{type(model).__name__} has no last map: its features are {tuple(features.shape)}")
 
 
-def _panels(rows: list[list[tuple[str, Any, dict[str, Any]]]], heading: str) -> Figure:
+def _panels(rows: list[list[Shown]], heading: str) -> Figure:
     """Images with a title each; a pair is an image under a heat map."""
     import textwrap
 

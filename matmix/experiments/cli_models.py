@@ -45,7 +45,7 @@ def cost(
     if not _is_mixer(what):
         size = img_size * 2 if len(img_size) == 1 else img_size
         made = create_model(what, **({"img_size": size} if size else {}))
-        channels, *own = made.pretrained_cfg["input_size"]  # type: ignore[union-attr,index]
+        channels, *own = made.pretrained_cfg["input_size"]  # type: ignore[index]
         channels = getattr(made, "in_chans", channels)
         where = tuple(size or getattr(made, "img_size", own))
         inputs, options = torch.zeros(1, channels, *where), {}

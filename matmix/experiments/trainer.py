@@ -284,7 +284,7 @@ def new_accelerator(precision: str) -> Accelerator:
 def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser; decay on tensors with at least two axes that are not flagged `_no_weight_decay`."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    named = getattr(model, "no_weight_decay", set)()  # timm's way to say it
+    named: set[str] = getattr(model, "no_weight_decay", set)()  # timm's way to say it
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             spared = name in named or getattr(parameter, "_no_weight_decay", False)
@@ -296,16 +296,17 @@ def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":  # fused: one call for all tensors; on CPU too
         return torch.optim.AdamW(parameters, lr=recipe.lr, betas=recipe.betas, fused=True)
     try:
-        from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+        import timm.optim
     except ImportError:
-        raise ValueError(
-            f"Recipe.optimizer={recipe.optimizer!r} is one of timm's: pip install 'matmix[vision]'"
-        ) from None
-    if recipe.optimizer not in list_optimizers():
-        close = difflib.get_close_matches(recipe.optimizer, list_optimizers(), n=3)
+        raise ValueError(f"Recipe.optimizer={recipe.optimizer!r} is timm's: pip install 'matmix[vision]'") from None
+    factory: Any = timm.optim
+    known = factory.list_optimizers()
+    if recipe.optimizer not in known:
+        close = difflib.get_close_matches(recipe.optimizer, known, n=3)
         raise ValueError(f"Recipe.optimizer={recipe.optimizer!r} is no optimizer of timm; close: {', '.join(close)}")
-    betas = {"betas": recipe.betas} if get_optimizer_info(recipe.optimizer).has_betas else {}
-    return create_optimizer_v2(parameters, opt=recipe.optimizer, lr=recipe.lr, **betas)
+    betas = {"betas": recipe.betas} if factory.get_optimizer_info(recipe.optimizer).has_betas else {}
+    made: torch.optim.Optimizer = factory.create_optimizer_v2(parameters, opt=recipe.optimizer, lr=recipe.lr, **betas)
+    return made
 
 
 def match_layout(optimizer: torch.optim.Optimizer) -> None:

@@ -389,6 +389,23 @@ def test_an_empty_class(tmp_path):
         task(str(tmp_path)).model("", 0)
 
 
+def test_images_may_lie_deeper_and_hidden_files_are_none(tmp_path):
+    make_folder(tmp_path)
+    deep = tmp_path / "train" / "red" / "more"
+    deep.mkdir()
+    (tmp_path / "train" / "red" / "0.jpg").rename(deep / "0.JPG")
+    (deep / "._0.jpg").write_text("left by a file system")
+    assert task(str(tmp_path)).images("train").targets.bincount().tolist() == [8, 8, 8]
+
+
+def test_weights_for_other_channels(folder, tmp_path):
+    write_tensors(tmp_path / "grey.safetensors", task(folder, channels=1).model("", 0).state_dict())
+    with pytest.raises(
+        ValueError, match=r"grey.safetensors does not fit MetaFormer: .*stem.conv.weight \(8, 1, 7, 7\)"
+    ):
+        task(folder, weights=str(tmp_path / "grey.safetensors")).model("", 0)
+
+
 def test_a_class_that_training_lacks(tmp_path):
     make_folder(tmp_path)
     (tmp_path / "test" / "red").rename(tmp_path / "test" / "rde")

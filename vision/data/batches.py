@@ -48,7 +48,7 @@ class Mix:
             raise ValueError(f"mixup and cutmix need an even number of images in each process, got {len(x)}")
         random = np.random.default_rng(seed)
         cut = self.cutmix > 0 and (self.mixup == 0 or random.random() < 0.5)
-        share = float(random.beta(*[self.cutmix if cut else self.mixup] * 2))
+        share = _beta(random, self.cutmix if cut else self.mixup)
         partner = torch.arange(len(x)) ^ 1
         if cut:
             (top, bottom, left, right), share = _box(x.shape, share, random)
@@ -59,6 +59,10 @@ class Mix:
         return mixed, target.lerp(target[partner], 1 - share)
 
 
+def _beta(random: np.random.Generator, parameter: float) -> float:
+    return float(random.beta(parameter, parameter))
+
+
 def _box(shape: Any, share: float, random: np.random.Generator) -> tuple[tuple[int, int, int, int], float]:
     """timm's box for the share that stays, and the share that does stay; timm draws from numpy's global generator."""
     before = np.random.get_state()
@@ -67,7 +71,8 @@ def _box(shape: Any, share: float, random: np.random.Generator) -> tuple[tuple[i
         box, share = cutmix_bbox_and_lam(shape, share)
     finally:
         np.random.set_state(before)
-    return tuple(int(edge) for edge in box), float(share)
+    top, bottom, left, right = (int(edge) for edge in box)
+    return (top, bottom, left, right), float(share)
 
 
 def training_shares(

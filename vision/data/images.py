@@ -17,8 +17,9 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.readers.reader import Reader
 from torch import Tensor
+
+from vision.data.sources import Source
 
 MODES = {1: "L", 3: "RGB"}
 
@@ -38,7 +39,7 @@ class Images:
         shrink: short side, in pixels, to which images are reduced once and then held in memory; 0 reads files anew.
     """
 
-    reader: Reader
+    reader: Source
     indices: Sequence[int]
     channels: Literal[1, 3] = 3
     shrink: int = 0
@@ -64,7 +65,8 @@ class Images:
         index = self.indices[position]
         mode = MODES[self.channels]
         try:
-            with self.reader[index][0] as file, Image.open(file) as image:
+            with self.reader[index][0] as file, Image.open(file) as opened:
+                image: Image.Image = opened
                 if image.mode.startswith(("I", "F")):
                     raise ValueError(f"its mode is {image.mode!r}, which is no image of 8 bits a channel")
                 # A palette may hold transparency: by way of RGBA it does not turn into a colour of its own.

@@ -1,4 +1,4 @@
-"""Where images come from. Every source is one of timm's readers: `reader[i]` is an open file and a class index.
+"""Where images come from. A source is one of timm's readers: `reader[i]` is an open file and the number of a class.
 
 ========================  =========================================================================================
 a folder                  `train`, `val` and `test` below it, each with a folder a class; or the classes themselves
@@ -17,18 +17,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from timm.data.readers import create_reader
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
+from timm.data.readers.reader_factory import create_reader
 
 from matmix.experiments.task import Split
 
@@ -39,7 +40,22 @@ NAMES: dict[Split, tuple[str, ...]] = {
 }
 
 
-def open_source(data: str, split: Split) -> Reader | None:
+class Source(Reader):
+    """One of timm's readers that also says its classes, by number, and the label of every image, in order."""
+
+    class_to_idx: dict[str, int]
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def labels(self) -> list[int]:
+        raise NotImplementedError
+
+
+def open_source(data: str, split: Split) -> Source | None:
     """The images of a split; None where the data set has no such split.
 
     Raises:
@@ -62,29 +78,40 @@ def open_source(data: str, split: Split) -> Reader | None:
     return _hub(data, split)
 
 
-def class_folders(folder: Path) -> list[str]:
-    """The classes of a split, by name: its folders. One without an image is an error, not one class less."""
+def class_folders(folder: Path) -> dict[str, list[str]]:
+    """The image files of every class of a split, in order: the class is the folder right below the split.
+
+    timm's own reader takes the folder right above the file, and leaves out a class without images; here files may lie
+    deeper, and an empty class is an error, not one class less.
+    """
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise ValueError(f"data: {folder} has no folders of classes")
-    kinds = get_img_extensions(as_set=True)
+    kinds = tuple(get_img_extensions())
+    found = {}
     for name in names:
-        if not any(file.suffix.lower() in kinds for file in (folder / name).rglob("*")):
-            raise ValueError(f"data: the class folder {folder / name} holds no image ({', '.join(sorted(kinds))})")
-    return names
+        walk = os.walk(folder / name, followlinks=True)
+        found[name] = sorted(
+            os.path.join(where, file)
+            for where, _, files in walk
+            for file in files
+            if file.lower().endswith(kinds) and not file.startswith(".")
+        )
+        if not found[name]:
+            raise ValueError(f"data: the class folder {folder / name} holds no image ({', '.join(kinds)})")
+    return found
 
 
-class FolderClasses(Reader):
-    """timm's folder reader with the class numbers of the training split."""
+class FolderClasses(Source):
+    """The images of a split, with the class numbers of the training split."""
 
-    def __init__(self, folder: Path, classes: Sequence[str] | None = None) -> None:
+    def __init__(self, folder: Path, classes: Iterable[str] | None = None) -> None:
         found = class_folders(folder)
-        for name in found if classes is not None else ():
-            if name not in classes:  # type: ignore[operator]
-                raise ValueError(f"data: {folder / name} is a class that the training split does not have")
         self.class_to_idx = {name: index for index, name in enumerate(classes or found)}
-        inner = create_reader("", str(folder), class_map=self.class_to_idx)
-        self.samples: list[tuple[str, int]] = inner.samples
+        for name in found:
+            if name not in self.class_to_idx:
+                raise ValueError(f"data: {folder / name} is a class that the training split does not have")
+        self.samples = [(path, self.class_to_idx[name]) for name, paths in found.items() for path in paths]
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         path, target = self.samples[index]
@@ -100,7 +127,7 @@ class FolderClasses(Reader):
         return self.samples[index][0]
 
 
-class JpegArrays(Reader):
+class JpegArrays(Source):
     """Encoded images in one array of bytes: image i is `data[offsets[i] : offsets[i + 1]]`."""
 
     def __init__(
@@ -135,7 +162,7 @@ class JpegArrays(Reader):
         return f"{self.name}[{index}]"
 
 
-class TarShards(Reader):
+class TarShards(Source):
     """WebDataset shards with random access: an entry is (shard, offset, size, name, label)."""
 
     def __init__(self, shards: Sequence[Path]) -> None:
@@ -188,7 +215,7 @@ def _index(shard: Path) -> list[tuple[int, int, str, int]]:
     return [(*image, labels[key]) for key, image in images.items()]
 
 
-class HubImages(Reader):
+class HubImages(Source):
     """A data set of the hub: timm's reader, with all labels at once."""
 
     def __init__(self, inner: Any) -> None:
@@ -209,7 +236,7 @@ class HubImages(Reader):
 
 
 @cache
-def _hub(name: str, split: Split) -> Reader | None:
+def _hub(name: str, split: Split) -> Source | None:
     """Hugging Face data set; its splits are asked for by their usual names, its image column is found by its kind."""
     import datasets
 

@@ -10,8 +10,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from timm.data import create_transform, resolve_model_data_config
-from timm.data.readers.reader import Reader
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
 from matmix.experiments.models import create_model, read
@@ -20,7 +20,7 @@ from matmix.experiments.weights import load_weights
 from matmix.ops.seed import fork_seed
 from vision.data.batches import Mix, evaluation_shares, load, training_shares
 from vision.data.images import Images, Transformed
-from vision.data.sources import open_source
+from vision.data.sources import Source, open_source
 from vision.recipes import published
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Classify(Task):
     def _mixes(self) -> bool:
         return bool(self.mixup or self.cutmix or self.smoothing)
 
-    def _sources(self) -> dict[Split, Reader]:
+    def _sources(self) -> dict[Split, Source]:
         return sources(self.data, self.as_test)
 
     def _noise(self, count: int, train: bool = False) -> tuple[Tensor, Tensor]:
@@ -242,7 +242,7 @@ def data_config(architecture: str) -> dict[str, Any]:
 
 
 @cache
-def sources(data: str, as_test: Split) -> dict[Split, Reader]:
+def sources(data: str, as_test: Split) -> dict[Split, Source]:
     """The splits that a data set has. A lone validation split is what one tests on."""
     if not data:
         raise ValueError("name the data: --data PATH")

@@ -16,6 +16,7 @@ from matmix.experiments.report.collect import Run, Setting
 from matmix.experiments.report.tables import ordered, trivial_score
 
 DPI = 110
+TOKENS = 16
 # Okabe and Ito's colours without yellow: told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
@@ -166,7 +167,10 @@ def curves_picture(setting: Setting, path: Path) -> bool:
 
 
 def matrices_picture(setting: Setting, path: Path) -> tuple[bool, list[str]]:
-    """A learned matrix of each mixer: last layer, first head, on the task's example; and why some are missing."""
+    """A learned matrix of each mixer: last layer, first head, on the task's example; and why some are missing.
+
+    Of a pyramid, the last layer that still has `TOKENS` tokens: the 2 x 2 tokens at its end show nothing.
+    """
     from matmix.experiments.run import load_model
     from matmix.inspect.pictures import Panel, dense, draw, kind, short
     from matmix.inspect.recording import matrices, outer_mixers
@@ -176,7 +180,8 @@ def matrices_picture(setting: Setting, path: Path) -> tuple[bool, list[str]]:
         run = min((run for run in setting.of(mixer) if run.score is not None), key=lambda run: run.seed)
         try:
             task, model = load_model(run.folder)
-            name, matrix = list(matrices(model, *task.example()).items())[-1]
+            found = list(matrices(model, *task.example()).items())
+            name, matrix = next((one for one in reversed(found) if one[1].shape[2] >= TOKENS), found[-1])
             entries = dense(matrix)[0]
             grid = outer_mixers(model)[name.partition("#")[0]].grid
         except Exception as error:  # a mixer whose code is gone, weights that were removed: the rest still stands
@@ -188,7 +193,7 @@ def matrices_picture(setting: Setting, path: Path) -> tuple[bool, list[str]]:
     if not panels:
         return False, problems
     rows = [panels[start : start + 5] for start in range(0, len(panels), 5)]
-    heading = f"{setting.name}: learned matrices of the last layer, for one example (best weights, first seed)"
+    heading = f"{setting.name}: learned matrices of a late layer, for one example (best weights, first seed)"
     draw(rows, heading, relative=True).savefig(path, dpi=DPI)
     return True, problems
 
