@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
+from matmix.ops.scan import leading, share, unshare
 
 
 class Butterfly(Matrix):
@@ -57,15 +60,38 @@ class Butterfly(Matrix):
         )
         return torch.stack((first, second), 3).flatten(2, 4)
 
+    def _round(self, start: int, stop: int, values: Tensor, transposed: bool) -> Tensor:
+        """Factors from start to stop at once, on values ``(B, H, n, W)``: they join positions that differ in these
+        bits only, as dense blocks of ``2^(stop - start)``, which are the factors applied to the identity."""
+        size, step = 1 << (stop - start), 1 << start
+        apart = (values.shape[2] // (size * step), size, step)
+        block = torch.eye(size, dtype=self.blocks.dtype, device=self.blocks.device).unsqueeze(1)
+        block = block.expand(*self.blocks.shape[:2], apart[0], size, step, size).flatten(2, 4)
+        for s in range(start, stop):
+            block = self._factor(s, block, False)
+        block = block.unflatten(2, apart).transpose(3, 4)
+        mixed = (block.mT if transposed else block) @ values.unflatten(2, apart).transpose(3, 4)
+        return mixed.transpose(3, 4).flatten(2, 4)
+
     def _apply(self, values: Tensor, transposed: bool) -> Tensor:
-        batch, _, depth = self.blocks.shape[:3]
+        batch, heads, depth = self.blocks.shape[:3]
         positions = 1 << depth
         if depth == 0:  # a single token, and no factor that would spread the values over the batch
             return values if batch == 1 else values.expand(batch, -1, -1, -1)
-        mixed = torch.nn.functional.pad(values, (0, 0, 0, positions - self.length))
-        for s in reversed(range(depth)) if transposed else range(depth):
-            mixed = self._factor(s, mixed, transposed)
-        return mixed[:, :, : self.length]
+        fill = positions - self.length
+        mixed = share(F.pad(values, (0, 0, 0, fill)) if fill else values, batch, heads)
+        # Rounds of up to five factors, if the values are wide enough to pay for the making of the blocks.
+        most = min(5, mixed.shape[3].bit_length() - 2)
+        if most < 2:
+            for s in reversed(range(depth)) if transposed else range(depth):
+                mixed = self._factor(s, mixed, transposed)
+        else:
+            count = -(-depth // most)
+            borders = [depth * i // count for i in range(count + 1)]
+            rounds = list(pairwise(borders))
+            for start, stop in reversed(rounds) if transposed else rounds:
+                mixed = self._round(start, stop, mixed, transposed)
+        return unshare(leading(mixed, 2, self.length), values, batch, heads)
 
     def _matmul(self, values: Tensor) -> Tensor:
         return self._apply(values, transposed=False)

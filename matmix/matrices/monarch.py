@@ -10,6 +10,7 @@ from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape
 from matmix.ops.cost import Cost
+from matmix.ops.scan import share, unshare
 
 
 class Monarch(Matrix):
@@ -43,13 +44,17 @@ class Monarch(Matrix):
 
     def _matmul(self, values: Tensor) -> Tensor:
         m, n = self.left.shape[3], self.left.shape[2]
-        rows = self.right @ values.unflatten(2, (m, n))
-        return (self.left @ rows.transpose(2, 3)).transpose(2, 3).flatten(2, 3)
+        batch, heads = self.shape[:2]
+        wide = share(values, batch, heads)  # samples that share the matrix side by side: fewer, wider products
+        rows = self.right @ wide.unflatten(2, (m, n))
+        mixed = (self.left @ rows.transpose(2, 3)).transpose(2, 3).flatten(2, 3)
+        return unshare(mixed, values, batch, heads)
 
     def _rmatmul(self, values: Tensor) -> Tensor:
         m, n = self.left.shape[3], self.left.shape[2]
-        columns = self.left.mT @ values.unflatten(2, (m, n)).transpose(2, 3)
-        return (self.right.mT @ columns.transpose(2, 3)).flatten(2, 3)
+        batch, heads = self.shape[:2]
+        columns = self.left.mT @ share(values, batch, heads).unflatten(2, (m, n)).transpose(2, 3)
+        return unshare((self.right.mT @ columns.transpose(2, 3)).flatten(2, 3), values, batch, heads)
 
     def diagonal(self) -> Tensor:
         # d = a and c = b: left[c, a, a] right[a, c, c].

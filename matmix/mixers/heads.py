@@ -7,11 +7,13 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from matmix.matrices.algebra import ColumnCat, HeadCat
 from matmix.matrices.base import Matrix
+from matmix.matrices.known import Known
 from matmix.matrices.low_rank import LowRank
-from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits
+from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, merge_heads, split_heads
 from matmix.mixers.registry import create_mixer, register
 
 
@@ -61,26 +63,29 @@ class Heads(Mixer):
         projected = [part.project(share, context) for part, share in self._shares(x)]
         width = math.gcd(*(values.shape[3] for _, values, _ in projected))
         columns = max(values.shape[2] for _, values, _ in projected)
-        matrices, stacked, repeats, sizes, rests = [], [], [], [], []
+        matrices, streams, mixed, repeats, sizes, rests = [], [], [], [], [], []
         for matrix, values, rest in projected:
             _, heads, length, wide = values.shape
             repeats.append(heads * (wide // width) // matrix.shape[1])
             sizes.append((heads, wide))
             rests.append(rest)
             matrices.append(_widen(matrix, columns, values))
-            values = torch.nn.functional.pad(values, (0, 0, 0, columns - length))
-            values = values.unflatten(3, (wide // width, width)).transpose(2, 3)
-            stacked.append(values.flatten(1, 2))
-        return Projected(HeadCat(tuple(matrices), tuple(repeats)), torch.cat(stacked, 1), (sizes, rests))
+            # Side by side as channels of tokens, which for most parts is how they lie in memory.
+            mixed.append(merge_heads(matrix.matmul(values)))
+            streams.append(merge_heads(values if length == columns else F.pad(values, (0, 0, 0, columns - length))))
+        joint = torch.cat(streams, 2)
+        values = split_heads(joint, joint.shape[2] // width)
+        product = split_heads(torch.cat(mixed, 2), values.shape[1])
+        matrix = HeadCat(tuple(matrices), tuple(repeats))
+        return Projected(Known(matrix, values, product), values, (sizes, rests))
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         sizes, rests = rest
-        batch, _, length, width = mixed.shape
-        chunks = mixed.split([heads * wide // width for heads, wide in sizes], 1)
+        chunks = merge_heads(mixed).split([heads * wide for heads, wide in sizes], 2)
         outputs = []
         for part, chunk, (heads, wide), inner in zip(self.parts, chunks, sizes, rests, strict=True):
-            chunk = chunk.unflatten(1, (heads, wide // width)).transpose(2, 3)
-            outputs.append(part.merge(chunk.reshape(batch, heads, length, wide), inner))  # type: ignore[operator]
+            values = chunk.unflatten(2, (heads, wide)).transpose(1, 2)
+            outputs.append(part.merge(values, inner))  # type: ignore[operator]
         return torch.cat(outputs, -1)
 
     def resize_(self, grid: Grid) -> Self:

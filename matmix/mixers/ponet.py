@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.matrices.algebra import ColumnCat, Product
+from matmix.matrices.base import Matrix
 from matmix.matrices.diagonal import Diagonal
+from matmix.matrices.known import Known
 from matmix.matrices.low_rank import LowRank
 from matmix.matrices.selection import Selection
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
 from matmix.ops.precision import full_precision, working_dtype
 
@@ -139,20 +141,25 @@ def ponet(
     heads: int,
     segments: Segments,
     context: Context,
-) -> tuple[ColumnCat, Tensor]:
+) -> tuple[Matrix, Tensor]:
     """The three poolings of streams ``(B, L, D)`` as a matrix ``(B, D, L, 3 L)`` and its values ``(B, D, 3 L, 1)``."""
     length, mask, special = query.shape[1], context.mask, segments.special
     weight = _global_weights(query, key, heads, mask).to(gate.dtype)
     gates = gate.mT
     everywhere = LowRank(gates.unsqueeze(-1), weight.repeat_interleave(query.shape[2] // heads, 1).unsqueeze(-1))
-    with torch.no_grad():
-        own = segments.owner if special is None else segments.owner.masked_fill(special, -1)
-        largest = _largest_of_segments(segment, segments, mask)
-        near = _largest_around(local, context, special)
+    own = segments.owner if special is None else segments.owner.masked_fill(special, -1)
+    peak, largest = _largest_of_segments(segment, segments, mask)
+    top, near = _largest_around(local, context, special)
     spread = Selection(own.unsqueeze(1), segments.total, gate.dtype)
     within = Product((Diagonal(gates), spread, Selection(largest, length, gate.dtype)))
     matrix = ColumnCat((everywhere, within, Selection(near, length, gate.dtype)))
-    return matrix, torch.cat((key, segment, local), 1).mT.unsqueeze(-1)
+    values = torch.cat((key, segment, local), 1).mT.unsqueeze(-1)
+    if peak is None or mask is not None or special is not None:
+        return matrix, values
+    # Both poolings gave the largest values along with their places.
+    mean = (weight.unsqueeze(2) @ split_heads(key, heads)).transpose(1, 2).flatten(2)
+    product = torch.addcmul(top, gate, peak.index_select(1, segments.owner[0]) + mean)
+    return Known(matrix, values, product.mT.unsqueeze(-1)), values
 
 
 def _global_weights(query: Tensor, key: Tensor, heads: int, mask: Tensor | None) -> Tensor:
@@ -178,29 +185,32 @@ def _low(tokens: Tensor, mask: Tensor | None, special: Tensor | None = None) -> 
     return tokens if special is None else tokens.masked_fill(special.unsqueeze(-1), low)
 
 
-def _largest_of_segments(tokens: Tensor, segments: Segments, mask: Tensor | None) -> Tensor:
-    """For every segment and channel the token with the largest value, ``(B, D, segments)``."""
+def _largest_of_segments(tokens: Tensor, segments: Segments, mask: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """For every segment and channel the largest value ``(B, segments, D)``, where it is made on the way, and the token
+    that has it, ``(B, D, segments)``."""
     batch, length, width = tokens.shape
     tokens, count, size = _low(tokens, mask), segments.total, segments.size
-    if size is not None:  # one maximum over a view
-        filled = F.pad(tokens, (0, 0, 0, count * size - length), value=-torch.inf).unflatten(1, (count, size))
-        start = size * torch.arange(count, device=tokens.device)
-        return (filled.argmax(2) + start.unsqueeze(-1)).mT
+    if size is not None:  # pooling of a channels-last row of an image, without a copy
+        image = tokens.mT.unsqueeze(2)
+        peak, index = F.max_pool2d(image, (1, size), (1, size), ceil_mode=True, return_indices=True)
+        return peak.squeeze(2).mT, index.squeeze(2)
+    tokens = tokens.detach()
     index = segments.owner.unsqueeze(-1).expand(batch, length, width)
     largest = tokens.new_full((batch, count, width), -torch.inf).scatter_reduce(1, index, tokens, "amax")
     place = torch.arange(length, device=tokens.device).unsqueeze(-1)
     place = place.masked_fill(tokens != largest.gather(1, index), length - 1)
-    return place.new_full((batch, count, width), length - 1).scatter_reduce(1, index, place, "amin").mT
+    return None, place.new_full((batch, count, width), length - 1).scatter_reduce(1, index, place, "amin").mT
 
 
-def _largest_around(tokens: Tensor, context: Context, special: Tensor | None) -> Tensor:
-    """For every token and channel the neighbour (or the token itself) with the largest value, ``(B, D, L)``."""
+def _largest_around(tokens: Tensor, context: Context, special: Tensor | None) -> tuple[Tensor, Tensor]:
+    """For every token and channel the largest value among its neighbours and itself, ``(B, L, D)``, and the token that
+    has it, ``(B, D, L)``."""
     grid = context.grid if len(context.grid) == 2 else (1, *context.grid)
     image = _low(tokens, context.mask, special).mT.unflatten(-1, grid)  # channels last, without a copy
     kernel = tuple(3 if n > 1 else 1 for n in grid)
-    _, index = F.max_pool2d(image, kernel, 1, tuple(k // 2 for k in kernel), return_indices=True)
+    top, index = F.max_pool2d(image, kernel, 1, tuple(k // 2 for k in kernel), return_indices=True)
     index = index.flatten(2)
-    return index if special is None else index.masked_fill(special.unsqueeze(1), -1)
+    return top.flatten(2).mT, index if special is None else index.masked_fill(special.unsqueeze(1), -1)
 
 
 def runs(length: int, wanted: int, mask: Tensor | None, device: torch.device) -> Segments:
