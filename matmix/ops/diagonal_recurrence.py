@@ -87,11 +87,13 @@ class _Recurrence(torch.autograd.Function):
         *tensors, ctx.block = inputs
         ctx.mark_non_differentiable(output[2])
         ctx.save_for_backward(*tensors, output[2])
-        ctx.set_materialize_grads(True)
+        ctx.set_materialize_grads(False)  # the states before each block would get zeros of their size
 
     @staticmethod
-    def backward(ctx: Any, d_mixed: Tensor, d_last: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_mixed: Tensor | None, d_last: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         tensors, borders = ctx.saved_tensors[:-1], ctx.saved_tensors[-1]
+        d_mixed = torch.zeros_like(tensors[0]) if d_mixed is None else d_mixed
+        d_last = torch.zeros_like(tensors[5]) if d_last is None else d_last
         if torch.is_grad_enabled():  # a derivative of the derivative is wanted
             wanted = [t for t in tensors if t is not None and t.requires_grad]
             plain = _plain(*tensors)
