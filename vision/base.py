@@ -128,7 +128,7 @@ class VisionModel(nn.Module):
                 backbones for dense prediction); none otherwise.
         """
         self.num_features = self.head_hidden_size = dims[-1]
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
             for i, (dim, reduction) in enumerate(zip(dims, reductions, strict=True))
         ]
@@ -243,7 +243,7 @@ class VisionModel(nn.Module):
         """Recompute the blocks in the backward pass instead of keeping what they need."""
         self.grad_checkpointing = enable
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort parameters into layers, for rates that fall with depth."""

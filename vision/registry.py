@@ -3,7 +3,7 @@
 One call a published size, in the family's file (``vision/models/*.py``; all of them are imported with ``vision``)::
 
     register("caformer_s18", MetaFormer, {"depths": (3, 3, 9, 3), ...}, paper="2210.13452",
-             source="sail-sg/metaformer", checkpoint="caformer_s18.pth", timm="caformer_s18", crop_pct=1.0)
+             source="sail-sg/metaformer", checkpoint="https://.../caformer_s18.pth", timm="caformer_s18")
 
 ``vision.create_model("caformer_s18")`` is always ours. In timm's registry ours stands under its plain name where timm
 has no model of that name, and under ``"matmix_"`` + name where it has: timm's own models are never touched
@@ -38,7 +38,7 @@ class ModelInfo:
     defaults: dict[str, Any]
     paper: str  # arXiv number
     source: str  # owner/repo of the published code
-    checkpoint: str  # file of the published weights, as the repository names it, and where it is
+    checkpoint: str  # where the published weights are, "" where there are none
     cfg: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -71,7 +71,8 @@ def register(
         defaults: its arguments for this size; ``create_model`` may override each.
         paper: arXiv number.
         source: ``owner/repo`` of the published code, a key of ``cls.published`` where that code has weights.
-        checkpoint: the file of the published weights, as that repository names it.
+        checkpoint: address of the published weights; ``create_model(name, pretrained=True)`` takes them from there
+            unless ``timm`` names a copy.
         timm: timm's architecture with these very weights, whose pretrained tags are then ours too.
         **cfg: entries of the pretrained configuration that differ from: input 3 x 224 x 224, final map 7 x 7, bicubic
             interpolation, crop 1.0, ImageNet mean and deviation, ``first_conv="stem.conv"``, ``classifier="head.fc"``.
@@ -88,6 +89,8 @@ def register(
         "first_conv": "stem.conv", "classifier": "head.fc", "paper_ids": f"arXiv:{paper}",
         "origin_url": f"https://github.com/{source}", **cfg,
     }  # fmt: skip
+    if checkpoint and timm is None:
+        full["url"] = checkpoint
     info = ModelInfo(name, f"matmix_{name}" if taken else name, cls, defaults, paper, source, checkpoint, full)
     _REGISTRY[name] = info
     module = sys.modules[sys._getframe(1).f_globals["__name__"]]
@@ -100,7 +103,7 @@ def options_of(cls: type[VisionModel]) -> list[str]:
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        parameters = inspect.signature(base.__init__).parameters.values()
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
         names |= dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
@@ -121,7 +124,7 @@ def _register_in_timm(info: ModelInfo, module: ModuleType, arch: str | None) -> 
     entry.__name__ = entry.__qualname__ = info.timm_name
     entry.__module__ = module.__name__
     entry.__doc__ = f"{info.name} (arXiv {info.paper}) of matmix; {info.cls.__name__} says what can be overridden."
-    cfgs = {}
+    cfgs: dict[str, Any] = {}
     if arch is not None:
         for tagged, theirs in timm.models.get_arch_pretrained_cfgs(arch).items():
             tag = tagged.partition(".")[2]

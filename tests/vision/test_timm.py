@@ -26,8 +26,7 @@ EXCEPTIONS = {
     "torch.jit.script, torch.jit.trace": "a mixer hands matrices around, Python objects that TorchScript does not "
     "know; torch.compile, torch.export and torch.fx (a mixer being one node) work instead, below",
     "ONNX of models with Fourier transforms": "the ONNX exporter translates no complex tensors",
-    "pretrained weights": "none are hosted here; names that timm has weights for name those, files load by "
-    "load_published (test_metaformer.py, test_registry.py)",
+    "downloads of pretrained weights": "tests have no network; files load in every naming (test_registry.py)",
 }
 
 # Families whose options are other than depths and img_size, for the quick suite: what makes them small.

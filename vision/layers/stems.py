@@ -18,7 +18,7 @@ def conv_grid(grid: Grid, kernel: int, stride: int, padding: int) -> Grid:
 
 def channels_last(conv: nn.Conv2d) -> nn.Conv2d:
     """A convolution whose weights ask for channels-last results, which are maps without a copy."""
-    return conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return conv.to(memory_format=torch.channels_last)
 
 
 class ConvStem(nn.Module):

@@ -1,10 +1,12 @@
 """DFFormer, CDFFormer, GFFormer and their ablations: "FFT-based Dynamic Token Mixer for Vision", arXiv 2303.03932.
 
-Weights: https://github.com/okojoalg/dfformer, section "Image classification" of its README, ``dfformer_s18.pth`` and
-so on::
+Weights: https://github.com/okojoalg/dfformer/releases/tag/weights, ``{dfformer,cdfformer}_{s18,s36,m36,b36}.pth``; none
+of GFFormer and the ablations. ``vision.create_model("dfformer_s18", pretrained=True)`` fetches its file, and for one
+that is already here::
 
     model = vision.create_model("dfformer_s18")
-    matmix.load_published(model, torch.load("dfformer_s18.pth")["state_dict"], source="okojoalg/dfformer")
+    state = vision.published.unwrap(torch.load("dfformer_s18.pth", weights_only=True))
+    matmix.load_published(model, state, source="okojoalg/dfformer")
 
 Filters are tied to the grids of ``img_size``. To other sizes: load, then ``model.resize_(384)``, which carries the
 real kernels over (with ``mixers="dynamic_filter(resize='bicubic')"`` it interpolates the spectra, as the published code
@@ -65,7 +67,13 @@ def _with_options(spec: str, options: dict[str, Any]) -> str:
     return f"{call.name}({', '.join(f'{key}={value!r}' for key, value in merged.items())})"
 
 
-_PAPER = {"paper": "2303.03932", "source": "okojoalg/dfformer", "classifier": "head.fc.fc2", "fixed_input_size": True}
+_WEIGHTS = "https://github.com/okojoalg/dfformer/releases/download/weights"
+_PAPER: dict[str, Any] = {
+    "paper": "2303.03932",
+    "source": "okojoalg/dfformer",
+    "classifier": "head.fc.fc2",
+    "fixed_input_size": True,
+}
 
 for _family, _mixers in {
     "dfformer": "dynamic_filter",
@@ -74,7 +82,7 @@ for _family, _mixers in {
     for _size, (_depths, _dims) in SIZES_18.items():
         _name = f"{_family}_{_size}"
         _settings = {"depths": _depths, "dims": _dims, "mixers": _mixers}
-        register(_name, DFFormer, _settings, checkpoint=f"{_name}.pth", **_PAPER)
+        register(_name, DFFormer, _settings, checkpoint=f"{_WEIGHTS}/{_name}.pth", **_PAPER)
 
 for _name, _mixers, _act in (
     ("gfformer_s18", "global_filter(expansion=2)", "star_relu"),
@@ -89,6 +97,5 @@ for _name, _mixers, _act in (
         _name,
         DFFormer,
         {"depths": _depths, "dims": _dims, "mixers": _mixers, "mlp_act": _act},
-        checkpoint=f"{_name}.pth",
         **{**_PAPER, "fixed_input_size": "afno" not in _name},
     )

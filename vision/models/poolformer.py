@@ -1,10 +1,11 @@
 """PoolFormer and the ablations of its repository: "MetaFormer Is Actually What You Need for Vision", arXiv 2111.11418.
 
-Weights: https://github.com/sail-sg/poolformer, section "Models" of its README, ``poolformer_s12.pth.tar`` and so on;
-the ablations there as ``metaformer_id_s12.pth.tar``, ``metaformer_pppa_s12_224.pth.tar``::
+Weights: https://github.com/sail-sg/poolformer/releases/tag/v1.0, ``poolformer_{s12,s24,s36,m36,m48}.pth.tar`` and those
+of the ablations, ``metaformer_{id_s12,pppa_s12_224,ppaa_s12_224,pppf_s12_224,ppff_s12_224}.pth.tar``::
 
     model = vision.create_model("poolformer_s12")
-    matmix.load_published(model, torch.load("poolformer_s12.pth.tar"), source="sail-sg/poolformer")
+    state = torch.load("poolformer_s12.pth.tar", weights_only=True)
+    matmix.load_published(model, state, source="sail-sg/poolformer")
 
 timm has the same weights under its own names (``source="timm"``, or ``create_model(name, pretrained=True)``), but its
 model normalises the pooled vector with a layer norm, where the authors' normalises the map before pooling: its logits
@@ -13,7 +14,7 @@ differ from theirs. Ours are the authors'; ``final_norm="pooled"`` gives timm's.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -67,9 +68,12 @@ class PoolFormer(MetaFormer):
             nn.init.trunc_normal_(matrix, std=0.02)
 
 
-_PAPER = {"paper": "2111.11418", "source": "sail-sg/poolformer"}
-_BLOCK = {"final_norm": "map_bias", "norm": "map_bias", "down_norm": None, "head": "linear", "mlp_act": "gelu",
-          "mlp_bias": True, "res_scale": None}  # fmt: skip
+_WEIGHTS = "https://github.com/sail-sg/poolformer/releases/download/v1.0"
+_PAPER: dict[str, Any] = {"paper": "2111.11418", "source": "sail-sg/poolformer"}
+_BLOCK: dict[str, Any] = {
+    "final_norm": "map_bias", "norm": "map_bias", "down_norm": None, "head": "linear", "mlp_act": "gelu",
+    "mlp_bias": True, "res_scale": None,
+}  # fmt: skip
 
 for _size, (_depths, _dims) in SIZES_12.items():
     register(
@@ -82,13 +86,13 @@ for _size, (_depths, _dims) in SIZES_12.items():
             "mixers": "pooling",
             "layer_scale": 1e-5 if _size in ("s12", "s24") else 1e-6,
         },
-        checkpoint=f"poolformer_{_size}.pth.tar",
+        checkpoint=f"{_WEIGHTS}/poolformer_{_size}.pth.tar",
         timm=f"poolformer_{_size}",
         crop_pct=0.95 if _size.startswith("m") else 0.9,
         **_PAPER,
     )
 
-_ATTENTION = {"norm": "layer_bias", "final_norm": "layer_bias", "pos_embed": True}
+_ATTENTION: dict[str, Any] = {"norm": "layer_bias", "final_norm": "layer_bias", "pos_embed": True}
 for _name, _mixers, _more in (
     ("metaformer_id_s12", "identity", {}),
     ("metaformer_pppa_s12_224", "pooling, pooling, pooling, attention(proj_bias=True)", _ATTENTION),
@@ -101,7 +105,7 @@ for _name, _mixers, _more in (
         _name,
         PoolFormer,
         {**_BLOCK, **_more, "depths": _depths, "dims": _dims, "mixers": _mixers, "layer_scale": 1e-5},
-        checkpoint=f"{_name}.pth.tar",
+        checkpoint=f"{_WEIGHTS}/{_name}.pth.tar",
         crop_pct=0.9,
         fixed_input_size=_name.endswith("_224"),
         **_PAPER,
