@@ -24,10 +24,8 @@ from matmix.mixers.registry import register
 from matmix.ops import interpolate
 from matmix.ops.activations import gelu
 from matmix.ops.pieces import samples
-from matmix.ops.precision import working_dtype
 
-Side = tuple[Tensor, Tensor]  # resampling of rows and of columns, (after, before) each
-Sides = tuple[Side, Side]  # to the built grid and back
+Sides = tuple[interpolate.Sides, interpolate.Sides]  # to the built grid and back
 
 
 class _Pass(NamedTuple):
@@ -213,7 +211,7 @@ class Raft(Mixer):
         grid, home = (g if self.axes == 2 else (1, *g) for g in (context.grid, self._home()))
         x = drop_padding(x, context.mask)
         batch, length, dim = x.shape
-        sides = None if grid == home else (_resampling(x, grid, home), _resampling(x, home, grid))
+        sides = None if grid == home else (interpolate.bicubic(grid, home, x), interpolate.bicubic(home, grid, x))
         image = x.view(batch, *grid, dim)
         size = samples(image, self, max(part.expansion for part, _ in self._directions()))
         pieces = [self._mix(piece, sides) for piece in (image.split(size) if size < batch else (image,))]
@@ -239,14 +237,14 @@ class Raft(Mixer):
     def _mix(self, image: Tensor, sides: Sides | None) -> tuple[Tensor, list[_Pass]]:
         """The whole layer on ``(B, rows, columns, D)``, and what each direction did."""
         if sides is not None:
-            image = _resample(image, *sides[0])
+            image = interpolate.resample(image, sides[0])
         passes = []
         for part, axis in self._directions():
             passes.append(part(image, axis))
             image = passes[-1].image
-        return (image if sides is None else _resample(image, *sides[1])), passes
+        return (image if sides is None else interpolate.resample(image, sides[1])), passes
 
-    def _raft_wise(self, sides: Side) -> Affine:
+    def _raft_wise(self, sides: interpolate.Sides) -> Affine:
         rows, columns = (Dense(side[None, None]) for side in sides)
         return Affine(Kron(Kron(rows, columns), Identity(self.raft, 1, sides[0].dtype, sides[0].device)))
 
@@ -277,22 +275,6 @@ class Raft(Mixer):
         return f"{super().extra_repr()}, raft={self.raft}, axis={self.axis}, built={self.built}"
 
     published: ClassVar[dict[str, Any]] = {"okojoalg/raft-mlp": lambda module, state: _published(module, state)}
-
-
-def _resampling(x: Tensor, old: Grid, new: Grid) -> Side:
-    """Bicubic interpolation (pixel centres, no antialiasing) as one matrix a side."""
-    sides = []
-    for before, after in zip(old, new, strict=True):
-        eye = torch.eye(before, dtype=working_dtype(x), device=x.device).view(1, before, before, 1)
-        side = F.interpolate(eye, (after, 1), mode="bicubic", align_corners=False)
-        sides.append(side.view(before, after).mT.to(x.dtype))
-    return sides[0], sides[1]
-
-
-def _resample(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    batch, before, other, dim = image.shape
-    image = (rows @ image.reshape(batch, before, other * dim)).view(batch, len(rows), other, dim)
-    return columns @ image
 
 
 def _published(module: Raft, state: dict[str, Tensor]) -> dict[str, Tensor]:

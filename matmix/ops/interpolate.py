@@ -1,13 +1,17 @@
-"""Weights that are tied to token positions, carried over to another grid."""
+"""Weights and maps carried over from one grid to another."""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from matmix.ops.precision import working_dtype
+
 Grid = tuple[int, ...]
+Sides = tuple[Tensor, Tensor]  # a matrix for the rows and one for the columns, (after, before) each
 
 
 def positions(weight: Tensor, axis: int, old: Grid, new: Grid) -> Tensor:
@@ -37,3 +41,21 @@ def mixing(weight: Tensor, old: Grid, new: Grid) -> Tensor:
     """A matrix ``(..., L, L)`` over the tokens of one grid as one over another; the sum of a row stays what it was."""
     rows = positions(weight, -2, old, new)
     return positions(rows, -1, old, new) * (math.prod(old) / math.prod(new))
+
+
+def bicubic(old: Grid, new: Grid, like: Tensor) -> Sides:
+    """Bicubic interpolation (pixel centres, no antialiasing) as one matrix a side, in the dtype of ``like``."""
+    sides = []
+    for before, after in zip(old, new, strict=True):
+        eye = torch.eye(before, dtype=working_dtype(like), device=like.device).view(1, before, before, 1)
+        side = F.interpolate(eye, (after, 1), mode="bicubic", align_corners=False)
+        sides.append(side.view(before, after).mT.to(like.dtype))
+    return sides[0], sides[1]
+
+
+def resample(image: Tensor, sides: Sides) -> Tensor:
+    """A map ``(B, rows, columns, C)`` by the matrices of ``bicubic``: half the time of an interpolation upwards."""
+    rows, columns = sides
+    batch, before, other, dim = image.shape
+    image = (rows @ image.reshape(batch, before, other * dim)).view(batch, len(rows), other, dim)
+    return columns @ image

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from matmix.mixers import Mixer
 from matmix.mixers.mlp import TokenMLP
 from matmix.mixers.raft import Raft
+from matmix.ops import interpolate
 from vision.base import Size, VisionModel, image_size
 from vision.layers import Head, Mlp, Stage
 from vision.layers.block import add
@@ -199,10 +200,8 @@ def enlarged(image: Tensor, stride: int) -> Tensor:
 @register_notrace_function
 def resample(x: Tensor, grid: Grid) -> Tensor:
     """Bicubic interpolation of a map to a grid (pixel centres, no antialiasing)."""
-    if grid == (x.shape[1], x.shape[2]):
-        return x
-    image = F.interpolate(x.permute(0, 3, 1, 2), grid, mode="bicubic", align_corners=False)
-    return image.permute(0, 2, 3, 1).contiguous()
+    old = x.shape[1], x.shape[2]
+    return x if grid == old else interpolate.resample(x, interpolate.bicubic(old, grid, x))
 
 
 def _published_stem(stem: MultiScaleStem, state: State) -> State:
