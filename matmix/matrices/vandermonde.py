@@ -11,15 +11,15 @@ from torch import Tensor
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
 
-BLOCK = 64  # rows at a time, and columns in the splitting of the angles
+BLOCK = 64  # rows at a time
 
 
 class Vandermonde(Matrix):
     """``M[i, j] = sum_d cos(2 pi theta[i, d] j)``: the real part of powers of numbers on the unit circle.
 
     Exact, row block by row block: O(L^2 (R + W)) per head, memory O(L BLOCK) without gradients (with them, autograd
-    keeps the blocks). With ``j = a BLOCK + b`` the angles split, and by ``cos(x + y) = cos x cos y - sin x sin y`` the
-    L^2 R cosines come down to L^2 R / BLOCK and a product. A sub-quadratic product would need a non-uniform FFT
+    keeps the blocks). With ``j = a sqrt(L) + b`` the angles split, and by ``cos(x + y) = cos x cos y - sin x sin y``
+    the L^2 R cosines come down to L^1.5 R and a product. A sub-quadratic product would need a non-uniform FFT
     (type 2: O(L log L + L R log 1/eps), approximate) or the polynomial evaluation trees that are exact in
     O(L log^2 L) operations and lose all digits in floating point.
 
@@ -52,8 +52,9 @@ class Vandermonde(Matrix):
         theta = self.theta[:, :, start:stop]
         exact = torch.promote_types(theta.dtype, torch.float32)
         device = theta.device
-        fine = self._angle(theta, torch.arange(BLOCK, device=device)).to(exact)
-        coarse = self._angle(theta, torch.arange(0, self.columns, BLOCK, device=device)).to(exact)
+        step = 1 << (self.columns - 1).bit_length() // 2  # near the square root: the fewest cosines
+        fine = self._angle(theta, torch.arange(step, device=device)).to(exact)
+        coarse = self._angle(theta, torch.arange(0, self.columns, step, device=device)).to(exact)
         # (..., rows, a, 2 R) @ (..., rows, 2 R, b) -> (..., rows, a, b)
         far = torch.cat((coarse.cos(), -coarse.sin()), -2).mT
         near = torch.cat((fine.cos(), fine.sin()), -2)

@@ -125,7 +125,8 @@ class AFNO(Mixer):
             torch.cat([self._mix(piece, grid) for piece in maps.split(size)]) if size < batch else self._mix(maps, grid)
         )
         stacked = flat.view(batch, self.blocks, self.width * length)
-        values = F.pad(stacked, (0, 1), value=1.0).unsqueeze(-1)
+        one = flat.new_ones(1, 1, 1).expand(batch, self.blocks, 1)
+        values = torch.cat((stacked, one), 2).unsqueeze(-1)
         product = mixed.reshape(stacked.shape).unsqueeze(-1)
         return Projected(Known(self._matrix(values, grid), values, product), values, length)
 
@@ -151,7 +152,9 @@ class AFNO(Mixer):
                     missing[axis] = size - ahead - back
                     parts = (low.narrow(axis, 0, ahead), low.new_zeros(missing), low.narrow(axis, ahead, back))
                     low = torch.cat(parts, axis)
-            mixed = torch.fft.irfftn(hermitian(low, grid), grid, dim=axes, norm="ortho")
+            # A CPU's inverse transform projects by itself (see hermitian).
+            low = low if low.device.type == "cpu" else hermitian(low, grid)
+            mixed = torch.fft.irfftn(low, grid, dim=axes, norm="ortho")
         return mixed.add_(maps).to(maps.dtype)  # nothing behind it needs the transform's result
 
     def _layer(self, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

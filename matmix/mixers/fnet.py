@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from matmix.ops.precision import working_dtype
 
 @register(
     "fnet",
-    matrix="Fourier, cosines and sines on two streams, one for all channels",
+    matrix="Fourier, [C, -S] on two streams, one for all channels",
     cost="O(L D log(L D))",
     source="google-research/google-research",
     paper="2105.03824, equation 3",
@@ -52,23 +52,59 @@ class FNet(Mixer):
         self.norm = norm
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        x, norm = drop_padding(x, context.mask), "ortho" if self.norm == "ortho" else "backward"
-        # Transforms run over the last axes: they are several times as fast there as over inner ones.
-        half = torch.fft.rfft(x.to(working_dtype(x)), norm=norm).mT.contiguous()  # (B, D // 2 + 1, L)
+        grid, norm = context.grid, "ortho" if self.norm == "ortho" else "backward"
+        x = drop_padding(x, context.mask)
+        x = x.to(working_dtype(x))
+        half = _over_channels(x, self.dim, norm)
         values = torch.view_as_real(half).flatten(2).unsqueeze(-1)
-        axes = tuple(range(2, 2 + len(context.grid)))
-        product = torch.fft.fftn(half.unflatten(2, context.grid), dim=axes, norm=norm).real.flatten(2).unsqueeze(-1)
+        product = _Half.apply(x, half.detach(), grid, norm).unsqueeze(-1)
         gain = 1 / math.sqrt(x.shape[1]) if self.norm == "ortho" else 1.0
-        return Projected(Known(Fourier.like(values, context.grid, gain, pairs=True), values, product), values, context)
+        return Projected(Known(Fourier.like(values, grid, gain, pairs=True), values, product), values, grid)
 
-    def merge(self, mixed: Tensor, rest: Context) -> Tensor:
-        half = mixed.squeeze(-1).mT.contiguous()
-        # Channel D - d at token k is channel d at token -k.
-        back = torch.zeros((), dtype=torch.long, device=mixed.device)
-        for size in rest.grid:
-            back = back.unsqueeze(-1) * size + -torch.arange(size, device=mixed.device) % size
-        other = half.narrow(2, 1, (self.dim - 1) // 2).flip(2)
-        return torch.cat((half, other.index_select(1, back.flatten())), 2)
+    def merge(self, mixed: Tensor, rest: Grid) -> Tensor:
+        return _mirrored(mixed.squeeze(-1), self.dim, rest)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, norm={self.norm!r}"
+
+
+def _over_channels(x: Tensor, dim: int, norm: str) -> Tensor:
+    """Channels 0 to D // 2 of ``x F_D``, ``(B, D // 2 + 1, L)``: transforms over last axes are by far the fastest."""
+    return torch.fft.rfft(x, dim, norm=norm).mT.contiguous()
+
+
+def _over_tokens(half: Tensor, grid: Grid, norm: str) -> Tensor:
+    """The real part of the transform over the tokens, ``(B, D // 2 + 1, L)``."""
+    axes = tuple(range(2, 2 + len(grid)))
+    return torch.fft.fftn(half.unflatten(2, grid), dim=axes, norm=norm).real.flatten(2)
+
+
+def _mirrored(half: Tensor, dim: int, grid: Grid) -> Tensor:
+    """All channels ``(B, L, D)``: channel D - d at token k is channel d at token -k."""
+    tokens = half.mT.contiguous()
+    back = torch.zeros((), dtype=torch.long, device=half.device)
+    for size in grid:
+        back = back.unsqueeze(-1) * size + -torch.arange(size, device=half.device) % size
+    other = tokens.narrow(2, 1, (dim - 1) // 2).flip(2)
+    return torch.cat((tokens, other.index_select(1, back.flatten())), 2)
+
+
+class _Half(torch.autograd.Function):
+    """Half of the channels of ``Re(F_L x F_D)``. The whole is symmetric as a map of x, so its gradient is itself: again
+    real transforms, where that of ``rfft`` is a complex one of all channels."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, half: Tensor, grid: Grid, norm: str) -> Tensor:  # type: ignore[override]
+        return _over_tokens(half, grid, norm)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, _, ctx.grid, ctx.norm = inputs
+        ctx.dim = x.shape[2]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        half = _over_channels(gradient.mT, ctx.dim, ctx.norm)  # what is missing of the channels counts as zeros
+        return _mirrored(_over_tokens(half, ctx.grid, ctx.norm), ctx.dim, ctx.grid), None, None, None

@@ -7,16 +7,19 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from matmix.matrices.algebra import ColumnCat, Product
+from matmix.matrices.algebra import ColumnCat, Product, Sum
+from matmix.matrices.base import Matrix
 from matmix.matrices.dense import Dense
+from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.gate import Gate
 from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops import interpolate
 from matmix.ops.activations import gelu
+
+WIDE = 128  # channels from which a product of its own for each sample is fast
 
 
 @register(
@@ -31,8 +34,8 @@ class TokenMLP(Mixer):
     """``y = W2 gelu(W1 x + b1) + b2`` over the tokens of every channel (MLP-Mixer's token mixing).
 
     Since ``gelu(z) = z Phi(z)`` with the normal distribution function Phi, the layer is exactly the product with
-    ``W2 diag(Phi(z)) [W1, b1]``, one matrix a channel and sample; its last column takes a constant 1 that is appended
-    to the tokens, and ``merge`` adds ``b2``.
+    ``W2 diag(Phi(z)) [W1, b1] + [0, b2]``, one matrix a channel and sample; its last column takes a constant 1 that is
+    appended to the tokens.
 
     Args:
         hidden: width of the hidden layer (MLP-Mixer S: 256, B: 384, L: 512).
@@ -51,17 +54,31 @@ class TokenMLP(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         x = drop_padding(x, context.mask)
-        values = F.pad(x, (0, 0, 0, 1), value=1.0).mT.unsqueeze(-1)  # (B, D, L + 1, 1)
-        assert self.fc1.bias is not None
+        one = x.new_ones(1, 1, 1).expand(x.shape[0], 1, self.dim)
+        values = torch.cat((x, one), 1).mT.unsqueeze(-1)  # (B, D, L + 1, 1)
+        assert self.fc1.bias is not None and self.fc2.bias is not None
         first = ColumnCat((Dense(self.fc1.weight[None, None]), Dense(self.fc1.bias.view(1, 1, -1, 1))))
         # The gates need the hidden units, which are most of the product: it is made here, once.
-        mixed = F.linear(gelu(self.fc1(x.mT)), self.fc2.weight)
-        matrix = Product((Dense(self.fc2.weight[None, None]), Gate(first, values), first))
-        return Projected(Known(matrix, values, mixed.unsqueeze(-1)), values)
+        mixed = self._mix(x)
+        second = Dense(self.fc2.weight[None, None])
+        nothing = Diagonal(x.new_zeros(1, 1, 1).expand(-1, -1, x.shape[1]))
+        offset = ColumnCat((nothing, Dense(self.fc2.bias.view(1, 1, -1, 1))))
+        matrix: Matrix = Sum((Product((second, Gate(first, values), first)), offset))
+        return Projected(Known(matrix, values, mixed.mT.unsqueeze(-1)), values)
+
+    def _mix(self, x: Tensor) -> Tensor:
+        """The perceptron itself, tokens to tokens."""
+        first, second = self.fc1, self.fc2
+        graph = torch.is_grad_enabled() and (x.requires_grad or first.weight.requires_grad)
+        if graph or torch.compiler.is_compiling() or x.shape[2] < WIDE:
+            return second(gelu(first(x.mT))).mT
+        # One product a sample reads the tokens as they lie; its gradient would be a sum over samples.
+        assert first.bias is not None and second.bias is not None
+        hidden = torch.baddbmm(first.bias.unsqueeze(1), first.weight.expand(len(x), -1, -1), x)
+        return torch.baddbmm(second.bias.unsqueeze(1), second.weight.expand(len(x), -1, -1), gelu(hidden))
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        assert self.fc2.bias is not None
-        return mixed.squeeze(-1).mT + self.fc2.bias.unsqueeze(1)
+        return mixed.squeeze(-1).mT
 
     def resize_(self, grid: Grid) -> Self:
         """Interpolate the weights over the tokens; what a hidden unit sums up over a constant stays what it was."""
