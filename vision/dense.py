@@ -126,7 +126,7 @@ class SemanticFPN(nn.Module):
 
         def step(channels: int) -> nn.Module:
             conv = nn.Conv2d(channels, inner, 3, padding=1, bias=False)
-            return nn.Sequential(conv, nn.GroupNorm(math.gcd(32, inner), inner), nn.ReLU(inplace=True))
+            return nn.Sequential(conv, nn.GroupNorm(math.gcd(32, max(1, inner // 4)), inner), nn.ReLU(inplace=True))
 
         self.branches = nn.ModuleList(
             nn.ModuleList(step(inner if j else width) for j in range(max(1, i))) for i in range(4)
@@ -169,12 +169,13 @@ def retinanet(
 
 
 def mask_rcnn(
-    model: nn.Module, num_classes: int, *, width: int = 256, img_size: Size | None = None, **options: Any
+    model: nn.Module, num_classes: int | None, *, width: int = 256, img_size: Size | None = None, **options: Any
 ) -> MaskRCNN:
     """torchvision's Mask R-CNN (arXiv 1703.06870) on the strides 4 to 64 of a model's pyramid.
 
     Args:
-        model, num_classes, width, img_size: as in ``retinanet``.
+        model, width, img_size: as in ``retinanet``.
+        num_classes: with the background; None where predictors are given, as torchvision wants it.
         **options: of ``torchvision.models.detection.MaskRCNN``.
     """
     options = {**_images(model, img_size), **options}

@@ -7,6 +7,8 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 import vision
 from vision.dense import Pyramid
@@ -70,13 +72,26 @@ def boxes(count: int, side: int = 64) -> tuple[list[Tensor], list[dict[str, Tens
 
 SIZES = {"min_size": 64, "max_size": 64}
 FEW = {"rpn_post_nms_top_n_train": 50, "rpn_post_nms_top_n_test": 50, "box_batch_size_per_image": 16}
-QUICK = {"retinanet": SIZES, "mask_rcnn": {**SIZES, **FEW}}
+
+
+def detector_of(kind: str, width: int, **options: object) -> nn.Module:
+    """A detector of three classes for images of 64 px, with small heads."""
+    if kind == "retinanet":
+        return vision.retinanet(small(), 3, width=width, **SIZES, detections_per_img=1, **options)
+    heads = {
+        "box_head": TwoMLPHead(width * 7**2, 64),
+        "box_predictor": FastRCNNPredictor(64, 3),
+        "mask_head": MaskRCNNHeads(width, (32,), 1),
+        "mask_predictor": MaskRCNNPredictor(32, 32, 3),
+    }
+    few = {"num_classes": None, "box_detections_per_img": 1, **FEW}
+    return vision.mask_rcnn(small(), width=width, **SIZES, **few, **heads, **options)
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn"])
 def test_detectors_train_and_predict(kind: str) -> None:
     torch.manual_seed(0)
-    detector = getattr(vision, kind)(small(), num_classes=3, width=16, **QUICK[kind])
+    detector = detector_of(kind, 16)
     images, targets = boxes(2)
     losses = detector(images, targets)
     assert len(losses) == (2 if kind == "retinanet" else 5)
@@ -116,13 +131,13 @@ def test_segmentation_learns_a_handful_of_images() -> None:
     y = torch.stack([t["labels"][0] * t["masks"][0].long() for t in targets])
     segmenter = vision.semantic_fpn(small(), 3, width=16, inner=16, drop_rate=0.0)
     optimiser = torch.optim.AdamW(segmenter.parameters(), lr=1e-2)
-    for _ in range(50):
+    for _ in range(80):
         optimiser.zero_grad()
         F.cross_entropy(segmenter(x), y).backward()
         optimiser.step()
     found = segmenter.eval()(x).argmax(1)
     for label in range(3):  # maps have a quarter of the size: the last pixel of an edge is not to be had
-        assert ((found == label) & (y == label)).sum() / ((found == label) | (y == label)).sum() > 0.8
+        assert ((found == label) & (y == label)).sum() / ((found == label) | (y == label)).sum() > 0.75
 
 
 @pytest.mark.slow
@@ -130,8 +145,7 @@ def test_segmentation_learns_a_handful_of_images() -> None:
 def test_detectors_learn_a_handful_of_images(kind: str) -> None:
     torch.manual_seed(0)
     images, targets = boxes(4)
-    options = {"detections_per_img": 1} if kind == "retinanet" else {"box_detections_per_img": 1}
-    detector = getattr(vision, kind)(small(), num_classes=3, width=32, **QUICK[kind], **options)
+    detector = detector_of(kind, 32)
     optimiser = torch.optim.AdamW(detector.parameters(), lr=2e-3)
     for _ in range(150):
         optimiser.zero_grad()
