@@ -40,12 +40,27 @@ def fixture_rows() -> list[tuple[str, int, int, float, int]]:
 
 
 # Rows of families whose counts no fixture holds: the same columns; None for MACs that were not published.
-OTHERS: list[tuple[str, int, int, float | None, int]] = []
+OTHERS: list[tuple[str, int, int, float | None, int]] = [
+    # counted on the published classes, two decimals
+    ("gfnet_ti", 224, 7511784, 1.27, 2),
+    ("gfnet_xs", 224, 15985768, 2.83, 2),
+    ("gfnet_s", 224, 24869608, 4.45, 2),
+    ("gfnet_b", 224, 43120616, 7.89, 2),
+    ("gfnet_h_ti", 224, 15085096, 2.04, 2),
+    ("gfnet_h_s", 224, 32162632, 4.58, 2),
+    ("gfnet_h_b", 224, 53744200, 8.51, 2),
+    # as its README prints them
+    ("activemlp_xt", 224, 15349128, 2.2, 1),
+    ("activemlp_t", 224, 27152232, 4.0, 1),
+    ("activemlp_s", 224, 38631448, 6.9, 1),
+    ("activemlp_b", 224, 52154792, 10.1, 1),
+    ("activemlp_l", 224, 76238032, 12.4, 1),
+]
 
 ROWS = fixture_rows() + OTHERS
 NUMBERS = ("inception_former",)  # their mixers count indices, which needs numbers
 QUICK = ("identityformer_s12", "randformer_s12", "poolformer_s12", "poolformerv2_s12", "caformer_s18", "dfformer_s18",
-         "dfformer_s18_afno", "gfformer_s18", "raftmlp_s")  # fmt: skip
+         "dfformer_s18_afno", "gfformer_s18", "raftmlp_s", "gfnet_ti", "activemlp_xt")  # fmt: skip
 
 
 def built(name: str, size: int) -> tuple[torch.nn.Module, CostReport]:
