@@ -91,7 +91,7 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_mixed: Tensor | None, d_last: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        tensors, borders = ctx.saved_tensors[:-1], ctx.saved_tensors[-1]
+        *tensors, borders = ctx.saved_tensors  # read once: under checkpointing a second time is an error
         d_mixed = torch.zeros_like(tensors[0]) if d_mixed is None else d_mixed
         d_last = torch.zeros_like(tensors[5]) if d_last is None else d_last
         if torch.is_grad_enabled():  # a derivative of the derivative is wanted
