@@ -3,6 +3,7 @@ convolution (S4D)."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.plain.forms import FORMS, Grid, gated_norm, name_of, plain, short_conv
+from benchmarks.plain.forms import FORMS, Grid, gated_norm, name_of, plain, rms_norm, short_conv
 from matmix.ops.orders import scan_order
 
 
@@ -119,9 +120,10 @@ def ssd(m: Any, x: Tensor, grid: Grid) -> Tensor:
 
 
 def ssd_minimal(x: Tensor, a: Tensor, write: Tensor, read: Tensor, chunk: int = 64) -> Tensor:
-    """Listing 1 of the Mamba-2 paper: x ``(B, L, H, P)``, a ``(B, L, H)``, B and C ``(B, L, N)``."""
+    """Listing 1 of the Mamba-2 paper: x ``(B, L, H, P)``, a ``(B, L, H)``, B and C ``(B, L, N)`` or one each head."""
     length, fill = x.shape[1], -x.shape[1] % chunk
-    write, read = (repeat(t, "b l n -> b l h n", h=x.shape[2]) for t in (write, read))
+    if write.dim() == 3:  # shared by the heads
+        write, read = (repeat(t, "b l n -> b l h n", h=x.shape[2]) for t in (write, read))
     if fill:
         x, write, read = (F.pad(t, (0, 0, 0, 0, 0, fill)) for t in (x, write, read))
         a = F.pad(a, (0, 0, 0, fill))
@@ -137,6 +139,32 @@ def ssd_minimal(x: Tensor, a: Tensor, write: Tensor, read: Tensor, chunk: int = 
     states = torch.einsum("bhzc, bchpn -> bzhpn", between, states)[:, :-1]
     across = torch.einsum("bclhn, bchpn, bhcl -> bclhp", read, states, torch.exp(upto))
     return rearrange(diagonal + across, "b c l h p -> b (c l) h p")[:, :length]
+
+
+@plain("mamba3")
+def mamba3(m: Any, x: Tensor, grid: Grid) -> Tensor:
+    """Mamba-3, section 3: each half of the trapezoid is an SSD, of the tokens and of those before them."""
+    gate, u, write, read, raw, rate, share, angles = m.in_proj(x).split(m.sizes, -1)
+    step, share = F.softplus(raw + m.dt_bias), torch.sigmoid(share)
+    a = -(rate.clamp(min=0) + 1 / (1 - rate.clamp(max=0))).clamp(min=m.floor) * step
+    angle = ((math.pi * torch.tanh(angles)).unsqueeze(2) * step.unsqueeze(-1)).cumsum(1)  # (B, L, H, S)
+    write = _turned(rms_norm(write, m.B_norm.weight, 1e-5).unsqueeze(2) + m.B_bias.squeeze(1), angle)
+    read = _turned(rms_norm(read, m.C_norm.weight, 1e-5).unsqueeze(2) + m.C_bias.squeeze(1), angle)
+    u = rearrange(u, "b l (h p) -> b l h p", h=m.heads)
+    before, write_before = (F.pad(t, (0, 0, 0, 0, 1, -1)) for t in (u, write))
+    y = ssd_minimal(u * (share * step).unsqueeze(-1), a, write, read)
+    y = y + ssd_minimal(before * ((1 - share) * step * a.exp()).unsqueeze(-1), a, write_before, read)
+    return m.out_proj((y + m.D.unsqueeze(-1) * u).flatten(2) * F.silu(gate))
+
+
+def _turned(vectors: Tensor, angle: Tensor) -> Tensor:
+    """Neighbours as points of a plane, the first S of them turned."""
+    pairs = vectors.unflatten(-1, (-1, 2))
+    turning, still = pairs[..., : angle.shape[-1], :], pairs[..., angle.shape[-1] :, :]
+    first, second = turning.unbind(-1)
+    cos, sin = angle.cos(), angle.sin()
+    turned = torch.stack((first * cos - second * sin, first * sin + second * cos), -1)
+    return torch.cat((turned, still), -2).flatten(-2)
 
 
 def segsum(a: Tensor) -> Tensor:
