@@ -6,7 +6,6 @@ on (seed, step), the learning rate on the step, and all random generators travel
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -28,13 +27,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from matmix.experiments.checkpoint import load_latest, save_checkpoint, sync_folder, write_file, write_tensors
 from matmix.experiments.environment import on_cpu
 from matmix.experiments.memory import step_memory
+from matmix.experiments.optimizer import match_layout, new_optimizer, running_average
 from matmix.experiments.run import Progress, RunConfig
-from matmix.experiments.task import Batch, Recipe, Split, Task, stream
+from matmix.experiments.task import Batch, Split, Task, stream
 
 
 class Diverged(Exception):
@@ -279,48 +278,6 @@ def new_accelerator(precision: str) -> Accelerator:
     # The state is a process-wide singleton that refuses a second precision; runs in one process are independent.
     AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(mixed_precision=precision, cpu=on_cpu())
-
-
-def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser; decay on tensors with at least two axes that are not flagged `_no_weight_decay`."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    named: set[str] = getattr(model, "no_weight_decay", set)()  # timm's way to say it
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            spared = name in named or getattr(parameter, "_no_weight_decay", False)
-            groups[parameter.ndim >= 2 and not spared].append(parameter)
-    parameters = [
-        {"params": groups[True], "weight_decay": recipe.weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
-    ]
-    if recipe.optimizer == "adamw":  # fused: one call for all tensors; on CPU too
-        return torch.optim.AdamW(parameters, lr=recipe.lr, betas=recipe.betas, fused=True)
-    try:
-        import timm.optim
-    except ImportError:
-        raise ValueError(f"Recipe.optimizer={recipe.optimizer!r} is timm's: pip install 'matmix[vision]'") from None
-    factory: Any = timm.optim
-    known = factory.list_optimizers()
-    if recipe.optimizer not in known:
-        close = difflib.get_close_matches(recipe.optimizer, known, n=3)
-        raise ValueError(f"Recipe.optimizer={recipe.optimizer!r} is no optimizer of timm; close: {', '.join(close)}")
-    betas = {"betas": recipe.betas} if factory.get_optimizer_info(recipe.optimizer).has_betas else {}
-    made: torch.optim.Optimizer = factory.create_optimizer_v2(parameters, opt=recipe.optimizer, lr=recipe.lr, **betas)
-    return made
-
-
-def match_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Give loaded moments the memory layout of their parameter (channels-last kernels): fused updates walk through
-    parameter, gradient and moments as they lie in memory, and a checkpoint holds rows."""
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def running_average(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the model that follows it, buffers too: the first update copies, later ones go 1 - decay of the way."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def alone(accelerator: Accelerator) -> bool:

@@ -20,11 +20,13 @@ from matmix.experiments import trainer
 from matmix.experiments.checkpoint import write_tensors
 from matmix.experiments.run import Result, RunConfig, execute, read_metrics
 from tests.vision.folders import QUICK, SETTINGS, break_file, make_folder
+from vision.data import splits
 from vision.data.batches import Mix, training_shares
 from vision.data.images import BrokenImage
+from vision.data.splits import divide
 from vision.tasks import classify
 from vision.tasks.cifar10 import CIFAR10
-from vision.tasks.classify import Classify, divide
+from vision.tasks.classify import Classify
 from vision.tasks.imagefolder import ImageFolder
 from vision.tasks.imagenet import ImageNet
 
@@ -87,6 +89,19 @@ def test_nothing_held_out_validates_on_the_test_split(tmp_path):
     one = task(str(make_folder(tmp_path, {"train": 4, "test": 2})), held_out=0.0)
     assert one.facts() == {"train": 12, "val": 6, "test": 6}
     assert one.images("val").reader.filename(0) == one.images("test").reader.filename(0)
+
+
+def test_what_one_tests_on_is_enough_to_evaluate(tmp_path):
+    one = task(str(make_folder(tmp_path, {"val": 2})))
+    assert next(one.batches("test", 8)).y.tolist() == [0, 0, 1, 1, 2, 2] and one.number_of_classes() == 3
+    with pytest.raises(ValueError, match="has no training images"):
+        one.images("train")
+
+
+def test_nothing_held_out_needs_something_to_test_on(tmp_path):
+    make_folder(tmp_path, {"train": 4})
+    with pytest.raises(ValueError, match="held_out: with 0 there is nothing to test on"):
+        task(str(tmp_path / "train"), held_out=0.0).images("test")
 
 
 def test_divide_is_stratified_and_fixed_by_its_seed():
@@ -283,7 +298,7 @@ class Crash(BaseException):
 
 def forget() -> None:
     """What a process keeps is gone in the next one."""
-    for kept in (classify.data_config, classify.sources, classify._images):
+    for kept in (classify.data_config, splits.sources, splits.split_images):
         kept.cache_clear()
 
 

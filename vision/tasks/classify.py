@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import warnings
 from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -20,11 +18,14 @@ from matmix.experiments.weights import load_weights
 from matmix.ops.seed import fork_seed
 from vision.data.batches import Mix, evaluation_shares, load, training_shares
 from vision.data.images import Images, Transformed
-from vision.data.sources import Source, open_source
+from vision.data.sources import Source
+from vision.data.splits import divide, sources, split_images
 from vision.recipes import published
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
+
+__all__ = ["Classify", "data_config", "divide"]
 
 SYNTHETIC = "synthetic"
 
@@ -131,7 +132,7 @@ class Classify(Task):
         )
 
     def number_of_classes(self) -> int:
-        return self.classes or len(self._sources()["train"].class_to_idx)
+        return self.classes or len(next(iter(self._sources().values())).class_to_idx)
 
     def example(self) -> tuple[Tensor, ...]:
         if self.data == SYNTHETIC:
@@ -160,7 +161,7 @@ class Classify(Task):
 
     def images(self, split: Split) -> Images:
         """The images of a split; broken ones are gone, and decoded ones held, as the settings say."""
-        return _images(
+        return split_images(
             self.data, self.as_test, split, self.channels, self.shrink, self.broken, self.held_out, self.split_seed
         )
 
@@ -239,75 +240,6 @@ def data_config(architecture: str) -> dict[str, Any]:
     # Building a model draws random numbers; in the middle of a training they would be missing from the stream.
     with fork_seed(0, "data_config"), torch.device("meta"):
         return resolve_model_data_config(create_model(architecture))
-
-
-@cache
-def sources(data: str, as_test: Split) -> dict[Split, Source]:
-    """The splits that a data set has. A lone validation split is what one tests on."""
-    if not data:
-        raise ValueError("name the data: --data PATH")
-    wanted: tuple[Split, ...] = ("train", "val") if as_test == "val" else ("train", "val", "test")
-    found = {split: source for split in wanted if (source := open_source(data, split)) is not None}
-    if "train" not in found:
-        raise ValueError(f"data: {data} has no training split")
-    if "val" in found and (as_test == "val" or "test" not in found):
-        found["test"] = found.pop("val")
-    return found
-
-
-@cache
-def _images(
-    data: str,
-    as_test: Split,
-    split: Split,
-    channels: Literal[1, 3],
-    shrink: int,
-    broken: str,
-    held_out: float,
-    split_seed: int,
-) -> Images:
-    if not data:
-        raise ValueError("name the data: --data PATH")
-    found = sources(data, as_test)
-    missing: list[Split] = [name for name in ("val", "test") if name not in found]
-    if split in found and split != "train":
-        reader, indices = found[split], list(range(len(found[split])))
-    elif split in missing and held_out == 0:  # as in the papers: what one tests on also picks the weights
-        return _images(
-            data, as_test, "test" if split == "val" and "test" in found else "train", channels, shrink, broken, 0.0, 0
-        )
-    else:
-        reader = found["train"]
-        parts = divide(reader.labels(), held_out, len(missing), split_seed)
-        indices = parts[missing.index(split) if split != "train" else -1]
-    images = Images(reader, indices, channels, shrink)
-    if broken == "skip":
-        images.skip_broken()
-        if images.broken:
-            names = ", ".join(images.broken[:5]) + (", ..." if len(images.broken) > 5 else "")
-            warnings.warn(f"{split}: {len(images.broken)} of {len(indices)} images are left out: {names}", stacklevel=2)
-    if shrink:
-        images.hold()
-    return images
-
-
-def divide(labels: list[int], share: float, parts: int, seed: int) -> list[list[int]]:
-    """Indices of `parts` disjoint parts with `share` of every class (at least one image), and of the rest, last."""
-    place = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
-    by_class: dict[int, list[int]] = {}
-    for index in sorted(range(len(labels)), key=place.__getitem__):
-        by_class.setdefault(labels[index], []).append(index)
-    divided: list[list[int]] = [[] for _ in range(parts + 1)]
-    for label, members in by_class.items():
-        count = max(1, math.floor(share * len(members))) if share else 0
-        if count * parts >= len(members):
-            raise ValueError(
-                f"held_out: class {label} has {len(members)} images, too few to hold {parts} x {count} out"
-            )
-        for part in range(parts):
-            divided[part] += members[part * count : (part + 1) * count]
-        divided[-1] += members[parts * count :]
-    return [sorted(part) for part in divided]
 
 
 def _sized(architecture: str, side: int, options: dict[str, Any]) -> nn.Module:
