@@ -209,16 +209,15 @@ def _published_stem(stem: MultiScaleStem, state: State) -> State:
     plain = "weight" in state
     prefix = "" if plain else "fc."
     weight, ours = state[f"{prefix}weight"], {"convs.0.bias": state[f"{prefix}bias"]}
-    kernels = [conv.get_parameter("weight")[0] for conv in stem.convs]
-    sizes = [kernel.numel() for kernel in kernels]
-    if weight.shape[1] != sum(sizes):
+    sides = [conv.get_parameter("weight").shape[2] for conv in stem.convs]
+    channels, rest = divmod(weight.shape[1], sum(k * k for k in sides))
+    if rest:
         return {**ours, "convs.0.weight": weight}  # of the wrong shape, which the caller says
-    for i, part in enumerate(weight.split(sizes, 1)):
-        channels, *sides = kernels[i].shape
+    for i, part in enumerate(weight.split([channels * k * k for k in sides], 1)):
         if plain:
-            ours[f"convs.{i}.weight"] = part.unflatten(1, (*sides, channels)).permute(0, 3, 1, 2)
+            ours[f"convs.{i}.weight"] = part.unflatten(1, (sides[i], sides[i], channels)).permute(0, 3, 1, 2)
         else:
-            ours[f"convs.{i}.weight"] = part.unflatten(1, (channels, *sides))
+            ours[f"convs.{i}.weight"] = part.unflatten(1, (channels, sides[i], sides[i]))
     return ours
 
 
@@ -273,7 +272,7 @@ for _size, _dims in _SIZES.items():
         paper="2108.04384",
         source=SOURCE,
         crop_pct=0.875,
-        first_conv="stem.convs.0",
+        first_conv=("stem.convs.0", "stem.convs.1"),
     )
 register(
     "mlp_mixer_b16",
