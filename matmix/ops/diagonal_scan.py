@@ -13,28 +13,12 @@ Legend: B batch, H heads in G groups of R, L tokens in Z chunks of Q, N state, W
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from matmix.ops.diagonal_recurrence import run_tokens
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import cut, join, recurrence
-
-
-class _Tokens(NamedTuple):
-    """The factors at token q of every chunk, one tensor a q; N stands last, as every step runs over it."""
-
-    written: tuple[Tensor, ...]  # s v, (B, G, Z, R, W)
-    inputs: tuple[Tensor, ...]  # B, (B, G, Z, N)
-    outputs: tuple[Tensor, ...]  # C, (B, G, Z, N)
-    clock: tuple[Tensor, ...]  # (B, G, Z, R) times the rate, or (B, G, Z, R, N) where there is none
-    rate: Tensor | None  # (B, G, 1, R, N)
-
-    def log_decay(self, clock: Tensor) -> Tensor:
-        """``(B, G, Z, R, N)``; multiplied out for one token at a time."""
-        return clock if self.rate is None else clock.unsqueeze(-1) * self.rate
 
 
 def diagonal_scan(
@@ -127,18 +111,39 @@ def by_chunks(
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``diagonal_scan`` with all chunks side by side; arguments as in ``by_tokens``."""
-    _, heads, length, width = written.shape
+    heads, length = written.shape[1:3]
     groups = outputs.shape[1]
     size = _chunk_size(length, chunk)
-    tokens = _tokens(written, outputs, inputs, log_decay, clock, size)
-    start = None if initial is None else initial.unflatten(1, (groups, heads // groups))
-    entering = None if start is None else start.unsqueeze(2)
+    if log_decay.shape[2] == 1 and length > 1:
+        ticks = written.new_ones(1, heads, length) if clock is None else clock
+        rate = log_decay.unflatten(1, (groups, heads // groups)).unsqueeze(3)  # (B or 1, G, R, 1, 1, N)
+        logs = cut(ticks, size, groups).unsqueeze(-1) * rate
+    else:
+        logs = cut(log_decay if clock is None else log_decay * clock.unsqueeze(-1), size, groups)
+    read, write = (cut(t, size).unsqueeze(2) for t in (outputs, inputs))  # (B or 1, G, 1, Z, Q, N)
+    new = cut(written, size, groups).unsqueeze(-1) * write.unsqueeze(-2)  # (B, G, R, Z, Q, W, N)
+    tokens = list(zip(logs.exp().unsqueeze(-2).unbind(4), new.unbind(4), strict=True))
+    entering = None if initial is None else initial.unflatten(1, (groups, heads // groups)).unsqueeze(3)
     if size < length:
-        _, ends = _run(tokens, None, read=False)
-        entering = _entering(ends, tokens.log_decay(torch.stack(tokens.clock).sum(0)).exp(), start)
-    mixed, last = _run(tokens, entering, read=True)
-    mixed = torch.stack(mixed, 3).unflatten(-1, (heads // groups, width))  # (B, G, Z, Q, R, W)
-    return join(mixed.movedim(4, 2), length), last[:, :, -1].flatten(1, 2)
+        ends = _run(tokens, None)[-1]
+        totals = logs.sum(4).exp().unsqueeze(-2)
+        first = ends[:, :, :, 0]
+        before = [torch.zeros_like(first) if entering is None else entering.squeeze(3).expand_as(first)]
+        for end, total in zip(ends.unbind(3)[:-1], totals.unbind(3), strict=False):
+            before.append(torch.addcmul(end, total, before[-1]))
+        entering = torch.stack(before, 3)
+    states = torch.stack(_run(tokens, entering), 4)
+    mixed = (states @ read.unsqueeze(-1)).squeeze(-1)
+    return join(mixed, length), states[:, :, :, -1, -1].flatten(1, 2)
+
+
+def _run(tokens: list[tuple[Tensor, Tensor]], state: Tensor | None) -> list[Tensor]:
+    """All chunks side by side through their Q tokens of (decay, what is written): the states after each."""
+    states = []
+    for decay, new in tokens:
+        state = new if state is None else torch.addcmul(new, decay, state)
+        states.append(state)
+    return states
 
 
 def diagonal_scan_reference(
@@ -155,43 +160,6 @@ def diagonal_scan_reference(
     log_decay = log_decay.expand(-1, -1, values.shape[2], -1)
     decay = (log_decay if clock is None else log_decay * clock.unsqueeze(-1)).exp()
     return recurrence(values, outputs, inputs, decay, step, initial)
-
-
-def _tokens(
-    written: Tensor, outputs: Tensor, inputs: Tensor, log_decay: Tensor, clock: Tensor | None, size: int
-) -> _Tokens:
-    groups, rate = outputs.shape[1], None
-    if log_decay.shape[2] == 1 and written.shape[2] > 1:
-        rate = log_decay.unflatten(1, (groups, log_decay.shape[1] // groups)).transpose(2, 3)
-        clock = written.new_ones(1, log_decay.shape[1], written.shape[2]) if clock is None else clock
-    else:
-        clock = log_decay if clock is None else log_decay * clock.unsqueeze(-1)
-    written_q, clock_q = (cut(t, size, groups).transpose(2, 3).unbind(4) for t in (written, clock))
-    inputs_q, outputs_q = (cut(t, size).unbind(3) for t in (inputs, outputs))
-    return _Tokens(written_q, inputs_q, outputs_q, clock_q, rate)
-
-
-def _run(tokens: _Tokens, state: Tensor | None, *, read: bool) -> tuple[list[Tensor], Tensor]:
-    """All chunks side by side through their Q tokens: what is read, ``(B, G, Z, R W)`` each, and the last states."""
-    mixed = []
-    for written, inputs, outputs, clock in zip(*tokens[:4], strict=True):
-        new = written.unsqueeze(-1) * inputs[:, :, :, None, None, :]
-        decay = tokens.log_decay(clock).exp().unsqueeze(-2)
-        state = new if state is None else torch.addcmul(new, decay, state)
-        if read:
-            mixed.append((state.flatten(3, 4) @ outputs.unsqueeze(-1)).squeeze(-1))
-    assert state is not None
-    return mixed, state
-
-
-def _entering(ends: Tensor, decay: Tensor, state: Tensor | None) -> Tensor:
-    """The state that enters each chunk, from what each leaves when it starts at zero: ``(B, G, Z, R, W, N)``."""
-    before = []
-    for end, factor in zip(ends.unbind(2), decay.unsqueeze(-2).unbind(2), strict=True):
-        state = torch.zeros_like(end) if state is None else state.expand_as(end)
-        before.append(state)
-        state = torch.addcmul(end, factor, state)
-    return torch.stack(before, 2)
 
 
 def _chunk_size(length: int, wanted: int | None) -> int:
