@@ -105,6 +105,14 @@ def test_multi_scale_patches(name: str) -> None:
     check_output(fixture, Tokens(stem), SOURCE)
 
 
+def test_patches_of_other_channels_are_split_by_the_published_ones() -> None:
+    """timm then adds them up for a model of one channel."""
+    state = load_fixture("vision/embed_cross_scale_4x8_16x16").state()
+    stem = MultiScaleStem(1, 8, (4, 8))
+    ours = type(stem).published[SOURCE](stem, state)
+    assert [tuple(ours[f"convs.{i}.weight"].shape) for i in (0, 1)] == [(8, 3, 4, 4), (8, 3, 8, 8)]
+
+
 @pytest.mark.parametrize("name", ["raft_block_6x6_r1", "raft_block_6x6_r2", "raft_block_built6_at_8x5_r2"])
 def test_raft_block(name: str) -> None:
     fixture = load_fixture(f"vision/mixer_{name}")
