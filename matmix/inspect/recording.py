@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from matmix.cost import evaluating
 from matmix.matrices.base import Matrix
+from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Mixer, Projected
 
 Project = Callable[[Tensor, Context], Projected]
@@ -21,8 +23,8 @@ Project = Callable[[Tensor, Context], Projected]
 def record(model: nn.Module) -> Iterator[dict[str, Matrix]]:
     """Inside of the context, every forward of ``model`` notes the matrices that it multiplies by.
 
-    The dictionary that is yielded maps a mixer's name in the model to its matrix: the very object of the forward, with
-    its graph where gradients are on. A mixer that runs again adds ``name#2``, ``name#3``; a mixer inside of another
+    The dictionary that is yielded maps a mixer's name in the model to its matrix, that of the forward, with its graph
+    where gradients are on. A mixer that runs again adds ``name#2``, ``name#3``; a mixer inside of another
     one is part of that one's matrix. A model that is itself a mixer goes by its class name. Compiled models run
     uncompiled meanwhile.
 
@@ -83,5 +85,8 @@ def _note(found: dict[str, Matrix], name: str, project: Project, x: Tensor, cont
     while key in found:
         times += 1
         key = f"{name}#{times}"
-    found[key] = projected.matrix
+    matrix = projected.matrix
+    if isinstance(matrix, Known):  # what runs behind the mixer may work in the product's memory
+        matrix = replace(matrix, product=matrix.product.clone())
+    found[key] = matrix
     return projected
