@@ -8,6 +8,7 @@ of neighbours (0 with 1, 2 with 3, ...), so that a pair is never divided between
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -104,17 +105,26 @@ def load(dataset: Transformed, shares: Iterator[Share]) -> Iterator[tuple[Tensor
     Their number is that of the cores for each process (8 at most), or `MATMIX_WORKERS`; it never changes the result.
     """
     workers = 0 if dataset.images.held else _workers()
-    return iter(
-        DataLoader(
-            dataset,
-            batch_sampler=shares,  # type: ignore[arg-type]
-            num_workers=workers,
-            collate_fn=_same,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # otherwise it draws from the one that dropout draws from
-            prefetch_factor=4 if workers else None,
-        )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=shares,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_same,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # otherwise it draws from the one that dropout draws from
+        worker_init_fn=_own_signals,
+        prefetch_factor=4 if workers else None,
     )
+    for made in loader:
+        if isinstance(made, Exception):  # as a result it keeps its own words, raised it would bring a traceback
+            raise made
+        yield made
+
+
+def _own_signals(worker: int) -> None:
+    """Ctrl-C is the trainer's: it finishes its step, for which it needs its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _workers() -> int:

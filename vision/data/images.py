@@ -115,12 +115,16 @@ class Transformed(torch.utils.data.Dataset):
     mix: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
     """Gets the images, their labels and the seed of the batch."""
 
-    def __getitems__(self, share: Share) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, share: Share) -> tuple[Tensor, Tensor] | BrokenImage:
         found = []
         with kept_generators():
             for position, seed in zip(share.positions, share.seeds, strict=True):
                 seed_all(seed)
-                found.append(self.transform(self.images.read(position)))
+                try:
+                    image = self.images.read(position)
+                except BrokenImage as error:
+                    return error
+                found.append(self.transform(image))
         x, y = torch.stack(found), self.images.targets[share.positions]
         return (x, y) if self.mix is None else self.mix(x, y, share.seed)
 
