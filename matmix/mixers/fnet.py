@@ -81,12 +81,17 @@ def _over_tokens(half: Tensor, grid: Grid, norm: str) -> Tensor:
 
 def _mirrored(half: Tensor, dim: int, grid: Grid) -> Tensor:
     """All channels ``(B, L, D)``: channel D - d at token k is channel d at token -k."""
-    tokens = half.mT.contiguous()
     back = torch.zeros((), dtype=torch.long, device=half.device)
     for size in grid:
         back = back.unsqueeze(-1) * size + -torch.arange(size, device=half.device) % size
-    other = tokens.narrow(2, 1, (dim - 1) // 2).flip(2)
-    return torch.cat((tokens, other.index_select(1, back.flatten())), 2)
+    (batch, kept, length), rest = half.shape, (dim - 1) // 2
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and half.requires_grad):
+        tokens = half.mT.contiguous()
+        return torch.cat((tokens, tokens.narrow(2, 1, rest).flip(2).index_select(1, back.flatten())), 2)
+    tokens = half.new_empty(batch, length, dim)
+    tokens.narrow(2, 0, kept).copy_(half.mT)
+    tokens.narrow(2, kept, rest).copy_(tokens.narrow(2, 1, rest).flip(2).index_select(1, back.flatten()))
+    return tokens
 
 
 class _Half(torch.autograd.Function):
