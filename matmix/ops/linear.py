@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from matmix.ops.layers import StarReLU
 
@@ -44,20 +45,31 @@ def linear(layer: nn.Module, x: Tensor, act: nn.Module = _IDENTITY) -> Tensor:
     Layers with hooks, and classes other than ``nn.Linear`` and the activations of ``torch.nn`` and ours, are called
     as modules.
     """
-    if (
-        runs_only(x)
-        and _FUSED is not None
-        and type(layer) is nn.Linear
-        and x.numel() * layer.out_features >= _WORTH
-        and layer.weight.dtype == torch.float32
-        and not (layer._forward_hooks or layer._forward_pre_hooks or act._forward_hooks or act._forward_pre_hooks)
+    if type(layer) is nn.Linear and not (
+        layer._forward_hooks or layer._forward_pre_hooks or act._forward_hooks or act._forward_pre_hooks
     ):
-        name, algorithm = _NAMES.get(type(act), ("", ""))
-        if isinstance(act, nn.GELU) and act.approximate in ("none", "tanh"):
-            name, algorithm = "gelu", act.approximate
-        if name:
-            out = _FUSED(x, layer.weight, layer.bias, name, [], algorithm)
-            if isinstance(act, StarReLU):
-                torch.addcmul(act.bias, out, out, value=act.scale.item(), out=out)
+        out = _fused(x, layer.weight, layer.bias, act)
+        if out is not None:
             return out
     return act(layer(x))
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None, act: nn.Module = _IDENTITY) -> Tensor:
+    """``act(weight x + bias)`` on the last axis, for a weight ``(O, I)`` that is made on the spot."""
+    out = _fused(x, weight, bias, act)
+    return act(F.linear(x, weight, bias)) if out is None else out
+
+
+def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, act: nn.Module) -> Tensor | None:
+    """The one kernel's result; None where there is none or it does not pay."""
+    if _FUSED is None or x.numel() * len(weight) < _WORTH or weight.dtype != torch.float32 or not runs_only(x):
+        return None
+    name, algorithm = _NAMES.get(type(act), ("", ""))
+    if isinstance(act, nn.GELU) and act.approximate in ("none", "tanh"):
+        name, algorithm = "gelu", act.approximate
+    if not name:
+        return None
+    out = _FUSED(x, weight, bias, name, [], algorithm)
+    if isinstance(act, StarReLU):
+        torch.addcmul(act.bias, out, out, value=act.scale.item(), out=out)
+    return out

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matmix.ops.linear import affine
 from matmix.ops.precision import working_dtype
 from vision.layers.mlp import ACTIVATIONS
 from vision.layers.stems import Grid, conv_grid
@@ -85,7 +86,10 @@ class ConvNorm(nn.Module):
         conv = self.conv
         if self.norm.training and not isinstance(self.norm, nn.Identity):
             return self.act(self.norm(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1))
-        image, (weight, bias) = x.permute(0, 3, 1, 2), self.folded()
+        weight, bias = self.folded()
+        if conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1:
+            return affine(x, weight.flatten(1), bias, self.act)
+        image = x.permute(0, 3, 1, 2)
         image = F.conv2d(image, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         return self._activate(image.permute(0, 2, 3, 1))
 

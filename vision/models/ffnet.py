@@ -17,11 +17,10 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from matmix.mixers import create_mixer
 from matmix.mixers.ffnified import FFNified
-from matmix.ops.activations import gelu
+from matmix.ops.linear import affine, linear
 from matmix.ops.pieces import samples
 from matmix.ops.precision import working_dtype
 from matmix.ops.reparam import BranchedConv, convolved
@@ -52,14 +51,13 @@ class ConvMlp(nn.Module):
         if pair:
             branches["conv1"] = (3, 3)
         self.conv: nn.Module = BranchedConv(dim, branches)
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.fc1, self.act, self.fc2 = nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = convolved(self.conv, x.permute(0, 3, 1, 2)).image.permute(0, 2, 3, 1)
         size = samples(x, self, len(self.fc1.weight) / x.shape[-1])
-        if size >= len(x):
-            return self.fc2(gelu(self.fc1(x)))
-        return torch.cat([self.fc2(gelu(self.fc1(part))) for part in x.split(size)])
+        done = [linear(self.fc2, linear(self.fc1, part, self.act)) for part in x.split(max(1, size))]
+        return done[0] if len(done) == 1 else torch.cat(done)
 
 
 class NormedSkip(nn.Module):
@@ -98,7 +96,7 @@ class NormedSkip(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.norm.training and not isinstance(self.norm, nn.Identity):
             return x + self.linear(self.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        return F.linear(x, *self.folded())
+        return affine(x, *self.folded())
 
 
 class PatchMerging(nn.Module):
