@@ -1,10 +1,12 @@
 """FFNet: FFNified attention, "MetaMixer is all you need", arXiv 2406.02021.
 
-Weights: release v1.0 of https://github.com/ysj9909/FFNet. Parameters and MACs in its tables are those of the
+Weights: https://github.com/ysj9909/FFNet/releases/tag/v1.0, ``ffnet_{1,2,3,3_384,4_384,seg}.pth.tar`` and, trained
+with a teacher, ``ffnet_{1,2,3}_distillation.pth.tar``. Parameters and MACs in its tables are those of the
 re-parameterised network, which ``fuse_`` gives::
 
     model = vision.create_model("ffnet_2")
-    matmix.load_published(model, torch.load(FILE), source="ysj9909/FFNet")
+    state = torch.load("ffnet_2.pth.tar", weights_only=True)["state_dict"]
+    matmix.load_published(model, state, source="ysj9909/FFNet")
     model.eval().fuse_()
 
 ``ffnet_seg`` is another network of the paper: its backbone for semantic segmentation.
@@ -33,6 +35,7 @@ from vision.published import State, mixer_states, rename
 from vision.registry import register
 
 SOURCE = "ysj9909/FFNet"
+WEIGHTS = f"https://github.com/{SOURCE}/releases/download/v1.0"
 
 
 class ConvMlp(nn.Module):
@@ -393,6 +396,7 @@ for _name, _options, _crop in (
         {**_options, "img_size": _size},
         paper="2406.02021",
         source=SOURCE,
+        checkpoint=f"{WEIGHTS}/{_name}{'_384' if _size == 384 else ''}.pth.tar",
         input_size=(3, _size, _size),
         pool_size=(_size // 32, _size // 32),
         crop_pct=_crop,
@@ -405,6 +409,7 @@ register(
     {"depths": (3, 4, 18, 5), "dims": (96, 192, 384, 768), "mlp_ratio": 4.0, "layer_scale": 1e-5, "img_size": 224},
     paper="2406.02021",
     source=SOURCE,
+    checkpoint=f"{WEIGHTS}/ffnet_seg.pth.tar",
     first_conv="stem.conv1.conv",
     classifier="head.fc.3",
 )
