@@ -77,10 +77,10 @@ class Active(Mixer):
         x = drop_padding(x, mask)
         batch, length, dim = x.shape
         groups = dim // self.share
-        offsets = self.offset_layer(x).mT.view(batch, self.axes, groups, length)
+        offsets = self.offset_layer(x).mT.view(batch, self.axes, groups, length).unbind(1)
         values = x.view(batch, length, groups, self.share).transpose(1, 2)
         blocks: list[Matrix] = [
-            Interpolation(offsets[:, number], grid, self.axes - 1 - number) for number in range(self.axes)
+            Interpolation(offset, grid, self.axes - 1 - number) for number, offset in enumerate(offsets)
         ]
         streams = [merge_heads(block.matmul(values)) for block in blocks] + [x]
         read = torch.cat(streams, 1)
@@ -101,9 +101,8 @@ class Active(Mixer):
         shares, branches = rest.shares.unsqueeze(2), self._branches()
         biased = [shares[:, number] * branch.bias for number, branch in enumerate(branches) if branch.bias is not None]
         out = torch.stack(biased).sum(0)
-        for number, branch in enumerate(branches):
+        for number, (branch, stream) in enumerate(zip(branches, read.split(rest.length, 1), strict=True)):
             # The shares go into the weights, (B, D, D): one pass over the outputs instead of three.
-            stream = read.narrow(1, number * rest.length, rest.length)
             out = torch.baddbmm(out, stream, (shares[:, number].mT * branch.weight).mT)
         return self.proj(out)
 
