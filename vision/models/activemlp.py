@@ -1,8 +1,8 @@
 """ActiveMLP (Wei et al., 2203.06108): every channel of a token picks where in its row and its column it reads.
 
 Weights of ``microsoft/TokenMixers``: ``ActivexTiny``, ``ActiveTiny``, ``ActiveSmall``, ``ActiveBase`` and
-``ActiveLarge`` (also fine-tuned at 384), linked on OneDrive in ``Active Token Mixer/README.md``; the printed accuracies
-are of the checkpoints' ``model_ema``.
+``ActiveLarge`` (also fine-tuned at 384), linked in ``Active Token Mixer/README.md``, to be downloaded by hand
+(OneDrive); the printed accuracies are of the checkpoints' ``model_ema``.
 """
 
 from __future__ import annotations
@@ -198,21 +198,20 @@ def _published(model: ActiveMLP, state: State) -> State:
 
 _DIMS = (64, 128, 320, 512)
 _WIDE = {"mlp_ratios": (8, 8, 4, 4), "interval": 6}
-_SIZES: dict[str, tuple[dict[str, Any], str]] = {
-    "xt": ({"depths": (2, 2, 4, 2), "dims": _DIMS}, "ActivexTiny"),
-    "t": ({"depths": (2, 3, 10, 3), "dims": _DIMS}, "ActiveTiny"),
-    "s": ({"depths": (3, 4, 18, 3), "dims": _DIMS, **_WIDE}, "ActiveSmall"),
-    "b": ({"depths": (3, 8, 27, 3), "dims": _DIMS, **_WIDE}, "ActiveBase"),
-    "l": ({"depths": (3, 4, 24, 3), "dims": (96, 192, 384, 768), "interval": 6}, "ActiveLarge"),
+_SIZES: dict[str, dict[str, Any]] = {
+    "xt": {"depths": (2, 2, 4, 2), "dims": _DIMS},
+    "t": {"depths": (2, 3, 10, 3), "dims": _DIMS},
+    "s": {"depths": (3, 4, 18, 3), "dims": _DIMS, **_WIDE},
+    "b": {"depths": (3, 8, 27, 3), "dims": _DIMS, **_WIDE},
+    "l": {"depths": (3, 4, 24, 3), "dims": (96, 192, 384, 768), "interval": 6},
 }
 
-for _size, (_options, _file) in _SIZES.items():
+for _size, _options in _SIZES.items():
     register(
         f"activemlp_{_size}",
         ActiveMLP,
         _options,
         paper="2203.06108",
         source=SOURCE,
-        checkpoint=_file,
         crop_pct=0.875,
     )

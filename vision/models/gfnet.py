@@ -1,7 +1,7 @@
 """GFNet (Rao et al., 2107.00645): a learned frequency response per channel in every block; AFNONet on the same frame.
 
-Weights of ``raoyongming/GFNet``: ``gfnet-{ti,xs,s,b,h-ti,h-s,h-b}.pth``, linked in its README's model zoo (Tsinghua
-Cloud, Google Drive). ``NVlabs/AFNO-transformer`` has code, but no weights of its AFNONet, which is
+Weights of ``raoyongming/GFNet``: ``gfnet-{ti,xs,s,b,h-ti,h-s,h-b}`` of the model zoo in its README, to be downloaded by
+hand (Tsinghua Cloud, Google Drive). ``NVlabs/AFNO-transformer`` has code, but no weights of its AFNONet, which is
 ``create_model("gfnet_ti", mixers="afno(blocks=4)")``.
 """
 
@@ -160,17 +160,17 @@ def _published(model: GFNet, state: State, source: str) -> State:
     return ours
 
 
-_SIZES: dict[str, tuple[dict[str, Any], str]] = {
-    "ti": ({"depths": (3, 3, 3, 3), "dims": 256}, "gfnet-ti.pth"),
-    "xs": ({"depths": (3, 3, 3, 3), "dims": 384}, "gfnet-xs.pth"),
-    "s": ({"depths": (5, 5, 5, 4), "dims": 384}, "gfnet-s.pth"),
-    "b": ({"depths": (5, 5, 5, 4), "dims": 512}, "gfnet-b.pth"),
-    "h_ti": ({"depths": (3, 3, 10, 3), "dims": (64, 128, 256, 512), "layer_scale": 1e-3}, "gfnet-h-ti.pth"),
-    "h_s": ({"depths": (3, 3, 10, 3), "dims": (96, 192, 384, 768), "layer_scale": 1e-5}, "gfnet-h-s.pth"),
-    "h_b": ({"depths": (3, 3, 27, 3), "dims": (96, 192, 384, 768), "layer_scale": 1e-6}, "gfnet-h-b.pth"),
+_SIZES: dict[str, dict[str, Any]] = {
+    "ti": {"depths": (3, 3, 3, 3), "dims": 256},
+    "xs": {"depths": (3, 3, 3, 3), "dims": 384},
+    "s": {"depths": (5, 5, 5, 4), "dims": 384},
+    "b": {"depths": (5, 5, 5, 4), "dims": 512},
+    "h_ti": {"depths": (3, 3, 10, 3), "dims": (64, 128, 256, 512), "layer_scale": 1e-3},
+    "h_s": {"depths": (3, 3, 10, 3), "dims": (96, 192, 384, 768), "layer_scale": 1e-5},
+    "h_b": {"depths": (3, 3, 27, 3), "dims": (96, 192, 384, 768), "layer_scale": 1e-6},
 }
 
-for _size, (_options, _file) in _SIZES.items():
+for _size, _options in _SIZES.items():
     _pyramid = _size.startswith("h_")
     register(
         f"gfnet_{_size}",
@@ -178,7 +178,6 @@ for _size, (_options, _file) in _SIZES.items():
         {**_options, "patches": (4, 2, 2, 2) if _pyramid else (16, 1, 1, 1)},
         paper="2107.00645",
         source="raoyongming/GFNet",
-        checkpoint=_file,
         crop_pct=0.875,  # the code's evaluation: 256 to 224 (its configuration says 0.9 and is not read)
         pool_size=(7, 7) if _pyramid else (14, 14),
         fixed_input_size=True,

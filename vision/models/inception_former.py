@@ -203,7 +203,7 @@ for _size, (_options, _file) in _SIZES.items():
         _options,
         paper="2205.12956",
         source="sail-sg/iFormer",
-        checkpoint=_file,
+        checkpoint=f"https://huggingface.co/sail/dl2/resolve/main/iformer/{_file}",
         crop_pct=0.9,  # 1.0 for those fine-tuned at 384
         fixed_input_size=True,
         first_conv="stem.conv1",
