@@ -19,13 +19,13 @@ from matmix.ops.seed import fork_seed
 from vision.data.batches import Mix, evaluation_shares, load, training_shares
 from vision.data.images import Images, Transformed
 from vision.data.sources import Source
-from vision.data.splits import divide, sources, split_images
+from vision.data.splits import sources, split_images
 from vision.recipes import published
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-__all__ = ["Classify", "data_config", "divide"]
+__all__ = ["Classify", "data_config", "sized"]
 
 SYNTHETIC = "synthetic"
 
@@ -113,7 +113,7 @@ class Classify(Task):
         asked = {"drop_path_rate": self.drop_path, "drop_rate": self.dropout, "mixers": mixer}
         options |= {"in_chans": self.channels, **{name: value for name, value in asked.items() if value}}
         with fork_seed(seed, "model"):
-            made = _sized(self.architecture, self.weights_size or self.side(), options)
+            made = sized(self.architecture, self.weights_size or self.side(), options)
         if self.weights:
             load_weights(made, self.weights, self.source)
         if self.weights_classes:
@@ -242,7 +242,7 @@ def data_config(architecture: str) -> dict[str, Any]:
         return resolve_model_data_config(create_model(architecture))
 
 
-def _sized(architecture: str, side: int, options: dict[str, Any]) -> nn.Module:
+def sized(architecture: str, side: int, options: dict[str, Any]) -> nn.Module:
     """Models that are tied to a size are told it; some of timm's take any size and do not know the option."""
     try:
         return create_model(architecture, img_size=side, **options)

@@ -23,8 +23,9 @@ from matmix.experiments.weights import load_weights
 from matmix.ops.seed import fork_seed
 from vision.data.batches import evaluation_shares, load, training_shares
 from vision.data.masks import IGNORED, Cut, CutPairs, Pairs, pairs
+from vision.data.splits import divide
 from vision.dense import semantic_fpn
-from vision.tasks.classify import _sized, data_config, divide
+from vision.tasks.classify import data_config, sized
 from vision.tasks.imagefolder import SMALL
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Segmentation(Task):
         options: dict[str, Any] = {"num_classes": self.weights_classes}
         options |= {name: v for name, v in {"drop_path_rate": self.drop_path, "mixers": mixer}.items() if v}
         with fork_seed(seed, "model"):
-            made = _sized(self.architecture, self.weights_size or self.img_size, options)
+            made = sized(self.architecture, self.weights_size or self.img_size, options)
         if self.weights:
             load_weights(made, self.weights, self.source)
         resized = self.img_size if self.weights_size else None
