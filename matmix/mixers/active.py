@@ -98,12 +98,17 @@ class Active(Mixer):
 
     def merge(self, mixed: Tensor, rest: _Rest) -> Tensor:
         read = merge_heads(mixed)
-        shares, branches = rest.shares.unsqueeze(2), self._branches()
-        biased = [shares[:, number] * branch.bias for number, branch in enumerate(branches) if branch.bias is not None]
-        out = torch.stack(biased).sum(0)
-        for number, (branch, stream) in enumerate(zip(branches, read.split(rest.length, 1), strict=True)):
-            # The shares go into the weights, (B, D, D): one pass over the outputs instead of three.
-            out = torch.baddbmm(out, stream, (shares[:, number].mT * branch.weight).mT)
+        shares = rest.shares.unsqueeze(2).unbind(1)  # (B, 1, D) each
+        parts = list(zip(self._branches(), shares, read.split(rest.length, 1), strict=True))
+        if rest.length < self.dim:
+            out = torch.zeros((), dtype=read.dtype, device=read.device)
+            for branch, share, stream in parts:
+                out = torch.addcmul(out, share, branch(stream))
+            return self.proj(out)
+        # The shares go into the weights, (B, D, D): one pass over the outputs instead of three.
+        out = torch.stack([share * branch.bias for branch, share, _ in parts if branch.bias is not None]).sum(0)
+        for branch, share, stream in parts:
+            out = torch.baddbmm(out, stream, (share.mT * branch.weight).mT)
         return self.proj(out)
 
     def resize_(self, grid: Grid) -> Self:
