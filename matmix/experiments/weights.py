@@ -22,21 +22,22 @@ def load_weights(model: nn.Module, path: Path | str, source: str = "") -> None:
             whichever of the sources that the model's class knows has just these names and shapes.
 
     Raises:
-        ValueError: if the file cannot be read or does not fit; the message names the file and every weight.
+        ValueError: if the file cannot be read or does not fit; the message names the file and the weights.
     """
     state = read_weights(path)
     problem = None if source else _problem(model.state_dict(), state)
-    known = sorted(getattr(type(model), "published", {}))
-    tried = {}
-    for name in [source] if source else known if problem else []:
+    known = sorted(getattr(type(model), "published", {})) if problem else [source] if source else []
+    reasons = [problem] if problem else []
+    for name in known:
         try:
             load_published(model, state, name)
             return
         except ValueError as error:
-            tried[name] = str(error)
-    if problem or tried:
-        text = f"{path} does not fit {type(model).__name__}: {tried[source] if source else problem}"
-        raise ValueError(text + (f". Nor is it in the naming of {', '.join(known)}" if known and not source else ""))
+            reasons.append(f"as weights of {name}: {str(error).partition(f'{name!r}: ')[2] or error}")
+    if reasons:  # the naming with the least to complain about is the one that was meant
+        reason = min(reasons, key=lambda text: text.count(", "))
+        reason = reason if len(reason) < 2000 else f"{reason[:2000]} ... and so on"
+        raise ValueError(f"{path} does not fit {type(model).__name__}: {reason}")
     model.load_state_dict(state)
 
 
@@ -51,7 +52,7 @@ def _problem(known: dict[str, Tensor], state: dict[str, Tensor]) -> str | None:
             if name in known and value.shape != known[name].shape
         ],
     }
-    return "; ".join(f"{what}: {_few(names)}" for what, names in found.items() if names) or None
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names) or None
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -80,7 +81,3 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in found):  # saved from DistributedDataParallel
         found = {name.removeprefix("module."): value for name, value in found.items()}
     return found
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -108,6 +108,32 @@ def test_evaluate_published_weights(folder, tmp_path, capsys):
     assert f"accuracy {accuracy:.4g}" in out
 
 
+def test_the_source_of_published_weights_is_found_by_their_names(tmp_path):
+    from timm.models.metaformer import LayerNorm2dNoBias, MetaFormer, SepConv
+
+    from matmix.experiments.weights import load_weights
+
+    sizes = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), "num_classes": 3}
+    theirs = MetaFormer(token_mixers=SepConv, norm_layers=LayerNorm2dNoBias, use_mlp_head=True, **sizes).eval()
+    theirs.head.fc.norm.eps = 1e-5  # as published; timm's 1e-6 is felt where the model is this small
+    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
+    ours = create_model("convformer_s18", **sizes).eval()
+    assert set(theirs.state_dict()) != set(ours.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    for source in ("", "timm"):
+        other = create_model("convformer_s18", **sizes).eval()
+        load_weights(other, tmp_path / "timm.pth", source)
+        with torch.no_grad():
+            torch.testing.assert_close(other(x), theirs(x), atol=1e-4, rtol=1e-3)
+    state = theirs.state_dict()
+    state.pop("stem.conv.bias")
+    torch.save(state, tmp_path / "less.pth")
+    with pytest.raises(
+        ValueError, match=r"less.pth does not fit MetaFormer: as weights of timm: missing: stem.conv.bias$"
+    ):
+        load_weights(ours, tmp_path / "less.pth")
+
+
 def test_weights_of_another_model_are_refused(folder, trained, tmp_path, capsys):
     task = f"evaluate imagefolder --data {folder} --task.img-size 32 --task.shrink 0"
     weights = f"{trained}/best.safetensors"

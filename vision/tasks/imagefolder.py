@@ -2,7 +2,7 @@
 
     matmix train imagefolder --data FOLDER
 
-trains a small ConvFormer (2.0 M parameters, 64 px) from scratch with a recipe for a few thousand images; see
+trains a small ConvFormer (2.4 M parameters, 64 px) from scratch with a recipe for a few thousand images; see
 `ImageFolder.recipe` for what it costs and reaches. Weights to start from, published ones too:
 
     matmix train imagefolder --data FOLDER --model caformer_s18 --task.weights caformer_s18.pth \\
