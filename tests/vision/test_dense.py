@@ -11,6 +11,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 import vision
+from tests.vision.test_timm import FAMILIES
+from tests.vision.test_timm import small as tiny
 from vision.dense import Pyramid
 
 SMALL = {
@@ -36,6 +38,19 @@ def test_pyramid_of_every_stride(name: str) -> None:
     sum(level.square().sum() for level in levels.values()).backward()
     without = [name for name, p in pyramid.named_parameters() if p.grad is None]
     assert not without, without  # nothing of the classifier is left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_has_a_pyramid(name: str) -> None:
+    torch.manual_seed(0)
+    model = vision.create_model(name, **tiny(name))
+    segmenter = vision.semantic_fpn(model, 3, width=16, inner=8)
+    out = segmenter(torch.randn(2, 3, 64, 64))
+    assert out.shape == (2, 3, 64, 64)
+    out.square().mean().backward()
+    without = [name for name, p in segmenter.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without, without
 
 
 def test_strides_that_a_model_does_not_have() -> None:
