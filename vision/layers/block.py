@@ -93,7 +93,10 @@ class Stage(nn.Module):
         return result
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
+        return self.run(self.downsample(x))
+
+    def run(self, x: Tensor) -> Tensor:
+        """A map of the stage's own size through the blocks."""
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)

@@ -19,7 +19,6 @@ from typing import ClassVar, Literal
 import torch
 from timm.layers import DropPath, make_divisible
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from matmix.mixers import Mixer, create_mixer
 from matmix.ops.pieces import samples
@@ -150,11 +149,8 @@ class AFFStage(Stage):
         self.fusion = ConvNorm(2 * dim, dim, act=act) if fusion else None
 
     def forward(self, x: Tensor) -> Tensor:
-        start = x = self.downsample(x)
-        for block in self.blocks:
-            recompute = self.grad_checkpointing and self.training
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
-        x = self.proj(self.norm(x))
+        start = self.downsample(x)
+        x = self.proj(self.norm(self.run(start)))
         return x if self.fusion is None else self.fusion(torch.cat((start, x), -1))
 
 
