@@ -55,18 +55,14 @@ def test_vmamba_is_the_special_case() -> None:
 
 
 def test_sizes_and_parts() -> None:
-    for name, blocks in (("vim2_t", 6), ("vim2_s", 12), ("vim2_b", 12)):
+    sizes = {"vim2_t": (6, 19.3), "vim2_s": (12, 33.6), "vim2_b": (12, 57.7)}
+    assert vision.list_models("vim2_*") == sorted(sizes)
+    for name, (blocks, millions) in sizes.items():
         with torch.device("meta"):
             model = vision.create_model(name)
         kinds = [type(m) for m in model.modules()]
         assert kinds.count(SelectiveToken) == 2 * blocks and kinds.count(SelectiveChannel) == blocks
-    count = {n: sum(p.numel() for p in m.parameters()) for n, m in _on_meta().items()}
-    assert {n: round(c / 1e6, 1) for n, c in count.items()} == {"vim2_t": 19.3, "vim2_s": 33.6, "vim2_b": 57.7}
-
-
-def _on_meta() -> dict[str, nn.Module]:
-    with torch.device("meta"):
-        return {name: vision.create_model(name) for name in vision.list_models("vim2_*")}
+        assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
 
 
 def test_features_checkpointing_and_matrices() -> None:
