@@ -10,6 +10,7 @@ from torch import Tensor
 
 import vision
 from matmix import load_published
+from matmix.inspect import matrices
 from tests.fixtures import Fixture, load_fixture
 from vision.layers import MapNorm
 from vision.metaformer import MetaFormer, stage_specs
@@ -247,6 +248,44 @@ def test_models_that_differ_in_a_mixer_share_all_other_weights() -> None:
     other = [block.token_mixer.pwconv1.weight for block in vision.create_model(
         "metaformer_s18", **{**TINY, "depths": (2, 1, 1, 1)}, mixers="sep_conv").stages[0].blocks]  # fmt: skip
     assert not torch.equal(*other)
+
+
+def test_every_mixer_shows_its_matrix() -> None:
+    model = vision.create_model("caformer_s18", **TINY).eval()
+    shown = matrices(model, torch.randn(2, 3, 64, 64))
+    assert sorted(shown) == [
+        f"stages.{i}.blocks.{j}.token_mixer" for i, depth in enumerate(TINY["depths"]) for j in range(depth)
+    ]
+    assert shown["stages.0.blocks.0.token_mixer"].shape == (1, 32, 256, 256)
+    assert shown["stages.3.blocks.0.token_mixer"].shape == (2, 2, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["caformer_s18", "dfformer_s18", "poolformer_s12"])
+def test_reduced_precision(name: str) -> None:
+    model = vision.create_model(name, **TINY, img_size=64).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = model(x)
+        half = model.bfloat16()(x.bfloat16())
+    scale = expected.abs().max()
+    for out in (mixed, half):
+        assert out.dtype == torch.bfloat16 and (out - expected).abs().max() < 0.1 * scale
+
+
+def test_memory_in_place_is_never_anyone_elses() -> None:
+    """Without gradients sums overwrite branches: not the images, not what intermediate features hold."""
+    for name in ("identityformer_s12", "poolformer_s12", "caformer_s18"):
+        model = vision.create_model(name, **TINY, img_size=64).eval()
+        x = torch.randn(2, 3, 64, 64)
+        kept = x.clone()
+        expected, maps = model.forward_intermediates(x)
+        with torch.no_grad():
+            last, again = model.forward_intermediates(x)
+        assert torch.equal(x, kept)
+        for one, other in zip((expected, *maps), (last, *again), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_initialisation_is_the_published_one() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -243,6 +244,22 @@ def test_compile_export_and_fx(name: str) -> None:
         torch.testing.assert_close(exported(x), expected, rtol=1e-4, atol=1e-5)
         _, nodes = get_graph_node_names(model)
         torch.testing.assert_close(create_feature_extractor(model, [nodes[-1]])(x)[nodes[-1]], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["caformer_s18", "convformer_s18", "poolformer_s12", "poolformerv2_s12", "randformer_s12"]
+)
+def test_onnx(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    options = small(name)
+    model = vision.create_model(name, **options).eval()
+    x = image(model, 2, options["img_size"])
+    torch.onnx.export(model, (x,), dynamo=True).save(str(tmp_path / "model.onnx"))
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
+    (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), model(x).detach(), rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------ slow: every name as published
