@@ -150,7 +150,9 @@ def test_full_size() -> None:
         fixture.check(model.forward_head(last), key="logits", atol=0, rtol=logits["rtol_float64"])
 
 
-@pytest.mark.parametrize("name", list(COUNTS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("ffnet_3", "ffnet_4"))) for name in COUNTS]
+)
 def test_published_names_and_counts(name: str) -> None:
     fixture = load_fixture(f"vision/{name}")
     with torch.device("meta"):
@@ -168,8 +170,8 @@ def test_published_names_and_counts(name: str) -> None:
     [
         ("ffnet_1", 256, 13.660, 2.985),
         ("ffnet_2", 256, 26.908, 6.003),
-        ("ffnet_3", 384, 48.331, 22.828),
-        ("ffnet_4", 384, 79.200, 43.122),
+        pytest.param("ffnet_3", 384, 48.331, 22.828, marks=pytest.mark.slow),
+        pytest.param("ffnet_4", 384, 79.200, 43.122, marks=pytest.mark.slow),
     ],
 )
 def test_cost_is_that_of_the_fused_network(name: str, size: int, millions: float, macs: float) -> None:
