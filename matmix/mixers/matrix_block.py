@@ -8,13 +8,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from matmix.matrices.algebra import Sum
 from matmix.matrices.base import Matrix
 from matmix.matrices.identity import Identity
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.ops import interpolate
+from matmix.ops.activations import silu
 from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.state_space import head_width
 
@@ -209,10 +209,10 @@ class MatrixBlock(Mixer):
         signal = self.conv1d(drop_padding(signal, mask))
         parts = (self.sizes[0], self.sizes[1] - self.sizes[0])
         if structure.activated:
-            value, streams = drop_padding(F.silu(signal), mask).split(parts, -1)
+            value, streams = drop_padding(silu(signal), mask).split(parts, -1)
         else:
             value, streams = drop_padding(signal, mask).split(parts, -1)
-            value = F.silu(value)
+            value = silu(value)
         values = split_heads(value.contiguous(), self.heads)
         size: Tensor | float = float(self.max_len or x.shape[1])
         if mask is not None and self.max_len is None and structure.form.data_dependent:

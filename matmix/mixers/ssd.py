@@ -18,6 +18,7 @@ from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
+from matmix.ops.activations import silu
 from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.precision import working_dtype
 from matmix.ops.scan import ssd_scan
@@ -147,7 +148,7 @@ class SSD(Mixer):
     def _factors(self, convolved: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Values ``(B, H, L, W)``, B and C ``(B, G, L, N)``."""
         shared = self.groups * self.states
-        parts = drop_padding(F.silu(convolved), mask).split((self.heads * self.width, shared, shared), -1)
+        parts = drop_padding(silu(convolved), mask).split((self.heads * self.width, shared, shared), -1)
         return tuple(split_heads(p, n) for p, n in zip(parts, (self.heads, self.groups, self.groups), strict=True))  # type: ignore[return-value]
 
     def _log_decay(self, step: Tensor) -> Tensor:

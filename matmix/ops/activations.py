@@ -7,8 +7,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def looked_on(*tensors: Tensor) -> bool:
+    """Whether a compiler traces, or autograd keeps what becomes of these tensors: then nothing is written in place."""
+    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
+def silu(hidden: Tensor) -> Tensor:
+    """SiLU of hidden units that nobody else needs: in place unless autograd or a compiler looks on."""
+    return F.silu(hidden, inplace=not looked_on(hidden))
+
+
 def gelu(hidden: Tensor) -> Tensor:
     """GELU of hidden units that nobody else needs: in place unless autograd or a compiler looks on."""
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and hidden.requires_grad):
-        return F.gelu(hidden)
-    return torch.ops.aten.gelu_(hidden)
+    return F.gelu(hidden) if looked_on(hidden) else torch.ops.aten.gelu_(hidden)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matmix.ops.activations import gelu
+from matmix.ops.activations import gelu, looked_on
 from matmix.ops.precision import working_dtype
 
 
@@ -25,7 +25,7 @@ class StarReLU(nn.Module):
         positive, scale, bias = F.relu(x), self.scale, self.bias
         if scale.dtype != x.dtype:
             return scale * positive.square() + bias
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
+        if looked_on(x, scale):
             return torch.addcmul(bias, scale, positive.square())
         return positive.square_().mul_(scale).add_(bias)
 
@@ -51,12 +51,26 @@ class GatedRMSNorm(nn.Module):
         """``(..., D)`` and a gate of that shape to ``(..., D)``, in the dtype of ``x``; float32 at least inside."""
         dtype = working_dtype(x)
         wide, gate = x.to(dtype), F.silu(gate.to(dtype))
+        if not looked_on(x, gate, self.weight) and self.weight.dtype == dtype:
+            return self._in_place(wide, gate).to(x.dtype)
         if self.gate_first:
             wide = wide * gate
         grouped = wide.unflatten(-1, (self.groups, wide.shape[-1] // self.groups))
         scale = torch.rsqrt(grouped.square().mean(-1, keepdim=True) + self.eps)
         wide = (grouped * scale).flatten(-2) * self.weight
         return (wide if self.gate_first else wide * gate).to(x.dtype)
+
+    def _in_place(self, wide: Tensor, gate: Tensor) -> Tensor:
+        """The same, written into the gate, which is ours, as far as that goes."""
+        if self.gate_first:
+            wide = gate.mul_(wide)
+        grouped = wide.unflatten(-1, (self.groups, wide.shape[-1] // self.groups))
+        size = torch.linalg.vector_norm(grouped, dim=-1, keepdim=True)
+        scale = torch.rsqrt(size.square_().div_(grouped.shape[-1]).add_(self.eps))
+        if self.gate_first:
+            grouped.mul_(scale)
+            return wide.mul_(self.weight)
+        return gate.mul_(self.weight).unflatten(-1, grouped.shape[-2:]).mul_(scale).mul_(grouped).flatten(-2)
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, groups={self.groups}, gate_first={self.gate_first}, eps={self.eps}"
