@@ -101,7 +101,7 @@ class _Half(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, half: Tensor, grid: Grid, norm: str) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor, half: Tensor, grid: Grid, norm: str) -> Tensor:
         return _over_tokens(half, grid, norm)
 
     @staticmethod
@@ -110,6 +110,6 @@ class _Half(torch.autograd.Function):
         ctx.dim = x.shape[2]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         half = _over_channels(gradient.mT, ctx.dim, ctx.norm)  # what is missing of the channels counts as zeros
         return _mirrored(_over_tokens(half, ctx.grid, ctx.norm), ctx.dim, ctx.grid), None, None, None
