@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 import torch
@@ -47,7 +48,7 @@ class Scan(Mixer):
         shared: bool = True,
     ) -> None:
         self.orders = check_orders(orders)
-        line = None if grid is None else (torch.Size(grid).numel(),)
+        line = None if grid is None else _line(grid)
         parts = [create_mixer(spec, dim, line) for _ in range(1 if shared else len(self.orders))]
         inner = parts[0].traits
         if 1 not in inner.dims:
@@ -91,8 +92,13 @@ class Scan(Mixer):
     def resize_(self, grid: Grid) -> Self:
         super().resize_(grid)
         for part in self.parts:
-            part.resize_((torch.Size(grid).numel(),))  # type: ignore[operator]
+            part.resize_(_line(grid))  # type: ignore[operator]
         return self
+
+
+def _line(grid: Grid) -> Grid:
+    """The grid of the tokens in a row."""
+    return (grid,) if isinstance(grid, int) else (math.prod(grid),)
 
 
 def _columns(order: Tensor, count: int) -> Tensor:
