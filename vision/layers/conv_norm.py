@@ -7,6 +7,7 @@ from functools import partial
 from typing import Self
 
 import torch
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +23,7 @@ _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 }
 
 
+@register_notrace_module  # it looks at sizes and modes, which torch.fx cannot
 class ConvNorm(nn.Module):
     """``act(norm(conv(x)))`` on maps ``(B, h, w, dim)``; strided, the grid is ``ceil(grid / stride)``.
 

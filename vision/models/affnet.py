@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from timm.layers import DropPath, make_divisible
+from timm.layers import DropPath, make_divisible, register_notrace_module
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer, create_mixer
@@ -46,6 +46,7 @@ class DeviationNorm(nn.Module):
         return (x - mean) / (var.sqrt() + self.eps) * self.weight + self.bias
 
 
+@register_notrace_module  # it looks at the batch, which torch.fx cannot
 class InvertedResidual(nn.Module):
     """Expand, depthwise 3 x 3, project, with a skip where the shape stays: map ``(B, h, w, dim)`` to
     ``(B, ceil(h / stride), ceil(w / stride), out_dim)`` (MobileNetV2, arXiv 1801.04381).

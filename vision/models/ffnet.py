@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Self
 
 import torch
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from matmix.mixers import create_mixer
@@ -38,6 +39,7 @@ SOURCE = "ysj9909/FFNet"
 WEIGHTS = f"https://github.com/{SOURCE}/releases/download/v1.0"
 
 
+@register_notrace_module
 class ConvMlp(nn.Module):
     """Depthwise convolution with batch norm, then a pointwise MLP with GELU, on maps ``(B, h, w, dim)``.
 
@@ -63,6 +65,7 @@ class ConvMlp(nn.Module):
         return done[0] if len(done) == 1 else torch.cat(done)
 
 
+@register_notrace_module
 class NormedSkip(nn.Module):
     """``x + W norm(x)`` on maps ``(B, h, w, dim)``, with batch norm; outside of training one linear layer."""
 
@@ -102,6 +105,7 @@ class NormedSkip(nn.Module):
         return affine(x, *self.folded())
 
 
+@register_notrace_module
 class PatchMerging(nn.Module):
     """Map ``(B, h, w, dim)`` to ``(B, ceil(h / 2), ceil(w / 2), out_dim)``: every channel gives ``out_dim / dim`` by a
     strided 7 x 7 convolution (with a 3 x 3 branch), then ``x + W norm(x)``."""
