@@ -12,6 +12,7 @@ import argparse
 import copy
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ SIZES: dict[str, tuple[Size, ...]] = {
     **dict.fromkeys(("cauchy", "vandermonde", "channels", "selective_channel"), ((4, (256,), 256), SEQUENCES[0])),
 }
 SPECS = {"heads": 'heads("attention", "sep_conv")'}
+SLOW = 2.0  # seconds from which one run is enough
 NOTHING = {"identity"}  # does nothing: there is no other way to write it
 
 
@@ -53,6 +55,7 @@ class Work(NamedTuple):
     label: str
     forward: Callable[[], Tensor]
     both: Callable[[], Any]  # forward and backward
+    seconds: dict[str, float]  # of the last run of each
 
 
 class Result(NamedTuple):
@@ -69,28 +72,33 @@ class Result(NamedTuple):
 def _work(label: str, module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> Work:
     """Forward and backward of a function of ``x`` on the weights of a module."""
     weights = [p for p in module.parameters() if p.requires_grad]
-    cuda = x.is_cuda
+    seconds: dict[str, float] = {}
+
+    def stop(what: str, start: float) -> None:
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        seconds[what] = time.perf_counter() - start
 
     def forward() -> Tensor:
+        start = time.perf_counter()
         module.eval()
         y = run(x)
-        if cuda:
-            torch.cuda.synchronize()
+        stop("forward", start)
         return y
 
     gradient = torch.ones_like(forward())
 
     def both() -> Any:
+        start = time.perf_counter()
         module.train()
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             y = run(leaf)
             found = torch.autograd.grad(y, [leaf, *weights], gradient, allow_unused=True)
-        if cuda:
-            torch.cuda.synchronize()
+        stop("both", start)
         return y.detach(), found
 
-    return Work(label, forward, both)
+    return Work(label, forward, both, seconds)
 
 
 def _check(ours: Tensor, theirs: Tensor, what: str, tolerance: float = 1e-3) -> None:
@@ -136,8 +144,8 @@ def works(name: str, size: Size) -> list[Work]:
 def measure(name: str, size: Size) -> list[Result]:
     """All comparisons of a mixer at one size."""
     found = works(name, size)
-    forward = best_times([work.forward for work in found], budget=0.25, most=4.0)
-    both = best_times([work.both for work in found], budget=0.4, most=8.0)
+    forward = _times(found, "forward", budget=0.25, most=3.0)
+    both = _times(found, "both", budget=0.4, most=6.0)
     memory = [_peak(work.both) for work in found]
     results = [
         Result(name, size, work.label, (forward[0], forward[i]), (both[0], both[i]), (memory[0], memory[i]))
@@ -150,6 +158,19 @@ def measure(name: str, size: Size) -> list[Result]:
             f"both {_pair(r.both)}  MB {_mb(r.memory[0])}/{_mb(r.memory[1])}"
         )
     return results
+
+
+def _times(found: list[Work], what: str, budget: float, most: float) -> list[float]:
+    """Seconds of each, in turn; what took long when it was checked is not run again."""
+    for work in found:
+        if what not in work.seconds:
+            getattr(work, what)()
+    times = [work.seconds[what] for work in found]
+    quick = [i for i, seconds in enumerate(times) if seconds < SLOW]
+    best = best_times([getattr(found[i], what) for i in quick], budget=budget, most=most) if quick else []
+    for i, seconds in zip(quick, best, strict=True):
+        times[i] = min(times[i], seconds)
+    return times
 
 
 def _peak(work: Callable[[], Any]) -> int | None:
