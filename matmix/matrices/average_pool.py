@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
+from matmix.ops.layout import image_of
 from matmix.ops.precision import full_precision
 
 
@@ -54,7 +55,7 @@ class AveragePool(Matrix):
         batch, heads, length, width = values.shape
         # As in Convolution: values that come from tokens are a channels-last image for free.
         tokens = values.transpose(1, 2).reshape(batch, length, heads * width)
-        image = tokens.mT.unflatten(-1, self.grid if len(self.grid) == 2 else (1, *self.grid))
+        image = image_of(tokens, self.grid)
         window = self.window if len(self.window) == 2 else (1, *self.window)
         pad = (window[0] // 2, window[1] // 2)
         if values.device.type == "cpu":  # up to five times as fast there as the pooling kernels

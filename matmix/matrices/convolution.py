@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
+from matmix.ops.layout import image_of
 
 
 class Convolution(Matrix):
@@ -60,7 +61,7 @@ class Convolution(Matrix):
         # Values that come from tokens (B, L, H*W) are a view of them, and so is the channels-last image of them,
         # the layout in which depthwise convolution is fastest (1.7 times on CPU). A sequence is a row of an image.
         tokens = values.transpose(1, 2).reshape(batch, length, heads * width)
-        image = tokens.mT.unflatten(-1, self.grid if len(self.grid) == 2 else (1, *self.grid))
+        image = image_of(tokens, self.grid)
         kernel, before = self.kernel.to(values.dtype), self.before
         if kernel.dim() == 2:
             kernel, before = kernel.unsqueeze(1), (0, *before)

@@ -19,6 +19,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.ops.activations import gelu
 from matmix.ops.layers import CrossMlp
+from matmix.ops.layout import image_of
 from matmix.ops.reparam import BranchedConv, NormedBranch, batch_normed, convolved, running_affine
 
 
@@ -101,7 +102,7 @@ class FFNified(Mixer):
         image_grid = grid if self.axes == 2 else (1, *grid)
         real = None if mask is None else mask.view(mask.shape[0], 1, *image_grid)
         value = drop_padding(self._query(x, mask), mask)
-        hidden, k1, b1 = convolved(self.conv1, value.mT.unflatten(-1, image_grid), real)
+        hidden, k1, b1 = convolved(self.conv1, image_of(value, image_grid), real)
         gated = gelu(hidden)
         if real is not None:  # convolution and bias reach into padding
             gated = gated.masked_fill(~real, 0)

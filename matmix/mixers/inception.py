@@ -19,6 +19,7 @@ from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops.activations import gelu
+from matmix.ops.layout import image_of
 from matmix.ops.precision import working_dtype
 from matmix.ops.reparam import depthwise
 
@@ -122,7 +123,7 @@ class Inception(Mixer):
 
         wide = self.high_mixer.conv1(wide)
         kernel = self.high_mixer.proj1.weight
-        convolved = depthwise(wide.mT.unflatten(-1, image_grid), kernel, None).flatten(2).mT
+        convolved = depthwise(image_of(wide, image_grid), kernel, None).flatten(2).mT
 
         pooled, index = self._max_pool(peak, image_grid, mask)
         attended, values, matrix = self._attend(low, image_grid, mask)
@@ -138,7 +139,7 @@ class Inception(Mixer):
         real = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), -torch.inf)
         window = (1, 3) if self.axes == 1 else (3, 3)
         pooled, index = F.max_pool2d(
-            real.mT.unflatten(-1, grid), window, 1, (window[0] // 2, window[1] // 2), return_indices=True
+            image_of(real, grid), window, 1, (window[0] // 2, window[1] // 2), return_indices=True
         )
         # Only padding can see nothing but padding.
         return drop_padding(pooled.flatten(2).mT, mask), index.flatten(2)
@@ -182,7 +183,7 @@ class Inception(Mixer):
         kernel = self.conv_fuse.weight
         centre = torch.zeros_like(kernel[0, 0])
         centre[(1,) * self.axes] = 1
-        fused = depthwise(z.mT.unflatten(-1, rest.grid), kernel + centre, None)
+        fused = depthwise(image_of(z, rest.grid), kernel + centre, None)
         return self.proj(fused.flatten(2).mT)
 
     def resize_(self, grid: Grid) -> Self:
@@ -204,5 +205,5 @@ class Inception(Mixer):
 
 def _means(x: Tensor, grid: Grid, size: tuple[int, int]) -> Tensor:
     """Means of tokens ``(B, L, C)`` over cells of the grid, ``(B, cells, C)``."""
-    image = F.avg_pool2d(x.mT.unflatten(-1, grid), size, ceil_mode=True, count_include_pad=False)
+    image = F.avg_pool2d(image_of(x, grid), size, ceil_mode=True, count_include_pad=False)
     return image.flatten(2).mT

@@ -10,6 +10,7 @@ from matmix.matrices.known import Known
 from matmix.matrices.selection import Selection
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
+from matmix.ops.layout import image_of
 
 
 @register(
@@ -42,7 +43,7 @@ class MaxPooling(Mixer):
         real = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), -torch.inf)
         window = (self.window if len(context.grid) == 2 else 1, self.window)
         pooled, index = F.max_pool2d(
-            real.mT.unflatten(-1, grid), window, 1, (window[0] // 2, window[1] // 2), return_indices=True
+            image_of(real, grid), window, 1, (window[0] // 2, window[1] // 2), return_indices=True
         )
         values = drop_padding(x, mask).mT.unsqueeze(-1)
         matrix = Selection(index.flatten(2), x.shape[1], x.dtype)

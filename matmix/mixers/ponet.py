@@ -18,6 +18,7 @@ from matmix.matrices.low_rank import LowRank
 from matmix.matrices.selection import Selection
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
+from matmix.ops.layout import image_of
 from matmix.ops.precision import full_precision, working_dtype
 
 
@@ -206,7 +207,7 @@ def _largest_around(tokens: Tensor, context: Context, special: Tensor | None) ->
     """For every token and channel the largest value among its neighbours and itself, ``(B, L, D)``, and the token that
     has it, ``(B, D, L)``."""
     grid = context.grid if len(context.grid) == 2 else (1, *context.grid)
-    image = _low(tokens, context.mask, special).mT.unflatten(-1, grid)  # channels last, without a copy
+    image = image_of(_low(tokens, context.mask, special), grid)  # channels last, without a copy
     kernel = tuple(3 if n > 1 else 1 for n in grid)
     top, index = F.max_pool2d(image, kernel, 1, tuple(k // 2 for k in kernel), return_indices=True)
     index = index.flatten(2)

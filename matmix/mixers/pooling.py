@@ -13,6 +13,7 @@ from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits
 from matmix.mixers.registry import register
+from matmix.ops.layout import image_of
 
 
 @register(
@@ -49,7 +50,7 @@ class Pooling(Mixer):
             return Projected(matrix, values)
         # Pooling over a channels-last view of the tokens, and the difference in place: two passes over memory.
         window = (self.window, self.window) if len(grid) == 2 else (1, self.window)
-        image = x.mT.unflatten(-1, grid if len(grid) == 2 else (1, *grid))
+        image = image_of(x, grid)
         pooled = F.avg_pool2d(image, window, 1, (window[0] // 2, window[1] // 2), count_include_pad=False)
         return Projected(Known(matrix, values, pooled.sub_(image).flatten(2).mT.unsqueeze(1)), values)
 

@@ -16,6 +16,7 @@ from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.mixers.s6 import dt_rank_of, select, skips, spectrum
+from matmix.ops.layout import image_of
 from matmix.ops.orders import CROSS, check_orders, scan_order
 from matmix.ops.state_space import step_bias
 
@@ -97,7 +98,7 @@ class SS2D(Mixer):
     def project(self, x: Tensor, context: Context) -> Projected:
         mask, grid = context.mask, context.grid
         signal, *gate = self.in_proj(x).split(self.inner, -1)
-        image = drop_padding(signal, mask).mT.unflatten(-1, grid if len(grid) == 2 else (1, *grid))
+        image = image_of(drop_padding(signal, mask), grid)
         values = drop_padding(F.silu(self.conv2d(image)).flatten(2).mT, mask)
         weights = zip(self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, strict=True)
         rates = self.A_logs.unflatten(0, (len(self.orders), self.inner))
