@@ -62,7 +62,8 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None, act: nn.Module = _IDE
 
 def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, act: nn.Module) -> Tensor | None:
     """The one kernel's result; None where there is none or it does not pay."""
-    if _FUSED is None or x.numel() * len(weight) < _WORTH or weight.dtype != torch.float32 or not runs_only(x):
+    # A tracer's stand-in for a tensor has no sizes: whether these are plain numbers comes first.
+    if _FUSED is None or not runs_only(x) or weight.dtype != torch.float32 or x.numel() * len(weight) < _WORTH:
         return None
     name, algorithm = _NAMES.get(type(act), ("", ""))
     if isinstance(act, nn.GELU) and act.approximate in ("none", "tanh"):
