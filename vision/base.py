@@ -42,6 +42,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer
+from matmix.ops.layers import StarReLU
 from matmix.ops.seed import fork_seed
 from vision.layers import Head
 from vision.layers.stems import Grid
@@ -88,8 +89,10 @@ def check_images(image: Tensor, channels: int) -> None:
         )
 
 
-# torch.fx sees a mixer as one node: inside it are matrices, which are no modules.
+# torch.fx sees a mixer as one node: inside it are matrices, which are no modules. So it does an activation that looks
+# at dtypes.
 register_notrace_module(Mixer)
+register_notrace_module(StarReLU)
 
 
 class VisionModel(nn.Module):

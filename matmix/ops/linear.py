@@ -48,10 +48,11 @@ def linear(layer: nn.Module, x: Tensor, act: nn.Module = _IDENTITY) -> Tensor:
     if type(layer) is nn.Linear and not (
         layer._forward_hooks or layer._forward_pre_hooks or act._forward_hooks or act._forward_pre_hooks
     ):
-        out = _fused(x, layer.weight, layer.bias, act)
-        if out is not None:
-            return out
-    return act(layer(x))
+        fused = _fused(x, layer.weight, layer.bias, act)
+        if fused is not None:
+            return fused
+    out = layer(x)
+    return out if act is _IDENTITY else act(out)  # a module that is no part of the model would stop torch.fx
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None, act: nn.Module = _IDENTITY) -> Tensor:
