@@ -71,6 +71,6 @@ class WeightedAverages(nn.Module):
 
 def _sum(weights: Tensor, features: Sequence[Tensor]) -> Tensor:
     total = weights[0] * features[0]
-    for weight, feature in zip(weights[1:], features[1:], strict=True):
-        total = torch.addcmul(total, weight, feature)
+    for place in range(1, len(features)):  # not by iterating over the weights, which torch.fx cannot follow
+        total = torch.addcmul(total, weights[place], features[place])
     return total
