@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
@@ -59,13 +60,11 @@ class Softmax(Matrix):
         key = self.key
         if (
             values.shape == key.shape
-            and self.mask is None
-            and self.bias is None
+            and self.mask is self.bias is self.factor is None
             and not self.causal
-            and self.factor is None
-            and values.dtype == key.dtype
+            and values.dtype is key.dtype
         ):
-            return F.scaled_dot_product_attention(self.query, key, values)
+            return scaled_dot_product_attention(self.query, key, values)
         return super().matmul(values)
 
     def _matmul(self, values: Tensor) -> Tensor:
@@ -83,7 +82,7 @@ class Softmax(Matrix):
             # The fused kernel of the CPU needs one width for all; zeros change no score.
             query, key, values = (F.pad(t, (0, max(size, columns_wide) - t.shape[3])) for t in (query, key, values))
         if self.mask is None and self.bias is None:
-            mixed = F.scaled_dot_product_attention(query, key, values, is_causal=self.causal, scale=factor)
+            mixed = scaled_dot_product_attention(query, key, values, is_causal=self.causal, scale=factor)
         else:
             # A row without any key would be 0 / 0: open it and put the zero there afterwards.
             allowed, bias, seen = self._allowed(0, rows), self.bias, None
@@ -92,7 +91,7 @@ class Softmax(Matrix):
                 allowed = allowed | ~seen
                 bias = allowed if bias is None else torch.where(allowed, bias, -torch.inf)
             assert bias is not None
-            mixed = F.scaled_dot_product_attention(
+            mixed = scaled_dot_product_attention(
                 query, key, values, attn_mask=bias.expand(samples, heads, rows, columns), scale=factor
             )
             if seen is not None:
