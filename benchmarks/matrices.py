@@ -67,6 +67,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the table to this file too")
     options = parser.parse_args()
     lengths = tuple(options.lengths)
+    if len(set(lengths)) < 2:
+        parser.error(f"--lengths needs two or more, as an exponent is fitted to them, got {options.lengths}")
     classes = [c for c in all_classes() if options.only is None or c.__name__ in options.only]
 
     columns = ["class", "exponent", "as fast from L ="]

@@ -87,7 +87,7 @@ def load_published(module: _ModuleT, state_dict: Mapping[str, Tensor | np.ndarra
         ours = known[source](module, state)
     except KeyError as error:
         raise ValueError(f"{name} cannot load weights of {source!r}: missing: {error.args[0]}") from error
-    problems = _compare(module.state_dict(), ours)
+    problems = mismatches(module.state_dict(), ours)
     if ours is not state and state.unread:
         problems.append(f"left over: {', '.join(sorted(state.unread))}")
     if problems:
@@ -105,8 +105,8 @@ def _tensor(name: str, value: Any) -> Tensor:
     raise ValueError(f"state_dict[{name!r}] is no tensor or array but a {type(value).__name__}{inside}")
 
 
-def _compare(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """What keeps ``given`` from being loaded, one line a kind."""
+def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """What keeps the state dict ``given`` from being loaded where ``wanted`` stands, one line a kind; [] if nothing."""
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
     shapes, kinds = [], []

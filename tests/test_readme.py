@@ -54,6 +54,12 @@ def test_specs_in_the_text_build() -> None:
     assert len(matmix.create_mixers("ssd*3, attention", 4, 64)) == 4
 
 
+def test_image_models_build() -> None:
+    names: dict[str, object] = {}
+    exec(BLOCKS[2], names)
+    assert names["model"](torch.randn(1, 3, 256, 256)).shape == (1, 10)  # type: ignore[operator]
+
+
 COMMANDS = sorted({line.split("#")[0].strip() for line in README.splitlines() if line.startswith("matmix ")})
 
 

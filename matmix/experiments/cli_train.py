@@ -152,7 +152,7 @@ class _Evaluate(_OfTask):
     mixer: str = ""
     """Spec of the mixers, where they are not those of the model itself."""
     split: str = "test"
-    """train, val or test."""
+    """val or test."""
 
     def __post_init__(self) -> None:
         if self.split not in ("val", "test"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,15 +31,16 @@ def step_memory(task: Task, accelerator: Accelerator, model: nn.Module, optimize
     if recipe.accumulate > 1:
         batch = batch.map(lambda tensor: tensor.chunk(recipe.accumulate)[0])
     optimizer.zero_grad()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports each start and stop on stderr
-    with torch.autograd.profiler.profile(profile_memory=True) as profile:
-        accelerator.backward(task.loss(task.forward(model, batch), batch))
+    most = peak(lambda: accelerator.backward(task.loss(task.forward(model, batch), batch)))
     optimizer.zero_grad()
-    return held + peak(profile)
+    return held + most
 
 
-def peak(profile: Any) -> int:
-    """Largest sum of the allocations and releases of a profile, in the order in which they came."""
+def peak(work: Callable[[], object]) -> int:
+    """Bytes of CPU tensors that the work has alive at its highest, its result included."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports each start and stop on stderr
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        work()
     now = most = 0
     for event in profile.kineto_results.events():
         if event.name() == "[memory]":

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from matmix.published import load_published
+from matmix.published import load_published, mismatches
 
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights are the ones that papers score
 
@@ -25,7 +25,7 @@ def load_weights(model: nn.Module, path: Path | str, source: str = "") -> None:
         ValueError: if the file cannot be read or does not fit; the message names the file and the weights.
     """
     state = read_weights(path)
-    problem = None if source else _problem(model.state_dict(), state)
+    problem = "" if source else "; ".join(mismatches(model.state_dict(), state))
     known = sorted(getattr(type(model), "published", {})) if problem else [source] if source else []
     reasons = [problem] if problem else []
     for name in known:
@@ -39,20 +39,6 @@ def load_weights(model: nn.Module, path: Path | str, source: str = "") -> None:
         reason = reason if len(reason) < 2000 else f"{reason[:2000]} ... and so on"
         raise ValueError(f"{path} does not fit {type(model).__name__}: {reason}")
     model.load_state_dict(state)
-
-
-def _problem(known: dict[str, Tensor], state: dict[str, Tensor]) -> str | None:
-    """What keeps a state dict from being loaded as it is."""
-    found = {
-        "missing": [name for name in known if name not in state],
-        "unexpected": [name for name in state if name not in known],
-        "of the wrong shape": [
-            f"{name} {tuple(value.shape)} for {tuple(known[name].shape)}"
-            for name, value in state.items()
-            if name in known and value.shape != known[name].shape
-        ],
-    }
-    return "; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names) or None
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from matmix.mixers.registry import register
 from matmix.ops.layers import GatedRMSNorm
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import ssd_scan
-from matmix.ops.state_space import head_width, step_bias, steps
+from matmix.ops.state_space import head_width, step_bias, steps, undecayed
 
 
 class Mamba3State(NamedTuple):
@@ -112,12 +112,11 @@ class Mamba3(Mixer):
         self.sizes = (inner, inner, shared, shared, heads, heads, heads, self.angles)
 
         self.in_proj = nn.Linear(dim, sum(self.sizes), bias=False)
-        self.dt_bias = nn.Parameter(step_bias(heads, dt_min, dt_max, dt_init_floor))
+        self.dt_bias = undecayed(step_bias(heads, dt_min, dt_max, dt_init_floor))
         self.B_bias = nn.Parameter(torch.ones(heads, 1, d_state))
         self.C_bias = nn.Parameter(torch.ones(heads, 1, d_state))
         self.B_norm, self.C_norm = (nn.RMSNorm(d_state, eps=1e-5) for _ in range(2))
-        self.D = nn.Parameter(torch.ones(heads))
-        self.dt_bias._no_weight_decay = self.D._no_weight_decay = True  # type: ignore[attr-defined]
+        self.D = undecayed(torch.ones(heads))
         self.norm = GatedRMSNorm(inner, heads) if out_norm else None
         self.out_proj = nn.Linear(inner, dim, bias=False)
 

@@ -20,6 +20,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.ops.fft import to_complex
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.state_space import undecayed
 
 SPECTRA = ("lin", "inv", "inv2", "quad", "legs", "real", "rand")
 DISCRETIZATIONS = ("zoh", "bilinear")
@@ -137,7 +138,7 @@ class S4DKernel(nn.Module):
         self.A_imag = None if real else nn.Parameter(eigenvalues.imag.float().contiguous())
         for parameter in (self.log_dt, self.log_A_real, self.A_imag):
             if parameter is not None:
-                parameter._no_weight_decay = True  # type: ignore[attr-defined]
+                undecayed(parameter)
 
     def forward(self, length: int) -> list[DecayingToeplitz]:
         """One causal matrix ``(1, D, length, length)`` a kernel."""

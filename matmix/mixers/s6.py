@@ -17,7 +17,7 @@ from matmix.mixers.registry import register
 from matmix.ops.diagonal_scan import diagonal_scan
 from matmix.ops.layers import ShortConv
 from matmix.ops.precision import working_dtype
-from matmix.ops.state_space import step_bias, steps
+from matmix.ops.state_space import step_bias, steps, undecayed
 
 
 class S6State(NamedTuple):
@@ -66,21 +66,24 @@ def select(values: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, mas
 
 def spectrum(channels: int, d_state: int) -> nn.Parameter:
     """``A_log`` of S4D-Real, the logs of 1 to N for every channel; kept out of weight decay."""
-    parameter = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(channels, 1))
-    parameter._no_weight_decay = True  # type: ignore[attr-defined]
-    return parameter
+    return undecayed(torch.arange(1.0, d_state + 1).log().repeat(channels, 1))
 
 
 def skips(channels: int) -> nn.Parameter:
     """D, ones; kept out of weight decay."""
-    parameter = nn.Parameter(torch.ones(channels))
-    parameter._no_weight_decay = True  # type: ignore[attr-defined]
-    return parameter
+    return undecayed(torch.ones(channels))
 
 
-def dt_rank_of(dim: int, dt_rank: int | None) -> int:
-    """The rank of the steps: ``ceil(dim / 16)`` where None is asked for."""
-    return math.ceil(dim / 16) if dt_rank is None else dt_rank
+def inner_sizes(dim: int, expand: float, d_state: int, dt_rank: int | None) -> tuple[int, int]:
+    """Inner width and the rank of the steps, ``ceil(dim / 16)`` where None is asked for.
+
+    Raises:
+        ValueError: if a size is not positive.
+    """
+    inner, rank = int(expand * dim), math.ceil(dim / 16) if dt_rank is None else dt_rank
+    if inner < 1 or d_state < 1 or rank < 1:
+        raise ValueError(f"expand * dim, d_state and dt_rank must be positive, got {inner}, {d_state}, {rank}")
+    return inner, rank
 
 
 @register(
@@ -132,9 +135,7 @@ class S6(Mixer):
         chunk: int | None = None,
     ) -> None:
         super().__init__(dim, grid)
-        inner, rank = int(expand * dim), dt_rank_of(dim, dt_rank)
-        if inner < 1 or d_state < 1 or rank < 1:
-            raise ValueError(f"expand * dim, d_state and dt_rank must be positive, got {inner}, {d_state}, {rank}")
+        inner, rank = inner_sizes(dim, expand, d_state, dt_rank)
         self.inner, self.states, self.chunk = inner, d_state, chunk
 
         self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)

@@ -15,7 +15,7 @@ from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
-from matmix.mixers.s6 import dt_rank_of, select, skips, spectrum
+from matmix.mixers.s6 import inner_sizes, select, skips, spectrum
 from matmix.ops.layout import image_of
 from matmix.ops.orders import CROSS, check_orders, scan_order
 from matmix.ops.state_space import step_bias
@@ -74,9 +74,7 @@ class SS2D(Mixer):
         chunk: int | None = None,
     ) -> None:
         super().__init__(dim, grid)
-        inner, rank = int(expand * dim), dt_rank_of(dim, dt_rank)
-        if inner < 1 or d_state < 1 or rank < 1:
-            raise ValueError(f"expand * dim, d_state and dt_rank must be positive, got {inner}, {d_state}, {rank}")
+        inner, rank = inner_sizes(dim, expand, d_state, dt_rank)
         if d_conv < 1 or d_conv % 2 == 0:
             raise ValueError(f"d_conv must be odd, as the convolution is centred, got {d_conv!r}")
         self.inner, self.gate, self.chunk = inner, gate, chunk

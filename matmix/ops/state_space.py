@@ -71,10 +71,14 @@ def add_dynamics(
         "init_states": None if state is None else torch.zeros(heads, *state),
     }
     for name, value in start.items():
-        parameter = None if value is None else nn.Parameter(value)
-        module.register_parameter(name, parameter)
-        if parameter is not None:
-            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+        module.register_parameter(name, None if value is None else undecayed(value))
+
+
+def undecayed(value: Tensor) -> nn.Parameter:
+    """A parameter that weight decay leaves alone: rates, steps and skips of a recurrence."""
+    parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+    parameter._no_weight_decay = True  # type: ignore[attr-defined]
+    return parameter
 
 
 def steps(raw: Tensor, bias: Tensor, limit: tuple[float, float], mask: Tensor | None) -> Tensor:
