@@ -34,6 +34,28 @@ class Softmax(Matrix):
     properties: ClassVar = frozenset({"row_stochastic"})
     dense_below: ClassVar = 512
 
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        factor: float | None = None,
+        causal: bool = False,
+    ) -> None:
+        # What a frozen dataclass does, less the fields left at their defaults: attention is made in every forward.
+        write = object.__setattr__
+        write(self, "query", query)
+        write(self, "key", key)
+        if mask is not None:
+            write(self, "mask", mask)
+        if bias is not None:
+            write(self, "bias", bias)
+        if factor is not None:
+            write(self, "factor", factor)
+        if causal:
+            write(self, "causal", causal)
+
     @property
     def shape(self) -> Shape:
         batch = self.query.shape[0]
