@@ -80,7 +80,7 @@ def outer_mixers(model: nn.Module) -> dict[str, Mixer]:
 
 
 def _note(found: dict[str, Matrix], name: str, project: Project, x: Tensor, context: Context) -> Projected:
-    projected = project(x, context)
+    projected = project(x, context._replace(product_only=False))
     key, times = name, 1
     while key in found:
         times += 1

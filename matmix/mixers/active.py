@@ -71,7 +71,7 @@ class Active(Mixer):
         return [branch for branch in (self.atm_w, self.atm_h, self.atm_c) if branch is not None]
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        grid, mask = context
+        grid, mask = context.grid, context.mask
         if len(grid) != self.axes:
             raise ValueError(f"Active was built for a grid of {self.axes} axes, got the grid {grid}")
         x = drop_padding(x, mask)

@@ -113,7 +113,7 @@ class AFNO(Mixer):
         return kept
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        grid, mask = context
+        grid, mask = context.grid, context.mask
         if self.pwconv1 is not None and self.act1 is not None:
             x = linear(self.pwconv1, x, self.act1)
         x = drop_padding(x, mask)

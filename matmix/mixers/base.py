@@ -41,6 +41,9 @@ class Context(NamedTuple):
 
     grid: Grid  # static, prod(grid) = L
     mask: Tensor | None  # (B, L) bool, True = a real token
+    # Set by forward, which only multiplies: where the product is already known (Known), its values may be left out,
+    # with an empty tensor in their place. The matrix is the same.
+    product_only: bool = False
 
 
 class Projected(NamedTuple):
@@ -113,7 +116,7 @@ class Mixer(nn.Module):
             ValueError: for tokens, a grid or a mask that do not fit; a mixer of fixed length names ``resize_``.
         """
         context = self._context(x, grid, mask)
-        matrix, values, rest = self.project(x, context)
+        matrix, values, rest = self.project(x, context._replace(product_only=True))
         out = self.merge(matrix.matmul(values), rest)
         if mask is not None:
             out = out.masked_fill(~mask.unsqueeze(-1), 0)

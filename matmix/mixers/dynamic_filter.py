@@ -97,7 +97,7 @@ class DynamicFilter(Mixer):
         self.pwconv2 = nn.Linear(inner, dim, bias=False)
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        grid, mask = context
+        grid, mask = context.grid, context.mask
         if len(grid) != self.axes:
             raise ValueError(f"DynamicFilter was built for a grid of {self.axes} axes, got the grid {grid}")
         values = drop_padding(linear(self.pwconv1, x, self.act1), mask)

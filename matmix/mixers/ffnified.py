@@ -96,7 +96,7 @@ class FFNified(Mixer):
         return BranchedConv(self.dim, sizes)
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        grid, mask = context
+        grid, mask = context.grid, context.mask
         if len(grid) != self.axes:
             raise ValueError(f"FFNified was built for a grid of {self.axes} axes, got the grid {grid}")
         image_grid = grid if self.axes == 2 else (1, *grid)
@@ -108,7 +108,10 @@ class FFNified(Mixer):
             gated = gated.masked_fill(~real, 0)
         mixed, k2, b2 = convolved(self.conv2, gated, real)
         batch, length = x.shape[:2]
-        values = torch.cat((value, value.new_ones(1, 1, 1).expand(batch, 1, self.dim)), 1).mT.unsqueeze(-1)
+        if context.product_only:
+            values = value.new_empty(0)
+        else:
+            values = torch.cat((value, value.new_ones(1, 1, 1).expand(batch, 1, self.dim)), 1).mT.unsqueeze(-1)
 
         def column(bias: Tensor) -> Dense:
             return Dense(bias.view(1, -1, 1, 1).expand(-1, -1, length, -1))

@@ -57,9 +57,11 @@ class FNet(Mixer):
         grid, norm = context.grid, "ortho" if self.norm == "ortho" else "backward"
         x = drop_padding(x, context.mask)
         x = x.to(working_dtype(x))
-        # The values are the channels' transform, the product the real part of both transforms made in one go: along
-        # the last axes together they take half the time of one after the other.
-        values = torch.view_as_real(torch.fft.rfft(x, norm=norm).mT).flatten(2).unsqueeze(-1)
+        if context.product_only:
+            values = x.new_empty(0)
+        else:
+            values = torch.view_as_real(torch.fft.rfft(x, norm=norm).mT.contiguous()).flatten(2).unsqueeze(-1)
+        # The real part of both transforms made in one go: half the time of one after the other.
         product = _Half.apply(x, grid, norm).mT.unsqueeze(-1)
         gain = 1 / math.sqrt(x.shape[1]) if self.norm == "ortho" else 1.0
         return Projected(Known(Fourier.like(values, grid, gain, pairs=True), values, product), values, grid)

@@ -60,7 +60,8 @@ class Heads(Mixer):
         return zip(self.parts, x.split(self.shares, -1), strict=True)  # type: ignore[arg-type]
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        projected = [part.project(share, context) for part, share in self._shares(x)]
+        whole = context._replace(product_only=False)
+        projected = [part.project(share, whole) for part, share in self._shares(x)]
         width = math.gcd(*(values.shape[3] for _, values, _ in projected))
         columns = max(values.shape[2] for _, values, _ in projected)
         matrices, streams, mixed, repeats, sizes, rests = [], [], [], [], [], []
@@ -73,9 +74,9 @@ class Heads(Mixer):
             # Side by side as channels of tokens, which for most parts is how they lie in memory.
             mixed.append(merge_heads(matrix.matmul(values)))
             streams.append(merge_heads(values if length == columns else F.pad(values, (0, 0, 0, columns - length))))
-        joint = torch.cat(streams, 2)
-        values = split_heads(joint, joint.shape[2] // width)
-        product = split_heads(torch.cat(mixed, 2), values.shape[1])
+        joint = torch.cat(mixed, 2)
+        product = split_heads(joint, joint.shape[2] // width)
+        values = x.new_empty(0) if context.product_only else split_heads(torch.cat(streams, 2), product.shape[1])
         matrix = HeadCat(tuple(matrices), tuple(repeats))
         return Projected(Known(matrix, values, product), values, (sizes, rests))
 

@@ -114,7 +114,7 @@ class Inception(Mixer):
         self.proj = nn.Linear(fused, dim)
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        grid, mask = context
+        grid, mask = context.grid, context.mask
         if len(grid) != self.axes:
             raise ValueError(f"Inception was built for a grid of {self.axes} axes, got the grid {grid}")
         image_grid = grid if self.axes == 2 else (1, *grid)
@@ -129,7 +129,10 @@ class Inception(Mixer):
         attended, values, matrix = self._attend(low, image_grid, mask)
 
         parts = (Convolution.centred(kernel.squeeze(1), grid), Selection(index, x.shape[1], x.dtype), matrix)
-        streams = torch.cat((wide, peak.to(wide.dtype), values), 2).mT.unsqueeze(-1)
+        if context.product_only:
+            streams = x.new_empty(0)
+        else:
+            streams = torch.cat((wide, peak.to(wide.dtype), values), 2).mT.unsqueeze(-1)
         mixed = torch.cat((convolved, pooled.to(wide.dtype), attended), 2).mT.unsqueeze(-1)
         known = Known(HeadCat.of(*parts, repeats=(1, 1, self.head_dim)), streams, mixed)
         return Projected(known, streams, _Rest(image_grid, mask))

@@ -54,16 +54,20 @@ class TokenMLP(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         x = drop_padding(x, context.mask)
-        one = x.new_ones(1, 1, 1).expand(x.shape[0], 1, self.dim)
-        values = torch.cat((x, one), 1).mT.unsqueeze(-1)  # (B, D, L + 1, 1)
+        if context.product_only:
+            values = x.new_empty(0)
+        else:
+            values = torch.cat((x, x.new_ones(1, 1, 1).expand(x.shape[0], 1, self.dim)), 1).mT.unsqueeze(-1)
         assert self.fc1.bias is not None and self.fc2.bias is not None
-        first = ColumnCat((Dense(self.fc1.weight[None, None]), Dense(self.fc1.bias.view(1, 1, -1, 1))))
+        first = Dense(self.fc1.weight[None, None])
+        gate = Gate(first, x.mT.unsqueeze(-1), self.fc1.bias.view(1, 1, -1))
+        hidden = ColumnCat((first, Dense(self.fc1.bias.view(1, 1, -1, 1))))
         # The gates need the hidden units, which are most of the product: it is made here, once.
         mixed = self._mix(x)
         second = Dense(self.fc2.weight[None, None])
         nothing = Diagonal(x.new_zeros(1, 1, 1).expand(-1, -1, x.shape[1]))
         offset = ColumnCat((nothing, Dense(self.fc2.bias.view(1, 1, -1, 1))))
-        matrix: Matrix = Sum((Product((second, Gate(first, values), first)), offset))
+        matrix: Matrix = Sum((Product((second, gate, hidden)), offset))
         return Projected(Known(matrix, values, mixed.mT.unsqueeze(-1)), values)
 
     def _mix(self, x: Tensor) -> Tensor:

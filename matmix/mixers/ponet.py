@@ -154,8 +154,12 @@ def ponet(
     spread = Selection(own.unsqueeze(1), segments.total, gate.dtype)
     within = Product((Diagonal(gates), spread, Selection(largest, length, gate.dtype)))
     matrix = ColumnCat((everywhere, within, Selection(near, length, gate.dtype)))
-    values = torch.cat((key, segment, local), 1).mT.unsqueeze(-1)
-    if peak is None or mask is not None or special is not None:
+    known = peak is not None and mask is None and special is None
+    if known and context.product_only:
+        values = key.new_empty(0)
+    else:
+        values = torch.cat((key, segment, local), 1).mT.unsqueeze(-1)
+    if peak is None or not known:
         return matrix, values
     # Both poolings gave the largest values along with their places.
     mean = (weight.unsqueeze(2) @ split_heads(key, heads)).transpose(1, 2).flatten(2)
