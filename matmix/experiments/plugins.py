@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+IMPORTED: list[str] = []
+"""What ``import_all`` imported into this process, in order."""
+
 
 def import_code(source: str) -> ModuleType:
     """Import a Python file (``contrast.py``, ``lab/mixers.py``) or a module by its dotted name, once a process.
@@ -43,9 +46,11 @@ def import_code(source: str) -> ModuleType:
 
 
 def import_all(sources: Iterable[str]) -> None:
-    """Import each of them."""
+    """Import each of them, and note it: a run's own command names what was imported for it."""
     for source in sources:
         import_code(source)
+        if absolute(source) not in IMPORTED:
+            IMPORTED.append(absolute(source))
 
 
 def absolute(source: str, folder: Path | None = None) -> str:

@@ -20,7 +20,7 @@ import shutil
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from torch import nn
 
 from matmix.experiments.checkpoint import write_file
 from matmix.experiments.environment import environment, is_main_process
+from matmix.experiments.plugins import IMPORTED
 from matmix.experiments.task import Recipe, Task, build, task_class
 
 Progress = Callable[[dict[str, Any]], None]
@@ -77,8 +78,8 @@ class RunConfig:
     def __hash__(self) -> int:
         return hash(self.key)
 
-    def command(self, folder: Path | str) -> str:
-        """The shell command that repeats this run, naming only what differs from the defaults."""
+    def command(self, folder: Path | str, imports: Iterable[str] = ()) -> str:
+        """The shell command that repeats this run, naming only what differs from the defaults, after these imports."""
         bare = RunConfig(self.task, self.mixer, self.seed)
         words = ["matmix", "train", self.task, *(("--mixer", self.mixer) if self.mixer else ())]
         words += ["--seed", str(self.seed)]
@@ -89,6 +90,7 @@ class RunConfig:
         ):
             for name in (name for name in mine if mine[name] != default[name]):
                 words += _flag(f"{group}.{name}", mine[name])
+        words += [word for source in imports for word in ("--import", source)]
         return shlex.join([*words, "--out", str(folder)])
 
 
@@ -165,7 +167,7 @@ def execute(config: RunConfig, folder: Path, *, progress: Progress | None = None
         base: dict[str, Any] = {
             "config": config.to_json(),
             "command": about["command"],
-            "reproduce": config.command(folder),
+            "reproduce": config.command(folder, IMPORTED),
             "environment": about,
         }
         if main:

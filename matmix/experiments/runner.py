@@ -28,7 +28,7 @@ import torch
 from matmix.experiments.board import Board, name
 from matmix.experiments.cluster import require_ray, run_on_ray
 from matmix.experiments.environment import environment
-from matmix.experiments.plugins import import_all
+from matmix.experiments.plugins import IMPORTED, import_all
 from matmix.experiments.run import Result, last_logged_step, write_json
 from matmix.experiments.study import Study, StudyRun
 from matmix.experiments.workers import run_in_workers, run_one
@@ -172,7 +172,7 @@ def _record_death(run: StudyRun, folder: Path, text: str) -> None:
         step=last_logged_step(folder),
         config=run.config.to_json(),
         command=about["command"],
-        reproduce=run.config.command(folder),
+        reproduce=run.config.command(folder, IMPORTED),
         error=text,
         environment=about,
     )

@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to train: linear warm-up, cosine decay to `lr_end * lr`. One step is one update of the weights.
+    """How to train: linear warm-up, decay to `lr_end * lr`. One step is one update of the weights.
 
     `batch_size` counts the examples of one step over all devices and all `accumulate` parts. Tensors with fewer than
     two axes, and parameters with a true `_no_weight_decay` attribute, are not decayed.
@@ -53,6 +53,8 @@ class Recipe:
     lr_end: float = 0.0
     warmup: float = 0.05
     """Share of the steps in which the learning rate rises to `lr`."""
+    power: float = 0.0
+    """The decay is (1 - t)^power over the rest of the steps: 1 is linear; 0 = half a cosine."""
     optimizer: str = "adamw"
     """"adamw" is torch's; any other is timm's of that name ("lamb", "lion", ...), with its defaults except `betas`."""
     weight_decay: float = 0.05
@@ -76,6 +78,8 @@ class Recipe:
             raise ValueError(f"Recipe.batch_size={self.batch_size} must divide by accumulate={self.accumulate}")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"Recipe.warmup is a share of the steps in [0, 1], got {self.warmup}")
+        if self.power < 0:
+            raise ValueError(f"Recipe.power is the exponent of a polynomial decay, or 0 for a cosine, got {self.power}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"Recipe.ema is a decay in [0, 1), got {self.ema}")
         if self.precision not in ("no", "bf16", "fp16"):
@@ -87,7 +91,8 @@ class Recipe:
         if step < rise:
             return self.lr * (step + 1) / rise
         progress = (step - rise) / max(1, self.steps - rise)
-        return self.lr * (self.lr_end + (1 - self.lr_end) * 0.5 * (1 + math.cos(math.pi * progress)))
+        left = (1 - progress) ** self.power if self.power else 0.5 * (1 + math.cos(math.pi * progress))
+        return self.lr * (self.lr_end + (1 - self.lr_end) * left)
 
 
 class Task(ABC):

@@ -172,6 +172,8 @@ def test_a_mixer_from_a_file_trains(tmp_path, capsys):
     done = matmix(command)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "config.json").read_text())["mixer"] == "cli_mine"
+    again = json.loads((tmp_path / "run" / "result.json").read_text())["reproduce"]
+    assert shlex.split(again)[-4:] == ["--import", f"{tmp_path}/mine.py", "--out", f"{tmp_path}/run"]
 
 
 def test_study_and_report(tmp_path):

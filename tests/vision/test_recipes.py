@@ -16,7 +16,7 @@ from vision.recipes import FINE_TUNING, IMAGES, TRAINING, epochs, published
 from vision.tasks.imagenet import ImageNet
 
 # Families without a known recipe: their papers or repositories do not state it.
-UNKNOWN = ("affnet", "activemlp", "hydra_vit", "vmamba", "metaformer", "ffnet_seg")
+UNKNOWN = ("affnet", "activemlp", "hydra_vit", "metaformer", "ffnet_seg")
 
 
 def test_every_model_has_a_recipe_or_says_that_there_is_none():
@@ -48,6 +48,8 @@ def test_every_model_has_a_recipe_or_says_that_there_is_none():
         ("inception_former_l", "adamw", 1e-3, 1056, 5, 0.5),
         ("ffnet_2", "adamw", 1e-3, 1024, 5, 0.15),
         ("gfnet_xs", "adamw", 1e-3, 1024, 5, 0.1),
+        ("vmamba_v0_t", "adamw", 1e-3, 1024, 20, 0.1),
+        ("vmamba_b_s2l15", "adamw", 1e-3, 1024, 20, 0.6),
     ],
 )
 def test_published_values(name, optimizer, lr, batch, warmup, drop):
