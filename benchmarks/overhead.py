@@ -22,12 +22,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.measure import heading, say, table
 
 
-def per_call(ours: Callable[[], object], raw: Callable[[], object], calls: int = 20000) -> tuple[float, float]:
-    """Microseconds of both, the best of interleaved rounds."""
+def per_call(ours: Callable[[], object], raw: Callable[[], object], calls: int = 1000) -> tuple[float, float]:
+    """Microseconds of both, the best of many short rounds in turn: a slow spell of the machine outlasts a round."""
     timers = [timeit.Timer(ours), timeit.Timer(raw)]
     best = [float("inf")] * 2
     with torch.no_grad():
-        for _ in range(12):
+        for _ in range(400):
             for index, timer in enumerate(timers):
                 best[index] = min(best[index], timer.timeit(calls) / calls * 1e6)
     return best[0], best[1]

@@ -36,7 +36,7 @@ class Dense(Matrix):
         shape, size = self.entries.shape, values.shape
         if len(size) == 4 and size[2] == shape[3] and size[1] == shape[1] and size[0] == shape[0]:
             mixed = torch.matmul(self.entries, values)
-            return mixed if mixed.dtype == values.dtype else mixed.to(values.dtype)
+            return mixed if mixed.dtype is values.dtype else mixed.to(values.dtype)
         return super().matmul(values)
 
     def _matmul(self, values: Tensor) -> Tensor:

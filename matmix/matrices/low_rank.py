@@ -38,7 +38,7 @@ class LowRank(Matrix):
         right, size = self.right, values.shape
         if len(size) == 4 and size[2] == (shape := right.shape)[2] and size[1] == shape[1] and size[0] == shape[0]:
             mixed = self.left @ (right.mT @ values)
-            return mixed if mixed.dtype == values.dtype else mixed.to(values.dtype)
+            return mixed if mixed.dtype is values.dtype else mixed.to(values.dtype)
         return super().matmul(values)
 
     def _matmul(self, values: Tensor) -> Tensor:
