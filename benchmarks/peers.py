@@ -115,7 +115,8 @@ def _fnet(mixer: Any, grid: Grid) -> list[Peer]:
 
 def _s6(mixer: Any, grid: Grid) -> list[Peer]:
     peers = []
-    if _installed("transformers"):
+    # Its gradient takes an index a token, quadratic in L: half a minute at L = 1024.
+    if _installed("transformers") and grid[0] <= 1024:
         from transformers import MambaConfig
         from transformers.models.mamba.modeling_mamba import MambaMixer
 

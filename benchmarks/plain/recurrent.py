@@ -65,9 +65,10 @@ def gla(m: Any, x: Tensor, grid: Grid) -> Tensor:
     decay = heads_of((F.logsigmoid(m.gate_proj(control)) / m.gate_normalizer).exp(), m.heads)
     query = query * m.key_dim**-0.5
     state, out = value.new_zeros(*value.shape[:2], m.key_dim, m.head_dim), []
-    for i in range(x.shape[1]):
-        state = decay[:, :, i].unsqueeze(-1) * state + key[:, :, i].unsqueeze(-1) * value[:, :, i].unsqueeze(-2)
-        out.append((query[:, :, i].unsqueeze(-2) @ state).squeeze(-2))
+    # Taken apart once: the gradient of an index a token would be L tensors of the full size.
+    for a, q, k, v in zip(*(t.unbind(2) for t in (decay, query, key, value)), strict=True):
+        state = a.unsqueeze(-1) * state + k.unsqueeze(-1) * v.unsqueeze(-2)
+        out.append((q.unsqueeze(-2) @ state).squeeze(-2))
     return _end(m, torch.stack(out, 2), gate)
 
 
@@ -78,8 +79,8 @@ def delta_rule(m: Any, x: Tensor, grid: Grid) -> Tensor:
     query, key = (t * torch.rsqrt(t.pow(2).sum(-1, keepdim=True) + 1e-6) for t in (query, key))
     query, strength = query * m.key_dim**-0.5, torch.sigmoid(control).transpose(1, 2)
     state, out = value.new_zeros(*value.shape[:2], m.key_dim, m.head_dim), []
-    for i in range(x.shape[1]):
-        k, v, b = key[:, :, i].unsqueeze(-1), value[:, :, i].unsqueeze(-2), strength[:, :, i, None, None]
-        state = state + b * k * (v - k.transpose(2, 3) @ state)
-        out.append((query[:, :, i].unsqueeze(-2) @ state).squeeze(-2))
+    for q, k, v, b in zip(*(t.unbind(2) for t in (query, key, value, strength[..., None])), strict=True):
+        k = k.unsqueeze(-1)
+        state = state + b.unsqueeze(-1) * k * (v.unsqueeze(-2) - k.transpose(2, 3) @ state)
+        out.append((q.unsqueeze(-2) @ state).squeeze(-2))
     return _end(m, torch.stack(out, 2), gate)

@@ -51,9 +51,10 @@ def selective_scan(u: Tensor, step: Tensor, rate: Tensor, write: Tensor, read: T
     decay = torch.exp(step.unsqueeze(-1) * rate)
     new = (step * u).unsqueeze(-1) * write.unsqueeze(2)
     state, out = torch.zeros_like(new[:, 0]), []
-    for i in range(u.shape[1]):
-        state = decay[:, i] * state + new[:, i]
-        out.append(torch.einsum("bdn, bn -> bd", state, read[:, i]))
+    # Taken apart once: the gradient of an index a token would be L tensors of the full size.
+    for a, b, c in zip(decay.unbind(1), new.unbind(1), read.unbind(1), strict=True):
+        state = a * state + b
+        out.append(torch.einsum("bdn, bn -> bd", state, c))
     return torch.stack(out, 1)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Self
+from collections.abc import Iterator
+from functools import reduce
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -11,13 +13,13 @@ from torch import Tensor
 from matmix.matrices.base import Matrix, Shape
 from matmix.ops.cost import Cost
 
-BLOCK = 64  # rows at a time
+BLOCK = 1 << 19  # entries at a time: they stay in the caches
 
 
 class Cauchy(Matrix):
     """``M[i, j] = sum_d 1 / (rows[i, d] + columns[j, d])``, exact and row block by row block.
 
-    O(L^2 (R + W)) per head; memory O(L BLOCK) without gradients (with them, autograd keeps the blocks). A
+    O(L^2 (R + W)) per head; memory O(L (R + W)), gradients included: a backward makes the entries again. A
     sub-quadratic product would need the fast multipole method in one dimension (O(L log 1/eps), approximate), or
     the fraction of polynomials by FFT in O(L log^2 L), which loses all digits in floating point.
     Hydra, arXiv 2407.09941, section 2.3: Cauchy-like mixers, with ``rows = exp(q) + c`` and ``columns = exp(k) + c``.
@@ -33,18 +35,8 @@ class Cauchy(Matrix):
         rows, columns = self.rows.shape, self.columns.shape
         return (columns[0] if rows[0] == 1 else rows[0], rows[1], rows[2], columns[2])
 
-    def _block(self, start: int, stop: int) -> Tensor:
-        """Some rows of M, term by term: R passes over L x BLOCK entries rather than one over R times as many."""
-        rows, columns = self.rows[:, :, start:stop], self.columns
-        entries = (rows[..., 0].unsqueeze(-1) + columns[..., 0].unsqueeze(-2)).reciprocal()
-        for d in range(1, rows.shape[3]):
-            entries = entries + (rows[..., d].unsqueeze(-1) + columns[..., d].unsqueeze(-2)).reciprocal()
-        return entries
-
     def _matmul(self, values: Tensor) -> Tensor:
-        length = self.rows.shape[2]
-        blocks = [self._block(start, min(start + BLOCK, length)) @ values for start in range(0, length, BLOCK)]
-        return torch.cat(blocks, 2)
+        return _Product.apply(self.rows, self.columns, values)
 
     def _rmatmul(self, values: Tensor) -> Tensor:
         return self.mT._matmul(values)
@@ -72,3 +64,55 @@ class Cauchy(Matrix):
         length = math.prod(grid)
         rows, columns = 0.5 + torch.rand(2, batch, heads, length, 3, dtype=dtype)
         return cls(rows, columns)
+
+
+class _Product(torch.autograd.Function):
+    """The product by blocks of rows, of which nothing is kept for the backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+        other = columns.movedim(-1, 0).contiguous()
+        blocks = (reduce(torch.add, _terms(part, other)) for part in rows.split(_height(rows, columns), 2))
+        return torch.cat([block @ values for block in blocks], 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        rows, columns, values = ctx.saved_tensors
+        other, height = columns.movedim(-1, 0).contiguous(), _height(rows, columns)
+        batch = max(len(rows), len(columns))
+        to_rows, to_columns, to_values = [], list(torch.zeros_like(other)), torch.zeros_like(gradient[:, :, :1])
+        for part, given in zip(rows.split(height, 2), gradient.split(height, 2), strict=True):
+            to_entries = -_fitted(given @ values.mT, batch, rows.shape[1])
+            entries, shares = torch.zeros_like(to_entries), []
+            for d, term in enumerate(_terms(part, other)):
+                entries = entries + term
+                share = to_entries * term * term  # 1 / z has the derivative -1 / z^2
+                shares.append(share.sum(-1))
+                to_columns[d] = to_columns[d] + share.sum(-2)
+            to_rows.append(torch.stack(shares, -1))
+            to_values = to_values + entries.mT @ given
+        found = (torch.cat(to_rows, 2), torch.stack(to_columns, -1), to_values)
+        return tuple(_fitted(g, *t.shape[:2]) for g, t in zip(found, (rows, columns, values), strict=True))
+
+
+def _height(rows: Tensor, columns: Tensor) -> int:
+    """Rows of a block."""
+    return max(1, BLOCK // max(1, max(rows.shape[0], columns.shape[0]) * columns.shape[1] * columns.shape[2]))
+
+
+def _terms(rows: Tensor, columns: Tensor) -> Iterator[Tensor]:
+    """The R terms of the entries, for rows ``(B, H, l, R)`` and columns ``(R, B, H, L)``."""
+    for row, column in zip(rows.unbind(-1), columns, strict=True):
+        yield (row.unsqueeze(-1) + column.unsqueeze(-2)).reciprocal()
+
+
+def _fitted(gradient: Tensor, batch: int, heads: int) -> Tensor:
+    """The sum over samples and over heads that shared one."""
+    gradient = gradient.sum(0, keepdim=True) if batch < len(gradient) else gradient
+    return gradient.sum(1, keepdim=True) if heads < gradient.shape[1] else gradient

@@ -39,15 +39,15 @@ class Interpolation(Matrix):
     def _reading(self) -> tuple[Tensor, Tensor]:
         """How far before its two neighbours a row reads, in whole tokens, and the share of the second: ``(B, L, H)``.
 
-        Whatever lies further beyond the grid than one token is as good as one token beyond it. (``fmax`` and ``fmin``
-        also bring what is not a number there, which has no place.)
+        Whatever lies further beyond the grid than one token is as good as one token beyond it. An offset that is not a
+        number gives rows that are not numbers.
         """
         place, size, _ = self._along()
         offset = self.offset.to(working_dtype(self.offset)).mT
         place = place.to(offset.dtype).unsqueeze(-1)
-        offset = torch.fmin(torch.fmax(offset, -1 - place), size - place)
-        start = offset.detach().floor()
-        return start.long(), offset - start
+        offset = offset.clamp(-1 - place, size - place)
+        start = offset.detach().nan_to_num(0).floor()
+        return start.int(), offset - start
 
     def _widened(self) -> tuple[int, ...]:
         """The grid with one more token before the axis and two behind it, for reading zeros beyond its ends."""
@@ -57,7 +57,9 @@ class Interpolation(Matrix):
         """Where rows start to read in ``batch`` widened grids of ``heads``, flattened, and how far on they end."""
         _, _, stride = self._along()
         grid, step = self._widened(), stride * heads
-        every = torch.arange(batch * math.prod(grid) * heads, device=start.device).view(batch, *grid, heads)
+        count = batch * math.prod(grid) * heads
+        kind = torch.int32 if count < 2**31 else torch.int64  # half of the traffic
+        every = torch.arange(count, dtype=kind, device=start.device).view(batch, *grid, heads)
         own = every.narrow(1 + self.axis, 1, self.grid[self.axis]).reshape(batch, math.prod(self.grid), heads)
         return torch.add(own, start, alpha=step), step
 
@@ -68,7 +70,7 @@ class Interpolation(Matrix):
         # index_select is several times as fast as gather, backward too.
         margin = (0, 0) * (1 + len(self.grid) - self.axis) + (1, 2)
         padded = F.pad(values.transpose(1, 2).unflatten(1, self.grid), margin)
-        rows = padded.reshape(math.prod(padded.shape[:-1]), width)
+        rows = padded.flatten() if width == 1 else padded.reshape(math.prod(padded.shape[:-1]), width)  # 4 times as fast
         index, step = self._rows(start, samples, heads)
         flat, shape = index.flatten(), (*index.shape, width)
         first, second = rows.index_select(0, flat).view(shape), rows.index_select(0, flat + step).view(shape)
