@@ -15,6 +15,7 @@ from matmix.matrices.interpolation import Interpolation
 from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
+from matmix.ops.linear import linear
 
 
 class _Rest(NamedTuple):
@@ -104,12 +105,12 @@ class Active(Mixer):
             out = torch.zeros((), dtype=read.dtype, device=read.device)
             for branch, share, stream in parts:
                 out = torch.addcmul(out, share, branch(stream))
-            return self.proj(out)
+            return linear(self.proj, out)
         # The shares go into the weights, (B, D, D): one pass over the outputs instead of three.
         out = torch.stack([share * branch.bias for branch, share, _ in parts if branch.bias is not None]).sum(0)
         for branch, share, stream in parts:
             out = torch.baddbmm(out, stream, (share.mT * branch.weight).mT)
-        return self.proj(out)
+        return linear(self.proj, out)
 
     def resize_(self, grid: Grid) -> Self:
         if len(grid) != self.axes:

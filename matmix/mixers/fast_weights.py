@@ -14,6 +14,7 @@ from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, split_heads
 from matmix.ops.activations import silu
 from matmix.ops.layers import GatedRMSNorm, ShortConv
+from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import ssd_scan
 
@@ -104,7 +105,7 @@ class FastWeights(Mixer):
     # ------------------------------------------------------------------ tokens to matrix and values
 
     def _tokens(self, x: Tensor, mask: Tensor | None) -> FastWeightTokens:
-        signal, gate, control = self.in_proj(x).split(self.sizes, -1)
+        signal, gate, control = linear(self.in_proj, x).split(self.sizes, -1)
         if self.conv1d is None:
             return self._split(signal, signal, gate, control, _positions(x, mask), mask)
         signal = drop_padding(signal, mask)
@@ -131,7 +132,7 @@ class FastWeights(Mixer):
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         mixed = mixed.transpose(1, 2)  # (B, L, H, W): the norm is that of a head
         normed = self.norm(mixed) if rest is None else self.norm(mixed, rest.view(mixed.shape))
-        return self.out_proj(normed.flatten(2))
+        return linear(self.out_proj, normed.flatten(2))
 
     # ------------------------------------------------------------------ token by token
 

@@ -19,6 +19,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.ops.activations import silu
 from matmix.ops.layers import GatedRMSNorm, ShortConv
+from matmix.ops.linear import linear
 from matmix.ops.state_space import add_dynamics, check_limit, head_width, initial_reading, steps
 
 
@@ -102,7 +103,7 @@ class Hydra(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         mask = context.mask
-        gate, signal, raw = self.in_proj(x).split(self.sizes, -1)
+        gate, signal, raw = linear(self.in_proj, x).split(self.sizes, -1)
         signal = drop_padding(silu(self.conv1d(drop_padding(signal, mask))), mask)
         tokens, *vectors = signal.split(self.inner_sizes, -1)
         values = split_heads(tokens, self.heads)
@@ -120,7 +121,7 @@ class Hydra(Mixer):
         return Projected(ColumnCat((matrix, Dense(reading))), torch.cat((values, state), 2), gate)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return self.out_proj(self.norm(merge_heads(mixed), rest))
+        return linear(self.out_proj, self.norm(merge_heads(mixed), rest))
 
     published: ClassVar[dict[str, Callable[..., Any]]] = {"goombalab/hydra": lambda module, state: state}
 

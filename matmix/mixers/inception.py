@@ -20,6 +20,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.ops.activations import gelu
 from matmix.ops.layout import image_of
+from matmix.ops.linear import linear
 from matmix.ops.precision import working_dtype
 from matmix.ops.reparam import depthwise
 
@@ -187,7 +188,7 @@ class Inception(Mixer):
         centre = torch.zeros_like(kernel[0, 0])
         centre[(1,) * self.axes] = 1
         fused = depthwise(image_of(z, rest.grid), kernel + centre, None)
-        return self.proj(fused.flatten(2).mT)
+        return linear(self.proj, fused.flatten(2).mT)
 
     def resize_(self, grid: Grid) -> Self:
         if len(grid) != self.axes:

@@ -15,6 +15,7 @@ from matmix.matrices.low_rank import LowRank
 from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
+from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
 
 TINY = 1e-6  # no normaliser is smaller: rows that see no token stay zero
@@ -54,7 +55,9 @@ class LinearAttention(Mixer):
 
     def _features(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Features of queries and keys, and values, ``(B, H, L, E)``; masked keys have no features."""
-        query, key, values = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, values = (
+            linear(self.qkv, x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         query, key = _positive(query), _positive(key)
         return query, key if mask is None else key.masked_fill(~mask[:, None, :, None], 0), values
 
@@ -75,7 +78,7 @@ class LinearAttention(Mixer):
         return Projected(self._matrix(query, key), values)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return self.proj(merge_heads(mixed))
+        return linear(self.proj, merge_heads(mixed))
 
     # ------------------------------------------------------------------ token by token: sums over the past
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from matmix.matrices.banded import Banded
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, merge_heads
 from matmix.mixers.registry import register
+from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
 
 
@@ -61,7 +62,9 @@ class LocalAttention(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         grid = context.grid
-        query, key, values = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, values = (
+            linear(self.qkv, x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         steps = self._reach(grid)
         strides = (1,) if len(grid) == 1 else (grid[1], 1)
         offsets = tuple(sum(s * stride for s, stride in zip(step, strides, strict=True)) for step in steps)
@@ -98,4 +101,4 @@ class LocalAttention(Mixer):
         return inside & torch.stack([real[:, margin + o : margin + o + length] for o in offsets], -1).unsqueeze(1)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return self.proj(merge_heads(mixed))
+        return linear(self.proj, merge_heads(mixed))

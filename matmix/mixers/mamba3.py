@@ -17,6 +17,7 @@ from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
 from matmix.ops.layers import GatedRMSNorm
+from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import ssd_scan
 from matmix.ops.state_space import head_width, step_bias, steps, undecayed
@@ -149,7 +150,7 @@ class Mamba3(Mixer):
         return F.pad(((1 - parts.now) * parts.step)[..., 1:], (0, 1))
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        projected = self.in_proj(x)
+        projected = linear(self.in_proj, x)
         with full_precision(x.device):
             parts = self._parts(projected, context.mask)
             angle = _wrapped(parts.turn.double().cumsum(2)).to(parts.turn.dtype)
@@ -164,7 +165,7 @@ class Mamba3(Mixer):
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         y = merge_heads(mixed)
-        return self.out_proj(y * F.silu(rest) if self.norm is None else self.norm(y, rest))
+        return linear(self.out_proj, y * F.silu(rest) if self.norm is None else self.norm(y, rest))
 
     # ------------------------------------------------------------------ token by token
 

@@ -16,6 +16,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.ops import interpolate
 from matmix.ops.activations import silu
 from matmix.ops.layers import GatedRMSNorm, ShortConv
+from matmix.ops.linear import linear
 from matmix.ops.state_space import head_width
 
 
@@ -204,7 +205,7 @@ class MatrixBlock(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         mask, structure = context.mask, self.matrix_mixer
-        gate, signal, raw = self.in_proj(x).split(self.sizes, -1)
+        gate, signal, raw = linear(self.in_proj, x).split(self.sizes, -1)
         # Zeros at padding on both sides of the convolution, whose bias (and that of in_proj) would fill it.
         signal = self.conv1d(drop_padding(signal, mask))
         parts = (self.sizes[0], self.sizes[1] - self.sizes[0])
@@ -221,7 +222,7 @@ class MatrixBlock(Mixer):
         return Projected(Sum((matrix, Identity.like(values))) if structure.residual else matrix, values, gate)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return self.out_proj(self.norm(merge_heads(mixed), rest))
+        return linear(self.out_proj, self.norm(merge_heads(mixed), rest))
 
     def resize_(self, grid: Grid) -> Self:
         """Note the grid; learned matrices are carried over to it (see the structure)."""

@@ -19,6 +19,7 @@ from matmix.matrices.selection import Selection
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
 from matmix.ops.layout import image_of
+from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
 
 
@@ -88,13 +89,13 @@ class PoNet(Mixer):
         return self._pool(x, context, runs(x.shape[1], self.segments, mask, x.device))
 
     def _pool(self, x: Tensor, context: Context, segments: Segments) -> Projected:
-        query, gate, key, segment, local = self.in_proj(x).unflatten(-1, (5, self.dim)).unbind(2)
+        query, gate, key, segment, local = linear(self.in_proj, x).unflatten(-1, (5, self.dim)).unbind(2)
         matrix, values = ponet(query, gate, key, segment, local, self.heads, segments, context)
         return Projected(matrix, values)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         tokens = merge_heads(mixed)
-        return tokens if self.proj is None else self.proj(tokens)
+        return tokens if self.proj is None else linear(self.proj, tokens)
 
     def mix_segments(
         self, x: Tensor, index: Tensor, *, special: Tensor | None = None, mask: Tensor | None = None

@@ -16,6 +16,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.ops.diagonal_scan import diagonal_scan
 from matmix.ops.layers import ShortConv
+from matmix.ops.linear import linear
 from matmix.ops.precision import working_dtype
 from matmix.ops.state_space import step_bias, steps, undecayed
 
@@ -154,14 +155,14 @@ class S6(Mixer):
         return values, select(values, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, mask)
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        signal, gate = self.in_proj(x).chunk(2, -1)
+        signal, gate = linear(self.in_proj, x).chunk(2, -1)
         values, selected = self._parts(self.conv1d(drop_padding(signal, context.mask)), context.mask)
         matrix = DiagonalSemiseparable(*selected.factors(self.A_log), chunk=self.chunk)
         skip = Diagonal(self.D.view(1, -1, 1).expand(1, -1, x.shape[1]))
         return Projected(matrix + skip, values.mT.unsqueeze(-1), gate)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return self.out_proj(mixed.squeeze(-1).mT * F.silu(rest))
+        return linear(self.out_proj, mixed.squeeze(-1).mT * F.silu(rest))
 
     # ------------------------------------------------------------------ token by token
 

@@ -17,6 +17,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.mixers.s6 import inner_sizes, select, skips, spectrum
 from matmix.ops.layout import image_of
+from matmix.ops.linear import linear
 from matmix.ops.orders import CROSS, check_orders, scan_order
 from matmix.ops.state_space import step_bias
 
@@ -95,7 +96,7 @@ class SS2D(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         mask, grid = context.mask, context.grid
-        signal, *gate = self.in_proj(x).split(self.inner, -1)
+        signal, *gate = linear(self.in_proj, x).split(self.inner, -1)
         image = image_of(drop_padding(signal, mask), grid)
         values = drop_padding(F.silu(self.conv2d(image)).flatten(2).mT, mask)
         weights = zip(self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, strict=True)
@@ -112,7 +113,7 @@ class SS2D(Mixer):
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         y = mixed.squeeze(-1).mT
         y = y if self.out_norm is None else self.out_norm(y)
-        return self.out_proj(y if rest is None else y * F.silu(rest))
+        return linear(self.out_proj, y if rest is None else y * F.silu(rest))
 
     @staticmethod
     def _from_published(module: SS2D, state: dict[str, Tensor]) -> dict[str, Tensor]:

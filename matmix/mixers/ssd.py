@@ -20,6 +20,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.ops.activations import silu
 from matmix.ops.layers import GatedRMSNorm, ShortConv
+from matmix.ops.linear import linear
 from matmix.ops.precision import working_dtype
 from matmix.ops.scan import ssd_scan
 from matmix.ops.state_space import add_dynamics, check_limit, head_width, initial_reading, steps
@@ -141,7 +142,7 @@ class SSD(Mixer):
     # ------------------------------------------------------------------ tokens to matrix and values
 
     def _parts(self, x: Tensor, mask: Tensor | None) -> _Parts:
-        beside_gate, beside, gate, signal, raw = self.in_proj(x).split(self.sizes, -1)
+        beside_gate, beside, gate, signal, raw = linear(self.in_proj, x).split(self.sizes, -1)
         passed = F.silu(beside_gate) * beside if self.sizes[0] else None
         return _Parts((gate, passed), drop_padding(signal, mask), steps(raw, self.dt_bias, self.limit, mask))
 
@@ -175,7 +176,7 @@ class SSD(Mixer):
         if values is not None:
             y = y + self.D * merge_heads(values)
         y = (y * F.silu(gate)) if self.norm is None else self.norm(y, gate)
-        return self.out_proj(y if passed is None else torch.cat((passed, y), -1))
+        return linear(self.out_proj, y if passed is None else torch.cat((passed, y), -1))
 
     # ------------------------------------------------------------------ token by token
 

@@ -17,6 +17,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.mixers.s6 import inner_sizes, select, skips, spectrum
 from matmix.ops.layers import ShortConv
+from matmix.ops.linear import linear
 from matmix.ops.orders import scan_order
 from matmix.ops.state_space import step_bias
 
@@ -96,7 +97,7 @@ class Vim(Mixer):
         return matrix + Diagonal(D.view(1, -1, 1).expand(1, -1, values.shape[1])), values
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        signal, gate = self.in_proj(x).chunk(2, -1)
+        signal, gate = linear(self.in_proj, x).chunk(2, -1)
         signal = drop_padding(signal, context.mask)
         mask_b = None if context.mask is None else context.mask.flip(1)
         ahead, values = self._way(self.conv1d(signal), context.mask, self.x_proj, self.dt_proj, self.A_log, self.D)
@@ -109,6 +110,6 @@ class Vim(Mixer):
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         gated = mixed.squeeze(-1).mT * F.silu(rest)
-        return self.out_proj(gated / 2 if self.divide else gated)
+        return linear(self.out_proj, gated / 2 if self.divide else gated)
 
     published: ClassVar[dict[str, Callable[..., Any]]] = {"hustvl/Vim": lambda module, state: state}
