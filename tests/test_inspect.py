@@ -312,3 +312,19 @@ def test_errors_name_the_argument(tmp_path):
 def test_matplotlib_is_loaded_only_to_draw():
     code = "import sys, matmix.inspect; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("spec", ["fnet", "ponet", "ffnified", "inception", "mlp", 'heads("attention", "fnet")'])
+def test_values_left_out_by_forward_are_there_when_looked_at(spec: str) -> None:
+    """forward asks for the product alone; who records, or projects, gets the values that the matrix multiplies."""
+    mixer = create_mixer(spec, 64, (4, 4)).eval()
+    x = torch.randn(2, 16, 64)
+    plain = mixer.project(x, Context((4, 4), None))
+    quick = mixer.project(x, Context((4, 4), None, product_only=True))
+    assert quick.values.numel() == 0 and quick.values is not plain.values
+    torch.testing.assert_close(quick.matrix.matmul(quick.values), plain.matrix.to_dense() @ plain.values)
+    with record(mixer) as found:
+        mixer(x)
+    (seen,) = found.values()
+    torch.testing.assert_close(seen.matmul(plain.values), plain.matrix.matmul(plain.values))
+    torch.testing.assert_close(seen.to_dense(), plain.matrix.to_dense())

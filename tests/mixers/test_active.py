@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix import load_published
+from matmix.matrices import Interpolation
 from matmix.mixers.active import Active
 from tests.fixtures import load_fixture
 
@@ -71,3 +72,14 @@ def test_refuses() -> None:
         Active(8, (3, 5), ratio=0.1)
     with pytest.raises(ValueError, match="grid of 2 axes"):
         Active(8, (3, 5)).resize_((15,))
+
+
+def test_offsets_that_lead_nowhere() -> None:
+    """Far beyond the grid there are zeros; what is no number stays none, in its own row alone."""
+    offset = torch.zeros(1, 2, 12)
+    offset[0, 0, 3], offset[0, 1, 5], offset[0, 1, 6] = torch.nan, torch.inf, -1e30
+    values = torch.randn(1, 2, 12, 1)
+    expected = values.clone()
+    expected[0, 0, 3], expected[0, 1, 5], expected[0, 1, 6] = torch.nan, 0, 0
+    for axis in (0, 1):
+        torch.testing.assert_close(Interpolation(offset, (3, 4), axis).matmul(values), expected, equal_nan=True)
