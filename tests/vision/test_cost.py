@@ -22,6 +22,7 @@ from matmix.cost import CostReport, count
 from matmix.mixers.dynamic_filter import DynamicFilter
 from matmix.mixers.inception import Inception
 from matmix.mixers.pooling import Pooling
+from matmix.ops.reparam import BranchedConv, Convolved
 from tests.fixtures import ROOT
 
 # Published name -> ours, where they differ.
@@ -131,6 +132,23 @@ def test_frozen_matrices_are_no_parameters() -> None:
         model = vision.create_model("randformer_s12")
     frozen = sum(b.numel() for name, b in model.named_buffers() if name.endswith("random_matrix"))
     assert frozen == 12127010 - 11891712
+
+
+def test_side_branches_are_what_separates_ffnet_seg_from_its_published_count() -> None:
+    """10.7 G are counted with every branch of a convolution run by itself, which ours does in training only."""
+    model, report = built("ffnet_seg", 224)
+    beside = 0
+
+    def note(conv: BranchedConv, inputs: object, out: Convolved) -> None:
+        nonlocal beside
+        weights = [conv.get_submodule(name).c.weight for name in conv.names]
+        beside += out.image[0].numel() * sum(weight[0].numel() for weight in weights[1:])
+
+    for conv in model.modules():
+        if isinstance(conv, BranchedConv):
+            conv.register_forward_hook(note)
+    model.eval()(torch.empty(1, 3, 224, 224, device="meta"))
+    assert round((report.macs + beside) / 1e9, 1) == 10.7 != round(report.macs / 1e9, 1)
 
 
 def test_ffts_stand_apart() -> None:
