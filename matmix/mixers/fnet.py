@@ -75,8 +75,9 @@ class FNet(Mixer):
 
 def _half_spectrum(x: Tensor, dim: int, grid: Grid, norm: str) -> Tensor:
     """Channels 0 to D // 2 of the real part of ``F_L x F_D``, ``(B, L, D // 2 + 1)``; channels missing from x are 0."""
-    axes, each = tuple(range(1, 2 + len(grid))), max(1, PIECE_BYTES // max(1, x[0:1].nbytes))
-    pieces = [x] if x.is_cuda or torch.compiler.is_compiling() else x.split(each)
+    axes = tuple(range(1, 2 + len(grid)))
+    whole = x.is_cuda or torch.compiler.is_compiling()
+    pieces = [x] if whole else x.split(max(1, PIECE_BYTES // max(1, x[:1].nbytes)))  # which stay in the caches
     half = [torch.fft.rfftn(p.unflatten(1, grid), (*grid, dim), axes, norm).real.flatten(1, -2) for p in pieces]
     return torch.cat(half) if len(half) > 1 else half[0]
 
