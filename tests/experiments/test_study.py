@@ -206,8 +206,11 @@ def start(tmp_path: Path, grid: Study, jobs: int, nap: float) -> subprocess.Pope
     command = [sys.executable, str(script), json.dumps(grid.to_json()), str(tmp_path / "out"), str(jobs)]
     path = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "NAP": str(nap), "PYTHONPATH": path}
-    # A session of its own, so that the test can press its Ctrl-C.
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    # A session of its own, so that the test can press its Ctrl-C, which a process in the background would ignore.
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def wait_for_step(folder: Path, seconds: float = 90.0) -> None:
