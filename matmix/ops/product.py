@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+LONG = 512  # columns from which the samples of one matrix are laid side by side: else its gradient is one a sample
+
 
 def product(entries: Tensor, values: Tensor) -> Tensor:
     """``entries @ values`` for entries ``(B or 1, H or 1, M, K)`` and values ``(B, H, K, W)``.
@@ -16,7 +18,7 @@ def product(entries: Tensor, values: Tensor) -> Tensor:
         # Values that come from tokens (B, L, H*W) are a view of them: this puts the tokens back together.
         wide = values.transpose(1, 2).reshape(batch, 1, inner, heads * width)
         return (entries @ wide).squeeze(1).unflatten(-1, (heads, width)).transpose(1, 2)
-    if shape[0] == 1 and batch > 1 and heads > 1:
+    if shape[0] == 1 and batch > 1 and (heads > 1 or inner >= LONG):
         wide = values.permute(1, 2, 0, 3).reshape(heads, inner, batch * width)
         return (entries[0] @ wide).unflatten(-1, (batch, width)).permute(2, 0, 1, 3)
     return entries @ values
