@@ -49,8 +49,9 @@ def import_all(sources: Iterable[str]) -> None:
     """Import each of them, and note it: a run's own command names what was imported for it."""
     for source in sources:
         import_code(source)
-        if absolute(source) not in IMPORTED:
-            IMPORTED.append(absolute(source))
+        name = absolute(source)
+        if name not in IMPORTED:
+            IMPORTED.append(name)
 
 
 def absolute(source: str, folder: Path | None = None) -> str:

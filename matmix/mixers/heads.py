@@ -73,7 +73,8 @@ class Heads(Mixer):
             matrices.append(_widen(matrix, columns, values))
             # Side by side as channels of tokens, which for most parts is how they lie in memory.
             mixed.append(merge_heads(matrix.matmul(values)))
-            streams.append(merge_heads(values if length == columns else F.pad(values, (0, 0, 0, columns - length))))
+            if not context.product_only:
+                streams.append(merge_heads(values if length == columns else F.pad(values, (0, 0, 0, columns - length))))
         joint = torch.cat(mixed, 2)
         product = split_heads(joint, joint.shape[2] // width)
         values = x.new_empty(0) if context.product_only else split_heads(torch.cat(streams, 2), product.shape[1])

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.dense import Dense
-from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops import interpolate
-
-LONG = 512  # tokens from which it pays to lay the samples side by side
 
 
 @register("random", matrix=Dense, cost="O(L^2 D)", source="sail-sg/metaformer", paper="2210.13452, section 2.2")
@@ -37,12 +34,7 @@ class RandomMixing(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         x = drop_padding(x, context.mask)
-        matrix, values = Dense(self.random_matrix[None, None]), x.unsqueeze(1)
-        if x.shape[1] < LONG:
-            return Projected(matrix, values)
-        # One product with the samples side by side, not one a sample: a large matrix is read once.
-        mixed = torch.einsum("ij,bjd->bid", self.random_matrix, x)
-        return Projected(Known(matrix, values, mixed.unsqueeze(1)), values)
+        return Projected(Dense(self.random_matrix[None, None]), x.unsqueeze(1))
 
     def resize_(self, grid: Grid) -> Self:
         old = self.grid
