@@ -18,21 +18,24 @@ Work = Callable[[], object]
 
 
 def best_times(works: Sequence[Work], budget: float = 0.3, least: int = 3, most: float = 4.0) -> list[float]:
-    """Seconds of each piece of work, run in turn A B A B so that a slow spell of the machine meets all alike.
+    """Seconds of each piece of work, run in turn A B B A so that a slow spell of the machine meets all alike.
 
     A turn runs quick work several times, so that what the other work left in the caches is not charged to it.
     At least ``least`` rounds and ``budget`` seconds of each, unless ``most`` seconds are spent before.
 
     The minimum is quoted: everything else that a shared machine does only adds time.
     """
+    # From the first large block that is freed, glibc keeps blocks up to that size instead of giving them back to the
+    # system: as in a process that has run for a while, and not only from the piece of work on that frees the first.
+    torch.empty(31 * 2**20, dtype=torch.uint8)
     best = [math.inf] * len(works)
     rounds, spent = 0, 0.0
     with torch.no_grad():
         for work in works:
             work()
         while rounds == 0 or (spent < most and (rounds < least or spent < budget * len(works))):
-            for index, work in enumerate(works):
-                turn = 0.0
+            for index in range(len(works)) if rounds % 2 == 0 else reversed(range(len(works))):
+                work, turn = works[index], 0.0
                 for _ in range(5):
                     start = time.perf_counter()
                     work()
@@ -53,6 +56,16 @@ def peak_memory(work: Work) -> int:
     """
     with torch.no_grad():
         return peak(work)
+
+
+def operations(work: Work, runs: int = 5) -> dict[str, float]:
+    """Seconds that one run of the work spends in each operation itself, by the operation's name: torch's profiler."""
+    with torch.no_grad():
+        work()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            for _ in range(runs):
+                work()
+    return {event.key: 1e-6 * event.self_cpu_time_total / runs for event in profiler.key_averages()}
 
 
 def exponent(lengths: Sequence[int], seconds: Sequence[float]) -> float:

@@ -1,9 +1,10 @@
 """Every mixer against the plain way to write it and against installable peers, same weights, same process.
 
-    python -m benchmarks.mixers [--only NAME ...] [--out FILE.md]
+    python -m benchmarks.mixers [--only NAME ...] [--profile] [--out FILE.md]
 
 Forward in evaluation mode without gradients, and forward plus backward in training mode (gradients of the tokens and
-all parameters). Outputs are compared before anything is timed. Float32; a GPU is used where there is one.
+all parameters). Outputs are compared before anything is timed. Float32; a GPU is used where there is one. Ratios near
+one are timed longer. ``--profile`` shows where the time goes, in ours and theirs, wherever ours is slower.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import best_times, exponent, heading, peak_memory, say, table
+from benchmarks.measure import best_times, exponent, heading, operations, peak_memory, say, table
 from benchmarks.peers import peers_of
 from benchmarks.plain import FORMS
 from matmix import create_mixer, list_mixers
@@ -46,6 +47,8 @@ SIZES: dict[str, tuple[Size, ...]] = {
 }
 SPECS = {"heads": 'heads("attention", "sep_conv")'}
 SLOW = 2.0  # seconds from which two runs are enough: the one that is checked, which meets new memory, and another
+CLOSE = 1.1  # ratios up to which, either way, times are taken for longer
+DIRECTION = {"forward": "forward", "both": "forward and backward"}
 NOTHING = {"identity"}  # does nothing: there is no other way to write it
 
 
@@ -67,6 +70,8 @@ class Result(NamedTuple):
     forward: tuple[float, float]  # seconds, ours and theirs
     both: tuple[float, float]
     memory: tuple[int | None, int | None]  # bytes that forward and backward add
+    controls: tuple[float, ...]  # ours over ours, of the directions where theirs is close
+    profile: str  # a table of operations, where it is asked for and ours is slower
 
 
 def _work(label: str, module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> Work:
@@ -86,7 +91,7 @@ def _work(label: str, module: nn.Module, run: Callable[[Tensor], Tensor], x: Ten
         stop("forward", start)
         return y
 
-    gradient = torch.ones_like(forward())
+    gradient = torch.ones_like(x)  # it lies in memory as the tokens do: the skip around the mixer adds them
 
     def both() -> Any:
         start = time.perf_counter()
@@ -141,18 +146,24 @@ def works(name: str, size: Size) -> list[Work]:
     return found
 
 
-def measure(name: str, size: Size) -> list[Result]:
-    """All comparisons of a mixer at one size."""
+def measure(name: str, size: Size, profile: bool = False) -> list[Result]:
+    """All comparisons of a mixer at one size; with the profiles of those where ours is slower."""
     found = works(name, size)
-    forward = _times(found, "forward", budget=0.25, most=3.0)
-    both = _times(found, "both", budget=0.4, most=6.0)
+    forward, *control = _times(found, "forward", budget=0.25, most=3.0)
+    both, again = _times(found, "both", budget=0.4, most=6.0)
+    controls = tuple(ratio for ratio in (*control, again) if ratio is not None)
     memory = [_peak(work.both) for work in found]
     results = [
-        Result(name, size, work.label, (forward[0], forward[i]), (both[0], both[i]), (memory[0], memory[i]))
+        Result(
+            name, size, work.label, (forward[0], forward[i]), (both[0], both[i]), (memory[0], memory[i]), controls, ""
+        )
         for i, work in enumerate(found)
         if i
     ]
-    for r in results or [Result(name, size, "-", (forward[0],) * 2, (both[0],) * 2, (memory[0],) * 2)]:
+    if profile:
+        ours = {what: operations(getattr(found[0], what)) for what in ("forward", "both")} if results else {}
+        results = [r._replace(profile=_profile(r, ours, work)) for r, work in zip(results, found[1:], strict=True)]
+    for r in results or [Result(name, size, "-", (forward[0],) * 2, (both[0],) * 2, (memory[0],) * 2, (), "")]:
         say(
             f"{name:>18} {_size(size):<12} {r.against:<32} forward {_pair(r.forward)}  "
             f"both {_pair(r.both)}  MB {_mb(r.memory[0])}/{_mb(r.memory[1])}"
@@ -160,21 +171,46 @@ def measure(name: str, size: Size) -> list[Result]:
     return results
 
 
-def _times(found: list[Work], what: str, budget: float, most: float) -> list[float]:
-    """Seconds of each, in turn; what took long when it was checked is run once more."""
+def _times(found: list[Work], what: str, budget: float, most: float) -> tuple[list[float], float | None]:
+    """Seconds of each, in turn; what took long when it was checked is run once more.
+
+    Where ours and another are close, all are timed again and for longer, with ours a second time among them: how far
+    its two times lie apart (their ratio) says what a ratio near one means.
+    """
     for work in found:
         if what not in work.seconds:
             getattr(work, what)()
     times = [work.seconds[what] for work in found]
+    control = None
     quick = [i for i, seconds in enumerate(times) if seconds < SLOW]
-    best = best_times([getattr(found[i], what) for i in quick], budget=budget, most=most) if quick else []
-    for i, seconds in zip(quick, best, strict=True):
+    works = [getattr(found[i], what) for i in quick]
+    for i, seconds in zip(quick, best_times(works, budget, most=most) if works else [], strict=True):
         times[i] = min(times[i], seconds)
+    if 0 in quick and any(1 / CLOSE < times[i] / times[0] < CLOSE for i in quick[1:]):
+        *best, again = best_times([*works, works[0]], 4 * budget, most=4 * most)
+        control = again / best[0]
+        for i, seconds in zip(quick, best, strict=True):
+            times[i] = min(times[i], seconds)
     with torch.no_grad():
         for i in set(range(len(found))) - set(quick):
             getattr(found[i], what)()
             times[i] = min(times[i], found[i].seconds[what])
-    return times
+    return times, control
+
+
+def _profile(r: Result, ours: dict[str, dict[str, float]], work: Work, shown: int = 7) -> str:
+    """The operations that take most, ours and theirs side by side, of the direction that is slower."""
+    parts = []
+    for what, ratio in zip(("forward", "both"), _ratios(r), strict=True):
+        if ratio >= 1:
+            continue
+        theirs = operations(getattr(work, what))
+        names = sorted(ours[what] | theirs, key=lambda key: -max(ours[what].get(key, 0), theirs.get(key, 0)))[:shown]
+        rows = [[f"`{key}`", _ms(ours[what].get(key, 0)), _ms(theirs.get(key, 0))] for key in names]
+        rows.append(["all", _ms(sum(ours[what].values())), _ms(sum(theirs.values()))])
+        title = f"{r.mixer} {_size(r.size)} against {r.against}, {DIRECTION[what]} ({ratio:.2f})"
+        parts.append(f"### {title}\n\n{table(['operation', 'ours, ms', 'theirs, ms'], rows)}")
+    return "\n\n".join(parts)
 
 
 def _peak(work: Callable[[], Any]) -> int | None:
@@ -261,6 +297,7 @@ def _ratios(r: Result) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of mixers")
+    parser.add_argument("--profile", action="store_true", help="where the time goes, wherever ours is slower")
     parser.add_argument("--out", type=Path, help="write the tables to this file too")
     options = parser.parse_args()
     names = [name for name in list_mixers() if name not in NOTHING and (not options.only or name in options.only)]
@@ -268,7 +305,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no such mixer: {', '.join(sorted(unknown))}; known: {', '.join(list_mixers())}")
 
-    results = [r for name in names for size in SIZES.get(name, SEQUENCES) for r in measure(name, size)]
+    results = [r for name in names for size in SIZES.get(name, SEQUENCES) for r in measure(name, size, options.profile)]
     exponents = [[name, f"{growth(name):.2f}"] for name in names]
     plain = [r for r in results if r.against == "plain"]
     peers = [r for r in results if r.against != "plain"]
@@ -284,6 +321,17 @@ def main() -> None:
     without = [name for name in names if name not in FORMS]
     if without:
         parts.append(f"No plain form: {', '.join(without)}.")
+    controls = {(r.mixer, r.size): r.controls for r in results}.values()
+    apart = sorted(ratio for pair in controls for ratio in pair)
+    if apart:
+        low, high = (apart[round(share * (len(apart) - 1))] for share in (0.05, 0.95))
+        parts.append(
+            f"Ours timed against itself, where a ratio is within {CLOSE} of one: 90 % of {len(apart)} such ratios lie "
+            f"between {low:.2f} and {high:.2f}; a ratio in there tells nothing."
+        )
+    profiles = [r.profile for r in results if r.profile]
+    if profiles:
+        parts += ["## Where the time goes, where ours is slower", "Of one run, in the operation itself.", *profiles]
     parts += ["## Exponent of the forward against L", table(["mixer", "exponent"], exponents)]
     text = "\n\n".join(parts)
     print(text)

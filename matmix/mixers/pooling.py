@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,11 +49,11 @@ class Pooling(Mixer):
         matrix = Sum((mean, itself))
         if context.mask is not None:
             return Projected(matrix, values)
-        # Pooling over a channels-last view of the tokens, and the difference in place: two passes over memory.
+        # Pooling over a channels-last view of the tokens.
         window = (self.window, self.window) if len(grid) == 2 else (1, self.window)
-        image = image_of(x, grid)
-        pooled = F.avg_pool2d(image, window, 1, (window[0] // 2, window[1] // 2), count_include_pad=False)
-        return Projected(Known(matrix, values, pooled.sub_(image).flatten(2).mT.unsqueeze(1)), values)
+        graph = x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        pooled = (_Pool.apply if graph else _pool)(image_of(x, grid), window)
+        return Projected(Known(matrix, values, pooled.flatten(2).mT.unsqueeze(1)), values)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, window={self.window}"
@@ -61,3 +62,35 @@ class Pooling(Mixer):
         "sail-sg/poolformer": lambda module, state: state,
         "sail-sg/metaformer": lambda module, state: state,
     }
+
+
+def _pool(image: Tensor, window: tuple[int, int]) -> Tensor:
+    """The mean over the window less the image ``(B, D, rows, columns)`` itself, in two passes over memory."""
+    pad = (window[0] // 2, window[1] // 2)
+    return F.avg_pool2d(image, window, 1, pad, count_include_pad=False).sub_(image)
+
+
+class _Pool(torch.autograd.Function):
+    """``_pool`` with its gradient in two passes as well, where the engine would take four."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(image: Tensor, window: tuple[int, int]) -> Tensor:
+        return _pool(image, window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        image, ctx.window = inputs
+        ctx.save_for_backward(image)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (image,), window = ctx.saved_tensors, ctx.window
+        pad = (window[0] // 2, window[1] // 2)
+        spread = torch.ops.aten.avg_pool2d_backward(gradient, image, window, (1, 1), pad, False, False, None)
+        return spread.sub_(gradient), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return _pool(tangent, ctx.window)

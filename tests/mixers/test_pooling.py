@@ -35,3 +35,12 @@ def test_masked_neighbours_are_not_counted() -> None:
 def test_refuses_window(window: object) -> None:
     with pytest.raises(ValueError, match="window must be a positive odd integer"):
         create_mixer(f"pooling(window={window!r})", 4)
+
+
+def test_its_own_gradient() -> None:
+    mixer = create_mixer("pooling", 3, (3, 4))
+    x = torch.randn(2, 12, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(mixer, (x,), check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(mixer, (x,))
+    grad = torch.func.vmap(torch.func.grad(lambda sample: mixer(sample.unsqueeze(0)).square().sum()))(x)
+    torch.testing.assert_close(grad, torch.autograd.grad(mixer(x).square().sum(), x)[0])
