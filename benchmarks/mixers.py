@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import best_times, exponent, heading, operations, peak_memory, say, table
-from benchmarks.peers import peers_of
+from benchmarks.peers import MISSING, peers_of
 from benchmarks.plain import FORMS
 from matmix import create_mixer, list_mixers
 
@@ -318,6 +318,8 @@ def main() -> None:
         parts += ["## Against the plain way", report(plain, ("mixer",))]
     if peers:
         parts += ["## Against installable peers", report(peers, ("mixer", "peer"))]
+    if MISSING:
+        parts.append(f"Peers left out, as they are not installed: {', '.join(sorted(MISSING))}.")
     without = [name for name in names if name not in FORMS]
     if without:
         parts.append(f"No plain form: {', '.join(without)}.")

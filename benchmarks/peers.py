@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 Grid = tuple[int, ...]
 
+MISSING: set[str] = set()  # packages that a comparison asked for in vain
+
 
 class Peer(NamedTuple):
     """A module of another package."""
@@ -34,7 +36,10 @@ def peers_of(name: str, mixer: Any, grid: Grid) -> list[Peer]:
 
 
 def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    if importlib.util.find_spec(package) is not None:
+        return True
+    MISSING.add(package)
+    return False
 
 
 def _same(x: Tensor) -> Tensor:
