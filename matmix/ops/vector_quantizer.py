@@ -61,11 +61,16 @@ class VectorQuantizer(nn.Module):
         """The moving averages ``c_sum`` and ``c_count`` after these vectors; masked tokens ``(B, L)`` do not count."""
         with torch.no_grad(), full_precision(vectors.device):
             dtype = working_dtype(vectors, self.c_sum)
-            chosen = (codes.unsqueeze(-1) == torch.arange(self.c_count.shape[1], device=codes.device)).to(dtype)
+            heads, size, width = self.c_sum.shape
+            # Every vector is added to its code: one-hot codes would be S times as many numbers.
+            place = (codes + size * torch.arange(heads, device=codes.device).view(-1, 1)).flatten()
+            vectors, number = vectors.to(dtype), torch.ones_like(codes, dtype=dtype)
             if mask is not None:
-                chosen = chosen * mask[:, None, :, None]
-            total = (chosen.mT @ vectors.to(dtype)).sum(0)
-            count = chosen.sum((0, 2))
+                padding = ~mask.unsqueeze(1)
+                vectors, number = vectors.masked_fill(padding.unsqueeze(-1), 0), number.masked_fill(padding, 0)
+            total = vectors.new_zeros(heads * size, width).index_add(0, place, vectors.reshape(-1, width))
+            count = number.new_zeros(heads * size).index_add(0, place, number.flatten())
+            total, count = total.view(heads, size, width), count.view(heads, size)
             keep = self.decay
             return keep * self.c_sum + (1 - keep) * total, keep * self.c_count + (1 - keep) * count
 
