@@ -25,8 +25,8 @@ def best_times(works: Sequence[Work], budget: float = 0.3, least: int = 3, most:
 
     The minimum is quoted: everything else that a shared machine does only adds time.
     """
-    # From the first large block that is freed, glibc keeps blocks up to that size instead of giving them back to the
-    # system: as in a process that has run for a while, and not only from the piece of work on that frees the first.
+    # glibc keeps freed blocks up to the size of the largest that it has given back: after this one all work finds it
+    # as in a process that has run for a while, whatever was freed before.
     torch.empty(31 * 2**20, dtype=torch.uint8)
     best = [math.inf] * len(works)
     rounds, spent = 0, 0.0

@@ -71,7 +71,7 @@ def _pool(image: Tensor, window: tuple[int, int]) -> Tensor:
 
 
 class _Pool(torch.autograd.Function):
-    """``_pool`` with its gradient in two passes as well, where the engine would take four."""
+    """``_pool``, with the difference in place in the gradient too; the engine would negate and add in two passes."""
 
     generate_vmap_rule = True
 
