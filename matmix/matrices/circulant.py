@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.ops import fft
 from matmix.ops.cost import Cost
 from matmix.ops.fft import fft_flops, hermitian, in_pieces, to_complex
 from matmix.ops.precision import working_dtype
@@ -42,7 +43,7 @@ class Circulant(Matrix):
         grid = tuple(grid)
         if kernel.dim() != 2 + len(grid) or tuple(kernel.shape[2:]) != grid:
             raise ValueError(f"kernel must be (B or 1, H, {', '.join(map(str, grid))}), got {tuple(kernel.shape)}")
-        spectrum = torch.fft.rfftn(kernel.to(working_dtype(kernel)), dim=tuple(range(2, 2 + len(grid))))
+        spectrum = fft.rfftn(kernel.to(working_dtype(kernel)), dim=tuple(range(2, 2 + len(grid))))
         return cls(torch.view_as_real(spectrum), grid)
 
     @classmethod
@@ -72,7 +73,7 @@ class Circulant(Matrix):
 
     def kernel(self) -> Tensor:
         """The real kernel, ``(B or 1, H, *grid)``, in float32 or float64."""
-        return torch.fft.irfftn(to_complex(self.spectrum), self.grid, dim=tuple(range(2, 2 + len(self.grid))))
+        return fft.irfftn(to_complex(self.spectrum), self.grid, dim=tuple(range(2, 2 + len(self.grid))))
 
     def _filter(self, values: Tensor, spectrum: Tensor) -> Tensor:
         axes = tuple(range(3, 3 + len(self.grid)))
@@ -80,7 +81,7 @@ class Circulant(Matrix):
 
         def piece(rows: Tensor, spectrum: Tensor) -> Tensor:
             maps = rows.to(dtype).unflatten(-1, self.grid)
-            return torch.fft.irfftn(torch.fft.rfftn(maps, dim=axes) * spectrum, self.grid, dim=axes).flatten(3)
+            return fft.irfftn(fft.rfftn(maps, dim=axes) * spectrum, self.grid, dim=axes).flatten(3)
 
         return in_pieces(piece, values.mT, spectrum.unsqueeze(2), math.prod(self.grid)).mT
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.matrices.fourier import own_turns, turns
+from matmix.ops import fft
 from matmix.ops.cost import Cost
 from matmix.ops.fft import fft_flops
 from matmix.ops.precision import working_dtype
@@ -42,7 +43,7 @@ class Cosine(Matrix):
         axes = tuple(range(2, 2 + len(self.grid)))
         maps = values.to(working_dtype(values)).unflatten(2, self.grid)
         # Of real numbers PyTorch transforms half, and fills in the other by symmetry.
-        return torch.fft.fftn(maps, dim=axes).real.flatten(2, -2) * self.gain
+        return fft.fftn(maps, dim=axes).real.flatten(2, -2) * self.gain
 
     def _rmatmul(self, values: Tensor) -> Tensor:
         return self._matmul(values)
@@ -63,4 +64,4 @@ class Cosine(Matrix):
 
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
-        return cls(tuple(grid), 1 / math.sqrt(math.prod(grid)), dtype)
+        return cls(tuple(grid), 1 / math.sqrt(math.prod(grid)), dtype, torch.get_default_device())

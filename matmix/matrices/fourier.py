@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.ops import fft
 from matmix.ops.cost import Cost
 from matmix.ops.fft import fft_flops
 from matmix.ops.precision import working_dtype
@@ -63,12 +64,12 @@ class Fourier(Matrix):
             first_back, second_back = first_back.index_select(axis, back), second_back.index_select(axis, back)
         # (z[j] + conj z[-j]) / 2 for z = V1 - i V2
         half = torch.complex(first + first_back, second_back - second) * (self.gain / 2)
-        return torch.fft.hfftn(half, self.grid, dim=axes).flatten(2, -2)
+        return fft.hfftn(half, self.grid, dim=axes).flatten(2, -2)
 
     def _rmatmul(self, values: Tensor) -> Tensor:
         axes = tuple(range(2, 2 + len(self.grid)))
         maps = values.to(working_dtype(values)).unflatten(2, self.grid)
-        both = torch.fft.fftn(maps, dim=axes).flatten(2, -2) * self.gain
+        both = fft.fftn(maps, dim=axes).flatten(2, -2) * self.gain
         if self.pairs:
             return torch.stack([both.real, -both.imag], 3).flatten(2, 3)
         return torch.cat([both.real, both.imag], 2)
@@ -95,7 +96,8 @@ class Fourier(Matrix):
 
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
-        return cls(tuple(grid), 1 / math.sqrt(math.prod(grid)), pairs=len(grid) == 2, dtype=dtype)
+        gain, device = 1 / math.sqrt(math.prod(grid)), torch.get_default_device()
+        return cls(tuple(grid), gain, pairs=len(grid) == 2, dtype=dtype, device=device)
 
 
 def turns(grid: tuple[int, ...], device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from matmix.matrices.circulant import Circulant
 from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
+from matmix.ops import fft
 from matmix.ops.fft import hermitian
 from matmix.ops.pieces import samples
 from matmix.ops.precision import full_precision, working_dtype
@@ -93,13 +94,13 @@ class AFF(Mixer):
         """The eigenvalues of ``(B, D, *grid)`` as real pairs, and what they make of it."""
         axes, exact = tuple(range(2, maps.dim())), working_dtype(maps)
         with full_precision(maps.device):
-            spectrum = torch.fft.rfftn(maps.to(exact), dim=axes, norm="ortho")
+            spectrum = fft.rfftn(maps.to(exact), dim=axes, norm="ortho")
             batch, dim = spectrum.shape[:2]
             modes = spectrum.view(batch, self.groups, dim // self.groups, math.prod(spectrum.shape[2:]))
             hidden = _parts(_ACTIVATIONS[self.activation], _layer(modes, self.w1, self.b1))
             mask = _parts(partial(F.softshrink, lambd=self.shrink), _layer(hidden, self.w2, self.b2))
             eigenvalues = hermitian(mask.view_as(spectrum), grid).add_(1)
-            mixed = torch.fft.irfftn(spectrum * eigenvalues, grid, dim=axes, norm="ortho")
+            mixed = fft.irfftn(spectrum * eigenvalues, grid, dim=axes, norm="ortho")
         return torch.view_as_real(eigenvalues), mixed.to(maps.dtype)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:

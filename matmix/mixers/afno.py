@@ -21,6 +21,7 @@ from matmix.matrices.known import Known
 from matmix.matrices.selection import Selection
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
+from matmix.ops import fft
 from matmix.ops.fft import hermitian
 from matmix.ops.layers import StarReLU
 from matmix.ops.linear import linear
@@ -135,7 +136,7 @@ class AFNO(Mixer):
         axes, exact = tuple(range(2, maps.dim())), working_dtype(maps)
         kept = self._kept(grid)
         with full_precision(maps.device):
-            spectrum = torch.fft.rfftn(maps.to(exact), dim=axes, norm="ortho")
+            spectrum = fft.rfftn(maps.to(exact), dim=axes, norm="ortho")
             half = spectrum.shape[2:]
             low = spectrum
             for axis, (ahead, back), size in zip(axes, kept, half, strict=True):
@@ -154,7 +155,7 @@ class AFNO(Mixer):
                     low = torch.cat(parts, axis)
             # A CPU's inverse transform projects by itself (see hermitian).
             low = low if low.device.type == "cpu" else hermitian(low, grid)
-            mixed = torch.fft.irfftn(low, grid, dim=axes, norm="ortho")
+            mixed = fft.irfftn(low, grid, dim=axes, norm="ortho")
         return mixed.add_(maps).to(maps.dtype)  # nothing behind it needs the transform's result
 
     def _layer(self, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

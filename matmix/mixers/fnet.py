@@ -13,6 +13,7 @@ from matmix.matrices.fourier import Fourier
 from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
+from matmix.ops import fft
 from matmix.ops.pieces import PIECE_BYTES
 from matmix.ops.precision import working_dtype
 
@@ -60,7 +61,7 @@ class FNet(Mixer):
         if context.product_only:
             values = x.new_empty(0)
         else:
-            values = torch.view_as_real(torch.fft.rfft(x, norm=norm).mT.contiguous()).flatten(2).unsqueeze(-1)
+            values = torch.view_as_real(fft.rfft(x, norm=norm).mT.contiguous()).flatten(2).unsqueeze(-1)
         # The real part of both transforms made in one go: half the time of one after the other.
         product = _Half.apply(x, grid, norm).mT.unsqueeze(-1)
         gain = 1 / math.sqrt(x.shape[1]) if self.norm == "ortho" else 1.0
@@ -78,7 +79,7 @@ def _half_spectrum(x: Tensor, dim: int, grid: Grid, norm: str) -> Tensor:
     axes = tuple(range(1, 2 + len(grid)))
     whole = x.is_cuda or torch.compiler.is_compiling()
     pieces = [x] if whole else x.split(max(1, PIECE_BYTES // max(1, x[:1].nbytes)))  # which stay in the caches
-    half = [torch.fft.rfftn(p.unflatten(1, grid), (*grid, dim), axes, norm).real.flatten(1, -2) for p in pieces]
+    half = [fft.rfftn(p.unflatten(1, grid), (*grid, dim), axes, norm).real.flatten(1, -2) for p in pieces]
     return torch.cat(half) if len(half) > 1 else half[0]
 
 

@@ -5,8 +5,10 @@ Half types are transformed in float32 (a CPU has no half FFT, CUDA has it for po
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,28 @@ from matmix.ops.precision import working_dtype
 # A C allocator maps blocks above 32 MiB anew at every call, and the page faults then cost more than the transform
 # (256 x 16384 real values, one thread: 97 ms in one piece, 30 ms in pieces of 2 MiB).
 _PIECE_BYTES = 2 << 20
+
+
+def _also_empty(transform: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A transform that takes tensors without entries, such as an empty batch: MKL (of torch 2.14) and cuFFT refuse
+    them. Empty axes are transformed with one entry, which is cut off again."""
+
+    @functools.wraps(transform)
+    def run(x: Tensor, *args: Any, **options: Any) -> Tensor:
+        if x.numel():
+            return transform(x, *args, **options)
+        pad = [entries for size in reversed(x.shape) for entries in (0, int(size == 0))]
+        y = transform(F.pad(x, pad), *args, **options)
+        for axis, size in enumerate(x.shape):
+            y = y.narrow(axis, 0, 0) if size == 0 else y
+        return y
+
+    return run
+
+
+fftn, hfftn = _also_empty(torch.fft.fftn), _also_empty(torch.fft.hfftn)
+rfft, irfft = _also_empty(torch.fft.rfft), _also_empty(torch.fft.irfft)
+rfftn, irfftn = _also_empty(torch.fft.rfftn), _also_empty(torch.fft.irfftn)
 
 
 def fast_len(length: int) -> int:
@@ -53,11 +77,11 @@ def convolve(values: Tensor, taps: Tensor, start: int) -> Tensor:
     # Circular is linear on the samples that are kept once what wraps round falls short of them.
     padded = fast_len(max(size, start + length, size + length - 1 - start))
     dtype = working_dtype(values, taps)
-    response = torch.fft.rfft(taps.to(dtype), padded).unsqueeze(2)
+    response = rfft(taps.to(dtype), padded).unsqueeze(2)
 
     def piece(rows: Tensor, response: Tensor) -> Tensor:
-        spectrum = torch.fft.rfft(rows.to(dtype), padded) * response
-        return torch.fft.irfft(spectrum, padded).narrow(-1, start, length)
+        spectrum = rfft(rows.to(dtype), padded) * response
+        return irfft(spectrum, padded).narrow(-1, start, length)
 
     return in_pieces(piece, values.mT, response, padded).mT
 
@@ -132,7 +156,7 @@ def resample_spectrum(spectrum: Tensor, grid: tuple[int, ...], size: tuple[int, 
         size: the grid wanted.
     """
     axes = tuple(range(-len(grid), 0))
-    kernel = torch.fft.irfftn(spectrum, grid, dim=axes)
+    kernel = irfftn(spectrum, grid, dim=axes)
     for axis, old, new in zip(axes, grid, size, strict=True):
         if new == old:
             continue
@@ -153,7 +177,7 @@ def resample_spectrum(spectrum: Tensor, grid: tuple[int, ...], size: tuple[int, 
         else:
             kernel = kernel.narrow(axis, (old - 1) // 2 - (new - 1) // 2, new)
         kernel = kernel.roll(-((new - 1) // 2), axis)
-    return torch.fft.rfftn(kernel, dim=axes)
+    return rfftn(kernel, dim=axes)
 
 
 def interpolate_spectrum(spectrum: Tensor, size: tuple[int, ...]) -> Tensor:
