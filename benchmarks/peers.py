@@ -6,6 +6,7 @@ channels-first images is given such an image, and is not charged for the way the
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ class Peer(NamedTuple):
     enter: Callable[[Tensor], Tensor]  # tokens (B, L, D) to its input, not timed
     run: Callable[[Tensor], Tensor]  # timed
     leave: Callable[[Tensor], Tensor]  # its output to tokens, not timed
-    same_weights: bool = True  # then outputs are compared
+    tolerance: float = 1e-3  # of the outputs, which are compared; GPU kernels round to tf32 or less inside
 
 
 def peers_of(name: str, mixer: Any, grid: Grid) -> list[Peer]:
@@ -46,9 +47,9 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _tokens(label: str, module: nn.Module, run: Callable[[Tensor], Tensor], same_weights: bool = True) -> list[Peer]:
+def _tokens(label: str, module: nn.Module, run: Callable[[Tensor], Tensor], tolerance: float = 1e-3) -> list[Peer]:
     """A peer that takes tokens as they are."""
-    return [Peer(label, module, _same, run, _same, same_weights)]
+    return [Peer(label, module, _same, run, _same, tolerance)]
 
 
 def _images(label: str, module: nn.Module, grid: Grid) -> list[Peer]:
@@ -131,7 +132,7 @@ def _s6(mixer: Any, grid: Grid) -> list[Peer]:
         module = MambaMixer(config, 0)
         module.load_state_dict(mixer.state_dict())
         peers += _tokens("transformers Mamba", module, module)
-    return peers + _mamba_ssm("Mamba", mixer)
+    return peers + _mamba_ssm("Mamba", mixer, d_conv=mixer.conv1d.size)
 
 
 def _ssd(mixer: Any, grid: Grid) -> list[Peer]:
@@ -152,34 +153,63 @@ def _ssd(mixer: Any, grid: Grid) -> list[Peer]:
         module = Mamba2Mixer(config, 0)
         module.load_state_dict(mixer.state_dict())
         peers += _tokens("transformers Mamba-2", module, module)
-    return peers + _mamba_ssm("Mamba2", mixer)
+    return peers + _mamba_ssm("Mamba2", mixer, d_conv=mixer.conv1d.size, headdim=mixer.width, ngroups=mixer.groups)
 
 
 # ------------------------------------------------------------------ CUDA only
 
 
-def _mamba_ssm(name: str, mixer: Any) -> list[Peer]:
+def _mamba_ssm(name: str, mixer: Any, **options: Any) -> list[Peer]:
+    """A layer of mamba-ssm, with the weights of ours."""
     if not (torch.cuda.is_available() and _installed("mamba_ssm")):
         return []
-    import mamba_ssm
-
-    module = getattr(mamba_ssm, name)(mixer.dim, d_state=mixer.states, d_conv=mixer.conv1d.size).cuda()
+    # By the module's own path: the package's front imports language models too.
+    path = {"Mamba": "mamba_simple", "Mamba2": "mamba2", "Mamba3": "mamba3"}[name]
+    layer = getattr(importlib.import_module(f"mamba_ssm.modules.{path}"), name)
+    module = layer(mixer.dim, d_state=mixer.states, **options).cuda()
     module.load_state_dict(mixer.state_dict())
-    return _tokens(f"mamba-ssm {name}", module, module)
+    return _tokens(f"mamba-ssm {name}", module, module, 2e-2)
 
 
-def _fla(layer: str) -> Callable[[Any, Grid], list[Peer]]:
-    """A layer of flash-linear-attention, whose weights stay its own."""
+def _fla(package: str, function: str, call: Callable[..., Any]) -> Callable[[Any, Grid], list[Peer]]:
+    """The product by a kernel of flash-linear-attention, between our projections.
+
+    Args:
+        package: of its ``ops``.
+        function: its name there.
+        call: the function and our matrix and values to its result, ``(B, L, H, W)``.
+    """
 
     def make(mixer: Any, grid: Grid) -> list[Peer]:
         if not (torch.cuda.is_available() and _installed("fla")):
             return []
-        import fla.layers
+        kernel = getattr(importlib.import_module(f"fla.ops.{package}"), function)
 
-        module = getattr(fla.layers, layer)(hidden_size=mixer.dim, num_heads=mixer.heads).cuda()
-        return _tokens(f"flash-linear-attention {layer}", module, lambda x: module(x)[0], same_weights=False)
+        def run(x: Tensor) -> Tensor:
+            matrix, values, rest = mixer.project(x, mixer._context(x, grid, None))
+            mixed = call(kernel, matrix, values.transpose(1, 2))[0]
+            return mixer.merge(mixed.transpose(1, 2), rest)
+
+        return _tokens(f"flash-linear-attention {function}", mixer, run, 2e-2)
 
     return make
+
+
+def _scalar_decay(kernel: Callable[..., Any], matrix: Any, values: Tensor) -> Any:
+    decay = matrix.log_decay.expand(values.shape[0], -1, -1).mT
+    return kernel(matrix.outputs.transpose(1, 2), matrix.inputs.transpose(1, 2), values, g=decay, scale=1.0)
+
+
+def _channel_decay(kernel: Callable[..., Any], matrix: Any, values: Tensor) -> Any:
+    query, key, decay = (t.transpose(1, 2) for t in (matrix.outputs, matrix.inputs, matrix.log_decay))
+    return kernel(query, key, values, g=decay, scale=1.0)
+
+
+def _delta(kernel: Callable[..., Any], matrix: Any, values: Tensor) -> Any:
+    read, _, strength = matrix.factors  # the kernel takes half types only
+    query, key = (t.transpose(1, 2).bfloat16() for t in (read.outputs, read.inputs))
+    mixed, state = kernel(query, key, values.bfloat16(), beta=strength.entries.mT.bfloat16(), scale=1.0)
+    return mixed.to(values.dtype), state
 
 
 _PEERS: dict[str, list[Callable[[Any, Grid], list[Peer]]]] = {
@@ -189,8 +219,9 @@ _PEERS: dict[str, list[Callable[[Any, Grid], list[Peer]]]] = {
     "fnet": [_fnet],
     "s6": [_s6],
     "ssd": [_ssd],
-    "retention": [_fla("MultiScaleRetention")],
-    "gla": [_fla("GatedLinearAttention")],
-    "simple_gla": [_fla("SimpleGatedLinearAttention")],
-    "delta_rule": [_fla("DeltaNet")],
+    "mamba3": [lambda mixer, grid: _mamba_ssm("Mamba3", mixer, headdim=mixer.width)],
+    "retention": [_fla("simple_gla", "chunk_simple_gla", _scalar_decay)],
+    "gla": [_fla("gla", "chunk_gla", _channel_decay)],
+    "simple_gla": [_fla("simple_gla", "chunk_simple_gla", _scalar_decay)],
+    "delta_rule": [_fla("delta_rule", "chunk_delta_rule", _delta)],
 }

@@ -119,4 +119,4 @@ class AveragePool(Matrix):
 
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
-        return cls(tuple(grid), (3, 4)[: len(grid)], dtype=dtype)
+        return cls(tuple(grid), (3, 4)[: len(grid)], dtype=dtype, device=torch.get_default_device())

@@ -53,4 +53,4 @@ class Identity(Matrix):
 
     @classmethod
     def example(cls, grid: tuple[int, ...], heads: int = 2, batch: int = 2, dtype: torch.dtype = torch.float64) -> Self:
-        return cls(math.prod(grid), heads, dtype)
+        return cls(math.prod(grid), heads, dtype, torch.get_default_device())

@@ -29,15 +29,17 @@ class MatrixCase:
     batch: int = 2
     width: int = 3
     seed: int = 0
+    device: str = "cpu"
 
     def make(self, dtype: torch.dtype = torch.float64, batch: int | None = None) -> Matrix:
-        with fork_seed(self.seed, self.cls.__qualname__):
+        # Some classes hold no tensor and state their device: the example is made there, not moved there.
+        with fork_seed(self.seed, self.cls.__qualname__), torch.device(self.device):
             return self.cls.example(self.grid, self.heads, self.batch if batch is None else batch, dtype)
 
     def random(self, *shape: int, dtype: torch.dtype = torch.float64, name: str = "values") -> Tensor:
         """Standard normal numbers; the same for one name and shape."""
         with fork_seed(self.seed, f"{name}{shape}"):
-            return torch.randn(shape, dtype=torch.float64).to(dtype)
+            return torch.randn(shape, dtype=torch.float64).to(self.device, dtype)
 
     def values(self, matrix: Matrix, *, transposed: bool = False) -> Tensor:
         """Values that the matrix (or its transpose) can multiply, in its dtype; not contiguous on purpose."""
@@ -48,7 +50,8 @@ class MatrixCase:
         return self.random(batch, heads, self.width, tokens, dtype=matrix.dtype).mT
 
     def __str__(self) -> str:
-        return f"grid={self.grid}, heads={self.heads}, batch={self.batch}, width={self.width}, seed={self.seed}"
+        sizes = f"grid={self.grid}, heads={self.heads}, batch={self.batch}, width={self.width}"
+        return f"{sizes}, seed={self.seed}{_on(self.device)}"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class MixerCase:
     grid: Grid = (3, 5)
     batch: int = 2
     seed: int = 0
+    device: str = "cpu"  # where it runs; weights and tokens are drawn on the CPU, so they are the same everywhere
 
     @property
     def length(self) -> int:
@@ -85,16 +89,20 @@ class MixerCase:
                 for parameter in mixer.parameters():
                     if parameter.is_floating_point():
                         parameter.add_(0.05 * torch.randn_like(parameter))
-        return mixer.to(dtype).eval()
+        return mixer.to(self.device, dtype).eval()
 
     def tokens(self, dtype: torch.dtype = torch.float64, name: str = "tokens", length: int | None = None) -> Tensor:
         """Standard normal tokens ``(B, L, D)``; the same for one name and shape."""
         shape = (self.batch, self.length if length is None else length, self.dim)
         with fork_seed(self.seed, f"{name}{shape}"):
-            return torch.randn(shape, dtype=torch.float64).to(dtype)
+            return torch.randn(shape, dtype=torch.float64).to(self.device, dtype)
 
     def __str__(self) -> str:
-        return f"dim={self.dim}, grid={self.grid}, batch={self.batch}, seed={self.seed}"
+        return f"dim={self.dim}, grid={self.grid}, batch={self.batch}, seed={self.seed}{_on(self.device)}"
+
+
+def _on(device: str) -> str:
+    return "" if device == "cpu" else f", on {device}"
 
 
 def cast(tree: _T, dtype: torch.dtype) -> _T:

@@ -50,8 +50,8 @@ def apply_law(name: str, law: Callable[[MatrixCase], None] | Callable[[MixerCase
         raise AssertionError(f"law {name!r} fails for {what} ({case}): {text}") from error
 
 
-def check_matrix(cls: type[Matrix], *, laws: Iterable[str] | None = None, seed: int = 0) -> None:
-    """Hold a matrix class to every law (or those named), at small sizes from one token up.
+def check_matrix(cls: type[Matrix], *, laws: Iterable[str] | None = None, seed: int = 0, device: str = "cpu") -> None:
+    """Hold a matrix class to every law (or those named), at small sizes from one token up, on a device.
 
     Raises:
         AssertionError: at the first law that fails; says the law, the sizes and what was found.
@@ -60,7 +60,7 @@ def check_matrix(cls: type[Matrix], *, laws: Iterable[str] | None = None, seed: 
     for name in _names(laws, MATRIX_LAWS):
         sizes = (MATRIX_TRACED,) if name in TRACED else MATRIX_CASES
         for size in sizes:
-            apply_law(name, MATRIX_LAWS[name], MatrixCase(cls, seed=seed, **size))  # type: ignore[arg-type]
+            apply_law(name, MATRIX_LAWS[name], MatrixCase(cls, seed=seed, device=device, **size))  # type: ignore[arg-type]
 
 
 def factory_of(info: MixerInfo) -> tuple[Callable[[int, Grid], Mixer], int]:
@@ -76,12 +76,12 @@ def factory_of(info: MixerInfo) -> tuple[Callable[[int, Grid], Mixer], int]:
 
 
 def mixer_cases(
-    factory: Callable[[int, Grid], Mixer], dim: int, traits: Traits, law: str, seed: int = 0
+    factory: Callable[[int, Grid], Mixer], dim: int, traits: Traits, law: str, seed: int = 0, device: str = "cpu"
 ) -> list[MixerCase]:
     """The sizes at which ``check_mixer`` runs a law."""
     grids = [g for g in (MIXER_TRACED if law in TRACED else MIXER_GRIDS) if len(g) in traits.dims]
     batch = 3 if law in TRACED else 2
-    return [MixerCase(factory, dim, grid, batch, seed) for grid in grids]
+    return [MixerCase(factory, dim, grid, batch, seed, device) for grid in grids]
 
 
 def check_mixer(
@@ -91,6 +91,7 @@ def check_mixer(
     laws: Iterable[str] | None = None,
     slow: bool = False,
     seed: int = 0,
+    device: str = "cpu",
 ) -> None:
     """Hold a mixer to every law (or those named), on sequences and images as its traits say.
 
@@ -101,6 +102,7 @@ def check_mixer(
         laws: names of laws; all where absent.
         slow: also the laws that take seconds (inductor, many sizes, 4096 tokens).
         seed: of weights and tokens.
+        device: where the laws run, such as "cuda".
 
     Raises:
         AssertionError: at the first law that fails; says the law, the sizes and what was found.
@@ -114,7 +116,7 @@ def check_mixer(
     known = {**MIXER_LAWS, **(SLOW_MIXER_LAWS if slow or laws is not None else {})}
     traits = traits_of(factory, dim)
     for name in _names(laws, known):
-        for case in mixer_cases(factory, dim, traits, name, seed):
+        for case in mixer_cases(factory, dim, traits, name, seed, device):
             apply_law(name, known[name], case)
 
 

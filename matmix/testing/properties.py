@@ -38,7 +38,8 @@ def _symmetric(matrix: Matrix, dense: Tensor) -> None:
 
 def _orthogonal(matrix: Matrix, dense: Tensor) -> None:
     _square(matrix, dense)
-    close(dense @ dense.mT, torch.eye(dense.shape[-1], dtype=dense.dtype).expand_as(dense), "M M^T")
+    eye = torch.eye(dense.shape[-1], dtype=dense.dtype, device=dense.device)
+    close(dense @ dense.mT, eye.expand_as(dense), "M M^T")
 
 
 def _permutation(matrix: Matrix, dense: Tensor) -> None:
@@ -88,7 +89,7 @@ def _banded(matrix: Matrix, dense: Tensor) -> None:
     assert len(widths) == len(grid), f"bandwidth {width} over the grid {grid}"
     entries, axes = _by_axes(matrix, dense)
     for axis, bound in enumerate(widths):
-        place = torch.arange(grid[axis])
+        place = torch.arange(grid[axis], device=dense.device)
         far = (place[:, None] - place).abs() > bound
         view = [1] * entries.dim()
         view[2 + axis], view[2 + axis + axes] = grid[axis], grid[axis]

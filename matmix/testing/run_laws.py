@@ -131,7 +131,7 @@ def precision(case: MixerCase) -> None:
         name = str(dtype).removeprefix("torch.")
         half, tokens = copy.deepcopy(exact).to(dtype), x.to(dtype).requires_grad_()
         rounded = copy.deepcopy(half).double()(tokens.detach().double())
-        spread = float((rounded - expected).norm())
+        spread = float((rounded - expected).detach().norm())
         with torch.autocast(x.device.type, dtype):
             out = single(x)
         assert out.dtype == torch.float32, f"autocast to {name}: float32 tokens become {out.dtype}"

@@ -165,7 +165,7 @@ def _lengths(total: int, batch: int) -> list[int]:
 
 def _padded(x: Tensor, lengths: list[int], side: str) -> Tensor:
     """``(B, L)`` mask of sequences of these lengths, padded on one side."""
-    place, wanted = torch.arange(x.shape[1]), torch.tensor(lengths).unsqueeze(1)
+    place, wanted = torch.arange(x.shape[1], device=x.device), torch.tensor(lengths, device=x.device).unsqueeze(1)
     return place < wanted if side == "right" else place >= x.shape[1] - wanted
 
 
