@@ -13,7 +13,10 @@ from matmix.matrices.base import Matrix, Shape
 from matmix.matrices.semiseparable import Semiseparable, joint_batch, scan_cost
 from matmix.ops import scan
 from matmix.ops.cost import Cost
+from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
+
+Factors = tuple[Tensor, Tensor, Tensor, Tensor | None]  # outputs, inputs, log decay and step of a triangle
 
 
 class Quasiseparable(Matrix):
@@ -59,6 +62,8 @@ class Quasiseparable(Matrix):
         batch, heads, length, _ = self.shape
         lower, upper = ((part.outputs, part.inputs, part.log_decay, part.step) for part in (self.lower, self.upper))
         dtype = working_dtype(values, self.skip, lower[0], lower[2])
+        if not transposed and in_triton(values, self.skip, *lower, *upper):
+            return self._by_triton(values, lower, upper)
         shared = scan.share(values, batch, heads).to(dtype)
         size = scan.chunk_size(length, self.order, shared.shape[3], self.lower.chunk)
         with full_precision(values.device):
@@ -70,6 +75,16 @@ class Quasiseparable(Matrix):
             mixed, _ = scan.transfer(back, tokens, mixed, back=True)
             mixed = torch.addcmul(scan.join(mixed, length), self.skip.to(dtype).unsqueeze(-1), shared)
             return scan.unshare(mixed, values, batch, heads)
+
+    def _by_triton(self, values: Tensor, lower: Factors, upper: Factors) -> Tensor:
+        """Both recurrences in kernels, moved by a token."""
+        from matmix.ops import scan_triton
+
+        batch, heads = self.shape[:2]
+        shared = scan.share(values, batch, heads)
+        forth, back = scan_triton.scan(shared, *lower)[0], scan_triton.scan(shared, *upper, flip=True)[0]
+        mixed = F.pad(forth, (0, 0, 1, -1)) + F.pad(back, (0, 0, -1, 1))
+        return scan.unshare(torch.addcmul(mixed, self.skip.to(mixed.dtype).unsqueeze(-1), shared), values, batch, heads)
 
     def diagonal(self) -> Tensor:
         return self.skip

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops import scan
 from matmix.ops.cost import Cost
+from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
 
 
@@ -51,11 +52,16 @@ class Semiseparable(Matrix):
 
     def _apply(self, values: Tensor, transposed: bool) -> Tensor:
         batch, heads, length, _ = self.shape
-        dtype = working_dtype(values, self.outputs, self.inputs, self.log_decay)
         shared = scan.share(values, batch, heads)
+        factors = (self.outputs, self.inputs, self.log_decay, self.step)
+        if not transposed and in_triton(shared, *factors):
+            from matmix.ops import scan_triton
+
+            return scan.unshare(scan_triton.scan(shared, *factors)[0], values, batch, heads)
+        dtype = working_dtype(values, self.outputs, self.inputs, self.log_decay)
         size = scan.chunk_size(length, self.order, shared.shape[3], self.chunk)
         with full_precision(values.device):
-            table, flow = scan.causal_blocks(self.outputs, self.inputs, self.log_decay, self.step, size, dtype)
+            table, flow = scan.causal_blocks(*factors, size, dtype)
             tokens = scan.cut(shared.to(dtype), size, self.outputs.shape[1])
             if transposed:
                 table, flow = table.mT, flow.transposed

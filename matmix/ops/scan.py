@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
 
 CARRY = 16  # chunks that one table carries over; more are a recurrence of recurrences
@@ -70,6 +71,25 @@ def ssd_scan(
         The outputs ``(B, H, L, W)`` and the state after the last token ``(B, H, W, N)``, in the widest dtype given
         (float32 at least).
     """
+    given = (values, outputs, inputs, log_decay, step, initial)
+    if in_triton(*given):
+        from matmix.ops.scan_triton import scan
+
+        return scan(*given, dtype=torch.float32)
+    return by_blocks(*given[:-1], initial=initial, chunk=chunk)
+
+
+def by_blocks(
+    values: Tensor,
+    outputs: Tensor,
+    inputs: Tensor,
+    log_decay: Tensor,
+    step: Tensor | None = None,
+    *,
+    initial: Tensor | None = None,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``ssd_scan`` in PyTorch's operations; arguments as there."""
     dtype = working_dtype(values, outputs, inputs, log_decay)
     length, width, heads, groups = values.shape[2], values.shape[3], log_decay.shape[1], outputs.shape[1]
     size = chunk_size(length, outputs.shape[3], width, chunk)

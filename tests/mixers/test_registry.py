@@ -22,6 +22,8 @@ def test_names_are_sorted_and_known() -> None:
     assert "identity" in names
     for name in names:
         info = mixer_info(name)
+        if not info.cls.__module__.startswith("matmix."):
+            continue  # another test registered it
         assert info.name == name
         assert info.matrix and info.cost and info.source, f"{name} leaves a column of the table empty"
         assert info.cls.__doc__ and info.traits.dims

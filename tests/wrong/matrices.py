@@ -10,6 +10,7 @@ from torch import Tensor
 
 from matmix.matrices import Diagonal, Matrix, Product
 from matmix.mixers import Grid
+from matmix.ops import fft
 from matmix.ops.cost import Cost
 
 
@@ -27,8 +28,8 @@ class Filter(Matrix):
 
     def _convolve(self, kernel: Tensor, values: Tensor, size: int) -> Tensor:
         wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-        spectrum = torch.fft.rfft(kernel.to(wide), n=size).unsqueeze(-1)
-        mixed = torch.fft.irfft(spectrum * torch.fft.rfft(values.to(wide), n=size, dim=2), n=size, dim=2)
+        spectrum = fft.rfft(kernel.to(wide), n=size).unsqueeze(-1)
+        mixed = fft.irfft(spectrum * fft.rfft(values.to(wide), n=size, dim=2), n=size, dim=2)
         return mixed[:, :, : values.shape[2]].to(values.dtype)
 
     def _matmul(self, values: Tensor) -> Tensor:
@@ -123,11 +124,11 @@ class KeepsASpectrum(Filter):
     """Derives state when it is made; a matrix that is rebuilt from its leaves has none."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "spectrum", torch.fft.rfft(self.kernel, n=2 * self.kernel.shape[-1]))
+        object.__setattr__(self, "spectrum", fft.rfft(self.kernel, n=2 * self.kernel.shape[-1]))
 
     def _matmul(self, values: Tensor) -> Tensor:
         size = 2 * values.shape[2]
-        mixed = torch.fft.irfft(self.spectrum.unsqueeze(-1) * torch.fft.rfft(values, n=size, dim=2), n=size, dim=2)
+        mixed = fft.irfft(self.spectrum.unsqueeze(-1) * fft.rfft(values, n=size, dim=2), n=size, dim=2)
         return mixed[:, :, : values.shape[2]]
 
 

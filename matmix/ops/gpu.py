@@ -1,0 +1,46 @@
+"""When the kernels written in Triton may run, and on which device."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+
+def in_triton(*tensors: Tensor | None) -> bool:
+    """Whether there is Triton, and numbers on a CUDA device for it, none of them float64.
+
+    Not where every operation is to be seen: under a compiler, in fake tensors, by counters, in ``torch.func``.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and all(t is None or _plain(t) for t in tensors)
+        and _get_current_dispatch_mode() is None
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and _triton_is_there()
+    )
+
+
+def _plain(tensor: Tensor) -> bool:
+    return (
+        tensor.device.type == "cuda"
+        and type(tensor) in (Tensor, nn.Parameter)
+        and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and tensor.numel() > 0
+    )
+
+
+@cache
+def _triton_is_there() -> bool:
+    return find_spec("triton") is not None
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device."""
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    return nullcontext()

@@ -1,0 +1,515 @@
+# mypy: allow-untyped-defs
+"""``ssd_scan`` on a GPU: Triton kernels for the chunked product, and for its gradients.
+
+    y_i = C_i . S_i,   S_i = exp(a_i) S_{i-1} + s_i B_i v_i^T        (states S are N x W)
+
+A chunk of Q tokens gives itself ``(C B^T o decay s) v`` and takes ``exp(..) C S`` from the state S that enters it:
+three launches, for what chunks add to the state, for the states that enter them, and for the outputs (arXiv
+2405.21060, section 6). The gradients are products of the same kind. With D, the state of the way back (C and dy in
+place of B and v), a chunk gives
+
+    dv = s u,   u = (C B^T o decay)^T dy + exp(..) B D
+    dC = (dy v^T o decay s) B + exp(..) dy S^T,   dB = s ((dy v^T o decay)^T C + exp(..) v D^T)
+
+and what is wanted of the log decays is the sum, from a token to the end, of ``C . dC - v . dv``. Four launches; S and D
+are made again and share theirs. Only the arguments are kept.
+
+Exponents are those of ``matmix.ops.scan``: sums over a run of tokens within one chunk, added up and subtracted in
+float64. Products of float32 take three passes over tf32, which is float32 to a digit or so.
+
+Legend: B batch, H heads in G groups of R, L tokens in Z chunks of Q, N state, W width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from matmix.ops.gpu import on_device
+from matmix.ops.precision import full_precision
+from matmix.ops.scan import by_blocks
+
+LOWEST = -128.0  # stands for a log decay of -inf: exp of it is 0 in float32, and sums of it can be subtracted
+_LOWEST = tl.constexpr(LOWEST)
+_PLAIN = ["length", "chunks", "heads", "repeat"]  # no value of these gets a kernel of its own
+
+
+# ------------------------------------------------------------------ pieces
+
+
+@triton.jit
+def _places(chunk, length, Q: tl.constexpr, FLIP: tl.constexpr):
+    """The tokens of a chunk, from the last one where FLIP; and which of them there are."""
+    order = chunk * Q + tl.arange(0, Q)
+    inside = order < length
+    if FLIP:
+        return length - 1 - order, inside
+    else:
+        return order, inside
+
+
+@triton.jit
+def _upto(log_decay, a_t, t, inside):
+    """The log decay from the start of the chunk, token included; and that of the whole chunk."""
+    steps = tl.load(log_decay + t * a_t, mask=inside, other=0.0).to(tl.float32)
+    steps = tl.maximum(steps, _LOWEST).to(tl.float64)
+    return tl.cumsum(steps, 0), tl.sum(steps, 0)
+
+
+@triton.jit
+def _below(upto, Q: tl.constexpr):
+    """``exp(a_{j+1} + ... + a_i)`` for i >= j, else 0: ``(Q, Q)``."""
+    row = tl.arange(0, Q)[:, None]
+    column = tl.arange(0, Q)[None, :]
+    exponent = (upto[:, None] - upto[None, :]).to(tl.float32)
+    return tl.exp(tl.where(row >= column, exponent, float("-inf")))
+
+
+@triton.jit
+def _steps(step, s_t, t, inside, STEP: tl.constexpr):
+    if STEP:
+        return tl.load(step + t * s_t, mask=inside, other=0.0).to(tl.float32)
+    else:
+        return tl.where(inside, 1.0, 0.0)
+
+
+@triton.jit
+def _tile(pointer, t, inside, t_stride, k, kept, k_stride):
+    """``(Q, K)`` numbers of tokens t at places k."""
+    return tl.load(
+        pointer + t[:, None] * t_stride + k[None, :] * k_stride, mask=inside[:, None] & kept[None, :], other=0.0
+    )
+
+
+@triton.jit
+def _state(pointer, n, w, states, width):
+    """``(N, W)`` numbers of a state."""
+    return tl.load(
+        pointer + n[:, None] * width + w[None, :], mask=(n < states)[:, None] & (w < width)[None, :], other=0.0
+    )
+
+
+@triton.jit
+def _dot(x, y, KIND: tl.constexpr, PRECISION: tl.constexpr):
+    return tl.dot(x.to(KIND), y.to(KIND), input_precision=PRECISION)
+
+
+# ------------------------------------------------------------------ kernels
+
+
+@triton.jit(do_not_specialize=_PLAIN)
+def _states(
+    inputs, b_b, b_g, b_t, b_n,
+    values, v_b, v_h, v_t, v_w,
+    outputs, c_b, c_g, c_t, c_n,
+    d_mixed, g_b, g_h, g_t, g_w,
+    log_decay, a_b, a_h, a_t,
+    step, s_b, s_h, s_t,
+    states, total,  # (1 or 2, B, H, Z, N, W), (B, H, Z)
+    length, chunks, heads, repeat,
+    N: tl.constexpr, W: tl.constexpr, STEP: tl.constexpr, FLIP: tl.constexpr,
+    Q: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, KIND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What a chunk adds to the state, for the chunks behind; and on the way back, for those before."""
+    chunk, head, sample = tl.program_id(0), tl.program_id(1) % heads, (tl.program_id(1) // heads).to(tl.int64)
+    blocks = tl.cdiv(N, BN) * tl.cdiv(W, BW)
+    way, block = tl.program_id(2) // blocks, tl.program_id(2) % blocks
+    n = block // tl.cdiv(W, BW) * BN + tl.arange(0, BN)
+    w = block % tl.cdiv(W, BW) * BW + tl.arange(0, BW)
+    t, inside = _places(chunk, length, Q, FLIP)
+    upto, end = _upto(log_decay + sample * a_b + head * a_h, a_t, t, inside)
+    group = head // repeat
+    if way == 0:
+        weight = tl.exp((end - upto).to(tl.float32)) * _steps(step + sample * s_b + head * s_h, s_t, t, inside, STEP)
+        left = _tile(inputs + sample * b_b + group * b_g, t, inside, b_t, n, n < N, b_n).to(tl.float32)
+        right = _tile(values + sample * v_b + head * v_h, t, inside, v_t, w, w < W, v_w).to(tl.float32)
+    else:
+        weight = tl.exp(upto.to(tl.float32))
+        left = _tile(outputs + sample * c_b + group * c_g, t, inside, c_t, n, n < N, c_n).to(tl.float32)
+        right = _tile(d_mixed + sample * g_b + head * g_h, t, inside, g_t, w, w < W, g_w).to(tl.float32)
+    added = _dot(tl.trans(left), right * weight[:, None], KIND, PRECISION)
+    place = tl.program_id(1).to(tl.int64) * chunks + chunk
+    at = (way * (tl.num_programs(1).to(tl.int64) * chunks) + place) * (N * W)
+    where = n[:, None] * W + w[None, :]
+    tl.store(states + at + where, added, mask=(n < N)[:, None] & (w < W)[None, :])
+    if tl.program_id(2) == 0:
+        tl.store(total + place, tl.exp(end.to(tl.float32)))
+
+
+@triton.jit(do_not_specialize=["chunks"])
+def _carry(
+    states, total, initial, wanted, last,
+    chunks,
+    SIZE: tl.constexpr, INITIAL: tl.constexpr, WANTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """In place: the states that enter the chunks; and the one that leaves the last. Way 1 goes from the end."""
+    entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    kept = entry < SIZE
+    stream, way = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    own = (way * tl.num_programs(1).to(tl.int64) + stream) * SIZE
+    state = tl.zeros((BLOCK,), tl.float32)
+    if INITIAL:  # noqa: SIM102  (known to the compiler, which the way is not)
+        if way == 0:
+            state = tl.load(initial + stream * SIZE + entry, mask=kept, other=0.0)
+    if WANTED:  # noqa: SIM102
+        if way == 1:
+            state = tl.load(wanted + stream * SIZE + entry, mask=kept, other=0.0)
+    for index in range(chunks):
+        chunk = tl.where(way == 0, index, chunks - 1 - index)
+        at = states + own * chunks + chunk * SIZE + entry
+        added = tl.load(at, mask=kept, other=0.0)
+        tl.store(at, state, mask=kept)
+        state = tl.load(total + stream * chunks + chunk) * state + added
+    tl.store(last + own + entry, state, mask=kept)
+
+
+@triton.jit(do_not_specialize=_PLAIN)
+def _outputs(
+    inputs, b_b, b_g, b_t, b_n,
+    values, v_b, v_h, v_t, v_w,
+    outputs, c_b, c_g, c_t, c_n,
+    log_decay, a_b, a_h, a_t,
+    step, s_b, s_h, s_t,
+    states,
+    mixed, m_b, m_h, m_t, m_w,
+    length, chunks, heads, repeat,
+    N: tl.constexpr, W: tl.constexpr, STEP: tl.constexpr, FLIP: tl.constexpr,
+    Q: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, KIND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    chunk, head, sample = tl.program_id(0), tl.program_id(1) % heads, (tl.program_id(1) // heads).to(tl.int64)
+    w = tl.program_id(2) * BW + tl.arange(0, BW)
+    t, inside = _places(chunk, length, Q, FLIP)
+    upto, _ = _upto(log_decay + sample * a_b + head * a_h, a_t, t, inside)
+    inputs += sample * b_b + head // repeat * b_g
+    outputs += sample * c_b + head // repeat * c_g
+    states += (tl.program_id(1).to(tl.int64) * chunks + chunk) * (N * W)
+    scores = tl.zeros((Q, Q), tl.float32)
+    out = tl.zeros((Q, BW), tl.float32)
+    for start in tl.static_range(0, N, BN):
+        n = start + tl.arange(0, BN)
+        read = _tile(outputs, t, inside, c_t, n, n < N, c_n)
+        write = _tile(inputs, t, inside, b_t, n, n < N, b_n)
+        scores += _dot(read, tl.trans(write), KIND, PRECISION)
+        out += _dot(read, _state(states, n, w, N, W), KIND, PRECISION)
+    out *= tl.exp(upto.to(tl.float32))[:, None]
+    weight = _steps(step + sample * s_b + head * s_h, s_t, t, inside, STEP)
+    scores *= _below(upto, Q) * weight[None, :]
+    out += _dot(scores, _tile(values + sample * v_b + head * v_h, t, inside, v_t, w, w < W, v_w), KIND, PRECISION)
+    at = mixed + sample * m_b + head * m_h + t[:, None] * m_t + w[None, :] * m_w
+    tl.store(at, out, mask=inside[:, None] & (w < W)[None, :])
+
+
+@triton.jit(do_not_specialize=_PLAIN)
+def _d_values(
+    inputs, b_b, b_g, b_t, b_n,
+    values, v_b, v_h, v_t, v_w,
+    outputs, c_b, c_g, c_t, c_n,
+    d_mixed, g_b, g_h, g_t, g_w,
+    log_decay, a_b, a_h, a_t,
+    step, s_b, s_h, s_t,
+    states,  # those of the way back
+    d_values, m_b, m_h, m_t, m_w,
+    d_step,  # u . v, by blocks of W: (blocks, B, H, L)
+    length, chunks, heads, repeat,
+    N: tl.constexpr, W: tl.constexpr, STEP: tl.constexpr, FLIP: tl.constexpr,
+    Q: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, KIND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    chunk, head, sample = tl.program_id(0), tl.program_id(1) % heads, (tl.program_id(1) // heads).to(tl.int64)
+    w = tl.program_id(2) * BW + tl.arange(0, BW)
+    t, inside = _places(chunk, length, Q, FLIP)
+    upto, end = _upto(log_decay + sample * a_b + head * a_h, a_t, t, inside)
+    inputs += sample * b_b + head // repeat * b_g
+    outputs += sample * c_b + head // repeat * c_g
+    states += (tl.program_id(1).to(tl.int64) * chunks + chunk) * (N * W)
+    scores = tl.zeros((Q, Q), tl.float32)  # (j, i)
+    out = tl.zeros((Q, BW), tl.float32)
+    for start in tl.static_range(0, N, BN):
+        n = start + tl.arange(0, BN)
+        read = _tile(outputs, t, inside, c_t, n, n < N, c_n)
+        write = _tile(inputs, t, inside, b_t, n, n < N, b_n)
+        scores += _dot(write, tl.trans(read), KIND, PRECISION)
+        out += _dot(write, _state(states, n, w, N, W), KIND, PRECISION)
+    out *= tl.exp((end - upto).to(tl.float32))[:, None]
+    scores *= tl.trans(_below(upto, Q))
+    out += _dot(scores, _tile(d_mixed + sample * g_b + head * g_h, t, inside, g_t, w, w < W, g_w), KIND, PRECISION)
+    weight = _steps(step + sample * s_b + head * s_h, s_t, t, inside, STEP)
+    at = d_values + sample * m_b + head * m_h + t[:, None] * m_t + w[None, :] * m_w
+    tl.store(at, out * weight[:, None], mask=inside[:, None] & (w < W)[None, :])
+    value = _tile(values + sample * v_b + head * v_h, t, inside, v_t, w, w < W, v_w).to(tl.float32)
+    at = (tl.program_id(2) * tl.num_programs(1).to(tl.int64) + tl.program_id(1)) * length
+    tl.store(d_step + at + t, tl.sum(out * value, 1), mask=inside)
+
+
+@triton.jit(do_not_specialize=[*_PLAIN, "split"])
+def _d_factors(
+    inputs, b_b, b_g, b_t, b_n,
+    values, v_b, v_h, v_t, v_w,
+    outputs, c_b, c_g, c_t, c_n,
+    d_mixed, g_b, g_h, g_t, g_w,
+    log_decay, a_b, a_h, a_t,
+    step, s_b, s_h, s_t,
+    states, back,
+    d_inputs, d_outputs, m_p, m_b, m_g, m_t, m_n,  # (parts, B, G, L, N), alike
+    rows,  # C . dC of every head, by blocks of N: (blocks, B, H, L)
+    length, chunks, heads, repeat, split,
+    N: tl.constexpr, W: tl.constexpr, STEP: tl.constexpr, FLIP: tl.constexpr,
+    Q: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, KIND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Some heads of a group, one after the other: their gradients of C and B add up."""
+    parts = tl.cdiv(repeat, split)
+    chunk, part = tl.program_id(0), tl.program_id(1) % parts
+    group, sample = (
+        tl.program_id(1) // parts % (heads // repeat),
+        (tl.program_id(1) // parts // (heads // repeat)).to(tl.int64),
+    )
+    n = tl.program_id(2) * BN + tl.arange(0, BN)
+    t, inside = _places(chunk, length, Q, FLIP)
+    read = _tile(outputs + sample * c_b + group * c_g, t, inside, c_t, n, n < N, c_n).to(tl.float32)
+    write = _tile(inputs + sample * b_b + group * b_g, t, inside, b_t, n, n < N, b_n).to(tl.float32)
+    d_read = tl.zeros((Q, BN), tl.float32)
+    d_write = tl.zeros((Q, BN), tl.float32)
+    for index in range(split):
+        member = part * split + index
+        if member < repeat:
+            head = group * repeat + member
+            upto, end = _upto(log_decay + sample * a_b + head * a_h, a_t, t, inside)
+            weight = _steps(step + sample * s_b + head * s_h, s_t, t, inside, STEP)
+            stream = sample * heads + head
+            pairs = tl.zeros((Q, Q), tl.float32)  # dy_i . v_j
+            ahead = tl.zeros((Q, BN), tl.float32)
+            behind = tl.zeros((Q, BN), tl.float32)
+            for start in tl.static_range(0, W, BW):
+                w = start + tl.arange(0, BW)
+                value = _tile(values + sample * v_b + head * v_h, t, inside, v_t, w, w < W, v_w)
+                d_mix = _tile(d_mixed + sample * g_b + head * g_h, t, inside, g_t, w, w < W, g_w)
+                pairs += _dot(d_mix, tl.trans(value), KIND, PRECISION)
+                at = (stream * chunks + chunk) * (N * W)
+                ahead += _dot(d_mix, tl.trans(_state(states + at, n, w, N, W)), KIND, PRECISION)
+                behind += _dot(value, tl.trans(_state(back + at, n, w, N, W)), KIND, PRECISION)
+            pairs *= _below(upto, Q) * weight[None, :]
+            ahead = ahead * tl.exp(upto.to(tl.float32))[:, None] + _dot(pairs, write, KIND, PRECISION)
+            behind *= (tl.exp((end - upto).to(tl.float32)) * weight)[:, None]
+            d_read += ahead
+            d_write += behind + _dot(tl.trans(pairs), read, KIND, PRECISION)
+            at = (tl.program_id(2) * (tl.num_programs(1).to(tl.int64) // parts * repeat) + stream) * length
+            tl.store(rows + at + t, tl.sum(read * ahead, 1), mask=inside)
+    at = part * m_p + sample * m_b + group * m_g + t[:, None] * m_t + n[None, :] * m_n
+    kept = inside[:, None] & (n < N)[None, :]
+    tl.store(d_outputs + at, d_read, mask=kept)
+    tl.store(d_inputs + at, d_write, mask=kept)
+
+
+# ------------------------------------------------------------------ their launches
+
+
+def scan(
+    values: Tensor,
+    outputs: Tensor,
+    inputs: Tensor,
+    log_decay: Tensor,
+    step: Tensor | None,
+    initial: Tensor | None = None,
+    *,
+    flip: bool = False,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``ssd_scan``; arguments as there, float32 or shorter, with at least one token, sample, head, state and column.
+
+    Args:
+        flip: from the last token to the first: what stands behind a token reaches it.
+        dtype: of the outputs; that of the values where absent. The state is float32.
+    """
+    given = (values, outputs, inputs, log_decay, step, initial)
+    batch = next((t.shape[0] for t in given if t is not None and t.shape[0] != 1), 1)
+    *whole, start = (t if t is None or t.shape[0] == batch else t.expand(batch, *t.shape[1:]) for t in given)
+    start = None if start is None else start.float().mT.contiguous()
+    mixed, last = _Scan.apply(*whole, start, flip, dtype or values.dtype)
+    return mixed, last.mT
+
+
+class _Scan(torch.autograd.Function):
+    """y and the last state ``(B, H, N, W)``."""
+
+    @staticmethod
+    def forward(
+        values: Tensor,
+        outputs: Tensor,
+        inputs: Tensor,
+        log_decay: Tensor,
+        step: Tensor | None,
+        initial: Tensor | None,
+        flip: bool,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        plan = _Plan(values, outputs, inputs, log_decay, step, flip)
+        with on_device(values.device):
+            states, last = plan.states(initial)
+            return plan.mixed(states, dtype), last
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.flip, _ = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, d_mixed: Tensor | None, d_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        d_mixed = torch.zeros_like(tensors[0]) if d_mixed is None else d_mixed
+        if torch.is_grad_enabled():  # a derivative of the derivative is wanted
+            wanted = [t for t in tensors if t is not None and t.requires_grad]
+            values, outputs, inputs, log_decay, step, initial = tensors
+            plain = _plain(values, outputs, inputs, log_decay, step, initial, ctx.flip)
+            wants = (d_mixed.to(plain[0].dtype), torch.zeros_like(plain[1]) if d_last is None else d_last)
+            found = torch.autograd.grad(plain, wanted, wants, create_graph=True, materialize_grads=True)
+            grads = iter(found)
+            return (*(None if t is None or not t.requires_grad else next(grads) for t in tensors), None, None)
+        with full_precision(d_mixed.device), on_device(d_mixed.device):
+            return (*_gradients(tensors, d_mixed, d_last, ctx.flip), None, None)
+
+
+def _plain(
+    values: Tensor,
+    outputs: Tensor,
+    inputs: Tensor,
+    log_decay: Tensor,
+    step: Tensor | None,
+    initial: Tensor | None,
+    flip: bool,
+) -> tuple[Tensor, Tensor]:
+    """What ``_Scan`` computes, in operations that can be differentiated any number of times."""
+    if flip:
+        values, outputs, inputs, log_decay = (t.flip(2) for t in (values, outputs, inputs, log_decay))
+        step = None if step is None else step.flip(2)
+    start = None if initial is None else initial.mT
+    mixed, last = by_blocks(values, outputs, inputs, log_decay, step, initial=start)
+    return mixed.flip(2) if flip else mixed, last.mT
+
+
+class _Plan:
+    """The shapes and the arguments that all kernels share."""
+
+    def __init__(
+        self, values: Tensor, outputs: Tensor, inputs: Tensor, log_decay: Tensor, step: Tensor | None, flip: bool
+    ) -> None:
+        self.batch, self.heads, self.length, self.width = values.shape
+        self.groups, self.states_ = outputs.shape[1], outputs.shape[3]
+        self.like, has_step = values, step is not None
+        self.kind = (
+            _KINDS.get(values.dtype, tl.float32) if values.dtype == outputs.dtype == inputs.dtype else tl.float32
+        )
+        self.chunk = min(CHUNK, max(16, triton.next_power_of_2(self.length)))
+        self.chunks = triton.cdiv(self.length, self.chunk)
+        self.factors = [t for x in (inputs, values, outputs) for t in (x, *x.stride())]
+        step = log_decay if step is None else step  # a stand-in that is not read
+        self.decay = (log_decay, *log_decay.stride(), step, *step.stride())
+        self.sizes = (self.length, self.chunks, self.heads, self.heads // self.groups)
+        self.shape = {
+            "N": self.states_,
+            "W": self.width,
+            "STEP": has_step,
+            "FLIP": flip,
+            "Q": self.chunk,
+            "KIND": self.kind,
+            "PRECISION": "tf32x3" if self.kind == tl.float32 else "tf32",
+        }
+
+    def tuned(self, kernel: str) -> tuple[dict[str, Any], int, int]:
+        """How a kernel is launched; and how many blocks of the states, and of the width, that makes."""
+        options = {**self.shape, **TUNED[kernel]}
+        for name, size in (("BN", self.states_), ("BW", self.width)):
+            options[name] = min(options[name], max(16, triton.next_power_of_2(size)))
+        return options, triton.cdiv(self.states_, options["BN"]), triton.cdiv(self.width, options["BW"])
+
+    def states(
+        self, initial: Tensor | None, d_mixed: Tensor | None = None, d_last: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The states that enter the chunks ``(1 or 2, B, H, Z, N, W)``, the second of the way back; and at the ends."""
+        ways, size = (1 if d_mixed is None else 2), self.states_ * self.width
+        streams = self.batch * self.heads
+        entering = self.like.new_empty(
+            ways, self.batch, self.heads, self.chunks, self.states_, self.width, dtype=torch.float32
+        )
+        last = entering.new_empty(ways, self.batch, self.heads, self.states_, self.width)
+        total = entering.new_empty(streams, self.chunks)
+        wanted = self.factors[5:10] if d_mixed is None else (d_mixed, *d_mixed.stride())
+        options, tall, wide = self.tuned("states")
+        _states[(self.chunks, streams, ways * tall * wide)](
+            *self.factors, *wanted, *self.decay, entering, total, *self.sizes, **options
+        )
+        block = min(256, triton.next_power_of_2(size))
+        _carry[(triton.cdiv(size, block), streams, ways)](
+            entering, total, initial, d_last, last, self.chunks,
+            SIZE=size, INITIAL=initial is not None, WANTED=d_last is not None, BLOCK=block, **TUNED["carry"],
+        )  # fmt: skip
+        return entering, (last.squeeze(0) if ways == 1 else last)
+
+    def mixed(self, states: Tensor, dtype: torch.dtype) -> Tensor:
+        """The outputs ``(B, H, L, W)``, laid out as tokens."""
+        out = self.like.new_empty(self.batch, self.length, self.heads, self.width, dtype=dtype).transpose(1, 2)
+        options, _, wide = self.tuned("outputs")
+        _outputs[(self.chunks, self.batch * self.heads, wide)](
+            *self.factors, *self.decay, states, out, *out.stride(), *self.sizes, **options
+        )
+        return out
+
+
+def _gradients(
+    tensors: tuple[Any, ...], d_mixed: Tensor, d_last: Tensor | None, flip: bool
+) -> tuple[Tensor | None, ...]:
+    """Of the six tensors of ``_Scan``."""
+    values, outputs, inputs, log_decay, step, initial = tensors
+    plan = _Plan(values, outputs, inputs, log_decay, step, flip)
+    batch, heads, length, groups = plan.batch, plan.heads, plan.length, plan.groups
+    if d_last is not None:
+        d_last = d_last.contiguous()
+    (ahead, back), (last, first) = plan.states(initial, d_mixed, d_last)
+    wanted = (d_mixed, *d_mixed.stride())
+
+    d_values = values.new_empty(batch, length, heads, plan.width).transpose(1, 2)
+    options, _, wide = plan.tuned("d_values")
+    columns = ahead.new_empty(wide, batch, heads, length)
+    _d_values[(plan.chunks, batch * heads, wide)](
+        *plan.factors, *wanted, *plan.decay, back, d_values, *d_values.stride(), columns, *plan.sizes, **options
+    )
+    repeat = heads // groups
+    split = min(repeat, SPLIT)
+    parts = triton.cdiv(repeat, split)
+    kept = outputs.dtype if parts == 1 else torch.float32
+    d_factors = values.new_empty(2, parts, batch, length, groups, plan.states_, dtype=kept).transpose(3, 4)
+    options, tall, _ = plan.tuned("d_factors")
+    rows = ahead.new_empty(tall, batch, heads, length)
+    _d_factors[(plan.chunks, batch * groups * parts, tall)](
+        *plan.factors, *wanted, *plan.decay, ahead, back, *d_factors.unbind(0), *d_factors.stride()[1:], rows,
+        *plan.sizes, split, **options,
+    )  # fmt: skip
+    d_inputs, d_outputs = d_factors.squeeze(1) if parts == 1 else d_factors.sum(1)
+
+    written = columns.squeeze(0) if len(columns) == 1 else columns.sum(0)  # u . v
+    read = rows.squeeze(0) if len(rows) == 1 else rows.sum(0)
+    # In float64: what is left of these sums may be small against them.
+    flow = read.double() - (written if step is None else written * step)
+    d_decay = flow.cumsum(-1) if flip else flow.flip(-1).cumsum(-1).flip(-1)
+    if d_last is not None:
+        d_decay = d_decay + (last.double() * d_last).sum((-2, -1), keepdim=True).squeeze(-1)
+    d_decay = d_decay.to(log_decay.dtype).masked_fill_(log_decay < LOWEST, 0)
+    d_step = None if step is None else written.to(step.dtype)
+    d_initial = None if initial is None else first
+    return d_values, d_outputs.to(outputs.dtype), d_inputs.to(inputs.dtype), d_decay, d_step, d_initial
+
+
+# What was measured to be good; no result depends on it.
+CHUNK = 64  # Q, at most
+SPLIT = 4  # heads of a group whose gradients one program adds up
+TUNED: dict[str, dict[str, int]] = {
+    "states": {"BN": 64, "BW": 64, "num_warps": 4, "num_stages": 2},
+    "carry": {"num_warps": 4, "num_stages": 2},
+    "outputs": {"BN": 64, "BW": 64, "num_warps": 4, "num_stages": 2},
+    "d_values": {"BN": 64, "BW": 64, "num_warps": 4, "num_stages": 2},
+    "d_factors": {"BN": 64, "BW": 64, "num_warps": 8, "num_stages": 2},
+}
+_KINDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}  # in which products may run
