@@ -17,7 +17,11 @@ ROOT = Path(__file__).parent.parent
 LAYERS = ("matmix.ops", "matmix.matrices", "matmix.mixers", "matmix", "matmix.experiments")
 CORE = {"torch", "einops", "numpy", "scipy", "matmix", *sys.stdlib_module_names}
 # What else a module below the experiments may import, inside the function that needs it.
-MAY = {"matmix.inspect": {"matplotlib"}, "matmix.testing.strategies": {"hypothesis"}}
+MAY = {
+    "matmix.inspect": {"matplotlib"},
+    "matmix.testing.strategies": {"hypothesis"},
+    "matmix.ops.diagonal_scan_triton": {"triton"},  # kernels: a module that no other imports but inside a function
+}
 HEAVY = ("timm", "accelerate", "pandas", "matplotlib", "tyro", "rich", "sklearn", "ray", "transformers", "hypothesis")
 
 

@@ -3,18 +3,23 @@
     S_i[n] = exp(a_i[n]) S_{i-1}[n] + s_i B_i[n] v_i,   y_i = sum_n C_i[n] S_i[n]
 
 No small table of scores serves all states here, so the recurrence itself runs. On a CPU it does so token by token, in
-cache and in place (``diagonal_recurrence``). What a compiler traces, and other devices, want few steps on large
-tensors: two levels, all chunks of Q tokens side by side from zero, then over the chunks' last states, then all chunks
-again from the states that truly enter them. That is O(Q + L/Q) steps, and autograd keeps the states of all tokens. No
-logs are added up or subtracted but over whole chunks, so any decay is exact.
+cache and in place (``diagonal_recurrence``); on a CUDA device in registers, by Triton (``diagonal_scan_triton``). What a
+compiler traces, float64 on a GPU and other devices want few steps on large tensors: two levels, all chunks of Q tokens
+side by side from zero, then over the chunks' last states, then all chunks again from the states that truly enter them.
+That is O(Q + L/Q) steps, and autograd keeps the states of all tokens. No logs are added up or subtracted but over whole
+chunks, so any decay is exact.
 
 Legend: B batch, H heads in G groups of R, L tokens in Z chunks of Q, N state, W width.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from matmix.ops.diagonal_recurrence import run_tokens
 from matmix.ops.precision import full_precision, working_dtype
@@ -51,12 +56,32 @@ def diagonal_scan(
     traced = torch.compiler.is_compiling()
     run = by_chunks if traced or values.device.type != "cpu" else by_tokens
     dtype = working_dtype(values, outputs, inputs, log_decay)
+    if not traced and values.device.type == "cuda" and dtype == torch.float32 and _in_triton(values):
+        from matmix.ops.diagonal_scan_triton import scan
+
+        given = (outputs, inputs, log_decay)
+        with full_precision(values.device):
+            ticks = None if clock is None else clock.float()
+            weights = ticks if step is clock else None if step is None else step.float()
+            start = None if initial is None else initial.float()
+            return scan(values.float(), *(t.float() for t in given), ticks, weights, start, chunk=chunk)
     with full_precision(values.device):
         written = values.to(dtype)
         written = written if step is None else written * step.to(dtype).unsqueeze(-1)
         outputs, inputs, log_decay = (t.to(dtype) for t in (outputs, inputs, log_decay))
         clock, initial = (t if t is None else t.to(dtype) for t in (clock, initial))
         return run(written, outputs, inputs, log_decay, clock, initial, chunk=chunk)
+
+
+def _in_triton(values: Tensor) -> bool:
+    """Whether there is Triton, and numbers for it: not where every operation is to be seen (fake tensors, counters)."""
+    plain = type(values) in (Tensor, nn.Parameter) and _get_current_dispatch_mode() is None
+    return plain and values.numel() > 0 and _triton_is_there()
+
+
+@cache
+def _triton_is_there() -> bool:
+    return find_spec("triton") is not None
 
 
 def by_tokens(
