@@ -3,11 +3,11 @@
     S_i[n] = exp(a_i[n]) S_{i-1}[n] + s_i B_i[n] v_i,   y_i = sum_n C_i[n] S_i[n]
 
 No small table of scores serves all states here, so the recurrence itself runs. On a CPU it does so token by token, in
-cache and in place (``diagonal_recurrence``); on a CUDA device in registers, by Triton (``diagonal_scan_triton``). What a
-compiler traces, float64 on a GPU and other devices want few steps on large tensors: two levels, all chunks of Q tokens
-side by side from zero, then over the chunks' last states, then all chunks again from the states that truly enter them.
-That is O(Q + L/Q) steps, and autograd keeps the states of all tokens. No logs are added up or subtracted but over whole
-chunks, so any decay is exact.
+cache and in place (``diagonal_recurrence``); on a CUDA device in registers, by Triton (``diagonal_scan_triton``). What
+a compiler traces, float64 on a GPU and other devices want few steps on large tensors: two levels, all chunks of Q
+tokens side by side from zero, then over the chunks' last states, then all chunks again from the states that truly
+enter them. That is O(Q + L/Q) steps, and autograd keeps the states of all tokens. No logs are added up or subtracted
+but over whole chunks, so any decay is exact.
 
 Legend: B batch, H heads in G groups of R, L tokens in Z chunks of Q, N state, W width.
 """
@@ -59,12 +59,11 @@ def diagonal_scan(
     if not traced and values.device.type == "cuda" and dtype == torch.float32 and _in_triton(values):
         from matmix.ops.diagonal_scan_triton import scan
 
-        given = (outputs, inputs, log_decay)
         with full_precision(values.device):
-            ticks = None if clock is None else clock.float()
-            weights = ticks if step is clock else None if step is None else step.float()
-            start = None if initial is None else initial.float()
-            return scan(values.float(), *(t.float() for t in given), ticks, weights, start, chunk=chunk)
+            values, outputs, inputs, log_decay = (t.float() for t in (values, outputs, inputs, log_decay))
+            ticks, initial = (t if t is None else t.float() for t in (clock, initial))
+            step = ticks if step is clock else None if step is None else step.float()  # one tensor stays one
+            return scan(values, outputs, inputs, log_decay, ticks, step, initial, chunk=chunk)
     with full_precision(values.device):
         written = values.to(dtype)
         written = written if step is None else written * step.to(dtype).unsqueeze(-1)

@@ -13,8 +13,8 @@ decay is exact; sums over channels are partial sums and no atomics, so every run
 How the states lie in the registers decides the speed. A program's states are a tile (NL, CW, NR, CR, CL) of states
 ``n = (NR, NL)`` and channels ``c = (CR, CW, CL)``. Where all that the compiler knows is that channels stand side by
 side, it puts lanes on CL and NL (``NL CL = 32``) and warps on CW, and leaves NR and CR to a thread: sums over n and c
-begin there, without an exchange. Hence the tables of states are (N, channels), and ``zero``, which the compiler does not
-know to be 0, hides from it that they could be read four numbers at once.
+begin there, without an exchange. Hence the tables of states are (N, channels), and ``zero``, which the compiler does
+not know to be 0, hides from it that they could be read four numbers at once.
 
 Legend: B batch, H heads in G groups of R, L tokens, N state, W width; a channel is a column of a head of a group,
 C = R W of them in K blocks; Z spans of tokens, T runs of U tokens.
@@ -22,6 +22,7 @@ C = R W of them in K blocks; Z spans of tokens, T runs of U tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
@@ -121,10 +122,7 @@ def _ends(
     end = tl.minimum(begin + size, length)
     for run in range(tl.cdiv(end - begin, U)):
         for u in tl.static_range(U):
-            if BACK:
-                t = begin + (tl.cdiv(end - begin, U) - run) * U - 1 - u
-            else:
-                t = begin + run * U + u
+            t = begin + (tl.cdiv(end - begin, U) - run) * U - 1 - u if BACK else begin + run * U + u
             inside = live & (t < length)
             ticks = _ticks(clock, k_t, t, inside, CLOCK)
             logs = _logs(log_decay, d_t, ticks, rate, t, inside & kept, RATES)
@@ -134,10 +132,7 @@ def _ends(
                 column *= tl.load(step + t * s_t, mask=inside, other=0.0)
             elif STEP == 2:
                 column *= ticks
-            if BACK:
-                state = tl.exp2(logs) * (state + row * column)
-            else:
-                state = tl.exp2(logs) * state + row * column
+            state = tl.exp2(logs) * (state + row * column) if BACK else tl.exp2(logs) * state + row * column
             through += logs
     every = groups * heads * width
     at = (sample * spans + span) * (N * every) + n * every + group * heads * width + channel + zero
@@ -159,7 +154,8 @@ def _forward(
     last,  # (B, N, H, W)
     marks,  # (B, T, N, H, W): the state before each run
     length, size, spans, groups, heads, width, blocks, zero,
-    N: tl.constexpr, RATES: tl.constexpr, CLOCK: tl.constexpr, STEP: tl.constexpr, INITIAL: tl.constexpr, MARKS: tl.constexpr,
+    N: tl.constexpr, RATES: tl.constexpr, CLOCK: tl.constexpr, STEP: tl.constexpr,
+    INITIAL: tl.constexpr, MARKS: tl.constexpr,
     U: tl.constexpr, NR: tl.constexpr, CR: tl.constexpr, CW: tl.constexpr, NL: tl.constexpr, CL: tl.constexpr,
 ):  # fmt: skip
     """The outputs of a span, and the states that the way back starts from."""
@@ -233,7 +229,8 @@ def _backward(
     d_decay,  # of rates: (Z, B, N, H, W); else (B, H, W, L, N)
     d_initial,  # (B, N, H, W)
     samples, length, size, spans, groups, heads, width, blocks, zero,
-    N: tl.constexpr, RATES: tl.constexpr, CLOCK: tl.constexpr, STEP: tl.constexpr, LAST: tl.constexpr, INITIAL: tl.constexpr,
+    N: tl.constexpr, RATES: tl.constexpr, CLOCK: tl.constexpr, STEP: tl.constexpr,
+    LAST: tl.constexpr, INITIAL: tl.constexpr,
     U: tl.constexpr, NR: tl.constexpr, CR: tl.constexpr, CW: tl.constexpr, NL: tl.constexpr, CL: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a span's tokens, run by run from its end."""
@@ -299,8 +296,8 @@ def _backward(
                 column *= tl.load(step + t * s_t, mask=inside, other=0.0)
             elif STEP == 2:
                 column *= ticks
-            before = before + (state,)
-            decays = decays + (tl.exp2(logs),)
+            before = before + (state,)  # type: ignore[assignment]  # noqa: RUF005
+            decays = decays + (tl.exp2(logs),)  # type: ignore[assignment]  # noqa: RUF005
             state = decays[u] * state + write * column
             tl.store(d_outputs + t * N, _over_channels(state * d_mix), mask=kept & (t < length))
         for v in tl.static_range(U):
@@ -340,7 +337,7 @@ def _backward(
     if RATES:
         part = (span.to(tl.int64) * samples) * (every * N) + whole
         tl.store(d_decay + part + entry, d_rate, mask=live & kept)
-    if INITIAL:
+    if INITIAL:  # noqa: SIM102 (a constant decides alone what is compiled)
         if span == 0:
             tl.store(d_initial + whole + entry, wanted, mask=live & kept)
 
@@ -379,13 +376,13 @@ def plan(states: int, batch: int, groups: int, channels: int, length: int, chunk
     ahead = Tile(padded // lanes, 1, 1, lanes, 32 // lanes)
     # Back there are sums over both: a few of each in a thread.
     lanes = min(32, max(min(4, padded), padded // 4))
-    back = Tile(padded // lanes, 2 if 4 <= lanes else 1, 1, lanes, 32 // lanes)
+    back = Tile(padded // lanes, 2 if lanes >= 4 else 1, 1, lanes, 32 // lanes)
     run = 8 if back.NR <= 4 else 4
 
     def spans(tile: Tile, warps: int) -> int:
         if chunk is not None:
-            return -(-length // chunk)
-        programs = batch * groups * -(-channels // tile.channels)
+            return triton.cdiv(length, chunk)
+        programs = batch * groups * triton.cdiv(channels, tile.channels)
         return max(1, min(cores * warps // programs, length // 32, 64))
 
     return Plan(run, ahead, back, (spans(ahead, 16), spans(back, 8)))
@@ -423,6 +420,9 @@ def scan(
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     mixed, last, _ = _Scan.apply(*tensors, tied, wanted, planned)
     return mixed, last.permute(0, 2, 3, 1)
+
+
+Factors = Sequence[Tensor | None]  # values, outputs, inputs, log_decay, clock, step, initial
 
 
 class _Scan(torch.autograd.Function):
@@ -463,7 +463,7 @@ class _Scan(torch.autograd.Function):
         none = (None, None, None)
         if torch.is_grad_enabled():  # a derivative of the derivative is wanted
             wanted = [t for t in tensors if t is not None and t.requires_grad]
-            plain = _plain(*tensors, ctx.tied)
+            plain = _plain(tensors, ctx.tied)
             d_last = torch.zeros_like(plain[1]) if d_last is None else d_last
             found = torch.autograd.grad(plain, wanted, (d_mixed, d_last), create_graph=True, materialize_grads=True)
             grads = iter(found)
@@ -489,7 +489,7 @@ class _Scan(torch.autograd.Function):
         return parts, (0, 0, 0 if keep else None)
 
 
-def _batch(tensors: tuple[Tensor | None, ...] | list[Tensor | None]) -> int:
+def _batch(tensors: Factors) -> int:
     return next((t.shape[0] for t in tensors if t is not None and t.shape[0] != 1), 1)
 
 
@@ -515,8 +515,8 @@ def _strides(tensor: Tensor | None, batch: int, count: int) -> tuple[int, ...]:
 
 def _cut(length: int, spans: int, run: int) -> tuple[int, int]:
     """Tokens of a span, in whole runs, and how many spans that makes."""
-    size = -(-(-(-length // spans)) // run) * run
-    return size, -(-length // size)
+    size = triton.cdiv(triton.cdiv(length, spans), run) * run
+    return size, triton.cdiv(length, size)
 
 
 class _Layout(NamedTuple):
@@ -530,8 +530,8 @@ class _Layout(NamedTuple):
     modes: dict[str, Any]
 
 
-def _layout(tensors: tuple[Tensor | None, ...] | list[Tensor | None], tied: bool, batch: int) -> _Layout:
-    values, outputs, inputs, log_decay, clock, step, initial = tensors
+def _layout(tensors: Factors, tied: bool, batch: int) -> _Layout:
+    values, outputs, inputs, log_decay, clock, step, _ = tensors
     assert values is not None and outputs is not None and log_decay is not None
     rates = log_decay.dim() == 3
     decay_strides = _strides(log_decay, batch, 0)
@@ -552,9 +552,7 @@ def _layout(tensors: tuple[Tensor | None, ...] | list[Tensor | None], tied: bool
     )
 
 
-def _run_ahead(
-    tensors: tuple[Tensor | None, ...] | list[Tensor | None], tied: bool, keep: bool, planned: Plan
-) -> tuple[Tensor, Tensor, Tensor]:
+def _run_ahead(tensors: Factors, tied: bool, keep: bool, planned: Plan) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, last state and, if they are to be kept, the states before the runs."""
     values, outputs, *_, initial = tensors
     assert values is not None and outputs is not None
@@ -562,10 +560,10 @@ def _run_ahead(
     groups, states = outputs.shape[1], outputs.shape[3]
     repeat, run, tile = heads // groups, planned.run, planned.ahead
     size, spans = _cut(length, planned.spans[0], run)
-    blocks = -(-(repeat * width) // tile.channels)
+    blocks = triton.cdiv(repeat * width, tile.channels)
     mixed = torch.empty_like(values) if values.shape[0] == batch else values.new_empty(batch, heads, length, width)
     last = values.new_empty(batch, states, heads, width)
-    marks = values.new_empty((batch, -(-length // run), states, heads, width) if keep else (0,))
+    marks = values.new_empty((batch, triton.cdiv(length, run), states, heads, width) if keep else (0,))
     args = _layout(tensors, tied, batch)
     sizes = (length, size, spans, groups, repeat, width, blocks, 0)
     shape = {**args.modes, "U": run, **tile._asdict(), "num_warps": tile.CW}
@@ -584,7 +582,7 @@ def _run_ahead(
 
 
 def _run_back(
-    tensors: tuple[Tensor | None, ...] | list[Tensor | None],
+    tensors: Factors,
     tied: bool,
     marks: Tensor,
     d_mixed: Tensor,
@@ -598,7 +596,7 @@ def _run_back(
     groups, states = outputs.shape[1], outputs.shape[3]
     repeat, run, tile = heads // groups, planned.run, planned.back
     size, spans = _cut(length, planned.spans[1], run)
-    blocks = -(-(repeat * width) // tile.channels)
+    blocks = triton.cdiv(repeat * width, tile.channels)
     args = _layout(tensors, tied, batch)
     rates = args.modes["RATES"]
 
@@ -622,9 +620,7 @@ def _run_back(
         if spans > 1:
             left, total = values.new_empty(2, batch, spans, states, heads, width).unbind(0)
             plain = {**shape, "STEP": 0}
-            _ends[grid](
-                *wanted, None, 0, 0, 0, *args.outputs, *args.decay, left, total, *sizes, BACK=True, **plain
-            )
+            _ends[grid](*wanted, None, 0, 0, 0, *args.outputs, *args.decay, left, total, *sizes, BACK=True, **plain)
         _backward[grid](
             *args.values, *args.step, *args.inputs, *args.outputs, *args.decay, *wanted, d_last, left, total, marks,
             d_values, d_step, d_clock, *d_values.stride(), d_rows[0], d_rows[1], d_decay, d_initial, batch, *sizes,
@@ -657,20 +653,13 @@ def _shared(grad: Tensor, factor: Tensor) -> Tensor:
     return grad if grad.shape[0] == factor.shape[0] else grad.sum(0, keepdim=True)
 
 
-def _plain(
-    values: Tensor,
-    outputs: Tensor,
-    inputs: Tensor,
-    log_decay: Tensor,
-    clock: Tensor | None,
-    step: Tensor | None,
-    initial: Tensor | None,
-    tied: bool,
-) -> tuple[Tensor, Tensor]:
+def _plain(tensors: Factors, tied: bool) -> tuple[Tensor, Tensor]:
     """What ``_Scan`` computes, in operations that can be differentiated any number of times."""
+    values, outputs, inputs, log_decay, clock, step, initial = tensors
+    assert values is not None and outputs is not None and inputs is not None and log_decay is not None
     log_decay = log_decay.mT.unsqueeze(2) if log_decay.dim() == 3 else log_decay
     step = clock if tied else step
-    batch = _batch((values, outputs, inputs, log_decay, clock, step, initial))
+    batch = _batch(tensors)
     written = values if step is None else values * step.unsqueeze(-1)
     written = written.expand(batch, *written.shape[1:])
     start = None if initial is None else initial.permute(0, 2, 3, 1)
