@@ -80,7 +80,11 @@ def _in_triton(values: Tensor) -> bool:
 
 @cache
 def _triton_is_there() -> bool:
-    return find_spec("triton") is not None
+    if find_spec("triton") is None:
+        return False
+    from matmix.ops.diagonal_scan_triton import AVAILABLE
+
+    return AVAILABLE
 
 
 def by_tokens(

@@ -35,6 +35,8 @@ from torch import Tensor
 from matmix.ops.diagonal_scan import by_chunks
 from matmix.ops.precision import full_precision
 
+AVAILABLE = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 3)  # kernels with tuples
+
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LOWEST = tl.constexpr(-1e30)  # stands for a log decay of -inf: its product with a clock of 0 is 0, not NaN
 _PLAIN = ["zero", "length", "size", "spans", "groups", "heads", "blocks"]  # no value of these gets a kernel of its own
