@@ -229,13 +229,10 @@ class TestOnGPU:
 
         assert all(torch.equal(one, other) for one, other in zip(run(), run(), strict=True))
 
-    def test_float64_and_what_is_compiled_take_the_other_way(self) -> None:
+    def test_float64_goes_by_chunks(self) -> None:
         given = {name: t.cuda() for name, t in problem(40, heads=4).items()}
-        mixed, _ = diagonal_scan(**given)
-        torch.testing.assert_close(mixed, diagonal_scan_reference(**given)[0], rtol=1e-11, atol=1e-11)
-        single = {name: t.float() for name, t in given.items()}
-        compiled, _ = torch.compile(diagonal_scan, fullgraph=True)(**single)
-        torch.testing.assert_close(compiled, mixed.float(), rtol=1e-4, atol=1e-4)
+        for mine, expected in zip(diagonal_scan(**given), diagonal_scan_reference(**given), strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-11, atol=1e-11)
 
 
 if __name__ == "__main__":
