@@ -3,10 +3,11 @@
     S_i[n] = exp(a_i[n]) S_{i-1}[n] + s_i B_i[n] v_i,   y_i = sum_n C_i[n] S_i[n]
 
 No small table of scores serves all states here, so the recurrence itself runs. On a CPU it does so token by token, in
-cache and in place (``diagonal_recurrence``). What a compiler traces, and other devices, want few steps on large
-tensors: two levels, all chunks of Q tokens side by side from zero, then over the chunks' last states, then all chunks
-again from the states that truly enter them. That is O(Q + L/Q) steps, and autograd keeps the states of all tokens. No
-logs are added up or subtracted but over whole chunks, so any decay is exact.
+cache and in place (``diagonal_recurrence``); on a CUDA device in registers, by Triton (``diagonal_scan_triton``). What
+a compiler traces, float64 on a GPU and other devices want few steps on large tensors: two levels, all chunks of Q
+tokens side by side from zero, then over the chunks' last states, then all chunks again from the states that truly
+enter them. That is O(Q + L/Q) steps, and autograd keeps the states of all tokens. No logs are added up or subtracted
+but over whole chunks, so any decay is exact.
 
 Legend: B batch, H heads in G groups of R, L tokens in Z chunks of Q, N state, W width.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from matmix.ops.diagonal_recurrence import run_tokens
+from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import cut, join, recurrence
 
@@ -51,6 +53,14 @@ def diagonal_scan(
     traced = torch.compiler.is_compiling()
     run = by_chunks if traced or values.device.type != "cpu" else by_tokens
     dtype = working_dtype(values, outputs, inputs, log_decay)
+    if in_triton(values, outputs, inputs, log_decay, clock, step, initial, transforms=True):
+        from matmix.ops.diagonal_scan_triton import scan
+
+        with full_precision(values.device):
+            values, outputs, inputs, log_decay = (t.float() for t in (values, outputs, inputs, log_decay))
+            ticks, initial = (t if t is None else t.float() for t in (clock, initial))
+            step = ticks if step is clock else None if step is None else step.float()  # one tensor stays one
+            return scan(values, outputs, inputs, log_decay, ticks, step, initial, chunk=chunk)
     with full_precision(values.device):
         written = values.to(dtype)
         written = written if step is None else written * step.to(dtype).unsqueeze(-1)

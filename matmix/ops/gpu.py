@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import torch
@@ -11,16 +12,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
-def in_triton(*tensors: Tensor | None) -> bool:
+def in_triton(*tensors: Tensor | None, transforms: bool = False) -> bool:
     """Whether there is Triton, and numbers on a CUDA device for it, none of them float64.
 
-    Not where every operation is to be seen: under a compiler, in fake tensors, by counters, in ``torch.func``.
+    Not where every operation is to be seen: under a compiler, in fake tensors, by counters; nor in ``torch.func``,
+    unless the caller knows its ``transforms``.
     """
     return (
         not torch.compiler.is_compiling()
         and all(t is None or _plain(t) for t in tensors)
         and _get_current_dispatch_mode() is None
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and (transforms or torch._C._functorch.peek_interpreter_stack() is None)
         and _triton_is_there()
     )
 
@@ -36,7 +38,10 @@ def _plain(tensor: Tensor) -> bool:
 
 @cache
 def _triton_is_there() -> bool:
-    return find_spec("triton") is not None
+    if find_spec("triton") is None:
+        return False
+    major, minor = version("triton").split(".")[:2]
+    return (int(major), int(minor)) >= (3, 3)  # tuples inside kernels
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:
