@@ -122,7 +122,7 @@ def _fnet(mixer: Any, grid: Grid) -> list[Peer]:
 def _s6(mixer: Any, grid: Grid) -> list[Peer]:
     peers = []
     # Its gradient takes an index a token, quadratic in L: half a minute at L = 1024.
-    if _installed("transformers") and grid[0] <= 1024:
+    if not torch.cuda.is_available() and _installed("transformers") and grid[0] <= 1024:
         from transformers import MambaConfig
         from transformers.models.mamba.modeling_mamba import MambaMixer
 
@@ -137,7 +137,7 @@ def _s6(mixer: Any, grid: Grid) -> list[Peer]:
 
 def _ssd(mixer: Any, grid: Grid) -> list[Peer]:
     peers = []
-    if _installed("transformers"):
+    if not torch.cuda.is_available() and _installed("transformers"):
         from transformers import Mamba2Config
         from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
@@ -168,6 +168,9 @@ def _mamba_ssm(name: str, mixer: Any, **options: Any) -> list[Peer]:
     layer = getattr(importlib.import_module(f"mamba_ssm.modules.{path}"), name)
     module = layer(mixer.dim, d_state=mixer.states, **options).cuda()
     module.load_state_dict(mixer.state_dict())
+    if importlib.util.find_spec("causal_conv1d") is None:
+        module.use_mem_eff_path = False  # Mamba-2's one kernel for all, which asks for that package
+        MISSING.add("causal_conv1d")
     return _tokens(f"mamba-ssm {name}", module, module, 2e-2)
 
 
