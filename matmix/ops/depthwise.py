@@ -20,7 +20,7 @@ from matmix.ops.activations import plain_numbers
 
 _STRIP = 3  # columns of a kernel that the depthwise algorithm takes
 _CACHE = 2**19  # numbers of an image that are worked on together
-_WORTH = 2**16  # numbers of an image from which the calls for the strips pay
+_WORTH = 2**18  # numbers of an image from which the calls for the strips pay
 
 
 def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequence[int]) -> Tensor:
@@ -37,13 +37,15 @@ def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequenc
     """
     padding = [max(b, k - 1 - b) for b, k in zip(before, kernel.shape[2:], strict=True)]
     # A tracer's stand-in for a tensor has no sizes: whether these are plain numbers comes first.
-    ours = plain_numbers(image, kernel) and _pays(image, kernel, padding)
+    ours = torch.is_grad_enabled() and plain_numbers(image, kernel) and _pays(image, kernel, padding)
     mixed = (_Depthwise.apply if ours else _padded)(image, kernel, bias, padding)
-    # The padding is alike on both sides, by the longer one: keep the part that is meant.
-    for axis, (p, b) in enumerate(zip(padding, before, strict=True), 2):
-        if mixed.shape[axis] != image.shape[axis]:  # to narrow to all of it costs two passes in the backward
-            mixed = mixed.narrow(axis, p - b, image.shape[axis])
-    return mixed
+    # The padding is alike on both sides, by the longer one: keep the part that is meant. Of tokens, since autograd pads
+    # the gradient in the order of the axes here; and not all of it, which would cost it two passes for nothing.
+    tokens = mixed.permute(0, 2, 3, 1)
+    for axis, (p, b) in enumerate(zip(padding, before, strict=True), 1):
+        if tokens.shape[axis] != image.shape[axis + 1]:
+            tokens = tokens.narrow(axis, p - b, image.shape[axis + 1])
+    return tokens.permute(0, 3, 1, 2)
 
 
 def _padded(image: Tensor, kernel: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
@@ -53,8 +55,7 @@ def _padded(image: Tensor, kernel: Tensor, bias: Tensor | None, padding: list[in
 def _pays(image: Tensor, kernel: Tensor, padding: list[int]) -> bool:
     """Whether a gradient of the kernel will be wanted, and strips give it sooner."""
     return (
-        torch.is_grad_enabled()
-        and kernel.requires_grad
+        kernel.requires_grad
         and torch.backends.mkldnn.is_available()
         and kernel.shape[3] > _STRIP
         and image.numel() >= _WORTH
