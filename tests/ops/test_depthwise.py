@@ -84,7 +84,7 @@ def test_gradients_are_those_of_the_definition(data: st.DataObject) -> None:
 def test_plain_numbers_go_by_strips(grid: tuple[int, int]) -> None:
     """In float32 as it is used: nothing patched but a note taken."""
     size, before = (min(grid[0], 7), 7), (min(grid[0], 7) // 2, 6)
-    inputs = draw(4, 96, grid, size, torch.float32)
+    inputs = draw(6, 96, grid, size, torch.float32)
     with patch.object(depthwise, "_by_strips", wraps=depthwise._by_strips) as seen:
         mixed = convolve(*inputs, before)
         found = torch.autograd.grad(mixed, inputs, torch.cos(mixed.detach()))
@@ -143,7 +143,7 @@ def test_transforms() -> None:
 
 @pytest.mark.parametrize(("grid", "before"), [((14, 15), (3, 3)), ((1, 300), (0, 6))])
 def test_compiles(grid: tuple[int, int], before: Before) -> None:
-    image, kernel, bias = draw(2, 96, grid, (2 * before[0] + 1, 7), torch.float32)
+    image, kernel, bias = draw(6, 96, grid, (2 * before[0] + 1, 7), torch.float32)
 
     def run(image: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         return convolve(image, kernel, bias, before)
@@ -158,7 +158,7 @@ def test_compiles(grid: tuple[int, int], before: Before) -> None:
 
 
 def test_autocast_keeps_its_dtype() -> None:
-    inputs = draw(2, 96, (14, 15), (7, 7), torch.float32)
+    inputs = draw(6, 96, (14, 15), (7, 7), torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = convolve(*inputs, (3, 3))
     assert mixed.dtype == torch.bfloat16
