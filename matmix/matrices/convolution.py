@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
+from matmix.ops.depthwise import convolve
 from matmix.ops.layout import image_of
 
 
@@ -62,18 +62,11 @@ class Convolution(Matrix):
         # the layout in which depthwise convolution is fastest (1.7 times on CPU). A sequence is a row of an image.
         tokens = values.transpose(1, 2).reshape(batch, length, heads * width)
         image = image_of(tokens, self.grid)
-        kernel, before = self.kernel.to(values.dtype), self.before
+        kernel, before = self.kernel.to(values.dtype), (0, *self.before)[-2:]
         if kernel.dim() == 2:
-            kernel, before = kernel.unsqueeze(1), (0, *before)
+            kernel = kernel.unsqueeze(1)
         kernel = kernel.expand(heads, -1, -1).repeat_interleave(width, 0) if width > 1 else kernel.expand(heads, -1, -1)
-        # conv2d pads both sides alike: pad by the longer one and keep the part that is meant.
-        pad = [max(b, k - 1 - b) for b, k in zip(before, kernel.shape[1:], strict=True)]
-        mixed = F.conv2d(image, kernel.unsqueeze(1), padding=pad, groups=heads * width)
-        for axis, (p, b) in enumerate(zip(pad, before, strict=True)):
-            if (
-                mixed.shape[2 + axis] != image.shape[2 + axis]
-            ):  # to narrow to all of it costs two passes in the backward
-                mixed = mixed.narrow(2 + axis, p - b, image.shape[2 + axis])
+        mixed = convolve(image, kernel.unsqueeze(1), None, before)
         return mixed.flatten(2).mT.reshape(batch, length, heads, width).transpose(1, 2)
 
     def _rmatmul(self, values: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ _POINTWISE = ("high_mixer.conv1.weight", "high_mixer.proj2.weight", "proj.weight
 class _Rest(NamedTuple):
     grid: Grid  # (rows, columns); a sequence is one row
     mask: Tensor | None
+    product: Tensor  # of the matrix and its values
+    parts: tuple[Tensor, ...]  # that it was joined from: tokens convolved, pooled and attended
 
 
 class _High(nn.Module):
@@ -129,14 +131,15 @@ class Inception(Mixer):
         pooled, index = self._max_pool(peak, image_grid, mask)
         attended, values, matrix = self._attend(low, image_grid, mask)
 
-        parts = (Convolution.centred(kernel.squeeze(1), grid), Selection(index, x.shape[1], x.dtype), matrix)
+        matrices = (Convolution.centred(kernel.squeeze(1), grid), Selection(index, x.shape[1], x.dtype), matrix)
         if context.product_only:
             streams = x.new_empty(0)
         else:
             streams = torch.cat((wide, peak.to(wide.dtype), values), 2).mT.unsqueeze(-1)
-        mixed = torch.cat((convolved, pooled.to(wide.dtype), attended), 2).mT.unsqueeze(-1)
-        known = Known(HeadCat.of(*parts, repeats=(1, 1, self.head_dim)), streams, mixed)
-        return Projected(known, streams, _Rest(image_grid, mask))
+        parts = (convolved, pooled.to(wide.dtype), attended)
+        mixed = torch.cat(parts, 2).mT.unsqueeze(-1)
+        known = Known(HeadCat.of(*matrices, repeats=(1, 1, self.head_dim)), streams, mixed)
+        return Projected(known, streams, _Rest(image_grid, mask, mixed, parts))
 
     def _max_pool(self, x: Tensor, grid: Grid, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The largest of three tokens a side in every channel, and where it stands ``(B, C, L)``."""
@@ -179,8 +182,10 @@ class Inception(Mixer):
         return mixed.index_select(1, cell), value.index_select(1, cell), Product(tuple(factors))
 
     def merge(self, mixed: Tensor, rest: _Rest) -> Tensor:
-        tokens = mixed.squeeze(-1).mT
-        convolved, pooled, attended = tokens.split((2 * self.part, self.part, self.low), 2)
+        # Of the very product that was joined here the parts are at hand, and their gradients need not be joined again.
+        other = mixed is not rest.product
+        parts = mixed.squeeze(-1).mT.split((2 * self.part, self.part, self.low), 2) if other else rest.parts
+        convolved, pooled, attended = parts
         z = torch.cat((F.gelu(convolved), gelu(self.high_mixer.proj2(pooled)), attended), 2)
         z = drop_padding(z, rest.mask)
         # The centre tap of the kernel takes the identity in.

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 def looked_on(*tensors: Tensor) -> bool:
     """Whether a compiler traces, or autograd keeps what becomes of these tensors: then nothing is written in place."""
     return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
+def plain_numbers(*tensors: Tensor) -> bool:
+    """Whether tensors are plain float32 numbers on the CPU, at the outermost level: no compiler, tracer, dispatch mode,
+    transform or autocast.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
+        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+    )
 
 
 def silu(hidden: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.ops.activations import gelu, looked_on
+from matmix.ops.depthwise import convolve
+from matmix.ops.layout import image_of
 from matmix.ops.precision import working_dtype
 
 
@@ -103,12 +105,8 @@ class ShortConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, L, C)`` to ``(B, L, C)``."""
-        length = x.shape[1]
         reach = self.size - 1 if self.causal else self.size // 2
-        # Padded on both sides by the convolution itself; what a causal filter gives behind the end is left out.
-        mixed = F.conv2d(x.mT.unsqueeze(2), self.weight.unsqueeze(2), self.bias, padding=(0, reach), groups=x.shape[2])
-        mixed = mixed.squeeze(2).mT
-        return mixed if mixed.shape[1] == length else mixed[:, :length]
+        return convolve(image_of(x, x.shape[1:2]), self.weight.unsqueeze(2), self.bias, (0, reach)).squeeze(2).mT
 
     def window(self, x: Tensor) -> Tensor:
         """The last K tokens of ``x (B, L, C)`` as ``(B, C, K)``, zeros before the first: the state of ``step``."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matmix.ops.activations import plain_numbers
 from matmix.ops.layers import StarReLU
 
 # oneDNN's product applies the activation while the result is in cache; on CPU it is also the faster product (by 1.1 to
@@ -26,17 +27,7 @@ def runs_only(x: Tensor) -> bool:
 
     What may then be done to it, kernels without derivatives or work in place, nobody can tell from the result.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and type(x) is Tensor
-        and not torch.is_grad_enabled()
-        and x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and not torch.is_autocast_enabled("cpu")
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-    )
+    return type(x) is Tensor and plain_numbers(x) and not torch.is_grad_enabled()
 
 
 def linear(layer: nn.Module, x: Tensor, act: nn.Module = _IDENTITY) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matmix.ops.depthwise import convolve
 from matmix.ops.precision import working_dtype
 
 
@@ -189,6 +190,8 @@ def depthwise(image: Tensor, kernel: Tensor, bias: Tensor | None, stride: int = 
     if kernel.dim() == 3:
         kernel = kernel.unsqueeze(2)
     pad = (kernel.shape[2] // 2, kernel.shape[3] // 2)
+    if stride == 1:
+        return convolve(image, kernel, bias, pad)
     return F.conv2d(image, kernel, bias, stride, pad, groups=image.shape[1])
 
 

@@ -1,0 +1,141 @@
+"""Depthwise convolution of images and sequences, with a gradient of the kernel of its own on CPU.
+
+oneDNN has a depthwise algorithm for the gradient of a kernel, but without AVX-512 only for kernels of up to three
+columns and little padding. Wider ones go through that of a full convolution, as if every channel were eight: several
+times the time of everything else in a training step, and scratch memory of the size of the image. So such a kernel is
+put together here from strips of three columns, each of the image shifted and padded to suit, a few samples at a time
+so that the copies stay in cache. A sequence is turned into a column, whose kernel has one column only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from matmix.ops.activations import plain_numbers
+
+_STRIP = 3  # columns of a kernel that the depthwise algorithm takes
+_CACHE = 2**19  # numbers of an image that are worked on together
+_WORTH = 2**20  # multiplications from which the calls for the strips pay
+
+
+def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequence[int]) -> Tensor:
+    """``y[p] = bias + sum_t kernel[t] image[p + t - before]`` in every channel, with zeros beyond the border.
+
+    Args:
+        image: ``(B, C, rows, columns)``; channels last in memory is fastest. A sequence is one row.
+        kernel: ``(C, 1, k_rows, k_columns)``.
+        bias: ``(C,)``.
+        before: taps of the kernel that lie before the position, along every axis.
+
+    Returns:
+        ``(B, C, rows, columns)``.
+    """
+    padding = [max(b, k - 1 - b) for b, k in zip(before, kernel.shape[2:], strict=True)]
+    # A tracer's stand-in for a tensor has no sizes: whether these are plain numbers comes first.
+    ours = torch.is_grad_enabled() and plain_numbers(image, kernel) and _pays(image, kernel, padding)
+    mixed = (_Depthwise.apply if ours else _padded)(image, kernel, bias, padding)
+    # The padding is alike on both sides, by the longer one: keep the part that is meant. Of tokens, since autograd pads
+    # the gradient in the order of the axes here; and not all of it, which would cost it two passes for nothing.
+    tokens = mixed.permute(0, 2, 3, 1)
+    for axis, (p, b) in enumerate(zip(padding, before, strict=True), 1):
+        if tokens.shape[axis] != image.shape[axis + 1]:
+            tokens = tokens.narrow(axis, p - b, image.shape[axis + 1])
+    return tokens.permute(0, 3, 1, 2)
+
+
+def _padded(image: Tensor, kernel: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
+    return F.conv2d(image, kernel, bias, padding=padding, groups=image.shape[1])
+
+
+def _pays(image: Tensor, kernel: Tensor, padding: list[int]) -> bool:
+    """Whether a gradient of the kernel will be wanted, and strips give it sooner."""
+    return (
+        kernel.requires_grad
+        and torch.backends.mkldnn.is_available()
+        and kernel.shape[3] > _STRIP
+        and image.numel() * kernel[0].numel() >= _WORTH
+        and image.stride(1) == 1
+        and all(p < k <= n for p, k, n in zip(padding, kernel.shape[2:], image.shape[2:], strict=True))
+    )
+
+
+class _Depthwise(torch.autograd.Function):
+    """``_padded``, with the gradient of the kernel by strips."""
+
+    @staticmethod
+    def forward(image: Tensor, kernel: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
+        return _padded(image, kernel, bias, padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        image, kernel, _, ctx.padding = inputs
+        ctx.save_for_backward(image, kernel)
+        ctx.save_for_forward(image, kernel)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        image, kernel = ctx.saved_tensors  # read once: under checkpointing a second time is an error
+        to_image, to_kernel, to_bias = ctx.needs_input_grad[:3]
+        # What is differentiated again, or taken for many gradients at once, goes the way that allows for it.
+        many = torch._C._dispatch_keys(gradient).has("Batched")  # by is_grads_batched=True
+        strips = to_kernel and not torch.is_grad_enabled() and plain_numbers(gradient) and not many
+        wanted = [to_image, to_kernel and not strips, False]
+        d_image, d_kernel, _ = torch.ops.aten.convolution_backward(
+            gradient, image, kernel, None, [1, 1], ctx.padding, [1, 1], False, [0, 0], image.shape[1], wanted
+        )
+        if strips:
+            d_kernel = _by_strips(image, gradient, kernel.shape, ctx.padding)
+        return d_image, d_kernel, gradient.sum((0, 2, 3)) if to_bias else None, None
+
+    @staticmethod
+    def jvp(ctx: Any, d_image: Tensor | None, d_kernel: Tensor | None, d_bias: Tensor | None, _: None) -> Tensor:
+        image, kernel = ctx.saved_tensors
+        parts = [] if d_image is None else [_padded(d_image, kernel, None, ctx.padding)]
+        if d_kernel is not None:
+            parts.append(_padded(image, d_kernel, None, ctx.padding))
+        if d_bias is not None:
+            parts.append(d_bias.view(-1, 1, 1).expand_as(parts[0]))
+        return sum(parts[1:], parts[0])
+
+
+def _by_strips(image: Tensor, gradient: Tensor, shape: torch.Size, padding: list[int]) -> Tensor:
+    """``sum_p gradient[p] image[p + t - padding]`` for every channel and tap t of a kernel of that shape."""
+    if image.shape[2] == 1 and shape[3] > 1:
+        turned = torch.Size((*shape[:2], shape[3], 1))
+        return _by_strips(_column(image), _column(gradient), turned, padding[::-1]).mT
+    (channels, rows, columns), (high, wide) = gradient.shape[1:], shape[2:]
+    samples = max(1, _CACHE // max(1, gradient[:1].numel()))
+    step = rows if samples > 1 else max(high, _CACHE // (channels * columns))
+    total = gradient.new_zeros(shape)
+    for several, given in zip(image.split(samples), gradient.split(samples), strict=True):
+        for top in range(0, rows, step):
+            part = given.narrow(2, top, min(step, rows - top))
+            part = part.contiguous(memory_format=torch.channels_last)
+            for left in range(0, wide, _STRIP):
+                strip = total[..., left : left + _STRIP]
+                size = (part.shape[2] + high - 1, columns + strip.shape[3] - 1)
+                strip += _valid(_window(several, top - padding[0], left - padding[1], *size), part, strip)
+    return total
+
+
+def _valid(image: Tensor, gradient: Tensor, kernel: Tensor) -> Tensor:
+    """The gradient of a kernel that went over an image without padding; of the kernel only the shape matters."""
+    wanted, channels = [False, True, False], image.shape[1]
+    return torch.ops.aten.convolution_backward(
+        gradient, image, kernel, None, [1, 1], [0, 0], [1, 1], False, [0, 0], channels, wanted
+    )[1]
+
+
+def _window(image: Tensor, top: int, left: int, rows: int, columns: int) -> Tensor:
+    """A copy of a part of an image, with zeros beyond its border."""
+    return F.pad(image, (-left, left + columns - image.shape[3], -top, top + rows - image.shape[2]))
+
+
+def _column(row: Tensor) -> Tensor:
+    """A row ``(B, C, 1, L)`` as a column ``(B, C, L, 1)``, channels last also by its strides."""
+    return row.squeeze(2).mT.unsqueeze(2).permute(0, 3, 1, 2)
