@@ -144,7 +144,7 @@ def _states(
 def _carry(
     states, total, initial, wanted, last,
     chunks,
-    SIZE: tl.constexpr, INITIAL: tl.constexpr, WANTED: tl.constexpr, BLOCK: tl.constexpr,
+    SIZE: tl.constexpr, INITIAL: tl.constexpr, WANTED: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """In place: the states that enter the chunks; and the one that leaves the last. Way 1 goes from the end."""
     entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -158,12 +158,20 @@ def _carry(
     if WANTED:  # noqa: SIM102
         if way == 1:
             state = tl.load(wanted + stream * SIZE + entry, mask=kept, other=0.0)
-    for index in range(chunks):
-        chunk = tl.where(way == 0, index, chunks - 1 - index)
-        at = states + own * chunks + chunk * SIZE + entry
-        added = tl.load(at, mask=kept, other=0.0)
-        tl.store(at, state, mask=kept)
-        state = tl.load(total + stream * chunks + chunk) * state + added
+    for start in range(0, chunks, AHEAD):
+        # Loaded together: one after the other would wait for memory at every chunk.
+        added = ()
+        decays = ()
+        for index in tl.static_range(AHEAD):
+            there = start + index < chunks
+            chunk = tl.where(way == 0, start + index, chunks - 1 - start - index)
+            added = added + (tl.load(states + own * chunks + chunk * SIZE + entry, mask=kept & there, other=0.0),)
+            decays = decays + (tl.load(total + stream * chunks + chunk, mask=there, other=1.0),)
+        for index in tl.static_range(AHEAD):
+            there = start + index < chunks
+            chunk = tl.where(way == 0, start + index, chunks - 1 - start - index)
+            tl.store(states + own * chunks + chunk * SIZE + entry, state, mask=kept & there)
+            state = decays[index] * state + added[index]
     tl.store(last + own + entry, state, mask=kept)
 
 
@@ -252,26 +260,32 @@ def _d_factors(
     d_mixed, g_b, g_h, g_t, g_w,
     log_decay, a_b, a_h, a_t,
     step, s_b, s_h, s_t,
-    states, back,
-    d_inputs, d_outputs, m_p, m_b, m_g, m_t, m_n,  # (parts, B, G, L, N), alike
+    states,  # (2, B, H, Z, N, W)
+    d_factors, m_w, m_p, m_b, m_g, m_t, m_n,  # (2, parts, B, G, L, N)
     rows,  # C . dC of every head, by blocks of N: (blocks, B, H, L)
     length, chunks, heads, repeat, split,
     N: tl.constexpr, W: tl.constexpr, STEP: tl.constexpr, FLIP: tl.constexpr,
     Q: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, KIND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Some heads of a group, one after the other: their gradients of C and B add up."""
+    """The gradient of C (way 0) or B (way 1) by some heads of a group, one after the other."""
     parts = tl.cdiv(repeat, split)
     chunk, part = tl.program_id(0), tl.program_id(1) % parts
-    group, sample = (
-        tl.program_id(1) // parts % (heads // repeat),
-        (tl.program_id(1) // parts // (heads // repeat)).to(tl.int64),
-    )
-    n = tl.program_id(2) * BN + tl.arange(0, BN)
+    place, groups = tl.program_id(1) // parts, heads // repeat
+    group, sample = place % groups, (place // groups).to(tl.int64)
+    way, block = tl.program_id(2) // tl.cdiv(N, BN), tl.program_id(2) % tl.cdiv(N, BN)
+    n = block * BN + tl.arange(0, BN)
     t, inside = _places(chunk, length, Q, FLIP)
-    read = _tile(outputs + sample * c_b + group * c_g, t, inside, c_t, n, n < N, c_n).to(tl.float32)
-    write = _tile(inputs + sample * b_b + group * b_g, t, inside, b_t, n, n < N, b_n).to(tl.float32)
-    d_read = tl.zeros((Q, BN), tl.float32)
-    d_write = tl.zeros((Q, BN), tl.float32)
+    row = tl.arange(0, Q)[:, None]
+    column = tl.arange(0, Q)[None, :]
+    if way == 0:
+        other = _tile(inputs + sample * b_b + group * b_g, t, inside, b_t, n, n < N, b_n)
+        near = row >= column
+        sign = 1.0
+    else:
+        other = _tile(outputs + sample * c_b + group * c_g, t, inside, c_t, n, n < N, c_n)
+        near = row <= column
+        sign = -1.0
+    total = tl.zeros((Q, BN), tl.float32)
     for index in range(split):
         member = part * split + index
         if member < repeat:
@@ -279,28 +293,34 @@ def _d_factors(
             upto, end = _upto(log_decay + sample * a_b + head * a_h, a_t, t, inside)
             weight = _steps(step + sample * s_b + head * s_h, s_t, t, inside, STEP)
             stream = sample * heads + head
-            pairs = tl.zeros((Q, Q), tl.float32)  # dy_i . v_j
-            ahead = tl.zeros((Q, BN), tl.float32)
-            behind = tl.zeros((Q, BN), tl.float32)
+            at = ((way * tl.num_programs(1).to(tl.int64) // parts * repeat + stream) * chunks + chunk) * (N * W)
+            pairs = tl.zeros((Q, Q), tl.float32)  # dy_i . v_j, or v_j . dy_i
+            far = tl.zeros((Q, BN), tl.float32)
             for start in tl.static_range(0, W, BW):
                 w = start + tl.arange(0, BW)
                 value = _tile(values + sample * v_b + head * v_h, t, inside, v_t, w, w < W, v_w)
                 d_mix = _tile(d_mixed + sample * g_b + head * g_h, t, inside, g_t, w, w < W, g_w)
-                pairs += _dot(d_mix, tl.trans(value), KIND, PRECISION)
-                at = (stream * chunks + chunk) * (N * W)
-                ahead += _dot(d_mix, tl.trans(_state(states + at, n, w, N, W)), KIND, PRECISION)
-                behind += _dot(value, tl.trans(_state(back + at, n, w, N, W)), KIND, PRECISION)
-            pairs *= _below(upto, Q) * weight[None, :]
-            ahead = ahead * tl.exp(upto.to(tl.float32))[:, None] + _dot(pairs, write, KIND, PRECISION)
-            behind *= (tl.exp((end - upto).to(tl.float32)) * weight)[:, None]
-            d_read += ahead
-            d_write += behind + _dot(tl.trans(pairs), read, KIND, PRECISION)
-            at = (tl.program_id(2) * (tl.num_programs(1).to(tl.int64) // parts * repeat) + stream) * length
-            tl.store(rows + at + t, tl.sum(read * ahead, 1), mask=inside)
-    at = part * m_p + sample * m_b + group * m_g + t[:, None] * m_t + n[None, :] * m_n
-    kept = inside[:, None] & (n < N)[None, :]
-    tl.store(d_outputs + at, d_read, mask=kept)
-    tl.store(d_inputs + at, d_write, mask=kept)
+                if way == 0:
+                    first, second = d_mix.to(tl.float32), value.to(tl.float32)
+                else:
+                    first, second = value.to(tl.float32), d_mix.to(tl.float32)
+                pairs += _dot(first, tl.trans(second), KIND, PRECISION)
+                far += _dot(first, tl.trans(_state(states + at, n, w, N, W)), KIND, PRECISION)
+            exponent = (upto[:, None] - upto[None, :]).to(tl.float32) * sign
+            pairs *= tl.exp(tl.where(near, exponent, float("-inf")))
+            if way == 0:
+                pairs *= weight[None, :]
+                far *= tl.exp(upto.to(tl.float32))[:, None]
+                own = far + _dot(pairs, other, KIND, PRECISION)
+                read = _tile(outputs + sample * c_b + group * c_g, t, inside, c_t, n, n < N, c_n)
+                line = (block * (tl.num_programs(1).to(tl.int64) // parts * repeat) + stream) * length
+                tl.store(rows + line + t, tl.sum(read.to(tl.float32) * own, 1), mask=inside)
+            else:
+                far *= tl.exp((end - upto).to(tl.float32))[:, None]
+                own = (far + _dot(pairs, other, KIND, PRECISION)) * weight[:, None]
+            total += own
+    at = way * m_w + part * m_p + sample * m_b + group * m_g + t[:, None] * m_t + n[None, :] * m_n
+    tl.store(d_factors + at, total, mask=inside[:, None] & (n < N)[None, :])
 
 
 # ------------------------------------------------------------------ their launches
@@ -467,14 +487,14 @@ def _gradients(
     batch, heads, length, groups = plan.batch, plan.heads, plan.length, plan.groups
     if d_last is not None:
         d_last = d_last.contiguous()
-    (ahead, back), (last, first) = plan.states(initial, d_mixed, d_last)
+    states, (last, first) = plan.states(initial, d_mixed, d_last)
     wanted = (d_mixed, *d_mixed.stride())
 
     d_values = values.new_empty(batch, length, heads, plan.width).transpose(1, 2)
     options, _, wide = plan.tuned("d_values")
-    columns = ahead.new_empty(wide, batch, heads, length)
+    columns = states.new_empty(wide, batch, heads, length)
     _d_values[(plan.chunks, batch * heads, wide)](
-        *plan.factors, *wanted, *plan.decay, back, d_values, *d_values.stride(), columns, *plan.sizes, **options
+        *plan.factors, *wanted, *plan.decay, states[1], d_values, *d_values.stride(), columns, *plan.sizes, **options
     )
     repeat = heads // groups
     split = min(repeat, SPLIT)
@@ -482,12 +502,12 @@ def _gradients(
     kept = outputs.dtype if parts == 1 else torch.float32
     d_factors = values.new_empty(2, parts, batch, length, groups, plan.states_, dtype=kept).transpose(3, 4)
     options, tall, _ = plan.tuned("d_factors")
-    rows = ahead.new_empty(tall, batch, heads, length)
-    _d_factors[(plan.chunks, batch * groups * parts, tall)](
-        *plan.factors, *wanted, *plan.decay, ahead, back, *d_factors.unbind(0), *d_factors.stride()[1:], rows,
+    rows = states.new_empty(tall, batch, heads, length)
+    _d_factors[(plan.chunks, batch * groups * parts, 2 * tall)](
+        *plan.factors, *wanted, *plan.decay, states, d_factors, *d_factors.stride(), rows,
         *plan.sizes, split, **options,
     )  # fmt: skip
-    d_inputs, d_outputs = d_factors.squeeze(1) if parts == 1 else d_factors.sum(1)
+    d_outputs, d_inputs = d_factors.squeeze(1) if parts == 1 else d_factors.sum(1)
 
     written = columns.squeeze(0) if len(columns) == 1 else columns.sum(0)  # u . v
     read = rows.squeeze(0) if len(rows) == 1 else rows.sum(0)
@@ -506,10 +526,10 @@ def _gradients(
 CHUNK = 64  # Q, at most
 SPLIT = 4  # heads of a group whose gradients one program adds up
 TUNED: dict[str, dict[str, int]] = {
-    "states": {"BN": 64, "BW": 64, "num_warps": 4, "num_stages": 2},
-    "carry": {"num_warps": 4, "num_stages": 2},
+    "states": {"BN": 128, "BW": 64, "num_warps": 4, "num_stages": 2},
+    "carry": {"AHEAD": 8, "num_warps": 4, "num_stages": 2},
     "outputs": {"BN": 64, "BW": 64, "num_warps": 4, "num_stages": 2},
     "d_values": {"BN": 64, "BW": 64, "num_warps": 4, "num_stages": 2},
-    "d_factors": {"BN": 64, "BW": 64, "num_warps": 8, "num_stages": 2},
+    "d_factors": {"BN": 64, "BW": 64, "num_warps": 4, "num_stages": 2},
 }
 _KINDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}  # in which products may run
