@@ -12,6 +12,19 @@ def looked_on(*tensors: Tensor) -> bool:
     return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
+def untransformed() -> bool:
+    """Whether no compiler, tracer or transform of torch.func looks on, only autograd perhaps.
+
+    Then a function may have a gradient of its own in the form that torch.func cannot transform: it is called in a
+    third of the time.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+    )
+
+
 def silu(hidden: Tensor) -> Tensor:
     """SiLU of hidden units that nobody else needs: in place unless autograd or a compiler looks on."""
     return F.silu(hidden, inplace=not looked_on(hidden))
