@@ -314,7 +314,9 @@ def test_matplotlib_is_loaded_only_to_draw():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("spec", ["fnet", "ponet", "ffnified", "inception", "mlp", 'heads("attention", "fnet")'])
+@pytest.mark.parametrize(
+    "spec", ["fnet", "ponet", "ffnified", "inception", "max_pooling", "mlp", 'heads("attention", "fnet")']
+)
 def test_values_left_out_by_forward_are_there_when_looked_at(spec: str) -> None:
     """forward asks for the product alone; who records, or projects, gets the values that the matrix multiplies."""
     mixer = create_mixer(spec, 64, (4, 4)).eval()

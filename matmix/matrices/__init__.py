@@ -13,6 +13,7 @@ from matmix.matrices.circulant import Circulant
 from matmix.matrices.convolution import Convolution
 from matmix.matrices.cosine import Cosine
 from matmix.matrices.decaying_toeplitz import DecayingToeplitz
+from matmix.matrices.deferred import Deferred
 from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
@@ -24,6 +25,7 @@ from matmix.matrices.interpolation import Interpolation
 from matmix.matrices.known import Known
 from matmix.matrices.laplace import Laplace, SquaredReLU
 from matmix.matrices.low_rank import LowRank
+from matmix.matrices.max_pool import MaxPool
 from matmix.matrices.monarch import Monarch
 from matmix.matrices.normalise import Normalise
 from matmix.matrices.permutation import Permutation
@@ -49,6 +51,7 @@ __all__ = [
     "Convolution",
     "Cosine",
     "DecayingToeplitz",
+    "Deferred",
     "Dense",
     "Diagonal",
     "DiagonalSemiseparable",
@@ -64,6 +67,7 @@ __all__ = [
     "LowRank",
     "Masked",
     "Matrix",
+    "MaxPool",
     "Monarch",
     "Normalise",
     "Permutation",

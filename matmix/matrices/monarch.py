@@ -12,6 +12,8 @@ from matmix.matrices.base import Matrix, Shape
 from matmix.ops.cost import Cost
 from matmix.ops.scan import share, unshare
 
+WORTH = 1 << 17  # numbers in all samples of a head from which a call a head costs less than copies of all heads
+
 
 class Monarch(Matrix):
     """Tokens on an m x n grid: mix within every row by its own block, then within every column by its own.
@@ -45,10 +47,25 @@ class Monarch(Matrix):
     def _matmul(self, values: Tensor) -> Tensor:
         m, n = self.left.shape[3], self.left.shape[2]
         batch, heads = self.shape[:2]
+        if batch == 1 and heads == values.shape[1] and _by_head_is_faster(values):
+            return self._by_head(values)
         wide = share(values, batch, heads)  # samples that share the matrix side by side: fewer, wider products
         rows = self.right @ wide.unflatten(2, (m, n))
         mixed = (self.left @ rows.transpose(2, 3)).transpose(2, 3).flatten(2, 3)
         return unshare(mixed, values, batch, heads)
+
+    def _by_head(self, values: Tensor) -> Tensor:
+        """One head after the other: the transposition between its factors is a view then, and all of it in cache."""
+        m, n = self.left.shape[3], self.left.shape[2]
+        batch, width = values.shape[0], values.shape[3]
+        mixed = []
+        # Heads are taken from, and put to, where they lie in tokens (B, L, H*W): gradients too are stacked that way.
+        images = values.transpose(1, 2).unflatten(1, (m, n)).unbind(3)
+        for left, right, image in zip(self.left.squeeze(0), self.right.squeeze(0), images, strict=True):
+            wide = image.permute(1, 2, 0, 3).flatten(2)  # (m, n, B W)
+            wide = torch.bmm(left, torch.bmm(right, wide).transpose(0, 1))  # (n, m, B W)
+            mixed.append(wide.unflatten(-1, (batch, width)).permute(2, 1, 0, 3))
+        return torch.stack(mixed, 3).flatten(1, 2).transpose(1, 2)
 
     def _rmatmul(self, values: Tensor) -> Tensor:
         m, n = self.left.shape[3], self.left.shape[2]
@@ -82,3 +99,9 @@ class Monarch(Matrix):
             torch.randn(batch, heads, n, m, m, dtype=dtype) / m**0.5,
             torch.randn(1, heads, m, n, n, dtype=dtype) / n**0.5,
         )
+
+
+def _by_head_is_faster(values: Tensor) -> bool:
+    """Measured on the CPU; a compiler is spared the loop."""
+    large = values.shape[0] * values.shape[2] * values.shape[3] >= WORTH
+    return large and values.device.type == "cpu" and not torch.compiler.is_compiling()

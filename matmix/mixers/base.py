@@ -116,8 +116,10 @@ class Mixer(nn.Module):
             ValueError: for tokens, a grid or a mask that do not fit; a mixer of fixed length names ``resize_``.
         """
         context = self._context(x, grid, mask)
-        matrix, values, rest = self.project(x, context._replace(product_only=True))
-        out = self.merge(matrix.matmul(values), rest)
+        matrix, values, rest = self.project(x, Context(context.grid, context.mask, product_only=True))
+        mixed = matrix.matmul(values)
+        del matrix, values  # merge may need their memory
+        out = self.merge(mixed, rest)
         if mask is not None:
             out = out.masked_fill(~mask.unsqueeze(-1), 0)
         return out if out.dtype == x.dtype else out.to(x.dtype)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from matmix.matrices.algebra import Product
 from matmix.matrices.diagonal import Diagonal
@@ -15,6 +14,7 @@ from matmix.matrices.low_rank import LowRank
 from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
+from matmix.ops.activations import untransformed
 from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
 
@@ -55,9 +55,8 @@ class LinearAttention(Mixer):
 
     def _features(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Features of queries and keys, and values, ``(B, H, L, E)``; masked keys have no features."""
-        query, key, values = (
-            linear(self.qkv, x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
-        )
+        parts = linear(self.qkv, x).unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
+        query, key, values = (part.transpose(1, 2) for part in parts)
         query, key = _positive(query), _positive(key)
         return query, key if mask is None else key.masked_fill(~mask[:, None, :, None], 0), values
 
@@ -114,7 +113,25 @@ class LinearAttention(Mixer):
 
 
 def _positive(x: Tensor) -> Tensor:
-    """``elu(x) + 1``; in place where nobody looks on, as the projection is ours alone."""
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
-        return F.elu(x) + 1
-    return F.elu(x, inplace=True).add_(1)
+    """``elu(x) + 1``, as exp(x) below zero and x + 1 above: precise where it is small, and the faster to compute."""
+    return _Positive.apply(x) if untransformed() else x.clamp(max=0).exp() + x.relu()
+
+
+class _Positive(torch.autograd.Function):
+    """``_positive``, whose slope is its own value up to 1: nothing is kept but the features, and heads lie in a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        features = x.clamp(max=0).exp_().add_(x.relu())
+        ctx.save_for_backward(features)
+        ctx.save_for_forward(features)
+        return features
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * ctx.saved_tensors[0].clamp(max=1)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return tangents[0] * ctx.saved_tensors[0].clamp(max=1)

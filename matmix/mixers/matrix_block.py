@@ -8,13 +8,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from matmix.matrices.algebra import Sum
 from matmix.matrices.base import Matrix
 from matmix.matrices.identity import Identity
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.ops import interpolate
-from matmix.ops.activations import silu
 from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.linear import linear
 from matmix.ops.state_space import head_width
@@ -207,14 +207,12 @@ class MatrixBlock(Mixer):
         mask, structure = context.mask, self.matrix_mixer
         gate, signal, raw = linear(self.in_proj, x).split(self.sizes, -1)
         # Zeros at padding on both sides of the convolution, whose bias (and that of in_proj) would fill it.
-        signal = self.conv1d(drop_padding(signal, mask))
-        parts = (self.sizes[0], self.sizes[1] - self.sizes[0])
+        signal = drop_padding(self.conv1d(drop_padding(signal, mask)), mask)
+        value, streams = signal.split((self.sizes[0], self.sizes[1] - self.sizes[0]), -1)
+        # Part by part: what comes out of a view is contiguous, so that the heads need no copy.
+        values = split_heads(F.silu(value).contiguous(), self.heads)
         if structure.activated:
-            value, streams = drop_padding(silu(signal), mask).split(parts, -1)
-        else:
-            value, streams = drop_padding(signal, mask).split(parts, -1)
-            value = silu(value)
-        values = split_heads(value.contiguous(), self.heads)
+            streams = F.silu(streams)
         size: Tensor | float = float(self.max_len or x.shape[1])
         if mask is not None and self.max_len is None and structure.form.data_dependent:
             size = mask.sum(1).clamp(min=1).to(values.dtype)[:, None, None, None]

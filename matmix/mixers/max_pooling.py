@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from matmix.matrices.known import Known
-from matmix.matrices.selection import Selection
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
+from matmix.matrices.max_pool import MaxPool
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops.layout import image_of
+from matmix.ops.maxima import largest_around
 
 
 @register(
@@ -39,20 +39,18 @@ class MaxPooling(Mixer):
         self.window = window
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        mask, grid = context.mask, context.grid if len(context.grid) == 2 else (1, *context.grid)
+        mask, grid = context.mask, context.grid
+        matrix = MaxPool(x, grid, (self.window,) * len(grid), mask)
+        values = x.new_empty(0) if context.product_only else drop_padding(x, mask).mT.unsqueeze(-1)
         real = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), -torch.inf)
-        window = (self.window if len(context.grid) == 2 else 1, self.window)
-        pooled, index = F.max_pool2d(
-            image_of(real, grid), window, 1, (window[0] // 2, window[1] // 2), return_indices=True
-        )
-        values = drop_padding(x, mask).mT.unsqueeze(-1)
-        matrix = Selection(index.flatten(2), x.shape[1], x.dtype)
-        # Only padding can see nothing but padding.
-        product = drop_padding(pooled.flatten(2).mT, mask).mT.unsqueeze(-1)
+        pooled = largest_around(image_of(real, grid), (self.window if len(grid) == 2 else 1, self.window))
+        product = pooled.reshape(*pooled.shape[:2], x.shape[1], 1)
+        if mask is not None:  # only padding sees nothing but padding
+            product = product.masked_fill(~mask[:, None, :, None], 0)
         return Projected(Known(matrix, values, product), values)
 
     def merge(self, mixed: Tensor, rest: None) -> Tensor:
-        return merge_heads(mixed)
+        return mixed.squeeze(-1).mT
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, window={self.window}"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from matmix.matrices.algebra import ColumnCat, Product, Sum
 from matmix.matrices.base import Matrix
+from matmix.matrices.deferred import Deferred
 from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.gate import Gate
@@ -58,28 +59,20 @@ class TokenMLP(Mixer):
             values = x.new_empty(0)
         else:
             values = torch.cat((x, x.new_ones(1, 1, 1).expand(x.shape[0], 1, self.dim)), 1).mT.unsqueeze(-1)
-        assert self.fc1.bias is not None and self.fc2.bias is not None
-        first = Dense(self.fc1.weight[None, None])
-        gate = Gate(first, x.mT.unsqueeze(-1), self.fc1.bias.view(1, 1, -1))
-        hidden = ColumnCat((first, Dense(self.fc1.bias.view(1, 1, -1, 1))))
+        first, second = self.fc1, self.fc2
+        matrix = Deferred(_perceptron, (x, first.weight, first.bias, second.weight, second.bias))
         # The gates need the hidden units, which are most of the product: it is made here, once.
-        mixed = self._mix(x)
-        second = Dense(self.fc2.weight[None, None])
-        nothing = Diagonal(x.new_zeros(1, 1, 1).expand(-1, -1, x.shape[1]))
-        offset = ColumnCat((nothing, Dense(self.fc2.bias.view(1, 1, -1, 1))))
-        matrix: Matrix = Sum((Product((second, gate, hidden)), offset))
-        return Projected(Known(matrix, values, mixed.mT.unsqueeze(-1)), values)
+        return Projected(Known(matrix, values, self._mix(x).unsqueeze(-1)), values)
 
     def _mix(self, x: Tensor) -> Tensor:
-        """The perceptron itself, tokens to tokens."""
+        """The perceptron itself, tokens to ``(B, D, L)``."""
         first, second = self.fc1, self.fc2
         graph = torch.is_grad_enabled() and (x.requires_grad or first.weight.requires_grad)
         if graph or torch.compiler.is_compiling() or x.shape[2] < WIDE:
-            return second(gelu(first(x.mT))).mT
+            return second(gelu(first(x.mT)))
         # One product a sample reads the tokens as they lie; its gradient would be a sum over samples.
-        assert first.bias is not None and second.bias is not None
         hidden = torch.baddbmm(first.bias.unsqueeze(1), first.weight.expand(len(x), -1, -1), x)
-        return torch.baddbmm(second.bias.unsqueeze(1), second.weight.expand(len(x), -1, -1), gelu(hidden))
+        return torch.baddbmm(second.bias.unsqueeze(1), second.weight.expand(len(x), -1, -1), gelu(hidden)).mT
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return mixed.squeeze(-1).mT
@@ -106,3 +99,13 @@ class TokenMLP(Mixer):
             name.replace("fn.0.", "fc1.").replace("fn.3.", "fc2."): value for name, value in state.items()
         }
     }
+
+
+def _perceptron(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Matrix:
+    """``W2 diag(Phi(z)) [W1, b1] + [0, b2]`` for tokens ``(B, L, D)``, a matrix a channel."""
+    first, second = Dense(weight1[None, None]), Dense(weight2[None, None])
+    gate = Gate(first, x.mT.unsqueeze(-1), bias1.view(1, 1, -1))
+    hidden = ColumnCat((first, Dense(bias1.view(1, 1, -1, 1))))
+    nothing = Diagonal(x.new_zeros(1, 1, 1).expand(-1, -1, x.shape[1]))
+    offset = ColumnCat((nothing, Dense(bias2.view(1, 1, -1, 1))))
+    return Sum((Product((second, gate, hidden)), offset))

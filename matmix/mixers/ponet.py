@@ -18,6 +18,7 @@ from matmix.matrices.low_rank import LowRank
 from matmix.matrices.selection import Selection
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
+from matmix.ops.activations import looked_on
 from matmix.ops.layout import image_of
 from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
@@ -164,7 +165,9 @@ def ponet(
         return matrix, values
     # Both poolings gave the largest values along with their places.
     mean = (weight.unsqueeze(2) @ split_heads(key, heads)).transpose(1, 2).flatten(2)
-    product = torch.addcmul(top, gate, peak.index_select(1, segments.owner[0]) + mean)
+    pooled = peak.index_select(1, segments.owner[0]) + mean
+    # The gradient of addcmul multiplies by its scalar too: two passes and two tensors more.
+    product = top + gate * pooled if looked_on(gate) else torch.addcmul(top, gate, pooled)
     return Known(matrix, values, product.mT.unsqueeze(-1)), values
 
 

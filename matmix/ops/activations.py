@@ -17,11 +17,22 @@ def plain_numbers(*tensors: Tensor) -> bool:
     transform or autocast.
     """
     return (
-        not torch.compiler.is_compiling()
+        untransformed()
         and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
         and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
         and not torch.is_autocast_enabled("cpu")
         and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def untransformed() -> bool:
+    """Whether no compiler, tracer or transform of torch.func looks on, only autograd perhaps.
+
+    Then a function may have a gradient of its own in the form that torch.func cannot transform: it is called in a
+    third of the time.
+    """
+    return (
+        not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
     )

@@ -11,4 +11,5 @@ def image_of(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
     Going by way of ``tokens.mT`` would give a batch of one a stride by which kernels take it for channels-first
     memory, and copy it (ten times slower).
     """
-    return tokens.unflatten(1, grid if len(grid) == 2 else (1, *grid)).permute(0, 3, 1, 2)
+    rows, columns = grid if len(grid) == 2 else (1, *grid)
+    return tokens.view(tokens.shape[0], rows, columns, tokens.shape[2]).permute(0, 3, 1, 2)

@@ -11,7 +11,7 @@ place of B and v), a chunk gives
     dv = s u,   u = (C B^T o decay)^T dy + exp(..) B D
     dC = (dy v^T o decay s) B + exp(..) dy S^T,   dB = s ((dy v^T o decay)^T C + exp(..) v D^T)
 
-and what is wanted of the log decays is the sum, from a token to the end, of ``C . dC - v . dv``. Four launches; S and D
+and what is wanted of the log decays is the sum, from a token to the end, of ``C . dC - v . dv``. Five launches; S and D
 are made again and share theirs. Only the arguments are kept.
 
 Exponents are those of ``matmix.ops.scan``: sums over a run of tokens within one chunk, added up and subtracted in
@@ -165,8 +165,10 @@ def _carry(
         for index in tl.static_range(AHEAD):
             there = start + index < chunks
             chunk = tl.where(way == 0, start + index, chunks - 1 - start - index)
-            added = added + (tl.load(states + own * chunks + chunk * SIZE + entry, mask=kept & there, other=0.0),)
-            decays = decays + (tl.load(total + stream * chunks + chunk, mask=there, other=1.0),)
+            new = tl.load(states + own * chunks + chunk * SIZE + entry, mask=kept & there, other=0.0)
+            added = added + (new,)  # type: ignore[assignment]  # noqa: RUF005
+            new = tl.load(total + stream * chunks + chunk, mask=there, other=1.0)
+            decays = decays + (new,)  # type: ignore[assignment]  # noqa: RUF005
         for index in tl.static_range(AHEAD):
             there = start + index < chunks
             chunk = tl.where(way == 0, start + index, chunks - 1 - start - index)
@@ -260,11 +262,11 @@ def _d_factors(
     d_mixed, g_b, g_h, g_t, g_w,
     log_decay, a_b, a_h, a_t,
     step, s_b, s_h, s_t,
-    states,  # (2, B, H, Z, N, W)
-    d_factors, m_w, m_p, m_b, m_g, m_t, m_n,  # (2, parts, B, G, L, N)
+    states,
+    d_factor, m_p, m_b, m_g, m_t, m_n,  # (parts, B, G, L, N)
     rows,  # C . dC of every head, by blocks of N: (blocks, B, H, L)
     length, chunks, heads, repeat, split,
-    N: tl.constexpr, W: tl.constexpr, STEP: tl.constexpr, FLIP: tl.constexpr,
+    WAY: tl.constexpr, N: tl.constexpr, W: tl.constexpr, STEP: tl.constexpr, FLIP: tl.constexpr,
     Q: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, KIND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of C (way 0) or B (way 1) by some heads of a group, one after the other."""
@@ -272,12 +274,12 @@ def _d_factors(
     chunk, part = tl.program_id(0), tl.program_id(1) % parts
     place, groups = tl.program_id(1) // parts, heads // repeat
     group, sample = place % groups, (place // groups).to(tl.int64)
-    way, block = tl.program_id(2) // tl.cdiv(N, BN), tl.program_id(2) % tl.cdiv(N, BN)
+    block = tl.program_id(2)
     n = block * BN + tl.arange(0, BN)
     t, inside = _places(chunk, length, Q, FLIP)
     row = tl.arange(0, Q)[:, None]
     column = tl.arange(0, Q)[None, :]
-    if way == 0:
+    if WAY == 0:
         other = _tile(inputs + sample * b_b + group * b_g, t, inside, b_t, n, n < N, b_n)
         near = row >= column
         sign = 1.0
@@ -293,14 +295,14 @@ def _d_factors(
             upto, end = _upto(log_decay + sample * a_b + head * a_h, a_t, t, inside)
             weight = _steps(step + sample * s_b + head * s_h, s_t, t, inside, STEP)
             stream = sample * heads + head
-            at = ((way * tl.num_programs(1).to(tl.int64) // parts * repeat + stream) * chunks + chunk) * (N * W)
+            at = (stream * chunks + chunk) * (N * W)
             pairs = tl.zeros((Q, Q), tl.float32)  # dy_i . v_j, or v_j . dy_i
             far = tl.zeros((Q, BN), tl.float32)
             for start in tl.static_range(0, W, BW):
                 w = start + tl.arange(0, BW)
                 value = _tile(values + sample * v_b + head * v_h, t, inside, v_t, w, w < W, v_w)
                 d_mix = _tile(d_mixed + sample * g_b + head * g_h, t, inside, g_t, w, w < W, g_w)
-                if way == 0:
+                if WAY == 0:
                     first, second = d_mix.to(tl.float32), value.to(tl.float32)
                 else:
                     first, second = value.to(tl.float32), d_mix.to(tl.float32)
@@ -308,7 +310,7 @@ def _d_factors(
                 far += _dot(first, tl.trans(_state(states + at, n, w, N, W)), KIND, PRECISION)
             exponent = (upto[:, None] - upto[None, :]).to(tl.float32) * sign
             pairs *= tl.exp(tl.where(near, exponent, float("-inf")))
-            if way == 0:
+            if WAY == 0:
                 pairs *= weight[None, :]
                 far *= tl.exp(upto.to(tl.float32))[:, None]
                 own = far + _dot(pairs, other, KIND, PRECISION)
@@ -319,8 +321,8 @@ def _d_factors(
                 far *= tl.exp((end - upto).to(tl.float32))[:, None]
                 own = (far + _dot(pairs, other, KIND, PRECISION)) * weight[:, None]
             total += own
-    at = way * m_w + part * m_p + sample * m_b + group * m_g + t[:, None] * m_t + n[None, :] * m_n
-    tl.store(d_factors + at, total, mask=inside[:, None] & (n < N)[None, :])
+    at = part * m_p + sample * m_b + group * m_g + t[:, None] * m_t + n[None, :] * m_n
+    tl.store(d_factor + at, total, mask=inside[:, None] & (n < N)[None, :])
 
 
 # ------------------------------------------------------------------ their launches
@@ -503,10 +505,11 @@ def _gradients(
     d_factors = values.new_empty(2, parts, batch, length, groups, plan.states_, dtype=kept).transpose(3, 4)
     options, tall, _ = plan.tuned("d_factors")
     rows = states.new_empty(tall, batch, heads, length)
-    _d_factors[(plan.chunks, batch * groups * parts, 2 * tall)](
-        *plan.factors, *wanted, *plan.decay, states, d_factors, *d_factors.stride(), rows,
-        *plan.sizes, split, **options,
-    )  # fmt: skip
+    for way in (0, 1):
+        _d_factors[(plan.chunks, batch * groups * parts, tall)](
+            *plan.factors, *wanted, *plan.decay, states[way], d_factors[way], *d_factors.stride()[1:], rows,
+            *plan.sizes, split, WAY=way, **options,
+        )  # fmt: skip
     d_outputs, d_inputs = d_factors.squeeze(1) if parts == 1 else d_factors.sum(1)
 
     written = columns.squeeze(0) if len(columns) == 1 else columns.sum(0)  # u . v

@@ -54,6 +54,32 @@ def test_monarch_is_rows_then_columns() -> None:
     torch.testing.assert_close(matrix.matmul(values), grid.view(2, 2, 12, 1))
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+def test_monarch_head_by_head(heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = Monarch.example((3, 4), heads=heads, batch=1)
+    blocks.left.requires_grad_(), blocks.right.requires_grad_()
+    tokens = torch.randn(2, 12, heads, 5, dtype=torch.float64, requires_grad=True)
+
+    def product(*parts: torch.Tensor) -> torch.Tensor:
+        return Monarch(*parts[:2]).matmul(parts[2].transpose(1, 2))
+
+    given = (blocks.left, blocks.right, tokens)
+    expected = product(*given)
+    expected_grads = torch.autograd.grad(expected.square().sum(), given)
+    calls = []
+    by_head = Monarch._by_head
+    monkeypatch.setattr("matmix.matrices.monarch.WORTH", 1)
+    monkeypatch.setattr("matmix.matrices.monarch.Monarch.dense_below", 0)
+    monkeypatch.setattr(Monarch, "_by_head", lambda self, values: calls.append(1) or by_head(self, values))
+    mixed = product(*given)
+    assert calls
+    torch.testing.assert_close(mixed, expected)
+    torch.testing.assert_close(torch.autograd.grad(mixed.square().sum(), given), expected_grads)
+    assert torch.autograd.gradgradcheck(product, given, fast_mode=True)
+    every = torch.func.vmap(lambda sample: product(blocks.left, blocks.right, sample.unsqueeze(0)))(tokens)
+    torch.testing.assert_close(every.squeeze(1), expected)
+
+
 @pytest.mark.parametrize(("length", "split"), [(1, (1, 1)), (12, (3, 4)), (13, (1, 13)), (4096, (64, 64))])
 def test_monarch_split(length: int, split: tuple[int, int]) -> None:
     assert Monarch.split(length) == split

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from matmix import create_mixer, load_published
+from matmix.mixers import pooling
 from tests.fixtures import load_fixture
 
 
@@ -44,3 +45,23 @@ def test_its_own_gradient() -> None:
     assert torch.autograd.gradgradcheck(mixer, (x,))
     grad = torch.func.vmap(torch.func.grad(lambda sample: mixer(sample.unsqueeze(0)).square().sum()))(x)
     torch.testing.assert_close(grad, torch.autograd.grad(mixer(x).square().sum(), x)[0])
+
+
+@pytest.mark.parametrize("grid", [(2, 9), (3, 3), (6, 8)])
+@pytest.mark.parametrize("window", [3, 5, 7])
+def test_by_convolution_it_is_the_same(grid: tuple[int, int], window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer = create_mixer(f"pooling(window={window})", 3, grid)
+    x = torch.randn(2, grid[0] * grid[1], 3, requires_grad=True)
+    before, weight = x.detach().clone(), torch.randn_like(x)
+
+    def results() -> list[torch.Tensor]:
+        with torch.no_grad():
+            still = mixer(x)
+        out = mixer(x)
+        return [still, out, *torch.autograd.grad(out, x, weight)]
+
+    expected = results()
+    monkeypatch.setattr(pooling, "WORTH", 1)
+    monkeypatch.setattr(pooling.F, "avg_pool2d", None)
+    torch.testing.assert_close(results(), expected)
+    assert torch.equal(x, before)

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from matmix import create_mixer
+from matmix.ops import maxima
 
 
 @pytest.mark.parametrize(("grid", "window"), [((9,), 3), ((4, 7), 3), ((5, 2), 5)])
@@ -17,6 +18,24 @@ def test_max_pooling_is_the_layer_and_so_is_its_gradient(grid: tuple[int, ...], 
     weight = torch.randn_like(out)
     grads = [torch.autograd.grad(result, x, weight)[0] for result in (out, expected)]
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 6), (5, 1), (2, 3), (6, 7)])
+@pytest.mark.parametrize("window", [(1, 1), (1, 3), (3, 3), (5, 7)])
+def test_maxima_in_passes_are_those_of_the_kernel(
+    grid: tuple[int, int], window: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = torch.randn(2, *grid, 3).permute(0, 3, 1, 2)
+    image[0, 0] = torch.nan
+    before = image.clone()
+    expected = F.max_pool2d(image, window, 1, (window[0] // 2, window[1] // 2))
+    monkeypatch.setattr(maxima, "WORTH", 1)
+    with torch.no_grad():
+        monkeypatch.setattr(F, "max_pool2d", None)
+        largest = maxima.largest_around(image, window)
+    torch.testing.assert_close(largest, expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(image, before, rtol=0, atol=0, equal_nan=True)
+    assert largest.data_ptr() != image.data_ptr() and largest.permute(0, 2, 3, 1).is_contiguous()
 
 
 def test_max_pooling_leaves_masked_tokens_out() -> None:
