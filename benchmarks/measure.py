@@ -59,13 +59,19 @@ def peak_memory(work: Work) -> int:
 
 
 def operations(work: Work, runs: int = 5) -> dict[str, float]:
-    """Seconds that one run of the work spends in each operation itself, by the operation's name: torch's profiler."""
+    """Seconds that one run of the work spends in each operation itself, by the operation's name: torch's profiler.
+
+    On a GPU in each of its kernels.
+    """
+    gpu = torch.cuda.is_available()
+    activity = torch.profiler.ProfilerActivity.CUDA if gpu else torch.profiler.ProfilerActivity.CPU
     with torch.no_grad():
         work()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        with torch.profiler.profile(activities=[activity]) as profiler:
             for _ in range(runs):
                 work()
-    return {event.key: 1e-6 * event.self_cpu_time_total / runs for event in profiler.key_averages()}
+    spent = "self_device_time_total" if gpu else "self_cpu_time_total"
+    return {event.key: 1e-6 * getattr(event, spent) / runs for event in profiler.key_averages()}
 
 
 def exponent(lengths: Sequence[int], seconds: Sequence[float]) -> float:

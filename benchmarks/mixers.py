@@ -1,10 +1,11 @@
 """Every mixer against the plain way to write it and against installable peers, same weights, same process.
 
-    python -m benchmarks.mixers [--only NAME ...] [--profile] [--out FILE.md]
+    python -m benchmarks.mixers [--only NAME ...] [--against plain|peers] [--budget 1.0] [--profile] [--out FILE.md]
 
 Forward in evaluation mode without gradients, and forward plus backward in training mode (gradients of the tokens and
 all parameters). Outputs are compared before anything is timed. Float32; a GPU is used where there is one. Ratios near
-one are timed longer. ``--profile`` shows where the time goes, in ours and theirs, wherever ours is slower.
+one are timed longer. ``--profile`` shows where the time goes, in ours and theirs, wherever ours is slower; ``--budget``
+scales the time that is spent on measuring.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ SPECS = {"heads": 'heads("attention", "sep_conv")'}
 SLOW = 2.0  # seconds from which two runs are enough: the one that is checked, which meets new memory, and another
 CLOSE = 1.1  # ratios up to which, either way, times are taken for longer
 DIRECTION = {"forward": "forward", "both": "forward and backward"}
+AGAINST = ("plain", "peers")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NOTHING = {"identity"}  # does nothing: there is no other way to write it
 
@@ -113,7 +115,7 @@ def _check(ours: Tensor, theirs: Tensor, what: str, tolerance: float = 1e-3) -> 
         raise AssertionError(f"{what}: outputs differ by {error:.2g} of their norm")
 
 
-def works(name: str, size: Size) -> list[Work]:
+def works(name: str, size: Size, against: tuple[str, ...] = AGAINST) -> list[Work]:
     """Ours first, then the plain way, then the peers; each checked against ours."""
     batch, grid, dim = size
     torch.manual_seed(0)
@@ -123,7 +125,7 @@ def works(name: str, size: Size) -> list[Work]:
         for parameter in mixer.parameters():  # fresh weights are often zero, and nothing would be compared
             parameter += 0.02 * torch.randn_like(parameter)
         found = [_work("ours", mixer, mixer, x)]
-        if name in FORMS:
+        if name in FORMS and "plain" in against:
             form = FORMS[name]
             found.append(_work("plain", mixer, lambda t: form(mixer, t, grid), x))
         reference = found[0].forward()
@@ -137,7 +139,7 @@ def works(name: str, size: Size) -> list[Work]:
             mixer.load_state_dict(state)
             _check(ours, plain, f"{name} in training")
             _check(ours_grads[0], plain_grads[0], f"{name} gradient of the tokens", 2e-2)
-        for peer in peers_of(name, mixer, grid):
+        for peer in peers_of(name, mixer, grid) if "peers" in against else ():
             module = peer.module.to(DEVICE)
             work = _work(peer.label, module, peer.run, peer.enter(x))
             _check(reference, peer.leave(work.forward()), f"{name} {peer.label}", peer.tolerance)
@@ -145,11 +147,13 @@ def works(name: str, size: Size) -> list[Work]:
     return found
 
 
-def measure(name: str, size: Size, profile: bool = False) -> list[Result]:
+def measure(
+    name: str, size: Size, profile: bool = False, against: tuple[str, ...] = AGAINST, budget: float = 1.0
+) -> list[Result]:
     """All comparisons of a mixer at one size; with the profiles of those where ours is slower."""
-    found = works(name, size)
-    forward, first = _times(found, "forward", budget=0.25, most=3.0)
-    both, second = _times(found, "both", budget=0.4, most=6.0)
+    found = works(name, size, against)
+    forward, first = _times(found, "forward", budget=0.25 * budget, most=3.0 * budget)
+    both, second = _times(found, "both", budget=0.4 * budget, most=6.0 * budget)
     controls = tuple(ratio for ratio in (first, second) if ratio is not None)
     memory = [_peak(work.both) for work in found]
     results = [
@@ -295,6 +299,8 @@ def _ratios(r: Result) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of mixers")
+    parser.add_argument("--against", nargs="+", choices=AGAINST, default=AGAINST, help="both where absent")
+    parser.add_argument("--budget", type=float, default=1.0, help="factor of the time spent on measuring")
     parser.add_argument("--profile", action="store_true", help="where the time goes, wherever ours is slower")
     parser.add_argument("--out", type=Path, help="write the tables to this file too")
     options = parser.parse_args()
@@ -303,7 +309,8 @@ def main() -> None:
     if unknown:
         parser.error(f"no such mixer: {', '.join(sorted(unknown))}; known: {', '.join(list_mixers())}")
 
-    results = [r for name in names for size in SIZES.get(name, SEQUENCES) for r in measure(name, size, options.profile)]
+    how = (options.profile, tuple(options.against), options.budget)
+    results = [r for name in names for size in SIZES.get(name, SEQUENCES) for r in measure(name, size, *how)]
     exponents = [[name, f"{growth(name):.2f}"] for name in names]
     plain = [r for r in results if r.against == "plain"]
     peers = [r for r in results if r.against != "plain"]
@@ -318,7 +325,7 @@ def main() -> None:
         parts += ["## Against installable peers", report(peers, ("mixer", "peer"))]
     if MISSING:
         parts.append(f"Peers left out, as they are not installed: {', '.join(sorted(MISSING))}.")
-    without = [name for name in names if name not in FORMS]
+    without = [name for name in names if name not in FORMS and "plain" in options.against]
     if without:
         parts.append(f"No plain form: {', '.join(without)}.")
     controls = {(r.mixer, r.size): r.controls for r in results}.values()
