@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(autouse=True)
 def _a_sound_device(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After an illegal access of a kernel every call to the device fails: the process ends, and xdist starts another."""
+    """After an illegal access of a kernel every call to the device fails: the process ends, xdist starts another."""
     if request.node.get_closest_marker("gpu"):
         import torch
 
