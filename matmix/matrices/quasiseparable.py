@@ -13,7 +13,6 @@ from matmix.matrices.base import Matrix, Shape
 from matmix.matrices.semiseparable import Semiseparable, joint_batch, scan_cost
 from matmix.ops import scan
 from matmix.ops.cost import Cost
-from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
 
 Factors = tuple[Tensor, Tensor, Tensor, Tensor | None]  # outputs, inputs, log decay and step of a triangle
@@ -62,9 +61,10 @@ class Quasiseparable(Matrix):
         batch, heads, length, _ = self.shape
         lower, upper = ((part.outputs, part.inputs, part.log_decay, part.step) for part in (self.lower, self.upper))
         dtype = working_dtype(values, self.skip, lower[0], lower[2])
-        if not transposed and in_triton(values, self.skip, *lower, *upper):
-            return self._by_triton(values, lower, upper)
-        shared = scan.share(values, batch, heads).to(dtype)
+        shared = scan.share(values, batch, heads)
+        if not transposed and scan.by_kernels(shared, *lower, *upper, self.skip):
+            return scan.unshare(self._by_triton(shared, lower, upper), values, batch, heads)
+        shared = shared.to(dtype)
         size = scan.chunk_size(length, self.order, shared.shape[3], self.lower.chunk)
         with full_precision(values.device):
             table, forth, back = scan.two_sided_blocks(lower, upper, size, dtype)
@@ -80,11 +80,9 @@ class Quasiseparable(Matrix):
         """Both recurrences in kernels, moved by a token."""
         from matmix.ops import scan_triton
 
-        batch, heads = self.shape[:2]
-        shared = scan.share(values, batch, heads)
-        forth, back = scan_triton.scan(shared, *lower)[0], scan_triton.scan(shared, *upper, flip=True)[0]
+        forth, back = scan_triton.scan(values, *lower)[0], scan_triton.scan(values, *upper, flip=True)[0]
         mixed = F.pad(forth, (0, 0, 1, -1)) + F.pad(back, (0, 0, -1, 1))
-        return scan.unshare(torch.addcmul(mixed, self.skip.to(mixed.dtype).unsqueeze(-1), shared), values, batch, heads)
+        return torch.addcmul(mixed, self.skip.to(mixed.dtype).unsqueeze(-1), values)
 
     def diagonal(self) -> Tensor:
         return self.skip

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops import scan
 from matmix.ops.cost import Cost
-from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
 
 
@@ -54,7 +53,7 @@ class Semiseparable(Matrix):
         batch, heads, length, _ = self.shape
         shared = scan.share(values, batch, heads)
         factors = (self.outputs, self.inputs, self.log_decay, self.step)
-        if not transposed and in_triton(shared, *factors):
+        if not transposed and scan.by_kernels(shared, *factors):
             from matmix.ops import scan_triton
 
             return scan.unshare(scan_triton.scan(shared, *factors)[0], values, batch, heads)

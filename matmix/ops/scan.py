@@ -72,7 +72,7 @@ def ssd_scan(
         (float32 at least).
     """
     given = (values, outputs, inputs, log_decay, step, initial)
-    if in_triton(*given):
+    if by_kernels(*given):
         from matmix.ops.scan_triton import scan
 
         return scan(*given, dtype=torch.float32)
@@ -259,6 +259,11 @@ def carry(states: Tensor, log_decay: Tensor, initial: Tensor | None) -> tuple[Te
 
 
 # ------------------------------------------------------------------ small parts
+
+
+def by_kernels(values: Tensor, outputs: Tensor, *rest: Tensor | None) -> bool:
+    """Whether ``scan_triton`` takes these: there its loops over states and width are unrolled."""
+    return max(values.shape[3], outputs.shape[3]) <= 256 and in_triton(values, outputs, *rest)
 
 
 def chunk_size(length: int, states: int, width: int, wanted: int | None) -> int:
