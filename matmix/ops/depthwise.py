@@ -1,4 +1,4 @@
-"""Depthwise convolution of images and sequences, with a gradient of the kernel of its own on CPU.
+"""Depthwise convolution of images and sequences: on a GPU by kernels, on CPU with a gradient of the kernel of its own.
 
 oneDNN has a depthwise algorithm for the gradient of a kernel, but without AVX-512 only for kernels of up to three
 columns and little padding. Wider ones go through that of a full convolution, as if every channel were eight: several

@@ -25,7 +25,10 @@ Run = Callable[[Tensor, Tensor, Tensor | None, Before], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes and forms; ``beside``: channels in front, of a memory that the image is a part of."""
+    """Sizes and forms; ``beside``: channels in front, of a memory that the image is a part of.
+
+    ``programs``: how many share the gradient of the kernel, so whether one goes through several tiles.
+    """
 
     grid: tuple[int, int]
     size: tuple[int, int]
