@@ -1,4 +1,4 @@
-"""Depthwise convolution of images and sequences, with a gradient of the kernel of its own on CPU.
+"""Depthwise convolution of images and sequences: on a GPU by kernels, on CPU with a gradient of the kernel of its own.
 
 oneDNN has a depthwise algorithm for the gradient of a kernel, but without AVX-512 only for kernels of up to three
 columns and little padding. Wider ones go through that of a full convolution, as if every channel were eight: several
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.ops.activations import plain_numbers
+from matmix.ops.gpu import in_triton
 
 _STRIP = 3  # columns of a kernel that the depthwise algorithm takes
 _CACHE = 2**19  # numbers of an image that are worked on together
@@ -35,6 +36,15 @@ def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequenc
     Returns:
         ``(B, C, rows, columns)``.
     """
+    if in_triton(image, kernel, bias) and _alike(image, kernel, bias) and image.stride(1) == 1:
+        from matmix.ops import depthwise_triton
+
+        return depthwise_triton.convolve(image, kernel, bias, before)
+    return by_torch(image, kernel, bias, before)
+
+
+def by_torch(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequence[int]) -> Tensor:
+    """``convolve`` by PyTorch's convolution, on every device and through every transform."""
     padding = [max(b, k - 1 - b) for b, k in zip(before, kernel.shape[2:], strict=True)]
     # A tracer's stand-in for a tensor has no sizes: whether these are plain numbers comes first.
     ours = torch.is_grad_enabled() and plain_numbers(image, kernel) and _pays(image, kernel, padding)
@@ -46,6 +56,18 @@ def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequenc
         if tokens.shape[axis] != image.shape[axis + 1]:
             tokens = tokens.narrow(axis, p - b, image.shape[axis + 1])
     return tokens.permute(0, 3, 1, 2)
+
+
+def _alike(image: Tensor, kernel: Tensor, bias: Tensor | None) -> bool:
+    """Whether PyTorch would take these tensors together; where not, it says what is wrong with them."""
+    others = [kernel] if bias is None else [kernel, bias]
+    return (
+        all(t.device == image.device for t in others)
+        and (torch.is_autocast_enabled("cuda") or all(t.dtype == image.dtype for t in others))
+        and image.dim() == kernel.dim() == 4
+        and kernel.shape[:2] == (image.shape[1], 1)
+        and (bias is None or bias.shape == image.shape[1:2])
+    )
 
 
 def _padded(image: Tensor, kernel: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
