@@ -463,7 +463,7 @@ class _Plan:
         _states[(self.chunks, streams, ways * tall * wide)](
             *self.factors, *wanted, *self.decay, entering, total, *self.sizes, **options
         )
-        block = min(256, triton.next_power_of_2(size))
+        block = 256  # a place for every thread: in place, nobody may read again what another wrote
         _carry[(triton.cdiv(size, block), streams, ways)](
             entering, total, initial, d_last, last, self.chunks,
             SIZE=size, INITIAL=initial is not None, WANTED=d_last is not None, BLOCK=block, **TUNED["carry"],
