@@ -84,13 +84,13 @@ def _inverse(triangle, Q: tl.constexpr):
 @triton.jit
 def _walk(
     write, f_t, f_n,
-    solved, u_t, u_w,
+    own, solved, u_t, u_w,  # alike; not one: a warp may read again what another has written
     share, states,
     w, length, chunks,
     N: tl.constexpr, W: tl.constexpr, FLIP: tl.constexpr, SOLVE: tl.constexpr, KEEP: tl.constexpr,
     Q: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    """From chunk to chunk: own becomes u where SOLVE; the states that enter the chunks, where KEEP."""
+    """From chunk to chunk: u of own, which is u already if not SOLVE; the states that enter the chunks, where KEEP."""
     n = tl.arange(0, BN)
     state = tl.zeros((BN, BW), tl.float32)
     for index in range(chunks):
@@ -99,7 +99,7 @@ def _walk(
         if KEEP:
             at = states + tl.cast(chunk, tl.int64) * (N * W) + n[:, None] * W + w[None, :]
             tl.store(at, state, mask=(n < N)[:, None] & (w < W)[None, :])
-        new = _tile(solved, t, inside, u_t, w, w < W, u_w)
+        new = _tile(own, t, inside, u_t, w, w < W, u_w)
         if SOLVE:
             new -= _dot(_tile(share, t, inside, N, n, n < N, 1), state)
             at = solved + t[:, None] * u_t + w[None, :] * u_w
@@ -147,7 +147,7 @@ def _chunks(
 @triton.jit(do_not_specialize=_PLAIN)
 def _solve(
     right, r_b, r_h, r_t, r_n,
-    solved, u_b, u_h, u_t, u_w,
+    own, solved, u_b, u_h, u_t, u_w,
     share,
     length, chunks, heads,
     N: tl.constexpr, W: tl.constexpr, FLIP: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
@@ -155,10 +155,11 @@ def _solve(
     head, sample = tl.program_id(1) % heads, (tl.program_id(1) // heads).to(tl.int64)
     w = tl.program_id(0) * BW + tl.arange(0, BW)
     right += sample * r_b + head * r_h
+    own += sample * u_b + head * u_h
     solved += sample * u_b + head * u_h
     share += tl.program_id(1).to(tl.int64) * length * N
     _walk(
-        right, r_t, r_n, solved, u_t, u_w, share, share, w, length, chunks,
+        right, r_t, r_n, own, solved, u_t, u_w, share, share, w, length, chunks,
         N, W, FLIP, True, False, Q, BN, BW,
     )  # fmt: skip
 
@@ -168,7 +169,7 @@ def _solve_back(
     left, l_b, l_h, l_t, l_n,
     right, r_b, r_h, r_t, r_n,
     solved, u_b, u_h, u_t, u_w,
-    d_values, g_b, g_h, g_t, g_w,
+    own, d_values, g_b, g_h, g_t, g_w,
     share,
     states,  # (2, B, H, Z, N, W): S and D
     length, chunks, heads,
@@ -185,14 +186,15 @@ def _solve_back(
         right += sample * r_b + head * r_h
         solved += sample * u_b + head * u_h
         _walk(
-            right, r_t, r_n, solved, u_t, u_w, share, states, w, length, chunks,
+            right, r_t, r_n, solved, solved, u_t, u_w, share, states, w, length, chunks,
             N, W, FLIP, False, True, Q, BN, BW,
         )  # fmt: skip
     else:
         left += sample * l_b + head * l_h
+        own += sample * g_b + head * g_h
         d_values += sample * g_b + head * g_h
         _walk(
-            left, l_t, l_n, d_values, g_t, g_w, share, states, w, length, chunks,
+            left, l_t, l_n, own, d_values, g_t, g_w, share, states, w, length, chunks,
             N, W, BACK, True, True, Q, BN, BW,
         )  # fmt: skip
 
@@ -258,12 +260,14 @@ class _Solve(torch.autograd.Function):
     def forward(left: Tensor, right: Tensor, values: Tensor, flip: bool) -> Tensor:
         with on_device(values.device):
             plan = _Plan(left, right, values)
-            solved, share = plan.chunks(left, right, values, flip)
-            if plan.count > 1:
-                options, wide = plan.tuned("solve")
-                _solve[(wide, plan.streams)](
-                    *_of(right), *_of(solved), share, plan.length, plan.count, plan.heads, FLIP=flip, **options
-                )
+            own, share = plan.chunks(left, right, values, flip)
+            if plan.count == 1:
+                return own
+            solved = torch.empty_like(own)
+            options, wide = plan.tuned("solve")
+            _solve[(wide, plan.streams)](
+                *_of(right), own, *_of(solved), share, plan.length, plan.count, plan.heads, FLIP=flip, **options
+            )
         return solved
 
     @staticmethod
@@ -300,17 +304,20 @@ def _gradients(
     left: Tensor, right: Tensor, solved: Tensor, d_solved: Tensor, flip: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     plan = _Plan(left, right, d_solved)
-    d_values, share = plan.chunks(right, left, d_solved, not flip)
-    tensors = (*_of(left), *_of(right), *_of(solved), *_of(d_values))
+    own, share = plan.chunks(right, left, d_solved, not flip)
+    d_values = torch.empty_like(own)
+    tensors = (*_of(left), *_of(right), *_of(solved))
     sizes = (plan.length, plan.count, plan.heads)
     states = share.new_empty(2, plan.streams, plan.count, plan.states, plan.width)
     options, wide = plan.tuned("solve_back")
-    _solve_back[(wide, plan.streams, 2)](*tensors, share, states, *sizes, FLIP=flip, BACK=not flip, **options)
+    _solve_back[(wide, plan.streams, 2)](
+        *tensors, own, *_of(d_values), share, states, *sizes, FLIP=flip, BACK=not flip, **options
+    )
     kept = left.dtype if left.dtype == right.dtype else torch.float32
     d_factors = share.new_empty(2, plan.batch, plan.length, plan.heads, plan.states, dtype=kept).transpose(2, 3)
     options, _ = plan.tuned("d_factors")
     _d_factors[(plan.count, plan.streams, triton.cdiv(plan.states, options["BN"]))](
-        *tensors, states, *d_factors.unbind(0), *d_factors.stride()[1:], *sizes, FLIP=flip, **options
+        *tensors, *_of(d_values), states, *d_factors.unbind(0), *d_factors.stride()[1:], *sizes, FLIP=flip, **options
     )
     d_left, d_right = d_factors
     return d_left.to(left.dtype), d_right.to(right.dtype), d_values
@@ -335,7 +342,8 @@ class _Plan:
 
     def chunks(self, left: Tensor, right: Tensor, values: Tensor, flip: bool) -> tuple[Tensor, Tensor]:
         """Own ``(B, H, L, W)``, laid out as tokens, and share ``(B H, L, N)``."""
-        own = values.new_empty(self.batch, self.length, self.heads, self.width, dtype=torch.float32).transpose(1, 2)
+        size = (self.batch, self.length, self.heads, self.width)
+        own = values.new_empty(size, dtype=torch.float32).transpose(1, 2)
         share = own.new_empty(self.streams, self.length, self.states)
         options, _ = self.tuned("chunks")
         _chunks[(self.count, self.streams)](
