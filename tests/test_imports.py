@@ -23,6 +23,7 @@ MAY = {
     "matmix.ops.scan_triton": {"triton"},  # kernels: modules that no other imports but inside a function
     "matmix.ops.diagonal_scan_triton": {"triton"},
     "matmix.ops.depthwise_triton": {"triton"},
+    "matmix.ops.unit_lower_triton": {"triton"},
 }
 HEAVY = (
     "timm", "accelerate", "pandas", "matplotlib", "tyro", "rich", "sklearn", "ray", "transformers", "hypothesis",

@@ -11,7 +11,8 @@ from torch import Tensor
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.matrices.semiseparable import joint_batch
 from matmix.ops.cost import Cost
-from matmix.ops.delta_rule import CHUNK, unit_lower_solve
+from matmix.ops.delta_rule import CHUNK, MOST, unit_lower_solve
+from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import share, unshare
 
@@ -42,18 +43,24 @@ class UnitLowerInverse(Matrix):
         return self.left.shape[3] + 1
 
     def _matmul(self, values: Tensor) -> Tensor:
-        batch, heads = self.shape[:2]
-        with full_precision(values.device):
-            solved = unit_lower_solve(self.left, self.right, share(values, batch, heads), self.chunk)
-        return unshare(solved, values, batch, heads)
+        return self._solve(self.left, self.right, values, flip=False)
 
     def _rmatmul(self, values: Tensor) -> Tensor:
         # Read from the end, the transposed triangle is lower again, and its factors change places.
+        return self._solve(self.right, self.left, values, flip=True)
+
+    def _solve(self, left: Tensor, right: Tensor, values: Tensor, flip: bool) -> Tensor:
         batch, heads = self.shape[:2]
+        shared = share(values, batch, heads)
+        if left.shape[3] <= MOST and in_triton(left, right, shared):
+            from matmix.ops.unit_lower_triton import solve
+
+            return unshare(solve(left, right, shared, flip=flip), values, batch, heads)
+        if flip:
+            left, right, shared = left.flip(2), right.flip(2), shared.flip(2)
         with full_precision(values.device):
-            turned = share(values, batch, heads).flip(2)
-            solved = unit_lower_solve(self.right.flip(2), self.left.flip(2), turned, self.chunk).flip(2)
-        return unshare(solved, values, batch, heads)
+            solved = unit_lower_solve(left, right, shared, self.chunk)
+        return unshare(solved.flip(2) if flip else solved, values, batch, heads)
 
     def diagonal(self) -> Tensor:
         return self.left.new_ones(()).expand(self.shape[:3])

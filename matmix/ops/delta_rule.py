@@ -9,6 +9,7 @@ from matmix.ops.precision import working_dtype
 from matmix.ops.scan import cut, leading
 
 CHUNK = 64
+MOST = 256  # width of the factors that the kernels of ``unit_lower_triton`` take
 
 
 def unit_lower_solve(left: Tensor, right: Tensor, values: Tensor, chunk: int = CHUNK) -> Tensor:
