@@ -22,6 +22,7 @@ MAY = {
     "matmix.testing.strategies": {"hypothesis"},
     "matmix.ops.scan_triton": {"triton"},  # kernels: modules that no other imports but inside a function
     "matmix.ops.diagonal_scan_triton": {"triton"},
+    "matmix.ops.channel_scan_triton": {"triton"},
 }
 HEAVY = (
     "timm", "accelerate", "pandas", "matplotlib", "tyro", "rich", "sklearn", "ray", "transformers", "hypothesis",
