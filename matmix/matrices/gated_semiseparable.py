@@ -13,6 +13,7 @@ from matmix.matrices.base import Matrix, Shape, static
 from matmix.matrices.semiseparable import decays, joint_batch
 from matmix.ops.channel_scan import channel_blocks, channel_product
 from matmix.ops.cost import Cost
+from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import share, unshare
 
@@ -46,8 +47,13 @@ class GatedSemiseparable(Matrix):
     def _apply(self, values: Tensor, transposed: bool) -> Tensor:
         batch, heads = self.shape[:2]
         shared = share(values, batch, heads)
+        factors = (self.outputs, self.inputs, self.log_decay)
+        if not transposed and in_triton(shared, *factors):
+            from matmix.ops import channel_scan_triton
+
+            return unshare(channel_scan_triton.scan(shared, *factors)[0], values, batch, heads)
         with full_precision(values.device):
-            blocks = channel_blocks(self.outputs, self.inputs, self.log_decay, self.chunk)
+            blocks = channel_blocks(*factors, self.chunk)
             return unshare(channel_product(blocks, shared, transposed=transposed), values, batch, heads)
 
     def _matmul(self, values: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import carry, cut, leading
 
@@ -114,6 +115,17 @@ def channel_scan(
     Returns:
         The outputs ``(B, H, L, W)`` and the state after the last token ``(B, H, W, N)``, float32 at least.
     """
+    if in_triton(values, outputs, inputs, log_decay):
+        from matmix.ops.channel_scan_triton import scan
+
+        return scan(values, outputs, inputs, log_decay, dtype=torch.float32)
+    return by_tables(values, outputs, inputs, log_decay, chunk=chunk)
+
+
+def by_tables(
+    values: Tensor, outputs: Tensor, inputs: Tensor, log_decay: Tensor, *, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """``channel_scan`` in PyTorch's operations; arguments as there."""
     with full_precision(values.device):
         blocks = channel_blocks(outputs, inputs, log_decay, chunk)
         mixed = channel_product(blocks, values)
