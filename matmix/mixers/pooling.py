@@ -55,8 +55,9 @@ class Pooling(Mixer):
         # Pooling over a channels-last view of the tokens.
         window = (self.window, self.window) if len(grid) == 2 else (1, self.window)
         image = image_of(x, grid)
-        graph = x.requires_grad and torch.is_grad_enabled() and untransformed()
-        pooled = (_Pool.apply if graph else _pool)(image, window)
+        graph = x.requires_grad and torch.is_grad_enabled()
+        pool = (_Pool.apply if graph else _pool) if untransformed() else _transformable
+        pooled = pool(image, window)
         matrix = Deferred(_matrix, (x,), (grid, self.window))
         return Projected(Known(matrix, values, pooled.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1)), values)
 
@@ -91,9 +92,15 @@ def _pool(image: Tensor, window: tuple[int, int]) -> Tensor:
             mixed[lines].mul_(more).add_(image[lines], alpha=more - 1)
         return mixed
     pad = (window[0] // 2, window[1] // 2)
-    if image.is_cuda:
-        return F.avg_pool2d(image, window, 1, pad, divisor_override=1).mul_(_shares(image, window)).sub_(image)
     return F.avg_pool2d(image, window, 1, pad, count_include_pad=False).sub_(image)
+
+
+def _transformable(image: Tensor, window: tuple[int, int]) -> Tensor:
+    """``_pool`` for those who take its gradient themselves: compilers, ``torch.func``."""
+    if not image.is_cuda:
+        return _pool(image, window)
+    pad = (window[0] // 2, window[1] // 2)
+    return F.avg_pool2d(image, window, 1, pad, divisor_override=1).mul_(_shares(image, window)).sub_(image)
 
 
 def _spread(gradient: Tensor, image: Tensor, window: tuple[int, int]) -> Tensor:

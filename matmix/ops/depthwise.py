@@ -22,6 +22,7 @@ from matmix.ops.gpu import in_triton
 _STRIP = 3  # columns of a kernel that the depthwise algorithm takes
 _CACHE = 2**19  # numbers of an image that are worked on together
 _WORTH = 2**20  # multiplications from which the calls for the strips pay
+_LARGE = 2**22  # numbers of an image from which the GPU's time outweighs that of Python to start our kernels
 
 
 def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequence[int]) -> Tensor:
@@ -36,7 +37,12 @@ def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequenc
     Returns:
         ``(B, C, rows, columns)``.
     """
-    if in_triton(image, kernel, bias) and _alike(image, kernel, bias) and image.stride(1) == 1:
+    if (
+        in_triton(image, kernel, bias)
+        and image.numel() >= _LARGE
+        and image.stride(1) == 1
+        and _alike(image, kernel, bias)
+    ):
         from matmix.ops import depthwise_triton
 
         return depthwise_triton.convolve(image, kernel, bias, before)

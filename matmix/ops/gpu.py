@@ -29,8 +29,8 @@ def in_triton(*tensors: Tensor | None, transforms: bool = False) -> bool:
 
 def _plain(tensor: Tensor) -> bool:
     return (
-        tensor.device.type == "cuda"
-        and type(tensor) in (Tensor, nn.Parameter)
+        type(tensor) in (Tensor, nn.Parameter)  # first: a tracer's stand-in answers nothing else
+        and tensor.device.type == "cuda"
         and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and tensor.numel() > 0
     )

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from matmix.ops.precision import working_dtype
 
@@ -88,8 +89,9 @@ def steps(raw: Tensor, bias: Tensor, limit: tuple[float, float], mask: Tensor | 
     """
     dtype = working_dtype(raw, bias)
     raw = raw.to(dtype) + bias.to(dtype)
-    # softplus, but with a gradient whose layout compilers predict (that of F.softplus they get wrong when transposed)
-    step = torch.logaddexp(raw, raw.new_zeros(()))
+    # Compilers get the layout of softplus' gradient wrong when it is transposed; it is the quicker one.
+    traced = torch.compiler.is_compiling()
+    step = torch.logaddexp(raw, raw.new_zeros(())) if traced else F.softplus(raw, threshold=40.0)
     if limit != (0.0, math.inf):
         step = step.clamp(*limit)
     return step if mask is None else step.masked_fill(~mask.unsqueeze(-1), 0)

@@ -200,6 +200,7 @@ def what_goes_by_kernels() -> None:
     half = kernel.half()
     with (
         patch.object(depthwise, "in_triton", lambda *tensors: True),
+        patch.object(depthwise, "_LARGE", 0),
         patch.object(depthwise_triton, "convolve", wraps=depthwise_triton.convolve) as seen,
     ):
         found = depthwise.convolve(image, kernel, bias, case.before)
@@ -245,6 +246,7 @@ def by_conv2d(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Before
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
+@patch.object(depthwise, "_LARGE", 0)
 class TestOnAGpu:
     pytestmark = gpu
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices import UnitLowerInverse
-from matmix.ops.delta_rule import MOST
+from matmix.ops.delta_rule import LEAST, MOST
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -137,7 +137,7 @@ LARGE = [
 class TestOnAGpu:
     pytestmark = gpu
 
-    @pytest.mark.parametrize("case", [*CASES, *LARGE], ids=str)
+    @pytest.mark.parametrize("case", [c for c in (*CASES, *LARGE) if min(c.states, c.width) > LEAST], ids=str)
     def test_equals_dense_algebra(self, case: Case) -> None:
         check(case, "cuda")
 
@@ -151,7 +151,7 @@ class TestOnAGpu:
         ran = []
         real = unit_lower_triton.solve
         monkeypatch.setattr(unit_lower_triton, "solve", lambda *args, **kw: ran.append(1) or real(*args, **kw))
-        case = Case(length=100, states=32, flip=transposed, dtype=torch.bfloat16)
+        case = Case(length=100, states=32, width=32, flip=transposed, dtype=torch.bfloat16)
         left, right, values = (t.cuda() for t in case.tensors())
         matrix = UnitLowerInverse(left, right)
         got = matrix.rmatmul(values) if transposed else matrix.matmul(values)
