@@ -121,6 +121,7 @@ def check_second_derivative(device: str) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_interpreted() -> None:
     """Triton decides at its import whether it interprets, so a process of its own."""
     pytest.importorskip("triton")

@@ -223,6 +223,7 @@ FURTHER = (
 )
 
 
+@pytest.mark.slow
 def test_interpreted() -> None:
     """Triton decides at its import whether it interprets, so a process of its own."""
     pytest.importorskip("triton")

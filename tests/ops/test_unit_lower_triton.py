@@ -115,6 +115,7 @@ def check_twice(case: Case, device: str) -> None:
 TWICE = Case(length=35, strength=1.0)
 
 
+@pytest.mark.slow
 def test_interpreted() -> None:
     """Triton decides at its import whether it interprets, so a process of its own."""
     pytest.importorskip("triton")
