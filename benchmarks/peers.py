@@ -174,13 +174,14 @@ def _mamba_ssm(name: str, mixer: Any, **options: Any) -> list[Peer]:
     return _tokens(f"mamba-ssm {name}", module, module, 2e-2)
 
 
-def _fla(package: str, function: str, call: Callable[..., Any]) -> Callable[[Any, Grid], list[Peer]]:
+def _fla(package: str, function: str, call: Callable[..., Any], note: str = "") -> Callable[[Any, Grid], list[Peer]]:
     """The product by a kernel of flash-linear-attention, between our projections.
 
     Args:
         package: of its ``ops``.
         function: its name there.
         call: the function and our matrix and values to its result, ``(B, L, H, W)``.
+        note: what is to be known of the comparison, for its label.
     """
 
     def make(mixer: Any, grid: Grid) -> list[Peer]:
@@ -193,7 +194,7 @@ def _fla(package: str, function: str, call: Callable[..., Any]) -> Callable[[Any
             mixed = call(kernel, matrix, values.transpose(1, 2))[0]
             return mixer.merge(mixed.transpose(1, 2), rest)
 
-        return _tokens(f"flash-linear-attention {function}", mixer, run, 2e-2)
+        return _tokens(f"flash-linear-attention {function}{note}", mixer, run, 2e-2)
 
     return make
 
@@ -226,5 +227,5 @@ _PEERS: dict[str, list[Callable[[Any, Grid], list[Peer]]]] = {
     "retention": [_fla("simple_gla", "chunk_simple_gla", _scalar_decay)],
     "gla": [_fla("gla", "chunk_gla", _channel_decay)],
     "simple_gla": [_fla("simple_gla", "chunk_simple_gla", _scalar_decay)],
-    "delta_rule": [_fla("delta_rule", "chunk_delta_rule", _delta)],
+    "delta_rule": [_fla("delta_rule", "chunk_delta_rule", _delta, ", in bfloat16")],
 }

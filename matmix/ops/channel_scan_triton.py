@@ -161,7 +161,7 @@ def _carry(
     states += (way * tl.num_programs(1).to(tl.int64) + stream) * (chunks + 1) * (N * W) + entry
     total += stream * chunks * N + entry // W
     state = tl.zeros((BLOCK,), tl.float32)
-    if WANTED:  # noqa: SIM102  (known to the compiler, which the way is not)
+    if WANTED:  # known to the compiler, which the way is not
         if way == 1:
             state = tl.load(wanted + stream * (N * W) + entry, mask=kept, other=0.0)
     tl.store(states + way * chunks * (N * W), state, mask=kept)
@@ -482,8 +482,8 @@ class _Plan:
             *self.inputs, *self.values, *self.outputs, *wanted, *self.log_decay, states, total, *self.sizes, **options
         )
         size = self.order * self.width
-        # No fewer entries than threads: where two threads held one entry, one might read what the other wrote.
-        options = TUNED["carry"] | {"BLOCK": min(TUNED["carry"]["BLOCK"], max(32, triton.next_power_of_2(size)))}
+        # As many entries as threads: where two threads held one entry, one might read what the other wrote.
+        options = TUNED["carry"]
         _carry[(triton.cdiv(size, options["BLOCK"]), self.streams, ways)](
             states, total, d_last, last, self.chunks,
             N=self.order, W=self.width, WANTED=d_last is not None, LAST=last is not None, **options,

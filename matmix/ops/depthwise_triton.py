@@ -61,7 +61,7 @@ def _numbers(
     found = ()
     for j in tl.static_range(COUNT):
         inside = kept & (column + j >= 0) & (column + j < columns)
-        found = found + (tl.load(at + j * step, mask=inside, other=0.0).to(tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
+        found = found + (tl.load(at + j * step, mask=inside, other=0.0).to(tl.float32),)  # type: ignore[assignment]
     return found
 
 
@@ -69,7 +69,7 @@ def _numbers(
 def _zeros(COUNT: tl.constexpr, RUNS: tl.constexpr, BC: tl.constexpr):
     found = ()
     for _ in tl.static_range(COUNT):
-        found = found + (tl.zeros((RUNS, BC), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
+        found = found + (tl.zeros((RUNS, BC), tl.float32),)  # type: ignore[assignment]
     return found
 
 
@@ -96,7 +96,7 @@ def _convolve(
         every = tl.load(bias + channel, mask=kept, other=0.0).to(tl.float32)
         total = ()
         for _ in tl.static_range(U):
-            total = total + (every,)  # noqa: RUF005
+            total = total + (every,)
     for strip in range(HIGH * tl.cdiv(WIDE, S)):
         high = strip // tl.cdiv(WIDE, S)
         wide = strip % tl.cdiv(WIDE, S) * S
@@ -106,7 +106,7 @@ def _convolve(
             if FLIP:
                 tap = HIGH * WIDE - 1 - tap
             weight = tl.load(taps + tap * C + channel, mask=kept & (wide + s < WIDE), other=0.0)
-            weights = weights + (weight.to(tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
+            weights = weights + (weight.to(tl.float32),)  # type: ignore[assignment]
         numbers = _numbers(
             image, sample, row + high - up, column + wide - left, channel, kept,
             x_b, x_r, x_c, rows, columns, U + S - 1, V,
@@ -116,7 +116,7 @@ def _convolve(
             one = total[u]
             for s in tl.static_range(S):
                 one += weights[s] * numbers[u + s]
-            sums = sums + (one,)  # type: ignore[assignment]  # noqa: RUF005
+            sums = sums + (one,)  # type: ignore[assignment]
         total = sums
     at = out + ((sample * rows + row) * columns + column) * C + channel
     for u in tl.static_range(U):
@@ -163,7 +163,7 @@ def _d_kernel(
                 one = total[r * S + s]
                 for u in tl.static_range(U):
                     one += given[u] * numbers[u + s]
-                sums = sums + (one,)  # type: ignore[assignment]  # noqa: RUF005
+                sums = sums + (one,)  # type: ignore[assignment]
         total = sums
     place = tl.program_id(0) % blocks * BC + tl.arange(0, BC)
     at = d_taps + part.to(tl.int64) * (HIGH * WIDE) * C + place
@@ -171,7 +171,7 @@ def _d_kernel(
         for s in tl.static_range(S):
             inside = (place < C) & (high + r < HIGH) & (wide + s < WIDE)
             tl.store(at + ((high + r) * WIDE + wide + s) * C, tl.sum(total[r * S + s], 0), mask=inside)
-    if BIAS:  # noqa: SIM102  (known to the compiler, which the strip is not)
+    if BIAS:  # known to the compiler, which the strip is not
         if strip == 0:
             tl.store(d_bias + part.to(tl.int64) * C + place, tl.sum(whole, 0), mask=place < C)
 
@@ -186,7 +186,8 @@ def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequenc
     """
     if torch.is_autocast_enabled(image.device.type):
         dtype = torch.get_autocast_dtype(image.device.type)
-        image, kernel, bias = (t if t is None else t.to(dtype) for t in (image, kernel, bias))  # type: ignore[assignment]
+        image, kernel = image.to(dtype), kernel.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     return _Convolution.apply(image, kernel, bias, tuple(before))
 
 

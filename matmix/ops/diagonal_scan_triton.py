@@ -296,8 +296,8 @@ def _backward(
                 column *= tl.load(step + t * s_t, mask=inside, other=0.0)
             elif STEP == 2:
                 column *= ticks
-            before = before + (state,)  # type: ignore[assignment]  # noqa: RUF005
-            decays = decays + (tl.exp2(logs),)  # type: ignore[assignment]  # noqa: RUF005
+            before = before + (state,)  # type: ignore[assignment]
+            decays = decays + (tl.exp2(logs),)  # type: ignore[assignment]
             state = decays[u] * state + write * column
             tl.store(d_outputs + t * N, _over_channels(state * d_mix), mask=kept & (t < length))
         for v in tl.static_range(U):
@@ -337,7 +337,7 @@ def _backward(
     if RATES:
         part = (span.to(tl.int64) * samples) * (every * N) + whole
         tl.store(d_decay + part + entry, d_rate, mask=live & kept)
-    if INITIAL:  # noqa: SIM102 (a constant decides alone what is compiled)
+    if INITIAL:  # a constant decides alone what is compiled
         if span == 0:
             tl.store(d_initial + whole + entry, wanted, mask=live & kept)
 
@@ -360,7 +360,7 @@ class Tile(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What was measured to be good; no result depends on it."""
+    """What was judged to be good, not measured against others; no result depends on it."""
 
     run: int  # U
     ahead: Tile

@@ -152,10 +152,10 @@ def _carry(
     stream, way = tl.program_id(1).to(tl.int64), tl.program_id(2)
     own = (way * tl.num_programs(1).to(tl.int64) + stream) * SIZE
     state = tl.zeros((BLOCK,), tl.float32)
-    if INITIAL:  # noqa: SIM102  (known to the compiler, which the way is not)
+    if INITIAL:  # known to the compiler, which the way is not
         if way == 0:
             state = tl.load(initial + stream * SIZE + entry, mask=kept, other=0.0)
-    if WANTED:  # noqa: SIM102
+    if WANTED:
         if way == 1:
             state = tl.load(wanted + stream * SIZE + entry, mask=kept, other=0.0)
     for start in range(0, chunks, AHEAD):
@@ -166,9 +166,9 @@ def _carry(
             there = start + index < chunks
             chunk = tl.where(way == 0, start + index, chunks - 1 - start - index)
             new = tl.load(states + own * chunks + chunk * SIZE + entry, mask=kept & there, other=0.0)
-            added = added + (new,)  # type: ignore[assignment]  # noqa: RUF005
+            added = added + (new,)  # type: ignore[assignment]
             new = tl.load(total + stream * chunks + chunk, mask=there, other=1.0)
-            decays = decays + (new,)  # type: ignore[assignment]  # noqa: RUF005
+            decays = decays + (new,)  # type: ignore[assignment]
         for index in tl.static_range(AHEAD):
             there = start + index < chunks
             chunk = tl.where(way == 0, start + index, chunks - 1 - start - index)
@@ -525,7 +525,7 @@ def _gradients(
     return d_values, d_outputs.to(outputs.dtype), d_inputs.to(inputs.dtype), d_decay, d_step, d_initial
 
 
-# What was measured to be good; no result depends on it.
+# What was good on an H100, where it was measured (chunk, warps), or was judged to be; no result depends on it.
 CHUNK = 64  # Q, at most
 SPLIT = 4  # heads of a group whose gradients one program adds up
 TUNED: dict[str, dict[str, int]] = {

@@ -356,7 +356,7 @@ def _of(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor, *tensor.stride())
 
 
-# What suits an H100; no result depends on it.
+# What was judged to be good, not measured; no result depends on it.
 CHUNK = 64  # Q, at most
 ENTRIES = 4096  # Q N, at most: more do not stay in registers
 TUNED: dict[str, dict[str, int]] = {
