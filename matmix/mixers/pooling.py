@@ -50,14 +50,14 @@ class Pooling(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         values, grid = x.unsqueeze(1), context.grid
-        if context.mask is not None:
+        # A transform would take the gradient of PyTorch's kernel, which is wrong on CUDA (see _shares): the matrix runs.
+        if context.mask is not None or (not untransformed() and x.is_cuda):
             return Projected(_matrix(x, grid, self.window, context.mask), values)
         # Pooling over a channels-last view of the tokens.
         window = (self.window, self.window) if len(grid) == 2 else (1, self.window)
         image = image_of(x, grid)
-        graph = x.requires_grad and torch.is_grad_enabled()
-        pool = (_Pool.apply if graph else _pool) if untransformed() else _transformable
-        pooled = pool(image, window)
+        graph = x.requires_grad and torch.is_grad_enabled() and untransformed()
+        pooled = (_Pool.apply if graph else _pool)(image, window)
         matrix = Deferred(_matrix, (x,), (grid, self.window))
         return Projected(Known(matrix, values, pooled.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1)), values)
 
@@ -95,14 +95,6 @@ def _pool(image: Tensor, window: tuple[int, int]) -> Tensor:
     return F.avg_pool2d(image, window, 1, pad, count_include_pad=False).sub_(image)
 
 
-def _transformable(image: Tensor, window: tuple[int, int]) -> Tensor:
-    """``_pool`` for those who take its gradient themselves: compilers, ``torch.func``."""
-    if not image.is_cuda:
-        return _pool(image, window)
-    pad = (window[0] // 2, window[1] // 2)
-    return F.avg_pool2d(image, window, 1, pad, divisor_override=1).mul_(_shares(image, window)).sub_(image)
-
-
 def _spread(gradient: Tensor, image: Tensor, window: tuple[int, int]) -> Tensor:
     """The transposed map: every mean's gradient to the window that it was taken over, less the gradient itself."""
     if _convolves(gradient, window):
@@ -128,19 +120,13 @@ def _shares(image: Tensor, window: tuple[int, int]) -> Tensor:
     channels-last images (torch 2.11).
     """
     sizes = (tuple(image.shape[2:]), window, image.device, torch.promote_types(image.dtype, torch.float32))
-    # What a compiler or a counter sees is not kept.
-    plain = untransformed() and torch._C._len_torch_dispatch_stack() == 0
-    return _counted(*sizes) if plain else _count(*sizes)
-
-
-def _count(grid: Grid, window: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    return AveragePool(grid, window, None, dtype, device)._weights().view(1, 1, *grid)
+    # What stands in for numbers is not kept.
+    return (_counted if torch._C._len_torch_dispatch_stack() == 0 else _counted.__wrapped__)(*sizes)
 
 
 @lru_cache(maxsize=64)
-def _counted(*sizes: Any) -> Tensor:
-    with torch.inference_mode(False):
-        return _count(*sizes)
+def _counted(grid: Grid, window: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return AveragePool(grid, window, None, dtype, device)._weights().view(1, 1, *grid)
 
 
 def _convolves(image: Tensor, window: tuple[int, int]) -> bool:
