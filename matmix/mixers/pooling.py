@@ -50,7 +50,7 @@ class Pooling(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         values, grid = x.unsqueeze(1), context.grid
-        # A transform would take the gradient of PyTorch's kernel, which is wrong on CUDA (see _shares): the matrix runs.
+        # A transform would take the gradient of PyTorch's kernel, wrong on CUDA (see _shares): the matrix runs instead.
         if context.mask is not None or (not untransformed() and x.is_cuda):
             return Projected(_matrix(x, grid, self.window, context.mask), values)
         # Pooling over a channels-last view of the tokens.
