@@ -204,6 +204,11 @@ def _scalar_decay(kernel: Callable[..., Any], matrix: Any, values: Tensor) -> An
     return kernel(matrix.outputs.transpose(1, 2), matrix.inputs.transpose(1, 2), values, g=decay, scale=1.0)
 
 
+def _own_decay(kernel: Callable[..., Any], matrix: Any, values: Tensor) -> Any:
+    """Of retention: the kernel knows the decays of the heads."""
+    return kernel(matrix.outputs.transpose(1, 2), matrix.inputs.transpose(1, 2), values, scale=1.0)
+
+
 def _channel_decay(kernel: Callable[..., Any], matrix: Any, values: Tensor) -> Any:
     query, key, decay = (t.transpose(1, 2) for t in (matrix.outputs, matrix.inputs, matrix.log_decay))
     return kernel(query, key, values, g=decay, scale=1.0)
@@ -224,7 +229,7 @@ _PEERS: dict[str, list[Callable[[Any, Grid], list[Peer]]]] = {
     "s6": [_s6],
     "ssd": [_ssd],
     "mamba3": [lambda mixer, grid: _mamba_ssm("Mamba3", mixer, headdim=mixer.width)],
-    "retention": [_fla("simple_gla", "chunk_simple_gla", _scalar_decay)],
+    "retention": [_fla("retention", "chunk_retention", _own_decay)],
     "gla": [_fla("gla", "chunk_gla", _channel_decay)],
     "simple_gla": [_fla("simple_gla", "chunk_simple_gla", _scalar_decay)],
     "delta_rule": [_fla("delta_rule", "chunk_delta_rule", _delta, ", in bfloat16")],

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape
 from matmix.ops.cost import Cost
+from matmix.ops.function import Function, call
 
 BLOCK = 1 << 19  # entries at a time: they stay in the caches
 
@@ -36,7 +37,7 @@ class Cauchy(Matrix):
         return (columns[0] if rows[0] == 1 else rows[0], rows[1], rows[2], columns[2])
 
     def _matmul(self, values: Tensor) -> Tensor:
-        return _Product.apply(self.rows, self.columns, values)
+        return call(_Product, self.rows, self.columns, values)
 
     def _rmatmul(self, values: Tensor) -> Tensor:
         return self.mT._matmul(values)
@@ -66,7 +67,7 @@ class Cauchy(Matrix):
         return cls(rows, columns)
 
 
-class _Product(torch.autograd.Function):
+class _Product(Function):
     """The product by blocks of rows, of which nothing is kept for the backward."""
 
     generate_vmap_rule = True

@@ -14,6 +14,7 @@ from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops import fft
+from matmix.ops.function import Function, call
 from matmix.ops.pieces import PIECE_BYTES
 from matmix.ops.precision import working_dtype
 
@@ -63,12 +64,12 @@ class FNet(Mixer):
         else:
             values = torch.view_as_real(fft.rfft(x, norm=norm).mT.contiguous()).flatten(2).unsqueeze(-1)
         # The real part of both transforms made in one go: half the time of one after the other.
-        product = _Half.apply(x, grid, norm).mT.unsqueeze(-1)
+        product = call(_Half, x, grid, norm).mT.unsqueeze(-1)
         gain = 1 / math.sqrt(x.shape[1]) if self.norm == "ortho" else 1.0
         return Projected(Known(Fourier.like(values, grid, gain, pairs=True), values, product), values, grid)
 
     def merge(self, mixed: Tensor, rest: Grid) -> Tensor:
-        return _Mirrored.apply(mixed.squeeze(-1).mT, self.dim, rest)
+        return call(_Mirrored, mixed.squeeze(-1).mT, self.dim, rest)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, norm={self.norm!r}"
@@ -91,7 +92,7 @@ def _opposite(grid: Grid, device: torch.device) -> Tensor:
     return back.flatten()
 
 
-class _Half(torch.autograd.Function):
+class _Half(Function):
     """Half of the channels of ``Re(F_L x F_D)``. The whole is symmetric as a map of x, so its gradient is itself: again
     real transforms, where that of ``rfftn`` is a complex one of all channels."""
 
@@ -109,10 +110,10 @@ class _Half(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         half = _half_spectrum(gradient, ctx.dim, ctx.grid, ctx.norm)
-        return _Mirrored.apply(half, ctx.dim, ctx.grid), None, None
+        return call(_Mirrored, half, ctx.dim, ctx.grid), None, None
 
 
-class _Mirrored(torch.autograd.Function):
+class _Mirrored(Function):
     """All channels ``(B, L, D)`` from half of them: channel D - d at token k is channel d at token -k. Its gradient
     folds them back."""
 

@@ -33,6 +33,7 @@ import triton.language as tl
 from torch import Tensor
 
 from matmix.ops.channel_scan import by_tables
+from matmix.ops.function import Function, call
 from matmix.ops.gpu import on_device
 from matmix.ops.precision import full_precision
 
@@ -401,11 +402,11 @@ def scan(
     given = (values, outputs, inputs, log_decay)
     batch = next((t.shape[0] for t in given if t.shape[0] != 1), 1)
     whole = (t if t.shape[0] == batch else t.expand(batch, *t.shape[1:]) for t in given)
-    mixed, last = _Scan.apply(*whole, dtype or values.dtype)
+    mixed, last = call(_Scan, *whole, dtype or values.dtype)
     return mixed, last.mT
 
 
-class _Scan(torch.autograd.Function):
+class _Scan(Function):
     """y and the last state ``(B, H, N, W)``."""
 
     @staticmethod

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.ops.activations import plain_numbers
+from matmix.ops.function import Function, call
 from matmix.ops.gpu import in_triton
 
 _STRIP = 3  # columns of a kernel that the depthwise algorithm takes
@@ -54,7 +55,7 @@ def by_torch(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequenc
     padding = [max(b, k - 1 - b) for b, k in zip(before, kernel.shape[2:], strict=True)]
     # A tracer's stand-in for a tensor has no sizes: whether these are plain numbers comes first.
     ours = torch.is_grad_enabled() and plain_numbers(image, kernel) and _pays(image, kernel, padding)
-    mixed = (_Depthwise.apply if ours else _padded)(image, kernel, bias, padding)
+    mixed = call(_Depthwise, image, kernel, bias, padding) if ours else _padded(image, kernel, bias, padding)
     # The padding is alike on both sides, by the longer one: keep the part that is meant. Of tokens, since autograd pads
     # the gradient in the order of the axes here; and not all of it, which would cost it two passes for nothing.
     tokens = mixed.permute(0, 2, 3, 1)
@@ -92,7 +93,7 @@ def _pays(image: Tensor, kernel: Tensor, padding: list[int]) -> bool:
     )
 
 
-class _Depthwise(torch.autograd.Function):
+class _Depthwise(Function):
     """``_padded``, with the gradient of the kernel by strips."""
 
     @staticmethod

@@ -28,6 +28,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from matmix.ops.function import Function, call
 from matmix.ops.gpu import on_device
 
 _SIZES = ["channels", "rows", "columns", "up", "left"]  # no value of these, or of strides, gets a kernel of its own
@@ -188,10 +189,10 @@ def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequenc
         dtype = torch.get_autocast_dtype(image.device.type)
         image, kernel = image.to(dtype), kernel.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    return _Convolution.apply(image, kernel, bias, tuple(before))
+    return call(_Convolution, image, kernel, bias, tuple(before))
 
 
-class _Convolution(torch.autograd.Function):
+class _Convolution(Function):
     @staticmethod
     def forward(image: Tensor, kernel: Tensor, bias: Tensor | None, before: tuple[int, int]) -> Tensor:
         return _convolved(image, kernel, bias, before)

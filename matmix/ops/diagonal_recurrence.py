@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from matmix.ops.function import Function, call
 from matmix.ops.precision import full_precision
 
 _CACHE = 2**19  # numbers of state that a block should have
@@ -50,11 +51,11 @@ def run_tokens(
     if block is None:
         low, high = _BLOCK
         block = min(high, max(low, _CACHE // max(1, initial.numel())))
-    mixed, last, _ = _Recurrence.apply(written, inputs, outputs, clock, rate, initial, max(1, min(block, length)))
+    mixed, last, _ = call(_Recurrence, written, inputs, outputs, clock, rate, initial, max(1, min(block, length)))
     return mixed, last
 
 
-class _Recurrence(torch.autograd.Function):
+class _Recurrence(Function):
     """y, the last state, and the states before each block."""
 
     @staticmethod
@@ -115,7 +116,7 @@ class _Recurrence(torch.autograd.Function):
             if dim is None:
                 tensor, dim = tensor.expand(size, *tensor.shape), 0
             wide.append(tensor.movedim(dim, place).flatten(place, place + 1))
-        mixed, last, borders = _Recurrence.apply(*wide, block)
+        mixed, last, borders = call(_Recurrence, *wide, block)
         split = (size, last.shape[0] // size)
         return (mixed.unflatten(1, split), last.unflatten(0, split), borders.unflatten(1, split)), (1, 0, 1)
 

@@ -32,6 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from matmix.ops.diagonal_scan import by_chunks
+from matmix.ops.function import Function, call
 from matmix.ops.gpu import on_device
 from matmix.ops.precision import full_precision
 
@@ -418,14 +419,14 @@ def scan(
             outputs.shape[3], _batch(tensors), groups, channels, values.shape[2], chunk, _cores(values.device)
         )
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    mixed, last, _ = _Scan.apply(*tensors, tied, wanted, planned)
+    mixed, last, _ = call(_Scan, *tensors, tied, wanted, planned)
     return mixed, last.permute(0, 2, 3, 1)
 
 
 Factors = Sequence[Tensor | None]  # values, outputs, inputs, log_decay, clock, step, initial
 
 
-class _Scan(torch.autograd.Function):
+class _Scan(Function):
     """y, the last state ``(B, N, H, W)``, and the states before the runs ``(B, T, N, H, W)``, or none of them.
 
     As in ``scan``, but for rates ``(B or 1, N, H)`` and the initial state ``(B or 1, N, H, W)``; ``tied`` says that the
@@ -483,7 +484,7 @@ class _Scan(torch.autograd.Function):
         ]
         batch = max(t.shape[1] for t in first if t is not None)
         wide = (None if t is None else t.expand(size, batch, *t.shape[2:]).flatten(0, 1) for t in first)
-        mixed, last, marks = _Scan.apply(*wide, tied, keep, planned)
+        mixed, last, marks = call(_Scan, *wide, tied, keep, planned)
         split = (size, batch)
         parts = (mixed.unflatten(0, split), last.unflatten(0, split), marks.unflatten(0, split) if keep else marks)
         return parts, (0, 0, 0 if keep else None)

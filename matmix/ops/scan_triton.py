@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from matmix.ops.function import Function, call
 from matmix.ops.gpu import on_device
 from matmix.ops.precision import full_precision
 from matmix.ops.scan import by_blocks
@@ -349,11 +350,11 @@ def scan(
     batch = next((t.shape[0] for t in given if t is not None and t.shape[0] != 1), 1)
     *whole, start = (t if t is None or t.shape[0] == batch else t.expand(batch, *t.shape[1:]) for t in given)
     start = None if start is None else start.float().mT.contiguous()
-    mixed, last = _Scan.apply(*whole, start, flip, dtype or values.dtype)
+    mixed, last = call(_Scan, *whole, start, flip, dtype or values.dtype)
     return mixed, last.mT
 
 
-class _Scan(torch.autograd.Function):
+class _Scan(Function):
     """y and the last state ``(B, H, N, W)``."""
 
     @staticmethod

@@ -33,6 +33,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from matmix.ops.function import Function, call
 from matmix.ops.gpu import on_device
 from matmix.ops.precision import full_precision
 from matmix.ops.scan_triton import scan
@@ -251,11 +252,11 @@ def solve(left: Tensor, right: Tensor, values: Tensor, *, flip: bool = False) ->
     given = (left, right, values)
     batch = max(t.shape[0] for t in given)
     whole = (t if t.shape[0] == batch else t.expand(batch, -1, -1, -1) for t in given)
-    solved: Tensor = _Solve.apply(*whole, flip)
+    solved: Tensor = call(_Solve, *whole, flip)
     return solved
 
 
-class _Solve(torch.autograd.Function):
+class _Solve(Function):
     @staticmethod
     def forward(left: Tensor, right: Tensor, values: Tensor, flip: bool) -> Tensor:
         with on_device(values.device):
