@@ -11,7 +11,7 @@ from torch import Tensor
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.matrices.semiseparable import joint_batch
 from matmix.ops.cost import Cost
-from matmix.ops.delta_rule import CHUNK, LEAST, MOST, unit_lower_solve
+from matmix.ops.delta_rule import CHUNK, MOST, unit_lower_solve
 from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import share, unshare
@@ -52,7 +52,7 @@ class UnitLowerInverse(Matrix):
     def _solve(self, left: Tensor, right: Tensor, values: Tensor, flip: bool) -> Tensor:
         batch, heads = self.shape[:2]
         shared = share(values, batch, heads)
-        if min(left.shape[3], shared.shape[3]) > LEAST and left.shape[3] <= MOST and in_triton(left, right, shared):
+        if left.shape[3] <= MOST and in_triton(left, right, shared):
             from matmix.ops.unit_lower_triton import solve
 
             return unshare(solve(left, right, shared, flip=flip), values, batch, heads)

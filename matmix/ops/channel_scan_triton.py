@@ -551,7 +551,7 @@ def _strided(tensor: Tensor) -> tuple[Any, ...]:
 CHUNK = 64  # Q, at most
 BLOCK = 16  # P
 TUNED: dict[str, dict[str, int]] = {
-    "states": {"BN": 64, "BW": 64, "num_warps": 4, "num_stages": 1},
+    "states": {"BN": 32, "BW": 64, "num_warps": 4, "num_stages": 1},
     "carry": {"BLOCK": 128, "AHEAD": 8, "num_warps": 4, "num_stages": 1},
     "outputs": {"BN": 32, "BW": 64, "num_warps": 8, "num_stages": 1},
     "d_values": {"BN": 32, "BW": 64, "num_warps": 8, "num_stages": 1},

@@ -10,9 +10,6 @@ from matmix.ops.scan import cut, leading
 
 CHUNK = 64
 MOST = 256  # width of the factors that the kernels of ``unit_lower_triton`` take
-# What factors and values must exceed there: on tiles of 16 the kernels met an illegal access on an H100 (Triton 3.6),
-# of which the interpreter shows nothing.
-LEAST = 16
 
 
 def unit_lower_solve(left: Tensor, right: Tensor, values: Tensor, chunk: int = CHUNK) -> Tensor:

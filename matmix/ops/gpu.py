@@ -1,4 +1,11 @@
-"""When the kernels written in Triton may run, and on which device."""
+"""When the kernels written in Triton may run, and on which device.
+
+Their products stay off the instructions of Hopper's warp groups. The assembler that Triton brings (CUDA 12.9) may use
+the registers of a tile again while such a product still reads them (triton-lang/triton, issue 11366 and pull request
+11781): an H100 then gave wrong gradients, or accesses outside of shared memory, for tiles of 16 columns. Triton takes
+those instructions from 64 rows and four warps on, so a product here has fewer rows or fewer warps;
+tests/ops/test_kernels.py looks for them in what is compiled.
+"""
 
 from __future__ import annotations
 

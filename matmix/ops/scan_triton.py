@@ -54,20 +54,27 @@ def _places(chunk, length, Q: tl.constexpr, FLIP: tl.constexpr):
 
 
 @triton.jit
-def _upto(log_decay, a_t, t, inside):
-    """The log decay from the start of the chunk, token included; and that of the whole chunk."""
+def _logs(log_decay, a_t, t, inside):
     steps = tl.load(log_decay + t * a_t, mask=inside, other=0.0).to(tl.float32)
-    steps = tl.maximum(steps, _LOWEST).to(tl.float64)
-    return tl.cumsum(steps, 0), tl.sum(steps, 0)
+    return tl.maximum(steps, _LOWEST).to(tl.float64)
 
 
 @triton.jit
-def _below(upto, Q: tl.constexpr):
-    """``exp(a_{j+1} + ... + a_i)`` for i >= j, else 0: ``(Q, Q)``."""
-    row = tl.arange(0, Q)[:, None]
-    column = tl.arange(0, Q)[None, :]
-    exponent = (upto[:, None] - upto[None, :]).to(tl.float32)
-    return tl.exp(tl.where(row >= column, exponent, float("-inf")))
+def _block(log_decay, a_t, chunk, place, length, Q: tl.constexpr, P: tl.constexpr, FLIP: tl.constexpr):
+    """The tokens of a block, and which of them there are; the log decay from the start of the chunk to each, itself
+    included, and that of the whole chunk."""
+    t, inside = _places(chunk, length, Q, FLIP)
+    steps = _logs(log_decay, a_t, t, inside)
+    before = tl.sum(tl.where(tl.arange(0, Q) < place * P, steps, 0.0), 0)
+    t, inside = _places(chunk * (Q // P) + place, length, P, FLIP)
+    return t, inside, before + tl.cumsum(_logs(log_decay, a_t, t, inside), 0), tl.sum(steps, 0)
+
+
+@triton.jit
+def _decays(exponent, row, column, P: tl.constexpr):
+    """``exp`` of an exponent ``(P, P)`` of blocks row and column, where the row's token is not before the column's."""
+    later = row * P + tl.arange(0, P)[:, None] >= column * P + tl.arange(0, P)[None, :]
+    return tl.exp(tl.where(later, exponent.to(tl.float32), float("-inf")))
 
 
 @triton.jit
@@ -113,7 +120,8 @@ def _states(
     states, total,  # (1 or 2, B, H, Z, N, W), (B, H, Z)
     length, chunks, heads, repeat,
     N: tl.constexpr, W: tl.constexpr, STEP: tl.constexpr, FLIP: tl.constexpr,
-    Q: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, KIND: tl.constexpr, PRECISION: tl.constexpr,
+    Q: tl.constexpr, P: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
+    KIND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What a chunk adds to the state, for the chunks behind; and on the way back, for those before."""
     chunk, head, sample = tl.program_id(0), tl.program_id(1) % heads, (tl.program_id(1) // heads).to(tl.int64)
@@ -121,8 +129,7 @@ def _states(
     way, block = tl.program_id(2) // blocks, tl.program_id(2) % blocks
     n = block // tl.cdiv(W, BW) * BN + tl.arange(0, BN)
     w = block % tl.cdiv(W, BW) * BW + tl.arange(0, BW)
-    t, inside = _places(chunk, length, Q, FLIP)
-    upto, end = _upto(log_decay + sample * a_b + head * a_h, a_t, t, inside)
+    t, inside, upto, end = _block(log_decay + sample * a_b + head * a_h, a_t, chunk, 0, length, Q, Q, FLIP)
     group = head // repeat
     if way == 0:
         weight = tl.exp((end - upto).to(tl.float32)) * _steps(step + sample * s_b + head * s_h, s_t, t, inside, STEP)
@@ -189,27 +196,34 @@ def _outputs(
     mixed, m_b, m_h, m_t, m_w,
     length, chunks, heads, repeat,
     N: tl.constexpr, W: tl.constexpr, STEP: tl.constexpr, FLIP: tl.constexpr,
-    Q: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, KIND: tl.constexpr, PRECISION: tl.constexpr,
+    Q: tl.constexpr, P: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
+    KIND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    chunk, head, sample = tl.program_id(0), tl.program_id(1) % heads, (tl.program_id(1) // heads).to(tl.int64)
+    chunk, place = tl.program_id(0) // (Q // P), tl.program_id(0) % (Q // P)
+    head, sample = tl.program_id(1) % heads, (tl.program_id(1) // heads).to(tl.int64)
     w = tl.program_id(2) * BW + tl.arange(0, BW)
-    t, inside = _places(chunk, length, Q, FLIP)
-    upto, _ = _upto(log_decay + sample * a_b + head * a_h, a_t, t, inside)
     inputs += sample * b_b + head // repeat * b_g
     outputs += sample * c_b + head // repeat * c_g
+    values += sample * v_b + head * v_h
+    log_decay += sample * a_b + head * a_h
+    step += sample * s_b + head * s_h
     states += (tl.program_id(1).to(tl.int64) * chunks + chunk) * (N * W)
-    scores = tl.zeros((Q, Q), tl.float32)
-    out = tl.zeros((Q, BW), tl.float32)
+    t, inside, upto, _ = _block(log_decay, a_t, chunk, place, length, Q, P, FLIP)
+    out = tl.zeros((P, BW), tl.float32)
     for start in tl.static_range(0, N, BN):
         n = start + tl.arange(0, BN)
         read = _tile(outputs, t, inside, c_t, n, n < N, c_n)
-        write = _tile(inputs, t, inside, b_t, n, n < N, b_n)
-        scores += _dot(read, tl.trans(write), KIND, PRECISION)
         out += _dot(read, _state(states, n, w, N, W), KIND, PRECISION)
     out *= tl.exp(upto.to(tl.float32))[:, None]
-    weight = _steps(step + sample * s_b + head * s_h, s_t, t, inside, STEP)
-    scores *= _below(upto, Q) * weight[None, :]
-    out += _dot(scores, _tile(values + sample * v_b + head * v_h, t, inside, v_t, w, w < W, v_w), KIND, PRECISION)
+    for other in range(0, place + 1):
+        j, there, past, _ = _block(log_decay, a_t, chunk, other, length, Q, P, FLIP)
+        scores = tl.zeros((P, P), tl.float32)
+        for start in tl.static_range(0, N, BN):
+            n = start + tl.arange(0, BN)
+            read = _tile(outputs, t, inside, c_t, n, n < N, c_n)
+            scores += _dot(read, tl.trans(_tile(inputs, j, there, b_t, n, n < N, b_n)), KIND, PRECISION)
+        scores *= _decays(upto[:, None] - past[None, :], place, other, P) * _steps(step, s_t, j, there, STEP)[None, :]
+        out += _dot(scores, _tile(values, j, there, v_t, w, w < W, v_w), KIND, PRECISION)
     at = mixed + sample * m_b + head * m_h + t[:, None] * m_t + w[None, :] * m_w
     tl.store(at, out, mask=inside[:, None] & (w < W)[None, :])
 
@@ -227,26 +241,33 @@ def _d_values(
     d_step,  # u . v, by blocks of W: (blocks, B, H, L)
     length, chunks, heads, repeat,
     N: tl.constexpr, W: tl.constexpr, STEP: tl.constexpr, FLIP: tl.constexpr,
-    Q: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, KIND: tl.constexpr, PRECISION: tl.constexpr,
+    Q: tl.constexpr, P: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
+    KIND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    chunk, head, sample = tl.program_id(0), tl.program_id(1) % heads, (tl.program_id(1) // heads).to(tl.int64)
+    chunk, place = tl.program_id(0) // (Q // P), tl.program_id(0) % (Q // P)
+    head, sample = tl.program_id(1) % heads, (tl.program_id(1) // heads).to(tl.int64)
     w = tl.program_id(2) * BW + tl.arange(0, BW)
-    t, inside = _places(chunk, length, Q, FLIP)
-    upto, end = _upto(log_decay + sample * a_b + head * a_h, a_t, t, inside)
     inputs += sample * b_b + head // repeat * b_g
     outputs += sample * c_b + head // repeat * c_g
+    d_mixed += sample * g_b + head * g_h
+    log_decay += sample * a_b + head * a_h
     states += (tl.program_id(1).to(tl.int64) * chunks + chunk) * (N * W)
-    scores = tl.zeros((Q, Q), tl.float32)  # (j, i)
-    out = tl.zeros((Q, BW), tl.float32)
+    t, inside, upto, end = _block(log_decay, a_t, chunk, place, length, Q, P, FLIP)
+    out = tl.zeros((P, BW), tl.float32)
     for start in tl.static_range(0, N, BN):
         n = start + tl.arange(0, BN)
-        read = _tile(outputs, t, inside, c_t, n, n < N, c_n)
         write = _tile(inputs, t, inside, b_t, n, n < N, b_n)
-        scores += _dot(write, tl.trans(read), KIND, PRECISION)
         out += _dot(write, _state(states, n, w, N, W), KIND, PRECISION)
     out *= tl.exp((end - upto).to(tl.float32))[:, None]
-    scores *= tl.trans(_below(upto, Q))
-    out += _dot(scores, _tile(d_mixed + sample * g_b + head * g_h, t, inside, g_t, w, w < W, g_w), KIND, PRECISION)
+    for other in range(place, Q // P):
+        i, there, next, _ = _block(log_decay, a_t, chunk, other, length, Q, P, FLIP)
+        scores = tl.zeros((P, P), tl.float32)  # (i, j)
+        for start in tl.static_range(0, N, BN):
+            n = start + tl.arange(0, BN)
+            write = _tile(inputs, t, inside, b_t, n, n < N, b_n)
+            scores += _dot(_tile(outputs, i, there, c_t, n, n < N, c_n), tl.trans(write), KIND, PRECISION)
+        scores *= _decays(next[:, None] - upto[None, :], other, place, P)
+        out += _dot(tl.trans(scores), _tile(d_mixed, i, there, g_t, w, w < W, g_w), KIND, PRECISION)
     weight = _steps(step + sample * s_b + head * s_h, s_t, t, inside, STEP)
     at = d_values + sample * m_b + head * m_h + t[:, None] * m_t + w[None, :] * m_w
     tl.store(at, out * weight[:, None], mask=inside[:, None] & (w < W)[None, :])
@@ -268,60 +289,67 @@ def _d_factors(
     rows,  # C . dC of every head, by blocks of N: (blocks, B, H, L)
     length, chunks, heads, repeat, split,
     WAY: tl.constexpr, N: tl.constexpr, W: tl.constexpr, STEP: tl.constexpr, FLIP: tl.constexpr,
-    Q: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, KIND: tl.constexpr, PRECISION: tl.constexpr,
+    Q: tl.constexpr, P: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
+    KIND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of C (way 0) or B (way 1) by some heads of a group, one after the other."""
-    parts = tl.cdiv(repeat, split)
-    chunk, part = tl.program_id(0), tl.program_id(1) % parts
-    place, groups = tl.program_id(1) // parts, heads // repeat
-    group, sample = place % groups, (place // groups).to(tl.int64)
+    chunk, place = tl.program_id(0) // (Q // P), tl.program_id(0) % (Q // P)
+    parts, groups = tl.cdiv(repeat, split), heads // repeat
+    part, team = tl.program_id(1) % parts, tl.program_id(1) // parts
+    group, sample = team % groups, (team // groups).to(tl.int64)
     block = tl.program_id(2)
     n = block * BN + tl.arange(0, BN)
-    t, inside = _places(chunk, length, Q, FLIP)
-    row = tl.arange(0, Q)[:, None]
-    column = tl.arange(0, Q)[None, :]
-    if WAY == 0:
-        other = _tile(inputs + sample * b_b + group * b_g, t, inside, b_t, n, n < N, b_n)
-        near = row >= column
-        sign = 1.0
-    else:
-        other = _tile(outputs + sample * c_b + group * c_g, t, inside, c_t, n, n < N, c_n)
-        near = row <= column
-        sign = -1.0
-    total = tl.zeros((Q, BN), tl.float32)
+    inputs += sample * b_b + group * b_g
+    outputs += sample * c_b + group * c_g
+    total = tl.zeros((P, BN), tl.float32)
     for index in range(split):
         member = part * split + index
         if member < repeat:
             head = group * repeat + member
-            upto, end = _upto(log_decay + sample * a_b + head * a_h, a_t, t, inside)
-            weight = _steps(step + sample * s_b + head * s_h, s_t, t, inside, STEP)
             stream = sample * heads + head
-            at = (stream * chunks + chunk) * (N * W)
-            pairs = tl.zeros((Q, Q), tl.float32)  # dy_i . v_j, or v_j . dy_i
-            far = tl.zeros((Q, BN), tl.float32)
+            at = states + (stream * chunks + chunk) * (N * W)
+            logs, steps = log_decay + sample * a_b + head * a_h, step + sample * s_b + head * s_h
+            value, d_mix = values + sample * v_b + head * v_h, d_mixed + sample * g_b + head * g_h
+            t, inside, upto, end = _block(logs, a_t, chunk, place, length, Q, P, FLIP)
+            own = tl.zeros((P, BN), tl.float32)
             for start in tl.static_range(0, W, BW):
                 w = start + tl.arange(0, BW)
-                value = _tile(values + sample * v_b + head * v_h, t, inside, v_t, w, w < W, v_w)
-                d_mix = _tile(d_mixed + sample * g_b + head * g_h, t, inside, g_t, w, w < W, g_w)
                 if WAY == 0:
-                    first, second = d_mix.to(tl.float32), value.to(tl.float32)
+                    first = _tile(d_mix, t, inside, g_t, w, w < W, g_w)
                 else:
-                    first, second = value.to(tl.float32), d_mix.to(tl.float32)
-                pairs += _dot(first, tl.trans(second), KIND, PRECISION)
-                far += _dot(first, tl.trans(_state(states + at, n, w, N, W)), KIND, PRECISION)
-            exponent = (upto[:, None] - upto[None, :]).to(tl.float32) * sign
-            pairs *= tl.exp(tl.where(near, exponent, float("-inf")))
+                    first = _tile(value, t, inside, v_t, w, w < W, v_w)
+                own += _dot(first, tl.trans(_state(at, n, w, N, W)), KIND, PRECISION)
             if WAY == 0:
-                pairs *= weight[None, :]
-                far *= tl.exp(upto.to(tl.float32))[:, None]
-                own = far + _dot(pairs, other, KIND, PRECISION)
-                read = _tile(outputs + sample * c_b + group * c_g, t, inside, c_t, n, n < N, c_n)
+                own *= tl.exp(upto.to(tl.float32))[:, None]
+            else:
+                own *= tl.exp((end - upto).to(tl.float32))[:, None]
+            for other in range(0 if WAY == 0 else place, place + 1 if WAY == 0 else Q // P):
+                s, there, theirs, _ = _block(logs, a_t, chunk, other, length, Q, P, FLIP)
+                pairs = tl.zeros((P, P), tl.float32)  # dy_i . v_j, or v_j . dy_i
+                for start in tl.static_range(0, W, BW):
+                    w = start + tl.arange(0, BW)
+                    if WAY == 0:
+                        first = _tile(d_mix, t, inside, g_t, w, w < W, g_w)
+                        second = _tile(value, s, there, v_t, w, w < W, v_w)
+                    else:
+                        first = _tile(value, t, inside, v_t, w, w < W, v_w)
+                        second = _tile(d_mix, s, there, g_t, w, w < W, g_w)
+                    pairs += _dot(first, tl.trans(second), KIND, PRECISION)
+                if WAY == 0:
+                    pairs *= _decays(upto[:, None] - theirs[None, :], place, other, P)
+                    pairs *= _steps(steps, s_t, s, there, STEP)[None, :]
+                    own += _dot(pairs, _tile(inputs, s, there, b_t, n, n < N, b_n), KIND, PRECISION)
+                else:
+                    pairs *= tl.trans(_decays(theirs[:, None] - upto[None, :], other, place, P))
+                    own += _dot(pairs, _tile(outputs, s, there, c_t, n, n < N, c_n), KIND, PRECISION)
+            if WAY == 0:
+                read = _tile(outputs, t, inside, c_t, n, n < N, c_n)
                 line = (block * (tl.num_programs(1).to(tl.int64) // parts * repeat) + stream) * length
                 tl.store(rows + line + t, tl.sum(read.to(tl.float32) * own, 1), mask=inside)
             else:
-                far *= tl.exp((end - upto).to(tl.float32))[:, None]
-                own = (far + _dot(pairs, other, KIND, PRECISION)) * weight[:, None]
+                own *= _steps(steps, s_t, t, inside, STEP)[:, None]
             total += own
+    t, inside = _places(chunk * (Q // P) + place, length, P, FLIP)
     at = part * m_p + sample * m_b + group * m_g + t[:, None] * m_t + n[None, :] * m_n
     tl.store(d_factor + at, total, mask=inside[:, None] & (n < N)[None, :])
 
@@ -427,6 +455,7 @@ class _Plan:
         )
         self.chunk = min(CHUNK, max(16, triton.next_power_of_2(self.length)))
         self.chunks = triton.cdiv(self.length, self.chunk)
+        self.blocks = self.chunks * (self.chunk // min(BLOCK, self.chunk))
         self.factors = [t for x in (inputs, values, outputs) for t in (x, *x.stride())]
         step = log_decay if step is None else step  # a stand-in that is not read
         self.decay = (log_decay, *log_decay.stride(), step, *step.stride())
@@ -437,6 +466,7 @@ class _Plan:
             "STEP": has_step,
             "FLIP": flip,
             "Q": self.chunk,
+            "P": min(BLOCK, self.chunk),
             "KIND": self.kind,
             "PRECISION": "tf32x3" if self.kind == tl.float32 else "tf32",
         }
@@ -475,7 +505,7 @@ class _Plan:
         """The outputs ``(B, H, L, W)``, laid out as tokens."""
         out = self.like.new_empty(self.batch, self.length, self.heads, self.width, dtype=dtype).transpose(1, 2)
         options, _, wide = self.tuned("outputs")
-        _outputs[(self.chunks, self.batch * self.heads, wide)](
+        _outputs[(self.blocks, self.batch * self.heads, wide)](
             *self.factors, *self.decay, states, out, *out.stride(), *self.sizes, **options
         )
         return out
@@ -496,7 +526,7 @@ def _gradients(
     d_values = values.new_empty(batch, length, heads, plan.width).transpose(1, 2)
     options, _, wide = plan.tuned("d_values")
     columns = states.new_empty(wide, batch, heads, length)
-    _d_values[(plan.chunks, batch * heads, wide)](
+    _d_values[(plan.blocks, batch * heads, wide)](
         *plan.factors, *wanted, *plan.decay, states[1], d_values, *d_values.stride(), columns, *plan.sizes, **options
     )
     repeat = heads // groups
@@ -507,7 +537,7 @@ def _gradients(
     options, tall, _ = plan.tuned("d_factors")
     rows = states.new_empty(tall, batch, heads, length)
     for way in (0, 1):
-        _d_factors[(plan.chunks, batch * groups * parts, tall)](
+        _d_factors[(plan.blocks, batch * groups * parts, tall)](
             *plan.factors, *wanted, *plan.decay, states[way], d_factors[way], *d_factors.stride()[1:], rows,
             *plan.sizes, split, WAY=way, **options,
         )  # fmt: skip
@@ -528,12 +558,13 @@ def _gradients(
 
 # What was good on an H100, where it was measured (chunk, warps), or was judged to be; no result depends on it.
 CHUNK = 64  # Q, at most
+BLOCK = 32  # P, at most
 SPLIT = 4  # heads of a group whose gradients one program adds up
 TUNED: dict[str, dict[str, int]] = {
-    "states": {"BN": 128, "BW": 64, "num_warps": 4, "num_stages": 2},
-    "carry": {"AHEAD": 8, "num_warps": 4, "num_stages": 2},
-    "outputs": {"BN": 64, "BW": 64, "num_warps": 4, "num_stages": 2},
-    "d_values": {"BN": 64, "BW": 64, "num_warps": 4, "num_stages": 2},
-    "d_factors": {"BN": 64, "BW": 64, "num_warps": 4, "num_stages": 2},
+    "states": {"BN": 32, "BW": 64, "num_warps": 4, "num_stages": 1},
+    "carry": {"AHEAD": 8, "num_warps": 4, "num_stages": 1},
+    "outputs": {"BN": 64, "BW": 64, "num_warps": 4, "num_stages": 1},
+    "d_values": {"BN": 64, "BW": 64, "num_warps": 4, "num_stages": 1},
+    "d_factors": {"BN": 64, "BW": 64, "num_warps": 4, "num_stages": 1},
 }
 _KINDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}  # in which products may run

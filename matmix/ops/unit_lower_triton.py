@@ -357,12 +357,12 @@ def _of(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor, *tensor.stride())
 
 
-# What was judged to be good, not measured; no result depends on it.
-CHUNK = 64  # Q, at most
+# What was judged to be good, not measured; no result depends on it. Rows and warps: see matmix.ops.gpu.
+CHUNK = 32  # Q, at most
 ENTRIES = 4096  # Q N, at most: more do not stay in registers
 TUNED: dict[str, dict[str, int]] = {
-    "chunks": {"BN": 32, "BW": 32, "num_warps": 4, "num_stages": 2},
-    "solve": {"BW": 16, "num_warps": 4, "num_stages": 2},
-    "solve_back": {"BW": 16, "num_warps": 4, "num_stages": 2},
-    "d_factors": {"BN": 64, "BW": 32, "num_warps": 8, "num_stages": 2},
+    "chunks": {"BN": 32, "BW": 32, "num_warps": 4, "num_stages": 1},
+    "solve": {"BW": 16, "num_warps": 2, "num_stages": 2},
+    "solve_back": {"BW": 16, "num_warps": 2, "num_stages": 2},
+    "d_factors": {"BN": 64, "BW": 32, "num_warps": 4, "num_stages": 1},
 }
