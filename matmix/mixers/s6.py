@@ -10,14 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matmix.matrices.base import Matrix
+from matmix.matrices.deferred import Deferred
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
+from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops.diagonal_scan import diagonal_scan
+from matmix.ops.gpu import in_triton
 from matmix.ops.layers import ShortConv
 from matmix.ops.linear import linear
-from matmix.ops.precision import working_dtype
+from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.state_space import step_bias, steps, undecayed
 
 
@@ -59,10 +63,43 @@ def select(values: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, mas
         dt_bias: of the steps, ``(D,)``.
         mask: ``(B, L)``; a masked token has a step of 0.
     """
+    inputs, outputs, raw = _projected(values, x_proj, dt_proj)
+    return Selected(inputs, outputs, steps(raw, dt_bias, (0.0, math.inf), mask))
+
+
+def _projected(values: Tensor, x_proj: Tensor, dt_proj: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """B, C and what softplus turns into steps, but for its bias."""
     rank = dt_proj.shape[1]
     states = (x_proj.shape[0] - rank) // 2
     low, inputs, outputs = F.linear(values, x_proj).split((rank, states, states), -1)
-    return Selected(inputs, outputs, steps(F.linear(low, dt_proj), dt_bias, (0.0, math.inf), mask))
+    return inputs, outputs, F.linear(low, dt_proj)
+
+
+def _matrix(
+    inputs: Tensor,
+    outputs: Tensor,
+    raw: Tensor,
+    bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    mask: Tensor | None,
+    chunk: int | None,
+) -> Matrix:
+    selected = Selected(inputs, outputs, steps(raw, bias, (0.0, math.inf), mask))
+    skip = Diagonal(D.view(1, -1, 1).expand(1, -1, raw.shape[1]))
+    return DiagonalSemiseparable(*selected.factors(A_log), chunk=chunk) + skip
+
+
+def _product(values: Tensor, given: tuple[Tensor, ...], chunk: int | None) -> Tensor:
+    """The product with that matrix, unmasked, by one kernel for the scan and all around it."""
+    from matmix.ops.diagonal_scan_triton import select_scan
+
+    with full_precision(values.device):
+        inputs, outputs, raw, bias, A_log, D = (t.float() for t in given)
+        mixed = select_scan(
+            values.float(), outputs.unsqueeze(1), inputs.unsqueeze(1), A_log, raw.mT, bias, D, chunk=chunk
+        )
+    return mixed.to(values.dtype)
 
 
 def spectrum(channels: int, d_state: int) -> nn.Parameter:
@@ -150,16 +187,23 @@ class S6(Mixer):
             self.dt_proj.weight.uniform_(-dt_scale * rank**-0.5, dt_scale * rank**-0.5)
             self.dt_proj.bias.copy_(step_bias(inner, dt_min, dt_max, dt_init_floor))
 
-    def _parts(self, convolved: Tensor, mask: Tensor | None) -> tuple[Tensor, Selected]:
-        values = drop_padding(F.silu(convolved), mask)
-        return values, select(values, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, mask)
+    @property
+    def _projections(self) -> tuple[Tensor, Tensor]:
+        return self.x_proj.weight, self.dt_proj.weight
+
+    def _values(self, signal: Tensor, mask: Tensor | None) -> Tensor:
+        return drop_padding(F.silu(self.conv1d(signal)), mask)
 
     def project(self, x: Tensor, context: Context) -> Projected:
+        mask = context.mask
         signal, gate = linear(self.in_proj, x).chunk(2, -1)
-        values, selected = self._parts(self.conv1d(drop_padding(signal, context.mask)), context.mask)
-        matrix = DiagonalSemiseparable(*selected.factors(self.A_log), chunk=self.chunk)
-        skip = Diagonal(self.D.view(1, -1, 1).expand(1, -1, x.shape[1]))
-        return Projected(matrix + skip, values.mT.unsqueeze(-1), gate)
+        tokens = self._values(drop_padding(signal, mask), mask)
+        values = tokens.mT.unsqueeze(-1)
+        given = (*_projected(tokens, *self._projections), self.dt_proj.bias, self.A_log, self.D)
+        if context.product_only and mask is None and in_triton(values, *given):
+            matrix = Deferred(_matrix, given, (None, self.chunk))
+            return Projected(Known(matrix, values, _product(values, given, self.chunk)), values, gate)
+        return Projected(_matrix(*given, mask, self.chunk), values, gate)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return linear(self.out_proj, mixed.squeeze(-1).mT * F.silu(rest))
@@ -175,7 +219,8 @@ class S6(Mixer):
         self._context(x, (x.shape[1],), mask)  # refuses what does not fit
         signal, gate = self.in_proj(x).chunk(2, -1)
         signal = drop_padding(signal, mask)
-        tokens, selected = self._parts(self.conv1d(signal), mask)
+        tokens = self._values(signal, mask)
+        selected = select(tokens, *self._projections, self.dt_proj.bias, mask)
         values = tokens.mT.unsqueeze(-1)
         mixed, memory = diagonal_scan(values, *selected.factors(self.A_log), chunk=self.chunk)
         out = self.merge(mixed.to(values.dtype) + self.D.view(-1, 1, 1) * values, gate)
@@ -184,7 +229,8 @@ class S6(Mixer):
     def step(self, x: Tensor, state: S6State) -> tuple[Tensor, S6State]:
         signal, gate = self.in_proj(x).chunk(2, -1)
         convolved, window = self.conv1d.step(signal, state.window.to(signal.dtype))
-        values, (inputs, outputs, step) = self._parts(convolved, None)  # (B, D), (B, N), (B, N), (B, D)
+        values = F.silu(convolved)  # (B, D)
+        inputs, outputs, step = select(values, *self._projections, self.dt_proj.bias, None)  # (B, N), (B, N), (B, D)
         decay = (-self.A_log.to(step.dtype).exp() * step.unsqueeze(-1)).exp()
         memory = decay * state.memory + (step * values).unsqueeze(-1) * inputs.unsqueeze(1)
         mixed = (memory * outputs.unsqueeze(1)).sum(-1).to(values.dtype)

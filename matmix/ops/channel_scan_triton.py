@@ -34,7 +34,7 @@ from torch import Tensor
 
 from matmix.ops.channel_scan import by_tables
 from matmix.ops.function import Function, call
-from matmix.ops.gpu import on_device
+from matmix.ops.gpu import cdiv, on_device, power_of_2
 from matmix.ops.precision import full_precision
 
 LOWEST = -128.0  # stands for a log decay of -inf: exp of it is 0 in float32, and sums of it can be subtracted
@@ -444,15 +444,15 @@ class _Plan:
     def __init__(self, values: Tensor, outputs: Tensor, inputs: Tensor, log_decay: Tensor) -> None:
         self.batch, self.heads, self.length, self.width = values.shape
         self.order, self.streams, self.like = outputs.shape[3], self.batch * self.heads, values
-        self.chunk = min(CHUNK, max(BLOCK, triton.next_power_of_2(self.length)))
-        self.chunks = triton.cdiv(self.length, self.chunk)
+        self.chunk = min(CHUNK, max(BLOCK, power_of_2(self.length)))
+        self.chunks = cdiv(self.length, self.chunk)
         self.blocks = self.chunks * (self.chunk // BLOCK)
         self.values, self.outputs, self.inputs, self.log_decay = (
             _strided(t) for t in (values, outputs, inputs, log_decay)
         )
         self.sizes = (self.length, self.chunks, self.heads)
         whole = torch.float32 in (values.dtype, outputs.dtype, inputs.dtype)
-        self.shape = {
+        self.shape: dict[str, Any] = {
             "N": self.order,
             "W": self.width,
             "Q": self.chunk,
@@ -463,10 +463,10 @@ class _Plan:
     def tuned(self, kernel: str, *without: str) -> tuple[dict[str, Any], int, int]:
         """How a kernel is launched; and how many blocks of the states, and of the width, that makes."""
         options = {name: value for name, value in (self.shape | TUNED[kernel]).items() if name not in without}
-        tall = min(options["BN"], max(16, triton.next_power_of_2(self.order)))
-        wide = min(options.get("BW", 16), max(16, triton.next_power_of_2(self.width)))
+        tall = min(options["BN"], max(16, power_of_2(self.order)))
+        wide = min(options.get("BW", 16), max(16, power_of_2(self.width)))
         options |= {"BN": tall, "BW": wide} if "BW" in options else {"BN": tall}
-        return options, triton.cdiv(self.order, tall), triton.cdiv(self.width, wide)
+        return options, cdiv(self.order, tall), cdiv(self.width, wide)
 
     def states(self, last: Tensor | None = None, d_mixed: Tensor | None = None, d_last: Tensor | None = None) -> Tensor:
         """The states at the borders of the chunks ``(1 or 2, B, H, Z + 1, N, W)``, the second of the way back.
@@ -485,7 +485,7 @@ class _Plan:
         size = self.order * self.width
         # As many entries as threads: where two threads held one entry, one might read what the other wrote.
         options = TUNED["carry"]
-        _carry[(triton.cdiv(size, options["BLOCK"]), self.streams, ways)](
+        _carry[(cdiv(size, TUNED["carry"]["BLOCK"]), self.streams, ways)](
             states, total, d_last, last, self.chunks,
             N=self.order, W=self.width, WANTED=d_last is not None, LAST=last is not None, **options,
         )  # fmt: skip

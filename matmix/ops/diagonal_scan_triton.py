@@ -30,10 +30,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 from matmix.ops.diagonal_scan import by_chunks
 from matmix.ops.function import Function, call
-from matmix.ops.gpu import on_device
+from matmix.ops.gpu import cdiv, on_device
 from matmix.ops.precision import full_precision
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -80,11 +81,32 @@ def _logs(log_decay, d_t, ticks, rate, t, inside, RATES: tl.constexpr):
 
 
 @triton.jit
-def _ticks(clock, k_t, t, inside, CLOCK: tl.constexpr):
+def _ticks(clock, k_t, t, bias, inside, CLOCK: tl.constexpr, SELECT: tl.constexpr):
     if CLOCK:
-        return tl.load(clock + t * k_t, mask=inside, other=0.0)
+        ticks = tl.load(clock + t * k_t, mask=inside, other=0.0)
+        if SELECT:
+            ticks = tl.where(inside, _softplus(ticks + bias), 0.0)
+        return ticks
     else:
         return tl.where(inside, 1.0, 0.0)
+
+
+@triton.jit
+def _softplus(x):
+    small = tl.exp(-tl.abs(x))
+    more = 1.0 + small
+    # log(1 + e) to the last digit: what the sum rounded away is the same in both factors.
+    log = tl.where(more == 1.0, small, tl.log(more) * (small / tl.where(more == 1.0, 1.0, more - 1.0)))
+    return tl.maximum(x, 0.0) + log
+
+
+@triton.jit
+def _rates(log_decay, d_b, sample, n, entries, head, zero, kept, SELECT: tl.constexpr):
+    """The rates of a tile, base 2."""
+    rate = tl.load(log_decay + sample * d_b + n * entries + head + zero, mask=kept, other=0.0)
+    if SELECT:
+        rate = -tl.exp(rate)
+    return tl.maximum(rate * _LOG2E, _LOWEST)
 
 
 @triton.jit(do_not_specialize=_PLAIN)
@@ -94,9 +116,11 @@ def _ends(
     rows, r_b, r_g, r_t, r_n,  # B, or C
     log_decay, d_b, d_h, d_t, d_n,  # rates: (B or 1, N, H)
     clock, k_b, k_h, k_t,
+    bias, a_b,
     left, total,  # (B, Z, N, H, W)
     length, size, spans, groups, heads, width, blocks, zero,
-    N: tl.constexpr, RATES: tl.constexpr, CLOCK: tl.constexpr, STEP: tl.constexpr, BACK: tl.constexpr,
+    N: tl.constexpr, RATES: tl.constexpr, CLOCK: tl.constexpr, STEP: tl.constexpr,
+    SELECT: tl.constexpr, BACK: tl.constexpr,
     U: tl.constexpr, NR: tl.constexpr, CR: tl.constexpr, CW: tl.constexpr, NL: tl.constexpr, CL: tl.constexpr,
 ):  # fmt: skip
     """What a span leaves to the next when nothing enters it, and the decay through all of it; BACK: from the end."""
@@ -107,8 +131,7 @@ def _ends(
     columns += sample * c_b + head * c_h + (channel % width) * c_k
     rows += sample * r_b + group * r_g + n * r_n
     if RATES:
-        log_decay += sample * d_b + n * (groups * heads) + head + zero
-        rate = tl.maximum(tl.load(log_decay, mask=live & kept, other=0.0) * _LOG2E, _LOWEST)
+        rate = _rates(log_decay, d_b, sample, n, groups * heads, head, zero, live & kept, SELECT)
     else:
         rate = 0.0
         log_decay += sample * d_b + head * d_h + n * d_n
@@ -116,6 +139,9 @@ def _ends(
         clock += sample * k_b + head * k_h
     if STEP == 1:
         step += sample * s_b + head * s_h
+    add = 0.0
+    if SELECT:
+        add = tl.load(bias + sample * a_b + head, mask=live, other=0.0)
 
     state = tl.zeros((NL, CW, NR, CR, CL), tl.float32)
     through = tl.zeros((NL, CW, NR, CR, CL), tl.float32)
@@ -125,7 +151,7 @@ def _ends(
         for u in tl.static_range(U):
             t = begin + (tl.cdiv(end - begin, U) - run) * U - 1 - u if BACK else begin + run * U + u
             inside = live & (t < length)
-            ticks = _ticks(clock, k_t, t, inside, CLOCK)
+            ticks = _ticks(clock, k_t, t, add, inside, CLOCK, SELECT)
             logs = _logs(log_decay, d_t, ticks, rate, t, inside & kept, RATES)
             column = tl.load(columns + t * c_t, mask=inside, other=0.0)
             row = tl.load(rows + t * r_t, mask=kept & (t < length), other=0.0)
@@ -149,6 +175,8 @@ def _forward(
     outputs, c_b, c_g, c_t, c_n,
     log_decay, d_b, d_h, d_t, d_n,  # rates: (B or 1, N, H)
     clock, k_b, k_h, k_t,
+    bias, a_b,
+    skip, p_b,
     initial, i_b,  # (B or 1, N, H, W)
     left, total,
     mixed, m_b, m_h, m_t, m_k,
@@ -156,7 +184,7 @@ def _forward(
     marks,  # (B, T, N, H, W): the state before each run
     length, size, spans, groups, heads, width, blocks, zero,
     N: tl.constexpr, RATES: tl.constexpr, CLOCK: tl.constexpr, STEP: tl.constexpr,
-    INITIAL: tl.constexpr, MARKS: tl.constexpr,
+    SELECT: tl.constexpr, SKIP: tl.constexpr, INITIAL: tl.constexpr, MARKS: tl.constexpr,
     U: tl.constexpr, NR: tl.constexpr, CR: tl.constexpr, CW: tl.constexpr, NL: tl.constexpr, CL: tl.constexpr,
 ):  # fmt: skip
     """The outputs of a span, and the states that the way back starts from."""
@@ -171,8 +199,7 @@ def _forward(
     inputs += sample * b_b + group * b_g + n * b_n
     outputs += sample * c_b + group * c_g + n * c_n
     if RATES:
-        log_decay += sample * d_b + n * (groups * heads) + head + zero
-        rate = tl.maximum(tl.load(log_decay, mask=live & kept, other=0.0) * _LOG2E, _LOWEST)
+        rate = _rates(log_decay, d_b, sample, n, groups * heads, head, zero, live & kept, SELECT)
     else:
         rate = 0.0
         log_decay += sample * d_b + head * d_h + n * d_n
@@ -180,6 +207,11 @@ def _forward(
         clock += sample * k_b + head * k_h
     if STEP == 1:
         step += sample * s_b + head * s_h
+    add = 0.0
+    if SELECT:
+        add = tl.load(bias + sample * a_b + head, mask=live, other=0.0)
+    if SKIP:
+        past = tl.load(skip + sample * p_b + head, mask=live, other=0.0)
 
     if INITIAL:
         state = tl.load(initial + sample * i_b + entry, mask=live & kept, other=0.0)
@@ -199,7 +231,7 @@ def _forward(
         for u in tl.static_range(U):
             t = begin + run * U + u
             inside = live & (t < length)
-            ticks = _ticks(clock, k_t, t, inside, CLOCK)
+            ticks = _ticks(clock, k_t, t, add, inside, CLOCK, SELECT)
             logs = _logs(log_decay, d_t, ticks, rate, t, inside & kept, RATES)
             column = tl.load(values + t * v_t, mask=inside, other=0.0)
             write = tl.load(inputs + t * b_t, mask=kept & (t < length), other=0.0)
@@ -209,7 +241,10 @@ def _forward(
             elif STEP == 2:
                 column *= ticks
             state = tl.exp2(logs) * state + write * column
-            tl.store(mixed + t * m_t, _over_states(read * state), mask=inside)
+            out = _over_states(read * state)
+            if SKIP:
+                out += past * tl.load(values + t * v_t, mask=inside, other=0.0)
+            tl.store(mixed + t * m_t, out, mask=inside)
     if span == spans - 1:
         tl.store(last + sample * (every * N) + entry, state, mask=live & kept)
 
@@ -222,6 +257,8 @@ def _backward(
     outputs, c_b, c_g, c_t, c_n,
     log_decay, d_b, d_h, d_t, d_n,  # rates: (B or 1, N, H)
     clock, k_b, k_h, k_t,
+    bias, a_b,
+    skip, p_b,
     d_mixed, m_b, m_h, m_t, m_k,
     d_last,  # (B, N, H, W)
     left, total, marks,
@@ -229,9 +266,10 @@ def _backward(
     d_inputs, d_outputs,  # (K, B, G, L, N)
     d_decay,  # of rates: (Z, B, N, H, W); else (B, H, W, L, N)
     d_initial,  # (B, N, H, W)
+    d_skip,  # (Z, B, H, W)
     samples, length, size, spans, groups, heads, width, blocks, zero,
     N: tl.constexpr, RATES: tl.constexpr, CLOCK: tl.constexpr, STEP: tl.constexpr,
-    LAST: tl.constexpr, INITIAL: tl.constexpr,
+    SELECT: tl.constexpr, SKIP: tl.constexpr, LAST: tl.constexpr, INITIAL: tl.constexpr,
     U: tl.constexpr, NR: tl.constexpr, CR: tl.constexpr, CW: tl.constexpr, NL: tl.constexpr, CL: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a span's tokens, run by run from its end."""
@@ -254,8 +292,7 @@ def _backward(
     d_inputs += part
     d_outputs += part
     if RATES:
-        log_decay += sample * d_b + n * (groups * heads) + head + zero
-        rate = tl.maximum(tl.load(log_decay, mask=live & kept, other=0.0) * _LOG2E, _LOWEST)
+        rate = _rates(log_decay, d_b, sample, n, groups * heads, head, zero, live & kept, SELECT)
     else:
         rate = 0.0
         log_decay += sample * d_b + head * d_h + n * d_n
@@ -263,6 +300,12 @@ def _backward(
         clock += sample * k_b + head * k_h
     if STEP == 1:
         step += sample * s_b + head * s_h
+    add = 0.0
+    if SELECT:
+        add = tl.load(bias + sample * a_b + head, mask=live, other=0.0)
+    if SKIP:
+        past = tl.load(skip + sample * p_b + head, mask=live, other=0.0)
+        d_past = tl.zeros((1, CW, 1, CR, CL), tl.float32)
     if RATES:
         d_rate = tl.zeros((NL, CW, NR, CR, CL), tl.float32)
 
@@ -288,7 +331,7 @@ def _backward(
         for u in tl.static_range(U):
             t = begin + run * U + u
             inside = live & (t < length)
-            ticks = _ticks(clock, k_t, t, inside, CLOCK)
+            ticks = _ticks(clock, k_t, t, add, inside, CLOCK, SELECT)
             logs = _logs(log_decay, d_t, ticks, rate, t, inside & kept, RATES)
             column = tl.load(values + t * v_t, mask=inside, other=0.0)
             write = tl.load(inputs + t * b_t, mask=kept & (t < length), other=0.0)
@@ -304,7 +347,7 @@ def _backward(
         for v in tl.static_range(U):
             t = begin + run * U + U - 1 - v
             inside = live & (t < length)
-            ticks = _ticks(clock, k_t, t, inside, CLOCK)
+            ticks = _ticks(clock, k_t, t, add, inside, CLOCK, SELECT)
             value = tl.load(values + t * v_t, mask=inside, other=0.0)
             write = tl.load(inputs + t * b_t, mask=kept & (t < length), other=0.0)
             read = tl.load(outputs + t * c_t, mask=kept & (t < length), other=0.0)
@@ -326,6 +369,8 @@ def _backward(
                     d_ticks = _over_states(rate * d_logs) * (1.0 / _LOG2E)
                     if STEP == 2:
                         d_ticks += value * d_column
+                    if SELECT:
+                        d_ticks *= tl.sigmoid(tl.load(clock + t * k_t, mask=inside, other=0.0) + add)
                     tl.store(d_clock + t * w_t, d_ticks, mask=inside)
             else:
                 at = ((sample * groups + group) * heads * width + channel) * length * N + t * N + n
@@ -334,10 +379,18 @@ def _backward(
                 tl.store(d_step + t * w_t, value * d_column, mask=inside)
             if STEP > 0:
                 d_column *= weight
+            if SKIP:
+                d_column += past * d_mix
+                d_past += value * d_mix
             tl.store(d_values + t * w_t, d_column, mask=inside)
     if RATES:
+        if SELECT:
+            d_rate *= rate * (1.0 / _LOG2E)
         part = (span.to(tl.int64) * samples) * (every * N) + whole
         tl.store(d_decay + part + entry, d_rate, mask=live & kept)
+    if SKIP:
+        part = (span.to(tl.int64) * samples + sample) * every + group * heads * width
+        tl.store(d_skip + part + channel, d_past, mask=live)
     if INITIAL:  # a constant decides alone what is compiled
         if span == 0:
             tl.store(d_initial + whole + entry, wanted, mask=live & kept)
@@ -382,8 +435,8 @@ def plan(states: int, batch: int, groups: int, channels: int, length: int, chunk
 
     def spans(tile: Tile, warps: int) -> int:
         if chunk is not None:
-            return triton.cdiv(length, chunk)
-        programs = batch * groups * triton.cdiv(channels, tile.channels)
+            return cdiv(length, chunk)
+        programs = batch * groups * cdiv(channels, tile.channels)
         return max(1, min(cores * warps // programs, length // 32, 64))
 
     return Plan(run, ahead, back, (spans(ahead, 16), spans(back, 8)))
@@ -411,7 +464,41 @@ def scan(
         step = None
     if initial is not None:
         initial = initial.permute(0, 3, 1, 2).contiguous()
-    tensors = (values, outputs, inputs, log_decay, clock, step, initial)
+    return _scanned((values, outputs, inputs, log_decay, clock, step, initial, None, None), tied, chunk, planned)
+
+
+def select_scan(
+    values: Tensor,
+    outputs: Tensor,
+    inputs: Tensor,
+    A_log: Tensor,
+    raw: Tensor,
+    bias: Tensor,
+    skip: Tensor,
+    *,
+    chunk: int | None = None,
+    planned: Plan | None = None,
+) -> Tensor:
+    """The product of S6, with what its parameters say of it: the scan whose clock and step are ``softplus(raw + bias)``
+    and whose rates are ``-exp(A_log)``, and ``skip v``.
+
+    Args:
+        values, outputs, inputs: as in ``diagonal_scan``.
+        A_log: ``(H, N)``.
+        raw: ``(B, H, L)``.
+        bias, skip: ``(H,)``.
+
+    Returns:
+        ``(B, H, L, W)``.
+    """
+    rates = A_log.mT.contiguous().unsqueeze(0)
+    given = (values, outputs, inputs, rates, raw, None, None, bias.unsqueeze(0), skip.unsqueeze(0))
+    return _scanned(given, True, chunk, planned)[0]
+
+
+def _scanned(tensors: Factors, tied: bool, chunk: int | None, planned: Plan | None) -> tuple[Tensor, Tensor]:
+    values, outputs, *_ = tensors
+    assert values is not None and outputs is not None
     if planned is None:
         groups, heads = outputs.shape[1], values.shape[1]
         channels = heads // groups * values.shape[3]
@@ -423,14 +510,15 @@ def scan(
     return mixed, last.permute(0, 2, 3, 1)
 
 
-Factors = Sequence[Tensor | None]  # values, outputs, inputs, log_decay, clock, step, initial
+# values, outputs, inputs, log_decay, clock, step, initial; bias and skip, (B or 1, H), of ``select_scan``
+Factors = Sequence[Tensor | None]
 
 
 class _Scan(Function):
     """y, the last state ``(B, N, H, W)``, and the states before the runs ``(B, T, N, H, W)``, or none of them.
 
     As in ``scan``, but for rates ``(B or 1, N, H)`` and the initial state ``(B or 1, N, H, W)``; ``tied`` says that the
-    clock is the step as well.
+    clock is the step as well. With a bias rates and clock are those of ``select_scan``.
     """
 
     @staticmethod
@@ -442,11 +530,13 @@ class _Scan(Function):
         clock: Tensor | None,
         step: Tensor | None,
         initial: Tensor | None,
+        bias: Tensor | None,
+        skip: Tensor | None,
         tied: bool,
         keep: bool,
         planned: Plan,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        tensors = (values, outputs, inputs, log_decay, clock, step, initial)
+        tensors = (values, outputs, inputs, log_decay, clock, step, initial, bias, skip)
         return _run_ahead(tensors, tied, keep, planned)
 
     @staticmethod
@@ -509,8 +599,8 @@ def _strides(tensor: Tensor | None, batch: int, count: int) -> tuple[int, ...]:
 
 def _cut(length: int, spans: int, run: int) -> tuple[int, int]:
     """Tokens of a span, in whole runs, and how many spans that makes."""
-    size = triton.cdiv(triton.cdiv(length, spans), run) * run
-    return size, triton.cdiv(length, size)
+    size = cdiv(cdiv(length, spans), run) * run
+    return size, cdiv(length, size)
 
 
 class _Layout(NamedTuple):
@@ -520,21 +610,23 @@ class _Layout(NamedTuple):
     step: tuple[Any, ...]
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
-    decay: tuple[Any, ...]  # log decay and clock
+    decay: tuple[Any, ...]  # log decay, clock and bias
     modes: dict[str, Any]
 
 
 def _layout(tensors: Factors, tied: bool, batch: int) -> _Layout:
-    values, outputs, inputs, log_decay, clock, step, _ = tensors
+    values, outputs, inputs, log_decay, clock, step, _, bias, _ = tensors
     assert values is not None and outputs is not None and log_decay is not None
     rates = log_decay.dim() == 3
     decay_strides = _strides(log_decay, batch, 0)
-    decay = (log_decay, *((decay_strides[0], 0, 0, 0) if rates else decay_strides), clock, *_strides(clock, batch, 3))
+    own = (decay_strides[0], 0, 0, 0) if rates else decay_strides
+    decay = (log_decay, *own, clock, *_strides(clock, batch, 3), bias, *_strides(bias, batch, 1)[:1])
     modes = {
         "N": outputs.shape[3],
         "RATES": rates,
         "CLOCK": clock is not None,
         "STEP": 2 if tied else 0 if step is None else 1,
+        "SELECT": bias is not None,
     }
     return _Layout(
         (values, *_strides(values, batch, 4)),
@@ -548,16 +640,16 @@ def _layout(tensors: Factors, tied: bool, batch: int) -> _Layout:
 
 def _run_ahead(tensors: Factors, tied: bool, keep: bool, planned: Plan) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, last state and, if they are to be kept, the states before the runs."""
-    values, outputs, *_, initial = tensors
+    values, outputs, *_, initial, _, skip = tensors
     assert values is not None and outputs is not None
     batch, (heads, length, width) = _batch(tensors), values.shape[1:]
     groups, states = outputs.shape[1], outputs.shape[3]
     repeat, run, tile = heads // groups, planned.run, planned.ahead
     size, spans = _cut(length, planned.spans[0], run)
-    blocks = triton.cdiv(repeat * width, tile.channels)
+    blocks = cdiv(repeat * width, tile.channels)
     mixed = torch.empty_like(values) if values.shape[0] == batch else values.new_empty(batch, heads, length, width)
     last = values.new_empty(batch, states, heads, width)
-    marks = values.new_empty((batch, triton.cdiv(length, run), states, heads, width) if keep else (0,))
+    marks = values.new_empty((batch, cdiv(length, run), states, heads, width) if keep else (0,))
     args = _layout(tensors, tied, batch)
     sizes = (length, size, spans, groups, repeat, width, blocks, 0)
     shape = {**args.modes, "U": run, **tile._asdict(), "num_warps": tile.CW}
@@ -567,10 +659,11 @@ def _run_ahead(tensors: Factors, tied: bool, keep: bool, planned: Plan) -> tuple
         if spans > 1:
             left, total = values.new_empty(2, batch, spans, states, heads, width).unbind(0)
             _ends[grid](*args.values, *args.step, *args.inputs, *args.decay, left, total, *sizes, BACK=False, **shape)
-        start = (initial, *_strides(initial, batch, 1)[:1])
+        more = (skip, *_strides(skip, batch, 1)[:1], initial, *_strides(initial, batch, 1)[:1])
         _forward[grid](
-            *args.values, *args.step, *args.inputs, *args.outputs, *args.decay, *start, left, total,
-            mixed, *mixed.stride(), last, marks, *sizes, INITIAL=initial is not None, MARKS=keep, **shape,
+            *args.values, *args.step, *args.inputs, *args.outputs, *args.decay, *more, left, total,
+            mixed, *mixed.stride(), last, marks, *sizes,
+            SKIP=skip is not None, INITIAL=initial is not None, MARKS=keep, **shape,
         )  # fmt: skip
     return mixed, last, marks
 
@@ -583,14 +676,14 @@ def _run_back(
     d_last: Tensor | None,
     planned: Plan,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of the seven tensors of ``_Scan``."""
-    values, outputs, inputs, log_decay, clock, step, initial = tensors
+    """The gradients of the nine tensors of ``_Scan``."""
+    values, outputs, inputs, log_decay, clock, step, initial, bias, skip = tensors
     assert values is not None and outputs is not None and inputs is not None and log_decay is not None
     batch, (heads, length, width) = _batch(tensors), values.shape[1:]
     groups, states = outputs.shape[1], outputs.shape[3]
     repeat, run, tile = heads // groups, planned.run, planned.back
     size, spans = _cut(length, planned.spans[1], run)
-    blocks = triton.cdiv(repeat * width, tile.channels)
+    blocks = cdiv(repeat * width, tile.channels)
     args = _layout(tensors, tied, batch)
     rates = args.modes["RATES"]
 
@@ -603,6 +696,7 @@ def _run_back(
     else:
         d_decay = values.new_empty(batch, heads, width, length, states)
     d_initial = None if initial is None else values.new_empty(batch, states, heads, width)
+    d_skip = None if skip is None else values.new_empty(spans, batch, heads, width)
     d_last = None if d_last is None else d_last.contiguous()
 
     sizes = (length, size, spans, groups, repeat, width, blocks, 0)
@@ -616,9 +710,10 @@ def _run_back(
             plain = {**shape, "STEP": 0}
             _ends[grid](*wanted, None, 0, 0, 0, *args.outputs, *args.decay, left, total, *sizes, BACK=True, **plain)
         _backward[grid](
-            *args.values, *args.step, *args.inputs, *args.outputs, *args.decay, *wanted, d_last, left, total, marks,
-            d_values, d_step, d_clock, *d_values.stride(), d_rows[0], d_rows[1], d_decay, d_initial, batch, *sizes,
-            LAST=d_last is not None, INITIAL=initial is not None, **shape,
+            *args.values, *args.step, *args.inputs, *args.outputs, *args.decay, skip, *_strides(skip, batch, 1)[:1],
+            *wanted, d_last, left, total, marks, d_values, d_step, d_clock, *d_values.stride(), d_rows[0], d_rows[1],
+            d_decay, d_initial, d_skip, batch, *sizes,
+            SKIP=skip is not None, LAST=d_last is not None, INITIAL=initial is not None, **shape,
         )  # fmt: skip
 
     def of_columns(grad: Tensor) -> Tensor:  # (B, H, L, W), of a factor without W
@@ -631,26 +726,38 @@ def _run_back(
         d_decay = d_decay.sum((0, 4))
     else:
         d_decay = d_decay.sum((0, 1, 4)).unsqueeze(0)
+    d_raw = None if clock is None else of_columns(d_clock)
     return (
         _shared(d_values, values),
         _shared(d_outputs, outputs),
         _shared(d_inputs, inputs),
         _shared(d_decay, log_decay),
-        None if clock is None else _shared(of_columns(d_clock), clock),
-        None if step is None else _shared(of_columns(d_step), step),
-        None if initial is None or d_initial is None else _shared(d_initial, initial),
+        _shared(d_raw, clock),
+        _shared(None if step is None else of_columns(d_step), step),
+        _shared(d_initial, initial),
+        None if bias is None or d_raw is None else _over(d_raw, bias, (2,)),
+        None if skip is None or d_skip is None else _over(d_skip.transpose(0, 1), skip, (1, 3)),
     )
 
 
-def _shared(grad: Tensor, factor: Tensor) -> Tensor:
+def _shared(grad: Tensor | None, factor: Tensor | None) -> Tensor | None:
     """The gradient of a factor that all samples may share."""
-    return grad if grad.shape[0] == factor.shape[0] else grad.sum(0, keepdim=True)
+    if grad is None or factor is None or grad.shape[0] == factor.shape[0]:
+        return grad
+    return grad.sum(0, keepdim=True)
+
+
+def _over(grad: Tensor, factor: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The gradient of a factor ``(B or 1, H)`` that is the same along the axes."""
+    return grad.sum(axes) if grad.shape[0] == factor.shape[0] else grad.sum((0, *axes)).unsqueeze(0)
 
 
 def _plain(tensors: Factors, tied: bool) -> tuple[Tensor, Tensor]:
     """What ``_Scan`` computes, in operations that can be differentiated any number of times."""
-    values, outputs, inputs, log_decay, clock, step, initial = tensors
+    values, outputs, inputs, log_decay, clock, step, initial, bias, skip = tensors
     assert values is not None and outputs is not None and inputs is not None and log_decay is not None
+    if bias is not None and clock is not None:
+        log_decay, clock = -log_decay.exp(), F.softplus(clock + bias.unsqueeze(-1), threshold=40.0)
     log_decay = log_decay.mT.unsqueeze(2) if log_decay.dim() == 3 else log_decay
     step = clock if tied else step
     batch = _batch(tensors)
@@ -658,4 +765,6 @@ def _plain(tensors: Factors, tied: bool) -> tuple[Tensor, Tensor]:
     written = written.expand(batch, *written.shape[1:])
     start = None if initial is None else initial.permute(0, 2, 3, 1)
     mixed, last = by_chunks(written, outputs, inputs, log_decay, clock, start)
+    if skip is not None:
+        mixed = mixed + skip[:, :, None, None] * values
     return mixed, last.permute(0, 3, 1, 2)

@@ -56,3 +56,13 @@ def on_device(device: torch.device) -> AbstractContextManager[object]:
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         return torch.cuda.device(device)
     return nullcontext()
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up; Triton's own takes microseconds on the host."""
+    return -(-a // b)
+
+
+def power_of_2(least: int) -> int:
+    """The first power of 2 that is no less."""
+    return 1 << (least - 1).bit_length()

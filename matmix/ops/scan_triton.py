@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from matmix.ops.function import Function, call
-from matmix.ops.gpu import on_device
+from matmix.ops.gpu import cdiv, on_device, power_of_2
 from matmix.ops.precision import full_precision
 from matmix.ops.scan import by_blocks
 
@@ -215,7 +215,7 @@ def _outputs(
         read = _tile(outputs, t, inside, c_t, n, n < N, c_n)
         out += _dot(read, _state(states, n, w, N, W), KIND, PRECISION)
     out *= tl.exp(upto.to(tl.float32))[:, None]
-    for other in range(0, place + 1):
+    for other in range(place + 1):
         j, there, past, _ = _block(log_decay, a_t, chunk, other, length, Q, P, FLIP)
         scores = tl.zeros((P, P), tl.float32)
         for start in tl.static_range(0, N, BN):
@@ -453,8 +453,8 @@ class _Plan:
         self.kind = (
             _KINDS.get(values.dtype, tl.float32) if values.dtype == outputs.dtype == inputs.dtype else tl.float32
         )
-        self.chunk = min(CHUNK, max(16, triton.next_power_of_2(self.length)))
-        self.chunks = triton.cdiv(self.length, self.chunk)
+        self.chunk = min(CHUNK, max(16, power_of_2(self.length)))
+        self.chunks = cdiv(self.length, self.chunk)
         self.blocks = self.chunks * (self.chunk // min(BLOCK, self.chunk))
         self.factors = [t for x in (inputs, values, outputs) for t in (x, *x.stride())]
         step = log_decay if step is None else step  # a stand-in that is not read
@@ -475,8 +475,8 @@ class _Plan:
         """How a kernel is launched; and how many blocks of the states, and of the width, that makes."""
         options = {**self.shape, **TUNED[kernel]}
         for name, size in (("BN", self.states_), ("BW", self.width)):
-            options[name] = min(options[name], max(16, triton.next_power_of_2(size)))
-        return options, triton.cdiv(self.states_, options["BN"]), triton.cdiv(self.width, options["BW"])
+            options[name] = min(options[name], max(16, power_of_2(size)))
+        return options, cdiv(self.states_, options["BN"]), cdiv(self.width, options["BW"])
 
     def states(
         self, initial: Tensor | None, d_mixed: Tensor | None = None, d_last: Tensor | None = None
@@ -495,7 +495,7 @@ class _Plan:
             *self.factors, *wanted, *self.decay, entering, total, *self.sizes, **options
         )
         block = 256  # a place for every thread: in place, nobody may read again what another wrote
-        _carry[(triton.cdiv(size, block), streams, ways)](
+        _carry[(cdiv(size, block), streams, ways)](
             entering, total, initial, d_last, last, self.chunks,
             SIZE=size, INITIAL=initial is not None, WANTED=d_last is not None, BLOCK=block, **TUNED["carry"],
         )  # fmt: skip
@@ -531,7 +531,7 @@ def _gradients(
     )
     repeat = heads // groups
     split = min(repeat, SPLIT)
-    parts = triton.cdiv(repeat, split)
+    parts = cdiv(repeat, split)
     kept = outputs.dtype if parts == 1 else torch.float32
     d_factors = values.new_empty(2, parts, batch, length, groups, plan.states_, dtype=kept).transpose(3, 4)
     options, tall, _ = plan.tuned("d_factors")

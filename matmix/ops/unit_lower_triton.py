@@ -34,7 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from matmix.ops.function import Function, call
-from matmix.ops.gpu import on_device
+from matmix.ops.gpu import cdiv, on_device, power_of_2
 from matmix.ops.precision import full_precision
 from matmix.ops.scan_triton import scan
 
@@ -317,7 +317,7 @@ def _gradients(
     kept = left.dtype if left.dtype == right.dtype else torch.float32
     d_factors = share.new_empty(2, plan.batch, plan.length, plan.heads, plan.states, dtype=kept).transpose(2, 3)
     options, _ = plan.tuned("d_factors")
-    _d_factors[(plan.count, plan.streams, triton.cdiv(plan.states, options["BN"]))](
+    _d_factors[(plan.count, plan.streams, cdiv(plan.states, options["BN"]))](
         *tensors, *_of(d_values), states, *d_factors.unbind(0), *d_factors.stride()[1:], *sizes, FLIP=flip, **options
     )
     d_left, d_right = d_factors
@@ -330,16 +330,16 @@ class _Plan:
     def __init__(self, left: Tensor, right: Tensor, values: Tensor) -> None:
         self.batch, self.heads, self.length, self.width = values.shape
         self.states, self.streams = left.shape[3], self.batch * self.heads
-        self.whole = max(16, triton.next_power_of_2(self.states))  # N, in one block
-        self.chunk = min(max(16, min(CHUNK, ENTRIES // self.whole)), max(16, triton.next_power_of_2(self.length)))
-        self.count = triton.cdiv(self.length, self.chunk)
+        self.whole = max(16, power_of_2(self.states))  # N, in one block
+        self.chunk = min(max(16, min(CHUNK, ENTRIES // self.whole)), max(16, power_of_2(self.length)))
+        self.count = cdiv(self.length, self.chunk)
 
     def tuned(self, kernel: str) -> tuple[dict[str, Any], int]:
         """How a kernel is launched; and how many blocks of the width that makes."""
         options = {"N": self.states, "W": self.width, "Q": self.chunk, "BN": self.whole, **TUNED[kernel]}
         options["BN"] = min(options["BN"], self.whole)
-        options["BW"] = min(options["BW"], max(16, triton.next_power_of_2(self.width)))
-        return options, triton.cdiv(self.width, options["BW"])
+        options["BW"] = min(options["BW"], max(16, power_of_2(self.width)))
+        return options, cdiv(self.width, options["BW"])
 
     def chunks(self, left: Tensor, right: Tensor, values: Tensor, flip: bool) -> tuple[Tensor, Tensor]:
         """Own ``(B, H, L, W)``, laid out as tokens, and share ``(B H, L, N)``."""

@@ -108,6 +108,40 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def selected(
+    values: Tensor, outputs: Tensor, inputs: Tensor, A_log: Tensor, raw: Tensor, bias: Tensor, skip: Tensor
+) -> tuple[Tensor]:
+    """``select_scan`` as it is written."""
+    step = torch.nn.functional.softplus(raw + bias[:, None], threshold=40)
+    mixed, _ = diagonal_scan_reference(values, outputs, inputs, -A_log.exp()[None, :, None], step, step)
+    return (mixed + skip[:, None, None] * values,)
+
+
+def selection(length: int, heads: int, **sizes: Any) -> dict[str, Tensor]:
+    """Random arguments of ``select_scan``; steps from 1e-6 to 10."""
+    given = problem(length, heads=heads, without=("log_decay", "clock", "step", "initial"), **sizes)
+    raw = torch.linspace(-14, 10, given["values"].shape[0] * heads * length).view(-1, length, heads).mT
+    drawn = {"A_log": torch.randn(heads, sizes.get("states", 3)), "bias": torch.randn(heads), "skip": torch.randn(heads)}
+    return given | {name: t.double() for name, t in (drawn | {"raw": raw}).items()}
+
+
+def select_errors(given: dict[str, Tensor], device: str, **options: Any) -> dict[str, float]:
+    """As ``errors``, of ``select_scan``."""
+    from matmix.ops.diagonal_scan_triton import select_scan
+
+    def run(scan: Any, dtype: torch.dtype, device: str) -> list[Tensor]:
+        leaves = {name: t.to(device, dtype).requires_grad_() for name, t in given.items()}
+        (mixed,) = scan(**leaves)
+        torch.manual_seed(0)
+        grads = torch.autograd.grad((mixed * torch.randn(mixed.shape).to(mixed)).sum(), list(leaves.values()))
+        return [mixed.detach(), *grads]
+
+    exact = run(selected, torch.float64, "cpu")
+    found = run(lambda **leaves: (select_scan(**leaves, **options),), torch.float32, device)
+    names = ("mixed", *given)
+    return {n: float((a.cpu() - e).abs().max() / e.abs().max()) for n, a, e in zip(names, found, exact, strict=True)}
+
+
 def planned(case: dict[str, Any]) -> Any:
     from matmix.ops.diagonal_scan_triton import plan
 
@@ -126,6 +160,9 @@ def interpreted() -> dict[str, dict[str, float]]:
     for name, case in CASES.items():
         given = problem(**case)
         found[name] = errors(run, given, "cpu", case.get("reads", "both"), planned=planned(case))
+
+    case = {"length": 9, "run": 2, "spans": (2, 3)}
+    found["selected"] = select_errors(selection(9, 4, batch=2, groups=2), "cpu", planned=planned(case))
 
     # Second derivatives and functional transforms, in one problem of which every call is cheap.
     names = ("values", "clock")
@@ -215,6 +252,12 @@ class TestOnGPU:
         # As mixers have them: channels side by side.
         given["values"] = given["values"].transpose(1, 2).contiguous().transpose(1, 2)
         found = errors(diagonal_scan, given, "cuda")
+        assert all(error <= 1e-5 for error in found.values()), found
+
+    @pytest.mark.usefixtures("kernels_only")
+    @pytest.mark.parametrize("length", [1, 300])
+    def test_selection(self, length: int) -> None:
+        found = select_errors(selection(length, 200, batch=2, states=16), "cuda")
         assert all(error <= 1e-5 for error in found.values()), found
 
     @pytest.mark.usefixtures("kernels_only")
