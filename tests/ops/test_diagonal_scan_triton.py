@@ -121,7 +121,7 @@ def selection(length: int, heads: int, **sizes: Any) -> dict[str, Tensor]:
     """Random arguments of ``select_scan``; steps from 1e-6 to 10."""
     given = problem(length, heads=heads, without=("log_decay", "clock", "step", "initial"), **sizes)
     raw = torch.linspace(-14, 10, given["values"].shape[0] * heads * length).view(-1, length, heads).mT
-    drawn = {"A_log": torch.randn(heads, sizes.get("states", 3)), "bias": torch.randn(heads), "skip": torch.randn(heads)}
+    drawn = {"A_log": torch.randn(heads, sizes.get("states", 3))} | {n: torch.randn(heads) for n in ("bias", "skip")}
     return given | {name: t.double() for name, t in (drawn | {"raw": raw}).items()}
 
 
