@@ -25,6 +25,7 @@ MAY = {
     "matmix.ops.depthwise_triton": {"triton"},
     "matmix.ops.unit_lower_triton": {"triton"},
     "matmix.ops.channel_scan_triton": {"triton"},
+    "matmix.ops.gated_triton": {"triton"},
 }
 HEAVY = (
     "timm", "accelerate", "pandas", "matplotlib", "tyro", "rich", "sklearn", "ray", "transformers", "hypothesis",

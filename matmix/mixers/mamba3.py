@@ -16,6 +16,7 @@ from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
+from matmix.ops.gated import gated
 from matmix.ops.layers import GatedRMSNorm
 from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
@@ -165,7 +166,7 @@ class Mamba3(Mixer):
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         y = merge_heads(mixed)
-        return linear(self.out_proj, y * F.silu(rest) if self.norm is None else self.norm(y, rest))
+        return linear(self.out_proj, gated(y, rest) if self.norm is None else self.norm(y, rest))
 
     # ------------------------------------------------------------------ token by token
 

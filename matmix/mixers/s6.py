@@ -18,6 +18,7 @@ from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops.diagonal_scan import diagonal_scan
+from matmix.ops.gated import gated
 from matmix.ops.gpu import in_triton
 from matmix.ops.layers import ShortConv
 from matmix.ops.linear import linear
@@ -206,7 +207,7 @@ class S6(Mixer):
         return Projected(_matrix(*given, mask, self.chunk), values, gate)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return linear(self.out_proj, mixed.squeeze(-1).mT * F.silu(rest))
+        return linear(self.out_proj, gated(mixed.squeeze(-1).mT, rest))
 
     # ------------------------------------------------------------------ token by token
 
@@ -234,6 +235,6 @@ class S6(Mixer):
         decay = (-self.A_log.to(step.dtype).exp() * step.unsqueeze(-1)).exp()
         memory = decay * state.memory + (step * values).unsqueeze(-1) * inputs.unsqueeze(1)
         mixed = (memory * outputs.unsqueeze(1)).sum(-1).to(values.dtype)
-        return self.out_proj((mixed + self.D * values) * F.silu(gate)), S6State(window, memory)
+        return self.out_proj(gated(mixed + self.D * values, gate)), S6State(window, memory)
 
     published: ClassVar[dict[str, Callable[..., Any]]] = {"state-spaces/mamba": lambda module, state: state}

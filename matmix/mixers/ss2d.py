@@ -16,6 +16,7 @@ from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.mixers.s6 import inner_sizes, select, skips, spectrum
+from matmix.ops.gated import gated
 from matmix.ops.layout import image_of
 from matmix.ops.linear import linear
 from matmix.ops.orders import CROSS, check_orders, scan_order
@@ -113,7 +114,7 @@ class SS2D(Mixer):
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         y = mixed.squeeze(-1).mT
         y = y if self.out_norm is None else self.out_norm(y)
-        return linear(self.out_proj, y if rest is None else y * F.silu(rest))
+        return linear(self.out_proj, y if rest is None else gated(y, rest))
 
     @staticmethod
     def _from_published(module: SS2D, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from matmix.matrices.algebra import ColumnCat
 from matmix.matrices.base import Matrix
@@ -19,6 +18,7 @@ from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
 from matmix.ops.activations import silu
+from matmix.ops.gated import gated
 from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.linear import linear
 from matmix.ops.precision import working_dtype
@@ -143,7 +143,7 @@ class SSD(Mixer):
 
     def _parts(self, x: Tensor, mask: Tensor | None) -> _Parts:
         beside_gate, beside, gate, signal, raw = linear(self.in_proj, x).split(self.sizes, -1)
-        passed = F.silu(beside_gate) * beside if self.sizes[0] else None
+        passed = gated(beside, beside_gate) if self.sizes[0] else None
         return _Parts((gate, passed), drop_padding(signal, mask), steps(raw, self.dt_bias, self.limit, mask))
 
     def _factors(self, convolved: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,7 +175,7 @@ class SSD(Mixer):
         y = merge_heads(mixed)
         if values is not None:
             y = y + self.D * merge_heads(values)
-        y = (y * F.silu(gate)) if self.norm is None else self.norm(y, gate)
+        y = gated(y, gate) if self.norm is None else self.norm(y, gate)
         return linear(self.out_proj, y if passed is None else torch.cat((passed, y), -1))
 
     # ------------------------------------------------------------------ token by token

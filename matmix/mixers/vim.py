@@ -16,6 +16,7 @@ from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.mixers.s6 import inner_sizes, select, skips, spectrum
+from matmix.ops.gated import gated
 from matmix.ops.layers import ShortConv
 from matmix.ops.linear import linear
 from matmix.ops.orders import scan_order
@@ -109,7 +110,7 @@ class Vim(Mixer):
         return Projected(ColumnCat((ahead, back.permuted(reverse))), streams.mT.unsqueeze(-1), gate)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        gated = mixed.squeeze(-1).mT * F.silu(rest)
-        return linear(self.out_proj, gated / 2 if self.divide else gated)
+        y = gated(mixed.squeeze(-1).mT, rest)
+        return linear(self.out_proj, y / 2 if self.divide else y)
 
     published: ClassVar[dict[str, Callable[..., Any]]] = {"hustvl/Vim": lambda module, state: state}

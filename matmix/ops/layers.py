@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from matmix.ops.activations import gelu, looked_on
 from matmix.ops.depthwise import convolve
+from matmix.ops.gated import by_kernel
 from matmix.ops.layout import image_of
 from matmix.ops.precision import working_dtype
 
@@ -51,6 +52,10 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """``(..., D)`` and a gate of that shape to ``(..., D)``, in the dtype of ``x``; float32 at least inside."""
+        if by_kernel(x, gate, self.weight, self.groups):
+            from matmix.ops.gated_triton import gated_rms_norm
+
+            return gated_rms_norm(x, gate, self.weight, self.groups, self.gate_first, self.eps)
         dtype = working_dtype(x)
         wide, gate = x.to(dtype), F.silu(gate.to(dtype))
         if not looked_on(x, gate, self.weight) and self.weight.dtype == dtype:
