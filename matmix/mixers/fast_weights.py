@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from matmix.matrices.base import Matrix
 from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, split_heads
-from matmix.ops.activations import silu
 from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
@@ -109,7 +108,7 @@ class FastWeights(Mixer):
         if self.conv1d is None:
             return self._split(signal, signal, gate, control, _positions(x, mask), mask)
         signal = drop_padding(signal, mask)
-        return self._split(silu(self.conv1d(signal)), signal, gate, control, _positions(x, mask), mask)
+        return self._split(self.conv1d(signal, silu=True), signal, gate, control, _positions(x, mask), mask)
 
     def _split(
         self, mixed: Tensor, signal: Tensor, gate: Tensor, control: Tensor, position: Tensor, mask: Tensor | None

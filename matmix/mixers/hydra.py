@@ -17,7 +17,6 @@ from matmix.matrices.quasiseparable import Quasiseparable
 from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
-from matmix.ops.activations import silu
 from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.linear import linear
 from matmix.ops.state_space import add_dynamics, check_limit, head_width, initial_reading, steps
@@ -104,7 +103,7 @@ class Hydra(Mixer):
     def project(self, x: Tensor, context: Context) -> Projected:
         mask = context.mask
         gate, signal, raw = linear(self.in_proj, x).split(self.sizes, -1)
-        signal = drop_padding(silu(self.conv1d(drop_padding(signal, mask))), mask)
+        signal = drop_padding(self.conv1d(drop_padding(signal, mask), silu=True), mask)
         tokens, *vectors = signal.split(self.inner_sizes, -1)
         values = split_heads(tokens, self.heads)
         in_f, out_f, in_b, out_b = (split_heads(v, self.groups) for v in vectors)

@@ -193,7 +193,7 @@ class S6(Mixer):
         return self.x_proj.weight, self.dt_proj.weight
 
     def _values(self, signal: Tensor, mask: Tensor | None) -> Tensor:
-        return drop_padding(F.silu(self.conv1d(signal)), mask)
+        return drop_padding(self.conv1d(signal, silu=True), mask)
 
     def project(self, x: Tensor, context: Context) -> Projected:
         mask = context.mask

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from matmix.matrices.algebra import Sum
 from matmix.matrices.base import Matrix
@@ -16,6 +15,7 @@ from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.mixers.s6 import inner_sizes, select, skips, spectrum
+from matmix.ops.depthwise import convolve
 from matmix.ops.gated import gated
 from matmix.ops.layout import image_of
 from matmix.ops.linear import linear
@@ -99,7 +99,9 @@ class SS2D(Mixer):
         mask, grid = context.mask, context.grid
         signal, *gate = linear(self.in_proj, x).split(self.inner, -1)
         image = image_of(drop_padding(signal, mask), grid)
-        values = drop_padding(F.silu(self.conv2d(image)).flatten(2).mT, mask)
+        reach = self.conv2d.kernel_size[0] // 2
+        image = convolve(image, self.conv2d.weight, self.conv2d.bias, (reach, reach), silu=True)
+        values = drop_padding(image.flatten(2).mT, mask)
         weights = zip(self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, strict=True)
         rates = self.A_logs.unflatten(0, (len(self.orders), self.inner))
         terms: list[Matrix] = []

@@ -146,10 +146,10 @@ class SSD(Mixer):
         passed = gated(beside, beside_gate) if self.sizes[0] else None
         return _Parts((gate, passed), drop_padding(signal, mask), steps(raw, self.dt_bias, self.limit, mask))
 
-    def _factors(self, convolved: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _factors(self, signal: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Values ``(B, H, L, W)``, B and C ``(B, G, L, N)``."""
         shared = self.groups * self.states
-        parts = drop_padding(silu(convolved), mask).split((self.heads * self.width, shared, shared), -1)
+        parts = drop_padding(signal, mask).split((self.heads * self.width, shared, shared), -1)
         return tuple(split_heads(p, n) for p, n in zip(parts, (self.heads, self.groups, self.groups), strict=True))  # type: ignore[return-value]
 
     def _log_decay(self, step: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class SSD(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         parts = self._parts(x, context.mask)
-        values, inputs, outputs = self._factors(self.conv1d(parts.signal), context.mask)
+        values, inputs, outputs = self._factors(self.conv1d(parts.signal, silu=True), context.mask)
         step = parts.step.mT
         log_decay = self._log_decay(parts.step).mT
         matrix: Matrix = Semiseparable(outputs, inputs, log_decay, step, self.chunk)
@@ -191,7 +191,7 @@ class SSD(Mixer):
     def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, SSDState]:
         self._context(x, (x.shape[1],), mask)  # refuses what does not fit
         parts = self._parts(x, mask)
-        values, inputs, outputs = self._factors(self.conv1d(parts.signal), mask)
+        values, inputs, outputs = self._factors(self.conv1d(parts.signal, silu=True), mask)
         log_decay = self._log_decay(parts.step).mT
         start = None if self.init_states is None else self.init_states.unsqueeze(0)
         mixed, memory = ssd_scan(values, outputs, inputs, log_decay, parts.step.mT, initial=start, chunk=self.chunk)
@@ -201,7 +201,7 @@ class SSD(Mixer):
     def step(self, x: Tensor, state: SSDState) -> tuple[Tensor, SSDState]:
         parts = self._parts(x.unsqueeze(1), None)
         convolved, window = self.conv1d.step(parts.signal.squeeze(1), state.window.to(parts.signal.dtype))
-        values, inputs, outputs = self._factors(convolved.unsqueeze(1), None)
+        values, inputs, outputs = self._factors(silu(convolved).unsqueeze(1), None)
         # One token: (B, H, W) written by (B, H, N), read by (B, H, N).
         dtype, share = parts.step.dtype, self.heads // self.groups
         step = parts.step.squeeze(1)

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from matmix.matrices.algebra import ColumnCat
 from matmix.matrices.base import Matrix
@@ -89,10 +88,10 @@ class Vim(Mixer):
                 layer.bias.copy_(step_bias(inner, dt_min, dt_max, dt_init_floor))
 
     def _way(
-        self, convolved: Tensor, mask: Tensor | None, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
+        self, signal: Tensor, mask: Tensor | None, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
     ) -> tuple[Matrix, Tensor]:
         """The matrix and the values of one way, in its own order."""
-        values = drop_padding(F.silu(convolved), mask)
+        values = drop_padding(signal, mask)
         selected = select(values, x_proj.weight, dt_proj.weight, dt_proj.bias, mask)
         matrix = DiagonalSemiseparable(*selected.factors(A_log), chunk=self.chunk)
         return matrix + Diagonal(D.view(1, -1, 1).expand(1, -1, values.shape[1])), values
@@ -101,9 +100,11 @@ class Vim(Mixer):
         signal, gate = linear(self.in_proj, x).chunk(2, -1)
         signal = drop_padding(signal, context.mask)
         mask_b = None if context.mask is None else context.mask.flip(1)
-        ahead, values = self._way(self.conv1d(signal), context.mask, self.x_proj, self.dt_proj, self.A_log, self.D)
+        ahead, values = self._way(
+            self.conv1d(signal, silu=True), context.mask, self.x_proj, self.dt_proj, self.A_log, self.D
+        )
         back, values_b = self._way(
-            self.conv1d_b(signal.flip(1)), mask_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b
+            self.conv1d_b(signal.flip(1), silu=True), mask_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b
         )
         reverse = scan_order("rows_back", (x.shape[1],), x.device)
         streams = torch.cat((values, values_b.flip(1)), 1)

@@ -4,6 +4,8 @@
     y[p] = bias + sum_t w[t] x[p + t - before],   dx[q] = sum_t w[t] dy[q - t + before],
     dw[t] = sum_p dy[p] x[p + t - before]
 
+With SiLU the way back first computes y once more and ``dy = dz silu'(y)``, instead of keeping y.
+
 Moving the bytes is all that this should cost. A thread takes four channels, which lie side by side, of a run of U
 columns: the U + S - 1 numbers that a strip of S taps needs for a run are loaded once and stay in registers. A program's
 tile is PR rows of PS runs each, so that taps above and below find in the cache what others have read. The way back to
@@ -29,10 +31,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.ops.function import Function, call
-from matmix.ops.gpu import on_device
+from matmix.ops.gpu import cdiv, on_device, power_of_2
 
 _SIZES = ["channels", "rows", "columns", "up", "left"]  # no value of these, or of strides, gets a kernel of its own
 _IMAGE = ["x_b", "x_r", "x_c"]
+_GRADIENT = ["g_b", "g_r", "g_c"]
 
 
 # ------------------------------------------------------------------ pieces
@@ -77,15 +80,18 @@ def _zeros(COUNT: tl.constexpr, RUNS: tl.constexpr, BC: tl.constexpr):
 # ------------------------------------------------------------------ kernels
 
 
-@triton.jit(do_not_specialize=[*_SIZES, *_IMAGE])
+@triton.jit(do_not_specialize=[*_SIZES, *_IMAGE, *_GRADIENT])
 def _convolve(
     image, x_b, x_r, x_c,
-    taps,  # (HIGH WIDE, C)
+    gradient, g_b, g_r, g_c,
+    taps,  # (HIGH WIDE, C) if FIRST, else (C, HIGH WIDE)
     bias, out,
     channels, rows, columns, up, left,
-    HIGH: tl.constexpr, WIDE: tl.constexpr, FLIP: tl.constexpr, BIAS: tl.constexpr,
+    HIGH: tl.constexpr, WIDE: tl.constexpr, FIRST: tl.constexpr, FLIP: tl.constexpr, BIAS: tl.constexpr,
+    SILU: tl.constexpr, BACK: tl.constexpr,
     S: tl.constexpr, U: tl.constexpr, PR: tl.constexpr, PS: tl.constexpr, BC: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
+    """The convolution; SiLU of it; or, going BACK, the gradient times the derivative of SiLU there."""
     C = channels * V
     blocks = tl.cdiv(C, BC)
     sample, row, column = _places(tl.program_id(0) // blocks, rows, columns, U, PR, PS)
@@ -106,7 +112,8 @@ def _convolve(
             tap = high * WIDE + wide + s
             if FLIP:
                 tap = HIGH * WIDE - 1 - tap
-            weight = tl.load(taps + tap * C + channel, mask=kept & (wide + s < WIDE), other=0.0)
+            place = tap * C + channel if FIRST else channel * (HIGH * WIDE) + tap
+            weight = tl.load(taps + place, mask=kept & (wide + s < WIDE), other=0.0)
             weights = weights + (weight.to(tl.float32),)  # type: ignore[assignment]
         numbers = _numbers(
             image, sample, row + high - up, column + wide - left, channel, kept,
@@ -120,15 +127,24 @@ def _convolve(
             sums = sums + (one,)  # type: ignore[assignment]
         total = sums
     at = out + ((sample * rows + row) * columns + column) * C + channel
+    if BACK:
+        given = _numbers(gradient, sample, row, column, channel, kept, g_b, g_r, g_c, rows, columns, U, V)
     for u in tl.static_range(U):
-        tl.store(at + u * C, total[u], mask=kept & (row < rows) & (column + u < columns))
+        result = total[u]
+        if SILU:
+            share = tl.sigmoid(result)
+            if BACK:
+                result = given[u] * share * (1 + result * (1 - share))
+            else:
+                result *= share
+        tl.store(at + u * C, result, mask=kept & (row < rows) & (column + u < columns))
 
 
-@triton.jit(do_not_specialize=[*_SIZES, *_IMAGE, "g_b", "g_r", "g_c", "tiles", "every"])
+@triton.jit(do_not_specialize=[*_SIZES, *_IMAGE, *_GRADIENT, "tiles", "every"])
 def _d_kernel(
     image, x_b, x_r, x_c,
     gradient, g_b, g_r, g_c,
-    d_taps, d_bias,  # (parts, HIGH WIDE, C), (parts, C)
+    sums_of_parts,  # (parts, C HIGH WIDE), and C more for the bias
     channels, rows, columns, up, left,
     tiles, every,  # tiles in all, and of a part
     HIGH: tl.constexpr, WIDE: tl.constexpr, BIAS: tl.constexpr, R: tl.constexpr,
@@ -167,20 +183,21 @@ def _d_kernel(
                 sums = sums + (one,)  # type: ignore[assignment]
         total = sums
     place = tl.program_id(0) % blocks * BC + tl.arange(0, BC)
-    at = d_taps + part.to(tl.int64) * (HIGH * WIDE) * C + place
+    own = sums_of_parts + part.to(tl.int64) * (HIGH * WIDE + (1 if BIAS else 0)) * C
+    at = own + place * (HIGH * WIDE)
     for r in tl.static_range(R):
         for s in tl.static_range(S):
             inside = (place < C) & (high + r < HIGH) & (wide + s < WIDE)
-            tl.store(at + ((high + r) * WIDE + wide + s) * C, tl.sum(total[r * S + s], 0), mask=inside)
+            tl.store(at + (high + r) * WIDE + wide + s, tl.sum(total[r * S + s], 0), mask=inside)
     if BIAS:  # known to the compiler, which the strip is not
         if strip == 0:
-            tl.store(d_bias + part.to(tl.int64) * C + place, tl.sum(whole, 0), mask=place < C)
+            tl.store(own + HIGH * WIDE * C + place, tl.sum(whole, 0), mask=place < C)
 
 
 # ------------------------------------------------------------------ their launches
 
 
-def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequence[int]) -> Tensor:
+def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequence[int], silu: bool = False) -> Tensor:
     """``depthwise.convolve``; arguments as there, none empty, of one dtype not longer than float32, channels last.
 
     Under autocast they are taken in its dtype, as ``F.conv2d`` would.
@@ -189,31 +206,37 @@ def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequenc
         dtype = torch.get_autocast_dtype(image.device.type)
         image, kernel = image.to(dtype), kernel.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    return call(_Convolution, image, kernel, bias, tuple(before))
+    return call(_Convolution, image, kernel, bias, tuple(before), silu)
 
 
 class _Convolution(Function):
     @staticmethod
-    def forward(image: Tensor, kernel: Tensor, bias: Tensor | None, before: tuple[int, int]) -> Tensor:
-        return _convolved(image, kernel, bias, before)
+    def forward(image: Tensor, kernel: Tensor, bias: Tensor | None, before: tuple[int, int], silu: bool) -> Tensor:
+        return _convolved(image, kernel, bias, before, silu=silu)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        image, kernel, _, ctx.before = inputs
-        ctx.save_for_backward(image, kernel)
-        ctx.save_for_forward(image, kernel)
+        *tensors, ctx.before, ctx.silu = inputs
+        if not ctx.silu:
+            tensors[2] = None  # the bias: only the derivative of SiLU asks for it
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        image, kernel = ctx.saved_tensors
+        image, kernel, bias = ctx.saved_tensors
         to_image, to_kernel, to_bias = ctx.needs_input_grad[:3]
         # What is differentiated again, or taken for many gradients at once, goes the way that allows for it.
         plain = type(gradient) is Tensor and torch._C._functorch.peek_interpreter_stack() is None
         many = torch._C._dispatch_keys(gradient).has("Batched")  # by is_grads_batched=True
         if torch.is_grad_enabled() or many or not plain:
-            return (*_plainly(gradient, image, kernel, ctx.before, [to_image, to_kernel, to_bias]), None)
+            if ctx.silu:
+                gradient = _through_silu(gradient, image, kernel, bias, ctx.before)
+            return (*_plainly(gradient, image, kernel, ctx.before, [to_image, to_kernel, to_bias]), None, None)
         if gradient.stride(1) != 1:
             gradient = gradient.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        if ctx.silu:
+            gradient = _convolved(image, kernel, bias, ctx.before, silu=True, gradient=gradient)
         d_image = d_kernel = d_bias = None
         if to_image:
             behind = [k - 1 - b for k, b in zip(kernel.shape[2:], ctx.before, strict=True)]
@@ -222,19 +245,29 @@ class _Convolution(Function):
             d_kernel, d_bias = _summed(image, gradient, kernel, ctx.before, to_bias)
         elif to_bias:
             d_bias = gradient.sum((0, 2, 3))
-        return d_image, d_kernel, d_bias, None
+        return d_image, d_kernel, d_bias, None, None
 
     @staticmethod
-    def jvp(ctx: Any, d_image: Tensor | None, d_kernel: Tensor | None, d_bias: Tensor | None, _: None) -> Tensor:
+    def jvp(ctx: Any, d_image: Tensor | None, d_kernel: Tensor | None, d_bias: Tensor | None, *_: None) -> Tensor:
         from matmix.ops.depthwise import by_torch
 
-        image, kernel = ctx.saved_tensors
+        image, kernel, bias = ctx.saved_tensors
         parts = [] if d_image is None else [by_torch(d_image, kernel, None, ctx.before)]
         if d_kernel is not None:
             parts.append(by_torch(image, d_kernel, None, ctx.before))
         if d_bias is not None:
             parts.append(d_bias.view(-1, 1, 1).expand_as(image))
-        return sum(parts[1:], parts[0])
+        slope = sum(parts[1:], parts[0])
+        return _through_silu(slope, image, kernel, bias, ctx.before) if ctx.silu else slope
+
+
+def _through_silu(change: Tensor, image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequence[int]) -> Tensor:
+    """A gradient or tangent times the derivative of SiLU at the convolution, in operations of PyTorch."""
+    from matmix.ops.depthwise import by_torch
+
+    hidden = by_torch(image, kernel, bias, before)
+    share = hidden.sigmoid()
+    return change * (share * (1 + hidden * (1 - share)))
 
 
 def _plainly(
@@ -264,25 +297,26 @@ class _Plan(NamedTuple):
     def counts(self, image: Tensor) -> tuple[int, int]:
         """Tiles, and blocks of channels."""
         batch, channels, rows, columns = image.shape
-        tiles = batch * triton.cdiv(rows, self.PR) * triton.cdiv(columns, self.U * self.PS)
-        return tiles, triton.cdiv(channels, self.BC)
+        tiles = batch * cdiv(rows, self.PR) * cdiv(columns, self.U * self.PS)
+        return tiles, cdiv(channels, self.BC)
 
 
 WARPS = 4
 STRIP = 8  # taps of a strip, at most
 TAPS = 9  # a kernel of no more than these, and of one strip, gets its gradient in one go
+SMALL = 2**22  # numbers of an image up to which to put the taps in order costs more than to read them as they are
 PROGRAMS = 396  # of the gradient of the kernel: what a GPU runs at once
 
 
 @cache
 def plan(channels: int, rows: int, columns: int, wide: int) -> _Plan:
     """For an image of that size, and a kernel of so many columns."""
-    strip = triton.cdiv(wide, triton.cdiv(wide, STRIP))
-    run = min((8, 7, 4, 1), key=lambda u: triton.cdiv(columns, u) * (u + 2))  # little beyond the border, and long
+    strip = cdiv(wide, cdiv(wide, STRIP))
+    run = min((8, 7, 4, 1), key=lambda u: cdiv(columns, u) * (u + 2))  # little beyond the border, and long
     block = 128 if rows == 1 and (channels % 128 == 0 or channels > 512) else 64
-    block = min(block, triton.next_power_of_2(channels))
+    block = min(block, power_of_2(channels))
     runs = 128 * WARPS // block  # four channels of a run for every thread
-    high = min(runs, 8, triton.next_power_of_2(rows))
+    high = min(runs, 8, power_of_2(rows))
     return _Plan(strip, run, high, runs // high, block, WARPS)
 
 
@@ -293,20 +327,31 @@ def _strides(channels: int, *images: Tensor) -> tuple[int, list[list[int]]]:
     return unit, [[s // unit for s in several] for several in strides]
 
 
-def _taps_first(kernel: Tensor) -> Tensor:
-    return kernel.flatten(1).mT.contiguous()
-
-
-def _convolved(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequence[int], flip: bool = False) -> Tensor:
+def _convolved(
+    image: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    before: Sequence[int],
+    *,
+    flip: bool = False,
+    silu: bool = False,
+    gradient: Tensor | None = None,
+) -> Tensor:
+    """The convolution or SiLU of it; with a gradient of the latter, that of the former."""
     batch, channels, rows, columns = image.shape
-    cut = plan(channels, rows, columns, kernel.shape[3])
-    unit, (strides,) = _strides(channels, image)
+    high, wide = kernel.shape[2:]
+    cut = plan(channels, rows, columns, wide)
+    unit, (strides, *others) = _strides(channels, image, *([] if gradient is None else [gradient]))
+    first = high * wide > STRIP or image.numel() > SMALL
     out = image.new_empty(batch, rows, columns, channels)
     with on_device(image.device):
         _convolve[(math.prod(cut.counts(image)),)](
-            image, *strides, _taps_first(kernel), None if bias is None else bias.contiguous(), out,
+            image, *strides, gradient, *(others[0] if others else (0, 0, 0)),
+            kernel.flatten(1).mT.contiguous() if first else kernel.contiguous(),
+            None if bias is None else bias.contiguous(), out,
             channels // unit, rows, columns, *before,
-            HIGH=kernel.shape[2], WIDE=kernel.shape[3], FLIP=flip, BIAS=bias is not None, V=unit, **cut._asdict(),
+            HIGH=high, WIDE=wide, FIRST=first, FLIP=flip, BIAS=bias is not None, SILU=silu,
+            BACK=gradient is not None, V=unit, **cut._asdict(),
         )  # fmt: skip
     return out.permute(0, 3, 1, 2)
 
@@ -319,18 +364,18 @@ def _summed(
     high, wide = kernel.shape[2:]
     cut = plan(channels, rows, columns, kernel.shape[3])
     together = high if wide == cut.S and high * wide <= TAPS else 1
-    strips = triton.cdiv(high, together) * triton.cdiv(wide, cut.S)
+    strips = cdiv(high, together) * cdiv(wide, cut.S)
     tiles, blocks = cut.counts(image)
-    every = triton.cdiv(tiles, max(1, PROGRAMS // (strips * blocks)))
-    parts = triton.cdiv(tiles, every)
+    every = cdiv(tiles, max(1, PROGRAMS // (strips * blocks)))
+    parts = cdiv(tiles, every)
     unit, (strides, others) = _strides(channels, image, gradient)
-    d_taps = image.new_empty(parts, high * wide, channels, dtype=torch.float32)
-    d_bias = d_taps.new_empty(parts, channels) if to_bias else None
+    size = kernel.numel()
+    sums = image.new_empty(parts, size + (channels if to_bias else 0), dtype=torch.float32)
     with on_device(image.device):
         _d_kernel[(parts * strips * blocks,)](
-            image, *strides, gradient, *others, d_taps, d_bias,
+            image, *strides, gradient, *others, sums,
             channels // unit, rows, columns, *before, tiles, every,
             HIGH=high, WIDE=wide, BIAS=to_bias, R=together, V=unit, **cut._asdict(),
         )  # fmt: skip
-    d_kernel = d_taps.sum(0).mT.reshape(kernel.shape).to(kernel.dtype)
-    return d_kernel, None if d_bias is None else d_bias.sum(0).to(kernel.dtype)
+    total = sums.sum(0).to(kernel.dtype)
+    return total[:size].view(kernel.shape), total[size:] if to_bias else None

@@ -51,18 +51,18 @@ def _triton_is_there() -> bool:
     return (int(major), int(minor)) >= (3, 3)  # tuples inside kernels
 
 
+def cdiv(a: int, b: int) -> int:
+    """``ceil(a / b)``; Triton's own takes microseconds on the host."""
+    return -(-a // b)
+
+
+def power_of_2(n: int) -> int:
+    """The next power of 2, n itself included."""
+    return 1 << (n - 1).bit_length()
+
+
 def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device."""
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         return torch.cuda.device(device)
     return nullcontext()
-
-
-def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up; Triton's own takes microseconds on the host."""
-    return -(-a // b)
-
-
-def power_of_2(least: int) -> int:
-    """The first power of 2 that is no less."""
-    return 1 << (least - 1).bit_length()

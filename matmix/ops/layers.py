@@ -108,10 +108,11 @@ class ShortConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound)) if bias else None
         self.size, self.causal = size, causal
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, L, C)`` to ``(B, L, C)``."""
+    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
+        """``(B, L, C)`` to ``(B, L, C)``, followed by SiLU if wanted."""
         reach = self.size - 1 if self.causal else self.size // 2
-        return convolve(image_of(x, x.shape[1:2]), self.weight.unsqueeze(2), self.bias, (0, reach)).squeeze(2).mT
+        image = image_of(x, x.shape[1:2])
+        return convolve(image, self.weight.unsqueeze(2), self.bias, (0, reach), silu).squeeze(2).mT
 
     def window(self, x: Tensor) -> Tensor:
         """The last K tokens of ``x (B, L, C)`` as ``(B, C, K)``, zeros before the first: the state of ``step``."""

@@ -20,7 +20,7 @@ from matmix.ops.depthwise import convolve
 Before = tuple[int, int]
 
 
-def reference(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Before) -> Tensor:
+def reference(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Before, silu: bool = False) -> Tensor:
     """The definition, with the zeros written out."""
     (high, wide), (rows, columns) = kernel.shape[2:], image.shape[2:]
     top, left = before
@@ -29,7 +29,7 @@ def reference(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Before
     for i in range(high):
         for j in range(wide):
             total = total + kernel[:, 0, i, j].view(-1, 1, 1) * padded[:, :, i : i + rows, j : j + columns]
-    return total
+    return total * total.sigmoid() if silu else total
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import pytest
@@ -20,7 +20,7 @@ from tests.ops.test_depthwise import reference
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 Before = tuple[int, int]
-Run = Callable[[Tensor, Tensor, Tensor | None, Before], Tensor]
+Run = Callable[[Tensor, Tensor, Tensor | None, Before, bool], Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Case:
     beside: int = 0
     programs: int = 396
     dtype: torch.dtype = torch.float32
+    silu: bool = False
+    small: int = 2**22  # up to how many numbers the taps are read as they are
 
     def tensors(self, device: str = "cpu", dtype: torch.dtype | None = None) -> list[Tensor]:
         """Image (a view of channels-last memory), kernel and, where there is one, bias."""
@@ -66,6 +68,14 @@ CASES = [
     Case((5, 6), (2, 3), (-1, 1)),  # and begin behind it
     Case((5, 9), (2, 9), (1, 4), channels=24, dtype=torch.float16),
     Case((1, 40), (1, 4), (0, 3), channels=24, dtype=torch.bfloat16),
+    Case((1, 40), (1, 4), (0, 3), channels=24, small=0),
+    Case((1, 70), (1, 4), (0, 3), silu=True),
+    Case((1, 33), (1, 7), (0, 3), batch=1, bias=False, channels=8, silu=True),
+    Case((1, 5), (1, 4), (0, 3), batch=3, channels=130, beside=4, silu=True),
+    Case((9, 6), (3, 3), (1, 1), channels=66, programs=4, silu=True),
+    Case((5, 6), (2, 3), (-1, 1), silu=True, small=0),
+    Case((5, 9), (2, 9), (1, 4), channels=24, dtype=torch.float16, silu=True),
+    Case((1, 40), (1, 4), (0, 3), channels=24, dtype=torch.bfloat16, silu=True),
 ]
 # As models have them.
 LARGE = [
@@ -80,17 +90,21 @@ LARGE = [
     Case((28, 28), (3, 3), (1, 1), batch=8, channels=320),
     Case((14, 14), (1, 11), (0, 5), batch=8, channels=96),
     Case((14, 14), (11, 1), (5, 0), batch=8, channels=96),
+    Case((1, 4096), (1, 4), (0, 3), batch=4, channels=768, beside=768, silu=True),
+    Case((1, 1024), (1, 4), (0, 3), batch=4, channels=768, bias=False, silu=True),
+    Case((1, 4096), (1, 7), (0, 3), batch=4, channels=1024, dtype=torch.bfloat16, silu=True),
+    Case((56, 56), (3, 3), (1, 1), batch=8, channels=192, silu=True),
 ]
 
 
-def by_kernels(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Before) -> Tensor:
+def by_kernels(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Before, silu: bool = False) -> Tensor:
     from matmix.ops import depthwise_triton
 
-    return depthwise_triton.convolve(image, kernel, bias, before)
+    return depthwise_triton.convolve(image, kernel, bias, before, silu)
 
 
-def mix(run: Run, inputs: list[Tensor], before: Before) -> Tensor:
-    return run(inputs[0], inputs[1], inputs[2] if len(inputs) == 3 else None, before)
+def mix(run: Run, inputs: list[Tensor], case: Case) -> Tensor:
+    return run(inputs[0], inputs[1], inputs[2] if len(inputs) == 3 else None, case.before, case.silu)
 
 
 def close(found: Tensor, wanted: Tensor, limit: float, what: str) -> None:
@@ -104,8 +118,8 @@ def check(case: Case, device: str, run: Run = by_kernels, exactly: Run = referen
     from matmix.ops import depthwise_triton
 
     ours, wide = case.tensors(device), case.tensors(device, torch.float64)
-    with patch.object(depthwise_triton, "PROGRAMS", case.programs):
-        mixed, exact = mix(run, ours, case.before), mix(exactly, wide, case.before)
+    with patch.multiple(depthwise_triton, PROGRAMS=case.programs, SMALL=case.small):
+        mixed, exact = mix(run, ours, case), mix(exactly, wide, case)
         gradient = torch.randn(case.batch, *case.grid, case.channels + case.beside).to(device, case.dtype)
         gradient = gradient.permute(0, 3, 1, 2)[:, case.beside :]
         found = torch.autograd.grad(mixed, ours, gradient)
@@ -119,39 +133,41 @@ def check(case: Case, device: str, run: Run = by_kernels, exactly: Run = referen
 # ------------------------------------------------------------------ by the interpreter
 
 
-def only_what_is_needed() -> None:
-    case = Case((4, 5), (2, 3), (1, 1))
+def only_what_is_needed(case: Case = Case((4, 5), (2, 3), (1, 1))) -> None:
     whole = case.tensors()
-    wanted = torch.autograd.grad(mix(reference, whole, case.before).square().sum(), whole)
+    wanted = torch.autograd.grad(mix(reference, whole, case).square().sum(), whole)
     for keep in range(3):
         inputs = [t.detach().requires_grad_(i == keep) for i, t in enumerate(whole)]
-        mixed = mix(by_kernels, inputs, case.before)
+        mixed = mix(by_kernels, inputs, case)
         (found,) = torch.autograd.grad(mixed.square().sum(), inputs[keep])
         close(found, wanted[keep], 1e-5, f"the gradient of input {keep} alone")
+    if not case.silu:
+        only_what_is_needed(replace(case, silu=True))
 
 
 def of_higher_order_and_many_at_once() -> None:
-    for case in (Case((4, 5), (2, 3), (1, 0)), Case((1, 6), (1, 4), (0, 3)), Case((3, 2), (3, 5), (0, 5))):
+    cases = [Case((4, 5), (2, 3), (1, 0)), Case((1, 6), (1, 4), (0, 3)), Case((3, 2), (3, 5), (0, 5))]
+    for case in (*cases, *(replace(case, silu=True) for case in cases[:2])):
         inputs = case.tensors()
 
         def second(run: Run, case: Case = case, inputs: list[Tensor] = inputs) -> tuple[Tensor, ...]:
-            first = torch.autograd.grad(mix(run, inputs, case.before).sin().sum(), inputs, create_graph=True)
+            first = torch.autograd.grad(mix(run, inputs, case).sin().sum(), inputs, create_graph=True)
             return torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), inputs)
 
         def several(run: Run, case: Case = case, inputs: list[Tensor] = inputs) -> tuple[Tensor, ...]:
-            mixed = mix(run, inputs, case.before)
+            mixed = mix(run, inputs, case)
             many = torch.stack((mixed.detach(), torch.ones_like(mixed)))
             return torch.autograd.grad(mixed, inputs, many, is_grads_batched=True)
 
         def mapped(run: Run, case: Case = case, inputs: list[Tensor] = inputs) -> tuple[Tensor, ...]:
-            mixed = mix(run, inputs, case.before)
+            mixed = mix(run, inputs, case)
             many = torch.stack((mixed.detach(), torch.ones_like(mixed)))
             return torch.vmap(lambda one: torch.autograd.grad(mixed, inputs, one, retain_graph=True))(many)
 
         def slope(run: Run, case: Case = case, inputs: list[Tensor] = inputs) -> tuple[Tensor, ...]:
             with fwAD.dual_level():
                 duals = [fwAD.make_dual(t, t.detach().cos()) for t in inputs]
-                return (fwAD.unpack_dual(mix(run, duals, case.before)).tangent,)
+                return (fwAD.unpack_dual(mix(run, duals, case)).tangent,)
 
         for what in (second, several, mapped, slope):
             for mine, theirs in zip(what(by_kernels), what(reference), strict=True):
@@ -163,7 +179,7 @@ def every_run_gives_the_same_bits() -> None:
     inputs = case.tensors()
 
     def gradients() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(mix(by_kernels, inputs, case.before).square().sum(), inputs)
+        return torch.autograd.grad(mix(by_kernels, inputs, case).square().sum(), inputs)
 
     assert all(torch.equal(one, other) for one, other in zip(gradients(), gradients(), strict=True))
 
@@ -173,19 +189,19 @@ def as_autocast_has_it(device: str = "cpu") -> None:
     inputs = case.tensors(device)
     inputs[0] = inputs[0].detach().bfloat16().requires_grad_()
     with torch.autocast(device, torch.bfloat16):
-        mixed = mix(by_kernels, inputs, case.before)
+        mixed = mix(by_kernels, inputs, case)
     found = torch.autograd.grad(mixed.float().sum(), inputs)
     assert mixed.dtype == torch.bfloat16
     assert [g.dtype for g in found] == [t.dtype for t in inputs]
-    close(mixed, mix(reference, [t.float() for t in inputs], case.before), 2e-2, "under autocast")
+    close(mixed, mix(reference, [t.float() for t in inputs], case), 2e-2, "under autocast")
 
 
 def other_layouts_of_a_gradient() -> None:
-    case = Case((4, 5), (2, 3), (1, 1))
+    case = Case((4, 5), (2, 3), (1, 1), silu=True)
     inputs = case.tensors()
     for gradient in (torch.ones(1).expand(2, 3, 4, 5), torch.randn(2, 3, 4, 5), torch.randn(2, 3, 5, 4).mT):
         found, wanted = (
-            torch.autograd.grad(mix(run, inputs, case.before), inputs, gradient) for run in (by_kernels, reference)
+            torch.autograd.grad(mix(run, inputs, case), inputs, gradient) for run in (by_kernels, reference)
         )
         for mine, theirs in zip(found, wanted, strict=True):
             close(mine, theirs, 1e-5, f"a gradient of strides {gradient.stride()}")
@@ -210,6 +226,11 @@ def what_goes_by_kernels() -> None:
             with pytest.raises(RuntimeError):
                 depthwise.convolve(*wrong, case.before)
         assert seen.call_count == 1
+        with patch.object(depthwise, "_LARGE", 2**22):
+            depthwise.convolve(image, kernel, bias, case.before)
+            assert seen.call_count == 1
+            depthwise.convolve(image, kernel, bias, case.before, silu=True)
+            assert seen.call_count == 2
     close(found, first, 1e-5, "channels last and first")
 
 
@@ -237,11 +258,12 @@ def test_interpreted() -> None:
 # ------------------------------------------------------------------ on a GPU
 
 
-def by_conv2d(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Before) -> Tensor:
+def by_conv2d(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Before, silu: bool = False) -> Tensor:
     """The definition, once more and faster."""
     (high, wide), (top, left) = kernel.shape[2:], before
     padded = F.pad(image, (left, wide - 1 - left, top, high - 1 - top))
-    return F.conv2d(padded, kernel, bias, groups=image.shape[1])
+    mixed = F.conv2d(padded, kernel, bias, groups=image.shape[1])
+    return F.silu(mixed) if silu else mixed
 
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

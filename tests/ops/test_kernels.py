@@ -25,7 +25,8 @@ def test_no_products_of_warp_groups() -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     lines = [line.split() for line in run.stdout.splitlines()]
-    assert {name for name, *_ in lines} >= {"_states", "_outputs", "_d_values", "_d_factors", "_chunks", "_solve"}
+    scans = {"_states", "_outputs", "_d_values", "_d_factors", "_chunks", "_solve"}
+    assert {name for name, *_ in lines} >= scans | {"_convolve", "_d_kernel"}
     assert not [line for line in lines if "wgmma" in line]
     assert sum("mma" in line for line in lines) >= 10  # they are products of tensor cores
 
@@ -81,11 +82,22 @@ def products(states: int, width: int) -> None:
         sum(result.float().sum() for result in results).backward()  # type: ignore[union-attr]
 
 
+def convolutions() -> None:
+    """Depthwise, ahead and back, from a part of a wider memory."""
+    from matmix.ops import depthwise_triton
+
+    for dtype, size in ((torch.float32, (1, 4)), (torch.bfloat16, (3, 3))):
+        image = torch.randn(2, 8, 8, 256, dtype=dtype).permute(0, 3, 1, 2)[:, 128:].requires_grad_()
+        kernel, bias = (torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in ((128, 1, *size), (128,)))
+        depthwise_triton.convolve(image, kernel, bias, (0, 1), silu=True).float().sum().backward()
+
+
 def main() -> None:
     import triton
 
     triton.runtime.driver.set_active(Driver())  # type: ignore[arg-type]
     todo = [compile for size in SIZES for compile in launches(lambda size=size: products(*size))]  # type: ignore[misc]
+    todo += launches(convolutions)
     with ThreadPoolExecutor(2) as pool:
         for name, ptx in pool.map(lambda compile: compile(), todo):
             print(name, *sorted(set(re.findall(r"wgmma|(?<!wg)mma(?=\.sync)", ptx))))

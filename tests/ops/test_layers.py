@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.ops.layers import GatedRMSNorm, ShortConv
@@ -54,6 +55,33 @@ def test_short_convolution_is_the_sum_of_its_taps(size: int, causal: bool, lengt
             if 0 <= i + k - reach < length:
                 expected[:, i] += conv.weight[:, 0, k] * x[:, i + k - reach]
     torch.testing.assert_close(conv(x), expected)
+
+
+@pytest.mark.parametrize(("size", "causal"), [(4, True), (7, False)])
+def test_short_convolution_with_silu(size: int, causal: bool) -> None:
+    conv = ShortConv(5, size, causal)
+    x = torch.randn(2, 3, 11, 5, requires_grad=True)
+
+    def together(x: Tensor) -> Tensor:
+        return conv(x, silu=True)
+
+    def apart(x: Tensor) -> Tensor:
+        return F.silu(conv(x))
+
+    leaves = (*conv.parameters(), x)
+    compiled = torch.compile(together, fullgraph=True, backend="aot_eager")
+    expected = apart(x[0])
+    wanted = torch.autograd.grad(expected.sin().sum(), leaves)
+    for run in (together, compiled):
+        torch.testing.assert_close(run(x[0]), expected)
+        found = torch.autograd.grad(run(x[0]).sin().sum(), leaves)
+        torch.testing.assert_close(found, wanted)
+    with torch.no_grad():
+        torch.testing.assert_close(together(x[0]), expected)
+    x = x.detach()
+    torch.testing.assert_close(torch.func.vmap(together)(x), torch.func.vmap(apart)(x))
+    found, wanted = (torch.func.jvp(run, (x[0],), (x[1],)) for run in (together, apart))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_window_holds_the_last_inputs() -> None:
