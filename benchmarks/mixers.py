@@ -1,11 +1,13 @@
 """Every mixer against the plain way to write it and against installable peers, same weights, same process.
 
-    python -m benchmarks.mixers [--only NAME ...] [--against plain|peers] [--budget 1.0] [--profile] [--out FILE.md]
+    python -m benchmarks.mixers [--only NAME ...] [--against plain|peers] [--budget 1.0] [--profile] [--graphs]
+        [--out FILE.md]
 
 Forward in evaluation mode without gradients, and forward plus backward in training mode (gradients of the tokens and
 all parameters). Outputs are compared before anything is timed. Float32; a GPU is used where there is one. Ratios near
 one are timed longer. ``--profile`` shows where the time goes, in ours and theirs, wherever ours is slower; ``--budget``
-scales the time that is spent on measuring.
+scales the time that is spent on measuring. ``--graphs`` times CUDA graphs of both sides, replayed: what the GPU takes,
+without the Python that starts its kernels one by one.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ class Work(NamedTuple):
     forward: Callable[[], Tensor]
     both: Callable[[], Any]  # forward and backward
     seconds: dict[str, float]  # of the last run of each
+    untimed: dict[str, Callable[[], Any]]  # forward and both as they are
 
 
 class Result(NamedTuple):
@@ -80,33 +83,57 @@ class Result(NamedTuple):
 def _work(label: str, module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> Work:
     """Forward and backward of a function of ``x`` on the weights of a module."""
     weights = [p for p in module.parameters() if p.requires_grad]
-    seconds: dict[str, float] = {}
-
-    def stop(what: str, start: float) -> None:
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        seconds[what] = time.perf_counter() - start
-
-    def forward() -> Tensor:
-        start = time.perf_counter()
-        module.eval()
-        y = run(x)
-        stop("forward", start)
-        return y
-
     gradient = torch.ones_like(x)  # it lies in memory as the tokens do: the skip around the mixer adds them
 
+    def forward() -> Tensor:
+        module.eval()
+        return run(x)
+
     def both() -> Any:
-        start = time.perf_counter()
         module.train()
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             y = run(leaf)
             found = torch.autograd.grad(y, [leaf, *weights], gradient, allow_unused=True)
-        stop("both", start)
         return y.detach(), found
 
-    return Work(label, forward, both, seconds)
+    return _timed(label, {"forward": forward, "both": both})
+
+
+def _timed(label: str, untimed: dict[str, Callable[[], Any]]) -> Work:
+    seconds: dict[str, float] = {}
+
+    def timed(what: str) -> Callable[[], Any]:
+        def run() -> Any:
+            start = time.perf_counter()
+            found = untimed[what]()
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+            seconds[what] = time.perf_counter() - start
+            return found
+
+        return run
+
+    return Work(label, timed("forward"), timed("both"), seconds, untimed)
+
+
+def _replayed(work: Work) -> Work:
+    """The same work as CUDA graphs."""
+
+    def captured(run: Callable[[], Any]) -> Callable[[], None]:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.no_grad():
+            with torch.cuda.stream(stream):  # whatever a first run does stays out of the graph
+                for _ in range(2):
+                    run()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                run()
+        return graph.replay
+
+    return _timed(work.label, {what: captured(run) for what, run in work.untimed.items()})
 
 
 def _check(ours: Tensor, theirs: Tensor, what: str, tolerance: float = 1e-3) -> None:
@@ -148,12 +175,18 @@ def works(name: str, size: Size, against: tuple[str, ...] = AGAINST) -> list[Wor
 
 
 def measure(
-    name: str, size: Size, profile: bool = False, against: tuple[str, ...] = AGAINST, budget: float = 1.0
+    name: str,
+    size: Size,
+    profile: bool = False,
+    against: tuple[str, ...] = AGAINST,
+    budget: float = 1.0,
+    graphs: bool = False,
 ) -> list[Result]:
     """All comparisons of a mixer at one size; with the profiles of those where ours is slower."""
     found = works(name, size, against)
-    forward, first = _times(found, "forward", budget=0.25 * budget, most=3.0 * budget)
-    both, second = _times(found, "both", budget=0.4 * budget, most=6.0 * budget)
+    timed = [_replayed(work) for work in found] if graphs else found
+    forward, first = _times(timed, "forward", budget=0.25 * budget, most=3.0 * budget)
+    both, second = _times(timed, "both", budget=0.4 * budget, most=6.0 * budget)
     controls = tuple(ratio for ratio in (first, second) if ratio is not None)
     memory = [_peak(work.both) for work in found]
     results = [
@@ -302,6 +335,7 @@ def main() -> None:
     parser.add_argument("--against", nargs="+", choices=AGAINST, default=AGAINST, help="both where absent")
     parser.add_argument("--budget", type=float, default=1.0, help="factor of the time spent on measuring")
     parser.add_argument("--profile", action="store_true", help="where the time goes, wherever ours is slower")
+    parser.add_argument("--graphs", action="store_true", help="time CUDA graphs of both sides, on a GPU")
     parser.add_argument("--out", type=Path, help="write the tables to this file too")
     options = parser.parse_args()
     names = [name for name in list_mixers() if name not in NOTHING and (not options.only or name in options.only)]
@@ -309,7 +343,9 @@ def main() -> None:
     if unknown:
         parser.error(f"no such mixer: {', '.join(sorted(unknown))}; known: {', '.join(list_mixers())}")
 
-    how = (options.profile, tuple(options.against), options.budget)
+    if options.graphs and DEVICE != "cuda":
+        parser.error("--graphs needs a CUDA device, and PyTorch finds none")
+    how = (options.profile, tuple(options.against), options.budget, options.graphs)
     results = [r for name in names for size in SIZES.get(name, SEQUENCES) for r in measure(name, size, *how)]
     exponents = [[name, f"{growth(name):.2f}"] for name in names]
     plain = [r for r in results if r.against == "plain"]

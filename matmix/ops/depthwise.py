@@ -23,7 +23,7 @@ from matmix.ops.gpu import in_triton
 _STRIP = 3  # columns of a kernel that the depthwise algorithm takes
 _CACHE = 2**19  # numbers of an image that are worked on together
 _WORTH = 2**20  # multiplications from which the calls for the strips pay
-_LARGE = 2**22  # numbers of an image from which the GPU's time outweighs that of Python to start our kernels
+_LARGE = 2**21  # numbers of an image from which the GPU's time outweighs that of Python to start our kernels
 
 
 def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequence[int], silu: bool = False) -> Tensor:

@@ -101,6 +101,13 @@ def _softplus(x):
 
 
 @triton.jit
+def _slope(step):
+    """The slope of softplus where it is ``step``: ``1 - exp(-step)``, to the last digit of small steps too."""
+    series = step * (1 - step / 2 * (1 - step / 3 * (1 - step / 4 * (1 - step / 5))))
+    return tl.where(step < 0.1, series, 1 - tl.exp(-step))
+
+
+@triton.jit
 def _rates(log_decay, d_b, sample, n, entries, head, zero, kept, SELECT: tl.constexpr):
     """The rates of a tile, base 2."""
     rate = tl.load(log_decay + sample * d_b + n * entries + head + zero, mask=kept, other=0.0)
@@ -140,7 +147,7 @@ def _ends(
     if STEP == 1:
         step += sample * s_b + head * s_h
     add = 0.0
-    if SELECT:
+    if SELECT and not BACK:
         add = tl.load(bias + sample * a_b + head, mask=live, other=0.0)
 
     state = tl.zeros((NL, CW, NR, CR, CL), tl.float32)
@@ -151,7 +158,7 @@ def _ends(
         for u in tl.static_range(U):
             t = begin + (tl.cdiv(end - begin, U) - run) * U - 1 - u if BACK else begin + run * U + u
             inside = live & (t < length)
-            ticks = _ticks(clock, k_t, t, add, inside, CLOCK, SELECT)
+            ticks = _ticks(clock, k_t, t, add, inside, CLOCK, SELECT and not BACK)
             logs = _logs(log_decay, d_t, ticks, rate, t, inside & kept, RATES)
             column = tl.load(columns + t * c_t, mask=inside, other=0.0)
             row = tl.load(rows + t * r_t, mask=kept & (t < length), other=0.0)
@@ -300,9 +307,6 @@ def _backward(
         clock += sample * k_b + head * k_h
     if STEP == 1:
         step += sample * s_b + head * s_h
-    add = 0.0
-    if SELECT:
-        add = tl.load(bias + sample * a_b + head, mask=live, other=0.0)
     if SKIP:
         past = tl.load(skip + sample * p_b + head, mask=live, other=0.0)
         d_past = tl.zeros((1, CW, 1, CR, CL), tl.float32)
@@ -331,7 +335,7 @@ def _backward(
         for u in tl.static_range(U):
             t = begin + run * U + u
             inside = live & (t < length)
-            ticks = _ticks(clock, k_t, t, add, inside, CLOCK, SELECT)
+            ticks = _ticks(clock, k_t, t, 0.0, inside, CLOCK, False)
             logs = _logs(log_decay, d_t, ticks, rate, t, inside & kept, RATES)
             column = tl.load(values + t * v_t, mask=inside, other=0.0)
             write = tl.load(inputs + t * b_t, mask=kept & (t < length), other=0.0)
@@ -347,7 +351,7 @@ def _backward(
         for v in tl.static_range(U):
             t = begin + run * U + U - 1 - v
             inside = live & (t < length)
-            ticks = _ticks(clock, k_t, t, add, inside, CLOCK, SELECT)
+            ticks = _ticks(clock, k_t, t, 0.0, inside, CLOCK, False)
             value = tl.load(values + t * v_t, mask=inside, other=0.0)
             write = tl.load(inputs + t * b_t, mask=kept & (t < length), other=0.0)
             read = tl.load(outputs + t * c_t, mask=kept & (t < length), other=0.0)
@@ -370,7 +374,7 @@ def _backward(
                     if STEP == 2:
                         d_ticks += value * d_column
                     if SELECT:
-                        d_ticks *= tl.sigmoid(tl.load(clock + t * k_t, mask=inside, other=0.0) + add)
+                        d_ticks *= _slope(ticks)
                     tl.store(d_clock + t * w_t, d_ticks, mask=inside)
             else:
                 at = ((sample * groups + group) * heads * width + channel) * length * N + t * N + n
@@ -422,6 +426,7 @@ class Plan(NamedTuple):
     spans: tuple[int, int]  # Z of the way ahead and of the way back, at most
 
 
+@cache
 def plan(states: int, batch: int, groups: int, channels: int, length: int, chunk: int | None, cores: int) -> Plan:
     """A plan for the shape; ``cores`` are the GPU's multiprocessors, ``chunk`` the tokens of a span if one is given."""
     padded = 1 << (states - 1).bit_length()
@@ -657,7 +662,7 @@ def _run_ahead(tensors: Factors, tied: bool, keep: bool, planned: Plan) -> tuple
     left = total = values
     with on_device(values.device):
         if spans > 1:
-            left, total = values.new_empty(2, batch, spans, states, heads, width).unbind(0)
+            left, total = (values.new_empty(batch, spans, states, heads, width) for _ in range(2))
             _ends[grid](*args.values, *args.step, *args.inputs, *args.decay, left, total, *sizes, BACK=False, **shape)
         more = (skip, *_strides(skip, batch, 1)[:1], initial, *_strides(initial, batch, 1)[:1])
         _forward[grid](
@@ -679,6 +684,9 @@ def _run_back(
     """The gradients of the nine tensors of ``_Scan``."""
     values, outputs, inputs, log_decay, clock, step, initial, bias, skip = tensors
     assert values is not None and outputs is not None and inputs is not None and log_decay is not None
+    if bias is not None and clock is not None:  # once: here several threads share a channel
+        clock = F.softplus(clock + bias.unsqueeze(-1), threshold=40.0)
+        tensors = (*tensors[:4], clock, *tensors[5:])
     batch, (heads, length, width) = _batch(tensors), values.shape[1:]
     groups, states = outputs.shape[1], outputs.shape[3]
     repeat, run, tile = heads // groups, planned.run, planned.back
@@ -706,7 +714,7 @@ def _run_back(
     wanted = (d_mixed, *_strides(d_mixed, batch, 4))
     with on_device(values.device):
         if spans > 1:
-            left, total = values.new_empty(2, batch, spans, states, heads, width).unbind(0)
+            left, total = (values.new_empty(batch, spans, states, heads, width) for _ in range(2))
             plain = {**shape, "STEP": 0}
             _ends[grid](*wanted, None, 0, 0, 0, *args.outputs, *args.decay, left, total, *sizes, BACK=True, **plain)
         _backward[grid](

