@@ -304,7 +304,7 @@ class _Plan(NamedTuple):
 WARPS = 4
 STRIP = 8  # taps of a strip, at most
 TAPS = 9  # a kernel of no more than these, and of one strip, gets its gradient in one go
-SMALL = 2**22  # numbers of an image up to which to put the taps in order costs more than to read them as they are
+SMALL = 2**24  # numbers of an image up to which to put the taps in order costs more than to read them as they are
 PROGRAMS = 396  # of the gradient of the kernel: what a GPU runs at once
 
 

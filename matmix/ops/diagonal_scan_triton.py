@@ -108,9 +108,9 @@ def _slope(step):
 
 
 @triton.jit
-def _rates(log_decay, d_b, sample, n, entries, head, zero, kept, SELECT: tl.constexpr):
+def _rates(log_decay, d_b, d_h, d_n, sample, n, head, zero, kept, SELECT: tl.constexpr):
     """The rates of a tile, base 2."""
-    rate = tl.load(log_decay + sample * d_b + n * entries + head + zero, mask=kept, other=0.0)
+    rate = tl.load(log_decay + sample * d_b + n * d_n + head * d_h + zero, mask=kept, other=0.0)
     if SELECT:
         rate = -tl.exp(rate)
     return tl.maximum(rate * _LOG2E, _LOWEST)
@@ -138,7 +138,7 @@ def _ends(
     columns += sample * c_b + head * c_h + (channel % width) * c_k
     rows += sample * r_b + group * r_g + n * r_n
     if RATES:
-        rate = _rates(log_decay, d_b, sample, n, groups * heads, head, zero, live & kept, SELECT)
+        rate = _rates(log_decay, d_b, d_h, d_n, sample, n, head, zero, live & kept, SELECT)
     else:
         rate = 0.0
         log_decay += sample * d_b + head * d_h + n * d_n
@@ -206,7 +206,7 @@ def _forward(
     inputs += sample * b_b + group * b_g + n * b_n
     outputs += sample * c_b + group * c_g + n * c_n
     if RATES:
-        rate = _rates(log_decay, d_b, sample, n, groups * heads, head, zero, live & kept, SELECT)
+        rate = _rates(log_decay, d_b, d_h, d_n, sample, n, head, zero, live & kept, SELECT)
     else:
         rate = 0.0
         log_decay += sample * d_b + head * d_h + n * d_n
@@ -299,7 +299,7 @@ def _backward(
     d_inputs += part
     d_outputs += part
     if RATES:
-        rate = _rates(log_decay, d_b, sample, n, groups * heads, head, zero, live & kept, SELECT)
+        rate = _rates(log_decay, d_b, d_h, d_n, sample, n, head, zero, live & kept, SELECT)
     else:
         rate = 0.0
         log_decay += sample * d_b + head * d_h + n * d_n
@@ -496,8 +496,7 @@ def select_scan(
     Returns:
         ``(B, H, L, W)``.
     """
-    rates = A_log.mT.contiguous().unsqueeze(0)
-    given = (values, outputs, inputs, rates, raw, None, None, bias.unsqueeze(0), skip.unsqueeze(0))
+    given = (values, outputs, inputs, A_log.mT.unsqueeze(0), raw, None, None, bias.unsqueeze(0), skip.unsqueeze(0))
     return _scanned(given, True, chunk, planned)[0]
 
 
@@ -624,7 +623,9 @@ def _layout(tensors: Factors, tied: bool, batch: int) -> _Layout:
     assert values is not None and outputs is not None and log_decay is not None
     rates = log_decay.dim() == 3
     decay_strides = _strides(log_decay, batch, 0)
-    own = (decay_strides[0], 0, 0, 0) if rates else decay_strides
+    own = decay_strides
+    if rates:
+        own = (decay_strides[0], decay_strides[2], 0, decay_strides[1])
     decay = (log_decay, *own, clock, *_strides(clock, batch, 3), bias, *_strides(bias, batch, 1)[:1])
     modes = {
         "N": outputs.shape[3],
@@ -686,7 +687,7 @@ def _run_back(
     assert values is not None and outputs is not None and inputs is not None and log_decay is not None
     if bias is not None and clock is not None:  # once: here several threads share a channel
         clock = F.softplus(clock + bias.unsqueeze(-1), threshold=40.0)
-        tensors = (*tensors[:4], clock, *tensors[5:])
+        tensors = (*tensors[:3], log_decay.contiguous(), clock, *tensors[5:])
     batch, (heads, length, width) = _batch(tensors), values.shape[1:]
     groups, states = outputs.shape[1], outputs.shape[3]
     repeat, run, tile = heads // groups, planned.run, planned.back

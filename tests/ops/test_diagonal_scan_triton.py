@@ -139,7 +139,10 @@ def select_errors(given: dict[str, Tensor], device: str, **options: Any) -> dict
     exact = run(selected, torch.float64, "cpu")
     found = run(lambda **leaves: (select_scan(**leaves, **options),), torch.float32, device)
     names = ("mixed", *given)
-    return {n: float((a.cpu() - e).abs().max() / e.abs().max()) for n, a, e in zip(names, found, exact, strict=True)}
+    return {
+        n: float((a.cpu() - e).abs().max() / e.abs().max().clamp(min=1e-3))
+        for n, a, e in zip(names, found, exact, strict=True)
+    }
 
 
 def planned(case: dict[str, Any]) -> Any:
