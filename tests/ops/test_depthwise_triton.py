@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from unittest.mock import patch
@@ -16,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.ops import depthwise
+from tests.ops.interpreter import interpreted
 from tests.ops.test_depthwise import reference
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 Before = tuple[int, int]
 Run = Callable[[Tensor, Tensor, Tensor | None, Before, bool], Tensor]
 
@@ -246,13 +243,7 @@ FURTHER = (
 
 @pytest.mark.slow
 def test_interpreted() -> None:
-    """Triton decides at its import whether it interprets, so a process of its own."""
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.ops.test_depthwise_triton"]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("holds") == len(CASES) + len(FURTHER)
+    assert interpreted("tests.ops.test_depthwise_triton").count("holds") == len(CASES) + len(FURTHER)
 
 
 # ------------------------------------------------------------------ on a GPU

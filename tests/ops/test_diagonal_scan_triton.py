@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +18,7 @@ from torch import Tensor
 from matmix.matrices import DiagonalSemiseparable
 from matmix.ops import diagonal_scan as scans
 from matmix.ops.diagonal_scan import diagonal_scan, diagonal_scan_reference
+from tests.ops.interpreter import interpreted
 
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -153,7 +150,7 @@ def planned(case: dict[str, Any]) -> Any:
     return found._replace(run=case.get("run", 8), spans=case.get("spans", (1, 1)), ahead=ahead, back=back)
 
 
-def interpreted() -> dict[str, dict[str, float]]:
+def errors_of_all() -> dict[str, dict[str, float]]:
     from matmix.ops.diagonal_scan_triton import scan
 
     def run(values, outputs, inputs, log_decay, clock=None, step=None, initial=None, planned=None):
@@ -198,18 +195,8 @@ def interpreted() -> dict[str, dict[str, float]]:
     return found
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton")
 def test_interpreted_kernels_give_the_recurrence_and_its_gradients() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", __name__],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(interpreted(__name__).splitlines()[-1])
     assert set(CASES) < set(found)
     wrong = {case: parts for case, parts in found.items() if not all(e <= 1e-5 for e in parts.values())}  # nor NaN
     assert not wrong
@@ -282,4 +269,4 @@ class TestOnGPU:
 
 
 if __name__ == "__main__":
-    print(json.dumps(interpreted()))
+    print(json.dumps(errors_of_all()))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -14,8 +11,8 @@ from torch.nn import functional as F
 
 from matmix.ops.gated import MOST, gated
 from matmix.ops.layers import GatedRMSNorm
+from tests.ops.interpreter import interpreted
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 EPS = 0.1  # small against no mean square: a norm over one channel is more than its sign
 
 
@@ -163,13 +160,7 @@ def check_many(device: str) -> None:
 
 
 def test_interpreted() -> None:
-    """Triton decides at its import whether it interprets, so a process of its own."""
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.ops.test_gated_triton"]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("holds") == len(CASES) + 1
+    assert interpreted("tests.ops.test_gated_triton").count("holds") == len(CASES) + 1
 
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -12,8 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.ops.scan import by_blocks, ssd_scan, ssd_scan_reference
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tests.ops.interpreter import interpreted
 
 
 @dataclass(frozen=True)
@@ -92,13 +88,7 @@ def check(case: Case, device: str) -> None:
 
 
 def test_interpreted() -> None:
-    """Triton decides at its import whether it interprets, so a process of its own."""
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.ops.test_scan_triton"]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("holds") == len(CASES)
+    assert interpreted("tests.ops.test_scan_triton").count("holds") == len(CASES)
 
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

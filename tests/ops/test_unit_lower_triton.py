@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -13,8 +10,7 @@ from torch import Tensor
 
 from matmix.matrices import UnitLowerInverse
 from matmix.ops.delta_rule import MOST
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tests.ops.interpreter import interpreted
 
 
 @dataclass(frozen=True)
@@ -117,13 +113,7 @@ TWICE = Case(length=35, strength=1.0)
 
 @pytest.mark.slow
 def test_interpreted() -> None:
-    """Triton decides at its import whether it interprets, so a process of its own."""
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.ops.test_unit_lower_triton"]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("holds") == len(CASES) + 1
+    assert interpreted("tests.ops.test_unit_lower_triton").count("holds") == len(CASES) + 1
 
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
