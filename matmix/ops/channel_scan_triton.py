@@ -547,7 +547,7 @@ def _strided(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor, *tensor.stride())
 
 
-# What was judged to be good; no result depends on it.
+# What was judged to be good; no result depends on it. Rows and warps: see matmix.ops.gpu.
 CHUNK = 64  # Q, at most
 BLOCK = 16  # P
 TUNED: dict[str, dict[str, int]] = {

@@ -5,8 +5,9 @@
 
 A chunk of Q tokens gives itself ``(C B^T o decay s) v`` and takes ``exp(..) C S`` from the state S that enters it:
 three launches, for what chunks add to the state, for the states that enter them, and for the outputs (arXiv
-2405.21060, section 6). The gradients are products of the same kind. With D, the state of the way back (C and dy in
-place of B and v), a chunk gives
+2405.21060, section 6), where a program takes a block of P tokens and goes through the blocks before it in the chunk.
+The gradients are products of the same kind. With D, the state of the way back (C and dy in place of B and v), a chunk
+gives
 
     dv = s u,   u = (C B^T o decay)^T dy + exp(..) B D
     dC = (dy v^T o decay s) B + exp(..) dy S^T,   dB = s ((dy v^T o decay)^T C + exp(..) v D^T)
@@ -17,7 +18,7 @@ are made again and share theirs. Only the arguments are kept.
 Exponents are those of ``matmix.ops.scan``: sums over a run of tokens within one chunk, added up and subtracted in
 float64. Products of float32 take three passes over tf32, which is float32 to a digit or so.
 
-Legend: B batch, H heads in G groups of R, L tokens in Z chunks of Q, N state, W width.
+Legend: B batch, H heads in G groups of R, L tokens in Z chunks of Q and blocks of P, N state, W width.
 """
 
 from __future__ import annotations
@@ -556,7 +557,7 @@ def _gradients(
     return d_values, d_outputs.to(outputs.dtype), d_inputs.to(inputs.dtype), d_decay, d_step, d_initial
 
 
-# What was good on an H100, where it was measured (chunk, warps), or was judged to be; no result depends on it.
+# What was good on an H100, among some others; no result depends on it. Rows and warps: see matmix.ops.gpu.
 CHUNK = 64  # Q, at most
 BLOCK = 32  # P, at most
 SPLIT = 4  # heads of a group whose gradients one program adds up
