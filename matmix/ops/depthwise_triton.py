@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from matmix.ops.function import Function, call
+from matmix.ops.function import Function, call, differentiated_once
 from matmix.ops.gpu import cdiv, on_device, power_of_2
 
 _SIZES = ["channels", "rows", "columns", "up", "left"]  # no value of these, or of strides, gets a kernel of its own
@@ -226,10 +226,7 @@ class _Convolution(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         image, kernel, bias = ctx.saved_tensors
         to_image, to_kernel, to_bias = ctx.needs_input_grad[:3]
-        # What is differentiated again, or taken for many gradients at once, goes the way that allows for it.
-        plain = type(gradient) is Tensor and torch._C._functorch.peek_interpreter_stack() is None
-        many = torch._C._dispatch_keys(gradient).has("Batched")  # by is_grads_batched=True
-        if torch.is_grad_enabled() or many or not plain:
+        if not differentiated_once(gradient):
             if ctx.silu:
                 gradient = _through_silu(gradient, image, kernel, bias, ctx.before)
             return (*_plainly(gradient, image, kernel, ctx.before, [to_image, to_kernel, to_bias]), None, None)

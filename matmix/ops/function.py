@@ -10,6 +10,7 @@ from types import new_class
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 
 class Function(torch.autograd.Function):
@@ -28,6 +29,17 @@ class Function(torch.autograd.Function):
         methods = {"forward": forward, "backward": cls.backward, "jvp": cls.jvp}
         body = {name: staticmethod(method) for name, method in methods.items()}
         cls.direct = new_class(cls.__name__, (torch.autograd.Function,), {}, lambda names: names.update(body))
+
+
+def differentiated_once(gradient: Tensor) -> bool:
+    """Whether a backward pass may take kernels without gradients of their own: nobody differentiates it again, takes
+    many gradients at once (``is_grads_batched``) or transforms it."""
+    return (
+        not torch.is_grad_enabled()
+        and type(gradient) is Tensor
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._dispatch_keys(gradient).has("Batched")
+    )
 
 
 def call(function: type[Function], *args: Any) -> Any:

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from matmix.ops.function import Function, call
+from matmix.ops.function import Function, call, differentiated_once
 from matmix.ops.gpu import cdiv, on_device, power_of_2
 from matmix.ops.precision import working_dtype
 
@@ -158,10 +158,7 @@ class _Gated(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # What is differentiated again, or taken for many gradients at once, goes the way that allows for it.
-        many = torch._C._dispatch_keys(gradient).has("Batched")  # by is_grads_batched=True
-        plain = type(gradient) is Tensor and torch._C._functorch.peek_interpreter_stack() is None
-        way = _plainly if torch.is_grad_enabled() or many or not plain else _gradients
+        way = _gradients if differentiated_once(gradient) else _plainly
         return (*way(gradient, *ctx.saved_tensors, *ctx.options), None, None, None)
 
 
