@@ -329,6 +329,39 @@ def _ratios(r: Result) -> tuple[float, float]:
     return r.forward[1] / r.forward[0], r.both[1] / r.both[0]
 
 
+def document(results: list[Result], exponents: list[list[str]]) -> str:
+    """The results of the mixers whose exponents are given: what ran where, tables, profiles."""
+    plain = [r for r in results if r.against == "plain"]
+    peers = [r for r in results if r.against != "plain"]
+    parts = [
+        heading("python -m " + " ".join(["benchmarks.mixers", *sys.argv[1:]])),
+        f"Batch {IMAGES[0][0]} on images, {SEQUENCES[0][0]} on sequences, float32. Milliseconds, the best of runs in "
+        "turn; x is theirs over ours, above 1 where ours is faster. MB: peak memory that forward and backward add.",
+    ]
+    if plain:
+        parts += ["## Against the plain way", report(plain, ("mixer",))]
+    if peers:
+        parts += ["## Against installable peers", report(peers, ("mixer", "peer"))]
+    if MISSING:
+        parts.append(f"Peers left out, as they are not installed: {', '.join(sorted(MISSING))}.")
+    without = [name for name, _ in exponents if name not in FORMS]
+    if without:
+        parts.append(f"No plain form: {', '.join(without)}.")
+    controls = {(r.mixer, r.size): r.controls for r in results}.values()
+    apart = sorted(ratio for pair in controls for ratio in pair)
+    if apart:
+        low, high = (apart[round(share * (len(apart) - 1))] for share in (0.05, 0.95))
+        parts.append(
+            f"Ours timed against itself, where a ratio is within {CLOSE} of one: 90 % of {len(apart)} such ratios lie "
+            f"between {low:.2f} and {high:.2f}; a ratio in there tells nothing."
+        )
+    profiles = [r.profile for r in results if r.profile]
+    if profiles:
+        parts += ["## Where the time goes, where ours is slower", "Of one run, in the operation itself.", *profiles]
+    parts += ["## Exponent of the forward against L", table(["mixer", "exponent"], exponents)]
+    return "\n\n".join(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of mixers")
@@ -346,41 +379,17 @@ def main() -> None:
     if options.graphs and DEVICE != "cuda":
         parser.error("--graphs needs a CUDA device, and PyTorch finds none")
     how = (options.profile, tuple(options.against), options.budget, options.graphs)
-    results = [r for name in names for size in SIZES.get(name, SEQUENCES) for r in measure(name, size, *how)]
-    exponents = [[name, f"{growth(name):.2f}"] for name in names]
-    plain = [r for r in results if r.against == "plain"]
-    peers = [r for r in results if r.against != "plain"]
-    parts = [
-        heading("python -m " + " ".join(["benchmarks.mixers", *sys.argv[1:]])),
-        f"Batch {IMAGES[0][0]} on images, {SEQUENCES[0][0]} on sequences, float32. Milliseconds, the best of runs in "
-        "turn; x is theirs over ours, above 1 where ours is faster. MB: peak memory that forward and backward add.",
-    ]
-    if plain:
-        parts += ["## Against the plain way", report(plain, ("mixer",))]
-    if peers:
-        parts += ["## Against installable peers", report(peers, ("mixer", "peer"))]
-    if MISSING:
-        parts.append(f"Peers left out, as they are not installed: {', '.join(sorted(MISSING))}.")
-    without = [name for name in names if name not in FORMS and "plain" in options.against]
-    if without:
-        parts.append(f"No plain form: {', '.join(without)}.")
-    controls = {(r.mixer, r.size): r.controls for r in results}.values()
-    apart = sorted(ratio for pair in controls for ratio in pair)
-    if apart:
-        low, high = (apart[round(share * (len(apart) - 1))] for share in (0.05, 0.95))
-        parts.append(
-            f"Ours timed against itself, where a ratio is within {CLOSE} of one: 90 % of {len(apart)} such ratios lie "
-            f"between {low:.2f} and {high:.2f}; a ratio in there tells nothing."
-        )
-    profiles = [r.profile for r in results if r.profile]
-    if profiles:
-        parts += ["## Where the time goes, where ours is slower", "Of one run, in the operation itself.", *profiles]
-    parts += ["## Exponent of the forward against L", table(["mixer", "exponent"], exponents)]
-    text = "\n\n".join(parts)
+    results: list[Result] = []
+    exponents: list[list[str]] = []
+    text = ""
+    for name in names:
+        results += [r for size in SIZES.get(name, SEQUENCES) for r in measure(name, size, *how)]
+        exponents.append([name, f"{growth(name):.2f}"])
+        text = document(results, exponents)
+        if options.out:  # after each mixer: a run of an hour that is cut off leaves what it measured
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text("# Mixers against the plain way and against peers\n\n" + text + "\n")
     print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text("# Mixers against the plain way and against peers\n\n" + text + "\n")
 
 
 if __name__ == "__main__":
