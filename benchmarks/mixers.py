@@ -316,12 +316,12 @@ def report(results: list[Result], heads: tuple[str, ...]) -> str:
     heavier = [
         f"{r.mixer} {_size(r.size)} against {r.against}"
         for r in results
-        if r.memory[0] is not None and r.memory[1] is not None and r.memory[0] > r.memory[1]
+        if r.memory[0] is not None and r.memory[1] is not None and r.memory[0] > 1.001 * r.memory[1]
     ]
     return (
         f"Geometric means over {len(results)} comparisons: forward {_mean(forward):.2f}, "
         f"forward and backward {_mean(both):.2f}. Slower somewhere: {', '.join(below) or 'none'}. "
-        f"More memory: {', '.join(heavier) or 'none'}.\n\n{table(columns, rows)}"
+        f"More memory, by over 0.1 %: {', '.join(heavier) or 'none'}.\n\n{table(columns, rows)}"
     )
 
 

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from matmix.matrices.fourier import Fourier
 from matmix.matrices.known import Known
@@ -15,7 +14,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.ops import fft
 from matmix.ops.function import Function, call
-from matmix.ops.pieces import PIECE_BYTES
+from matmix.ops.pieces import room
 from matmix.ops.precision import working_dtype
 
 
@@ -79,7 +78,7 @@ def _half_spectrum(x: Tensor, dim: int, grid: Grid, norm: str) -> Tensor:
     """Channels 0 to D // 2 of the real part of ``F_L x F_D``, ``(B, L, D // 2 + 1)``; channels missing from x are 0."""
     axes = tuple(range(1, 2 + len(grid)))
     whole = x.is_cuda or torch.compiler.is_compiling()
-    pieces = [x] if whole else x.split(max(1, PIECE_BYTES // max(1, x[:1].nbytes)))  # which stay in the caches
+    pieces = [x] if whole else x.split(max(1, room() // max(1, x[:1].nbytes)))  # which stay in the caches
     half = [fft.rfftn(p.unflatten(1, grid), (*grid, dim), axes, norm).real.flatten(1, -2) for p in pieces]
     return torch.cat(half) if len(half) > 1 else half[0]
 
@@ -134,4 +133,6 @@ class _Mirrored(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         half, mirror = gradient.split((ctx.kept, ctx.dim - ctx.kept), 2)
         mirror = mirror.index_select(1, _opposite(ctx.grid, gradient.device)).flip(2)
-        return half + F.pad(mirror, (1, ctx.kept - 1 - mirror.shape[2])), None, None
+        half = half.clone()
+        half.narrow(2, 1, mirror.shape[2]).add_(mirror)
+        return half, None, None

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from matmix.matrices.affine import Affine
 from matmix.matrices.algebra import ColumnCat, Kron, Product, Scale, Sum
 from matmix.matrices.base import Matrix
+from matmix.matrices.deferred import Deferred
 from matmix.matrices.dense import Dense
 from matmix.matrices.gate import Gate
 from matmix.matrices.identity import Identity
@@ -62,19 +63,16 @@ class AxisMLP(nn.Module):
         normed, mean, rate = torch.native_layer_norm(image, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
         other, size = image.shape[3 - axis], image.shape[axis]
         batch, bundles = image.shape[0], image.shape[3] // raft
-        # One product over (channel, place) x (sample, other place, bundle): what is copied are runs of a whole bundle.
-        order = (3, axis, 0, 3 - axis, 4)
-        read = normed.unflatten(-1, (raft, bundles)).permute(order).flatten(0, 1).flatten(1)
-        z = torch.addmm(self.fc1.bias.unsqueeze(1), self.fc1.weight, read)
-        out = torch.addmm(self.fc2.bias.unsqueeze(1), self.fc2.weight, gelu(z))
-        out = out.view(raft, size, batch, other, bundles)
-        out = out.permute((2, 1, 3, 0, 4) if axis == 1 else (2, 3, 1, 0, 4))
+        # One product: (sample, other place, bundle) x (channel, place).
+        read = normed.unflatten(-1, (raft, bundles)).permute(0, 3 - axis, 4, 3, axis).flatten(0, 2).flatten(1)
+        out = F.linear(gelu(F.linear(read, self.fc1.weight, self.fc1.bias)), self.fc2.weight, self.fc2.bias)
+        out = out.view(batch, other, bundles, raft, size)
+        out = out.permute((0, 4, 1, 3, 2) if axis == 1 else (0, 1, 4, 3, 2)).reshape(image.shape)
         keep = None
         if self.training and self.drop_path:
             keep = image.new_empty(batch, 1, 1, 1).bernoulli_(1 - self.drop_path) / (1 - self.drop_path)
-            out = out * keep.unsqueeze(-1)
-        mixed = (image.unflatten(-1, out.shape[3:]) + out).flatten(3)
-        return _Pass(mixed, mean, rate, keep)
+            out = out * keep
+        return _Pass(image + out, mean, rate, keep)
 
     def matrix(self, done: _Pass, axis: int, before: tuple[Matrix, ...], values: Tensor) -> Matrix:
         """The same as a matrix on ``[tokens x raft; 1]`` per sample and bundle; ``before`` it came to the values."""
@@ -202,37 +200,51 @@ class Raft(Mixer):
         assert home is not None
         return home
 
+    def _sides(self, grid: Grid, like: Tensor) -> Sides | None:
+        """How to come from two axes to the grid of the weights and back; None where it is that."""
+        home = self._home() if self.axes == 2 else (1, *self._home())
+        return None if grid == home else (interpolate.bicubic(grid, home, like), interpolate.bicubic(home, grid, like))
+
     def _directions(self) -> list[tuple[AxisMLP, int]]:
         return [(part, axis) for part, axis in ((self.vertical, 1), (self.horizontal, 2)) if part is not None]
 
     def project(self, x: Tensor, context: Context) -> Projected:
         if len(context.grid) != self.axes:
             raise ValueError(f"Raft was built for a grid of {self.axes} axes, got the grid {context.grid}")
-        grid, home = (g if self.axes == 2 else (1, *g) for g in (context.grid, self._home()))
+        grid = context.grid if self.axes == 2 else (1, *context.grid)
         x = drop_padding(x, context.mask)
         batch, length, dim = x.shape
-        sides = None if grid == home else (interpolate.bicubic(grid, home, x), interpolate.bicubic(home, grid, x))
+        sides = self._sides(grid, x)
         image = x.view(batch, *grid, dim)
         size = samples(image, self, max(part.expansion for part, _ in self._directions()))
         pieces = [self._mix(piece, sides) for piece in (image.split(size) if size < batch else (image,))]
         image = pieces[0][0] if len(pieces) == 1 else torch.cat([piece[0] for piece in pieces])
+        passes = [_joined(list(steps)) for steps in zip(*(piece[1] for piece in pieces), strict=True)]
         # The token axis is (token, channel of the bundle), so that tokens are values as they stand.
-        rows = length * self.raft
-        bundles = x.reshape(batch, rows, dim // self.raft)
-        values = F.pad(bundles, (0, 0, 0, 1), value=1.0).mT.unsqueeze(-1)
-        product = image.reshape(bundles.shape).mT.unsqueeze(-1)
+        product = image.reshape(batch, length * self.raft, dim // self.raft).mT.unsqueeze(-1)
+        if context.product_only and all(done.keep is None for done in passes):
+            statistics = tuple(tensor for done in passes for tensor in done[:3])
+            values = x.new_empty(0)
+            matrix: Matrix = Deferred(_described, (x, *statistics), (self, grid))
+        else:
+            values = self._values(x)
+            matrix = self._matrix(values, passes, sides)
+        return Projected(Known(matrix, values, product), values)
+
+    def _values(self, x: Tensor) -> Tensor:
+        """Tokens and a constant 1 behind them, ``(B, D / raft, L * raft + 1, 1)``."""
+        bundles = x.reshape(x.shape[0], x.shape[1] * self.raft, self.dim // self.raft)
+        return F.pad(bundles, (0, 0, 0, 1), value=1.0).mT.unsqueeze(-1)
+
+    def _matrix(self, values: Tensor, passes: list[_Pass], sides: Sides | None) -> Matrix:
         factors: list[Matrix] = [] if sides is None else [self._raft_wise(sides[0])]
-        for number, (part, axis) in enumerate(self._directions()):
-            done = [piece[1][number] for piece in pieces]
-            mean, rate = torch.cat([step.mean for step in done]), torch.cat([step.rate for step in done])
-            kept = [step.keep for step in done if step.keep is not None]
-            keep = torch.cat(kept) if kept else None
-            factors.insert(0, part.matrix(_Pass(done[0].image, mean, rate, keep), axis, tuple(factors), values))
+        for done, (part, axis) in zip(passes, self._directions(), strict=True):
+            factors.insert(0, part.matrix(done, axis, tuple(factors), values))
         if sides is not None:
             factors.insert(0, self._raft_wise(sides[1]))
-        tokens = torch.arange(rows, device=x.device).view(1, 1, -1)
-        matrix = Product((Selection(tokens, rows + 1, x.dtype), *factors))
-        return Projected(Known(matrix, values, product), values)
+        rows = values.shape[2] - 1
+        tokens = torch.arange(rows, device=values.device).view(1, 1, -1)
+        return Product((Selection(tokens, rows + 1, values.dtype), *factors))
 
     def _mix(self, image: Tensor, sides: Sides | None) -> tuple[Tensor, list[_Pass]]:
         """The whole layer on ``(B, rows, columns, D)``, and what each direction did."""
@@ -275,6 +287,24 @@ class Raft(Mixer):
         return f"{super().extra_repr()}, raft={self.raft}, axis={self.axis}, built={self.built}"
 
     published: ClassVar[dict[str, Any]] = {"okojoalg/raft-mlp": lambda module, state: _published(module, state)}
+
+
+def _joined(steps: list[_Pass]) -> _Pass:
+    """What one direction did to all pieces of a batch."""
+    if len(steps) == 1:
+        return steps[0]
+    mean, rate = torch.cat([step.mean for step in steps]), torch.cat([step.rate for step in steps])
+    kept = [step.keep for step in steps if step.keep is not None]
+    return _Pass(steps[0].image, mean, rate, torch.cat(kept) if kept else None)
+
+
+def _described(x: Tensor, *more: Any) -> Matrix:
+    """The matrix, of image, means and rates of every direction; behind them the mixer and the grid of x."""
+    *statistics, module, grid = more
+    three = (statistics[i::3] for i in range(3))
+    passes = [_Pass(image, mean, rate, None) for image, mean, rate in zip(*three, strict=True)]
+    built: Matrix = module._matrix(module._values(x), passes, module._sides(grid, x))
+    return built
 
 
 def _published(module: Raft, state: dict[str, Tensor]) -> dict[str, Tensor]:

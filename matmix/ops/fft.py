@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from matmix.ops.pieces import room
 from matmix.ops.precision import working_dtype
 
 # A C allocator maps blocks above 32 MiB anew at every call, and the page faults then cost more than the transform
@@ -101,13 +102,13 @@ def in_pieces(piece: Callable[[Tensor, Tensor], Tensor], rows: Tensor, response:
     if (
         rows.device.type != "cpu"
         or torch.compiler.is_compiling()
-        or batch * heads * width * row <= 2 * _PIECE_BYTES
+        or batch * heads * width * row <= 2 * room(_PIECE_BYTES)
         or 0 in rows.shape
         or 0 in response.shape
     ):
         return piece(rows, response)
-    room = max(1, _PIECE_BYTES // row)  # rows in a piece
-    samples, some, few = max(1, room // (heads * width)), max(1, room // width), room
+    few = max(1, room(_PIECE_BYTES) // row)  # rows in a piece
+    samples, some = max(1, few // (heads * width)), max(1, few // width)
     rows = rows.expand(batch, heads, width, length)
     response = response.expand(batch, heads, *response.shape[2:])
     done = [
@@ -130,18 +131,12 @@ def hermitian(spectrum: Tensor, grid: tuple[int, ...]) -> Tensor:
         spectrum: complex ``(..., *grid[:-1], grid[-1] // 2 + 1)``.
         grid: the grid of the real kernel.
     """
-    last = grid[-1]
+    last, others = grid[-1], tuple(range(-len(grid), -1))
     middle = spectrum.narrow(-1, 1, (last - 1) // 2)
-    parts = [_self_conjugate(spectrum.narrow(-1, 0, 1), len(grid)), middle]
-    if last % 2 == 0:
-        parts.append(_self_conjugate(spectrum.narrow(-1, last // 2, 1), len(grid)))
-    return torch.cat(parts, -1)
-
-
-def _self_conjugate(column: Tensor, axes: int) -> Tensor:
-    others = tuple(range(-axes, -1))
-    mirrored = torch.roll(column.flip(others), (1,) * len(others), others) if others else column
-    return (column + mirrored.conj()) / 2
+    ends = spectrum[..., :: last // 2] if last % 2 == 0 else spectrum.narrow(-1, 0, 1)  # columns 0 and n/2
+    mirrored = torch.roll(ends.flip(others), (1,) * len(others), others) if others else ends
+    first, *rest = ((ends + mirrored.conj()) / 2).split(1, -1)
+    return torch.cat([first, middle, *rest], -1)
 
 
 def resample_spectrum(spectrum: Tensor, grid: tuple[int, ...], size: tuple[int, ...]) -> Tensor:

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 PIECE_BYTES = 1 << 20
 
 
+def room(each: int = PIECE_BYTES) -> int:
+    """Bytes of a piece, of which every thread of the CPU has ``each``: starting threads costs some of the gain."""
+    return each * torch.get_num_threads()
+
+
 def samples(x: Tensor, layer: nn.Module, inside: float) -> int:
     """How many samples of ``x`` (B, ...) to run through a layer at a time; all, where autograd keeps what is inside.
 
@@ -23,4 +28,4 @@ def samples(x: Tensor, layer: nn.Module, inside: float) -> int:
     if torch.compiler.is_compiling() or graph or x.device.type != "cpu" or x.numel() == 0:
         return batch
     each = inside * x[0].numel() * x.itemsize
-    return batch if batch * each <= 2 * PIECE_BYTES else max(1, int(PIECE_BYTES // each))
+    return batch if batch * each <= 2 * room() else max(1, int(room() // each))
