@@ -237,6 +237,7 @@ class Raft(Mixer):
         return F.pad(bundles, (0, 0, 0, 1), value=1.0).mT.unsqueeze(-1)
 
     def _matrix(self, values: Tensor, passes: list[_Pass], sides: Sides | None) -> Matrix:
+        """The matrix that multiplies ``values``, from what every direction did; the last direction stands first."""
         factors: list[Matrix] = [] if sides is None else [self._raft_wise(sides[0])]
         for done, (part, axis) in zip(passes, self._directions(), strict=True):
             factors.insert(0, part.matrix(done, axis, tuple(factors), values))
