@@ -31,9 +31,6 @@ class FNet(Mixer):
     With ``F = C - i S`` and ``Z = x F_D`` that is ``C_L Re Z + S_L Im Z``: the matrix of cosines and sines on the
     real and imaginary parts of the channels' transform. On an image the token transform is the 2-D one.
 
-    The output is even over tokens and channels together, so half of the channels are transformed over the tokens, and
-    ``merge`` mirrors them into the other half.
-
     The published code mixes padding in; with a mask, padded tokens count as zeros here (the DFT still has the padded
     length, so the output is not that of the trimmed sequence).
 
@@ -58,81 +55,61 @@ class FNet(Mixer):
         grid, norm = context.grid, "ortho" if self.norm == "ortho" else "backward"
         x = drop_padding(x, context.mask)
         x = x.to(working_dtype(x))
+        product = call(_RealTransform, x, grid, norm).mT.unsqueeze(-1)
         if context.product_only:
             values = x.new_empty(0)
         else:
-            values = torch.view_as_real(fft.rfft(x, norm=norm).mT.contiguous()).flatten(2).unsqueeze(-1)
-        # The real part of both transforms made in one go: half the time of one after the other.
-        product = call(_Half, x, grid, norm).mT.unsqueeze(-1)
+            values = torch.view_as_real(fft.fftn(x, dim=2, norm=norm).mT.contiguous()).flatten(2).unsqueeze(-1)
         gain = 1 / math.sqrt(x.shape[1]) if self.norm == "ortho" else 1.0
-        return Projected(Known(Fourier.like(values, grid, gain, pairs=True), values, product), values, grid)
-
-    def merge(self, mixed: Tensor, rest: Grid) -> Tensor:
-        return call(_Mirrored, mixed.squeeze(-1).mT, self.dim, rest)
+        return Projected(Known(Fourier.like(values, grid, gain, pairs=True), values, product), values)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, norm={self.norm!r}"
 
 
-def _half_spectrum(x: Tensor, dim: int, grid: Grid, norm: str) -> Tensor:
-    """Channels 0 to D // 2 of the real part of ``F_L x F_D``, ``(B, L, D // 2 + 1)``; channels missing from x are 0."""
-    axes = tuple(range(1, 2 + len(grid)))
+def _real_transform(x: Tensor, grid: Grid, norm: str) -> Tensor:
+    """The real part of ``F_L x F_D`` over tokens and channels in one go, ``(B, L, D)``.
+
+    It is even over both together: channel D - d at token k is channel d at token -k. So real transforms give the
+    channels up to D // 2, and the others are these from behind.
+    """
+    dim, axes = x.shape[2], tuple(range(1, 2 + len(grid)))
+    kept = dim // 2 + 1
     whole = x.is_cuda or torch.compiler.is_compiling()
-    pieces = [x] if whole else x.split(max(1, room() // max(1, x[:1].nbytes)))  # which stay in the caches
-    half = [fft.rfftn(p.unflatten(1, grid), (*grid, dim), axes, norm).real.flatten(1, -2) for p in pieces]
-    return torch.cat(half) if len(half) > 1 else half[0]
+    few = max(1, x.shape[0] if whole else room() // max(1, x[:1].nbytes))  # samples that stay in the caches
+    mixed = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for samples, into in zip(x.split(few), mixed.unflatten(1, grid).split(few), strict=True):
+        half = fft.rfftn(samples.unflatten(1, grid), dim=axes, norm=norm).real
+        into.narrow(-1, 0, kept).copy_(half)
+        _turn(half.narrow(-1, 1, dim - kept).flip(axes), into.narrow(-1, kept, dim - kept), len(grid))
+    return mixed
 
 
-def _opposite(grid: Grid, device: torch.device) -> Tensor:
-    """The token at -k for every token k of a grid, ``(L,)``."""
-    back = torch.zeros((), dtype=torch.long, device=device)
-    for size in grid:
-        back = back.unsqueeze(-1) * size + -torch.arange(size, device=device) % size
-    return back.flatten()
+def _turn(x: Tensor, into: Tensor, axis: int) -> None:
+    """Write x into ``into``, rolled by one along the axes from 1 to ``axis``."""
+    if axis == 0:
+        into.copy_(x)
+        return
+    last = x.shape[axis] - 1
+    _turn(x.narrow(axis, last, 1), into.narrow(axis, 0, 1), axis - 1)
+    if last > 0:
+        _turn(x.narrow(axis, 0, last), into.narrow(axis, 1, last), axis - 1)
 
 
-class _Half(Function):
-    """Half of the channels of ``Re(F_L x F_D)``. The whole is symmetric as a map of x, so its gradient is itself: again
-    real transforms, where that of ``rfftn`` is a complex one of all channels."""
+class _RealTransform(Function):
+    """``Re(F_L x F_D)``. It is symmetric as a map of x, so the gradient is the same real transform, where that of
+    ``rfftn`` is a complex one of all channels."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, grid: Grid, norm: str) -> Tensor:
-        return _half_spectrum(x, x.shape[2], grid, norm)
+        return _real_transform(x, grid, norm)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, ctx.grid, ctx.norm = inputs
-        ctx.dim = x.shape[2]
+        _, ctx.grid, ctx.norm = inputs
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        half = _half_spectrum(gradient, ctx.dim, ctx.grid, ctx.norm)
-        return call(_Mirrored, half, ctx.dim, ctx.grid), None, None
-
-
-class _Mirrored(Function):
-    """All channels ``(B, L, D)`` from half of them: channel D - d at token k is channel d at token -k. Its gradient
-    folds them back."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(half: Tensor, dim: int, grid: Grid) -> Tensor:
-        rest = (dim - 1) // 2
-        mirror = half.narrow(2, 1, rest).flip(2).index_select(1, _opposite(grid, half.device))
-        return torch.cat((half, mirror), 2)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        half, ctx.dim, ctx.grid = inputs
-        ctx.kept = half.shape[2]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        half, mirror = gradient.split((ctx.kept, ctx.dim - ctx.kept), 2)
-        mirror = mirror.index_select(1, _opposite(ctx.grid, gradient.device)).flip(2)
-        half = half.clone()
-        half.narrow(2, 1, mirror.shape[2]).add_(mirror)
-        return half, None, None
+        return call(_RealTransform, gradient, ctx.grid, ctx.norm), None, None
