@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from matmix.matrices.circulant import Circulant
+from matmix.matrices.deferred import Deferred
+from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops.fft import hermitian, interpolate_spectrum, resample_spectrum, to_complex
@@ -63,8 +65,13 @@ class GlobalFilter(Mixer):
             x = linear(self.pwconv1, x, self.act1)
         # StarReLU does not keep zeros, so padding is dropped after it.
         values = drop_padding(x, context.mask).mT.unsqueeze(-1)
-        spectrum = self.complex_weights.movedim(-2, 0).unsqueeze(0)
-        return Projected(Circulant.from_spectrum(spectrum, context.grid), values)
+        spectrum = to_complex(self.complex_weights.movedim(-2, 0).unsqueeze(0))
+        if not context.product_only or x.device.type != "cpu":
+            return Projected(Circulant.from_spectrum(spectrum, context.grid), values)
+        # The inverse transform of a CPU projects by itself; on a small image doing it before is a tenth of the time.
+        product = Circulant(torch.view_as_real(spectrum), context.grid).matmul(values)
+        matrix = Deferred(Circulant.from_spectrum, (spectrum,), (context.grid,))
+        return Projected(Known(matrix, values, product), values)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         tokens = merge_heads(mixed)
