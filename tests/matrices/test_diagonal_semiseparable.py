@@ -16,19 +16,19 @@ from matmix.ops.diagonal_scan import diagonal_scan, diagonal_scan_reference
 from tests.fixtures import Fixture, load_fixture
 
 
-def problem(length: int, rates: bool = True) -> dict[str, Tensor]:
-    """Random factors of a scan: 4 heads in 2 groups, N = 3, W = 5."""
+def problem(length: int, rates: bool = True, states: int = 3, width: int = 5) -> dict[str, Tensor]:
+    """Random factors of a scan: 4 heads in 2 groups."""
     torch.manual_seed(length)
     step = torch.rand(2, 4, length, dtype=torch.float64)
-    logs = -3 * torch.rand(*((1, 4, 1, 3) if rates else (2, 4, length, 3)), dtype=torch.float64)
+    logs = -3 * torch.rand(*((1, 4, 1, states) if rates else (2, 4, length, states)), dtype=torch.float64)
     return {
-        "values": torch.randn(2, 4, length, 5, dtype=torch.float64),
-        "outputs": torch.randn(2, 2, length, 3, dtype=torch.float64),
-        "inputs": torch.randn(2, 2, length, 3, dtype=torch.float64),
+        "values": torch.randn(2, 4, length, width, dtype=torch.float64),
+        "outputs": torch.randn(2, 2, length, states, dtype=torch.float64),
+        "inputs": torch.randn(2, 2, length, states, dtype=torch.float64),
         "log_decay": logs,
         "clock": step,
         "step": step,
-        "initial": torch.randn(2, 4, 5, 3, dtype=torch.float64),
+        "initial": torch.randn(2, 4, width, states, dtype=torch.float64),
     }
 
 
@@ -51,9 +51,10 @@ def test_any_chunk_gives_the_recurrence(length: int, chunk: int | None, left_out
 
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("rates", [True, False])
-def test_gradients_are_those_of_the_recurrence(rates: bool) -> None:
+@pytest.mark.parametrize(("states", "width"), [(3, 5), (16, 1), (16, 2)])  # few columns are worked on one by one
+def test_gradients_are_those_of_the_recurrence(rates: bool, states: int, width: int) -> None:
     def gradients(scan, **options) -> list[Tensor]:
-        given = {name: t.requires_grad_() for name, t in problem(23, rates).items()}
+        given = {name: t.requires_grad_() for name, t in problem(23, rates, states, width).items()}
         mixed, state = scan(**given, **options)
         weights = (torch.randn(t.shape, dtype=t.dtype) for t in (mixed, state))
         loss = sum((t * w).sum() for t, w in zip((mixed, state), weights, strict=True))
