@@ -282,6 +282,7 @@ def test_a_title_names_the_parts_of_the_algebra():
     assert kind((a + b) @ a.mT.scale(2.0)) == "(Dense + Identity) · Dense"
     assert kind(a.cat_heads(b)) == "Dense, Identity" and kind(a.cat_columns(a)) == "[Dense, Dense]"
     assert kind(a.kron(b).masked(torch.ones(1, 9, dtype=torch.bool))) == "Dense ⊗ Identity"
+    assert kind(create_mixer("pooling", 8).matrix(torch.randn(1, 5, 8))) == "AveragePool + Diagonal"  # known, deferred
     assert short("x" * 50) == "x" * 33 + "..."
 
 
