@@ -67,22 +67,36 @@ class FNet(Mixer):
         return f"{super().extra_repr()}, norm={self.norm!r}"
 
 
-def _real_transform(x: Tensor, grid: Grid, norm: str) -> Tensor:
+class _RealTransform(Function):
     """The real part of ``F_L x F_D`` over tokens and channels in one go, ``(B, L, D)``.
 
     It is even over both together: channel D - d at token k is channel d at token -k. So real transforms give the
-    channels up to D // 2, and the others are these from behind.
+    channels up to D // 2, and the others are these from behind. As a map of x it is symmetric, so the gradient is the
+    same again, where that of ``rfftn`` is a complex transform of all channels.
     """
-    dim, axes = x.shape[2], tuple(range(1, 2 + len(grid)))
-    kept = dim // 2 + 1
-    whole = x.is_cuda or torch.compiler.is_compiling()
-    few = max(1, x.shape[0] if whole else room() // max(1, x[:1].nbytes))  # samples that stay in the caches
-    mixed = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for samples, into in zip(x.split(few), mixed.unflatten(1, grid).split(few), strict=True):
-        half = fft.rfftn(samples.unflatten(1, grid), dim=axes, norm=norm).real
-        into.narrow(-1, 0, kept).copy_(half)
-        _turn(half.narrow(-1, 1, dim - kept).flip(axes), into.narrow(-1, kept, dim - kept), len(grid))
-    return mixed
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, grid: Grid, norm: str) -> Tensor:
+        dim, axes = x.shape[2], tuple(range(1, 2 + len(grid)))
+        kept = dim // 2 + 1
+        whole = x.is_cuda or torch.compiler.is_compiling()
+        few = max(1, x.shape[0] if whole else room() // max(1, x[:1].nbytes))  # samples that stay in the caches
+        mixed = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for samples, into in zip(x.split(few), mixed.unflatten(1, grid).split(few), strict=True):
+            half = fft.rfftn(samples.unflatten(1, grid), dim=axes, norm=norm).real
+            into.narrow(-1, 0, kept).copy_(half)
+            _turn(half.narrow(-1, 1, dim - kept).flip(axes), into.narrow(-1, kept, dim - kept), len(grid))
+        return mixed
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.grid, ctx.norm = inputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return call(_RealTransform, gradient, ctx.grid, ctx.norm), None, None
 
 
 def _turn(x: Tensor, into: Tensor, axis: int) -> None:
@@ -94,22 +108,3 @@ def _turn(x: Tensor, into: Tensor, axis: int) -> None:
     _turn(x.narrow(axis, last, 1), into.narrow(axis, 0, 1), axis - 1)
     if last > 0:
         _turn(x.narrow(axis, 0, last), into.narrow(axis, 1, last), axis - 1)
-
-
-class _RealTransform(Function):
-    """``Re(F_L x F_D)``. It is symmetric as a map of x, so the gradient is the same real transform, where that of
-    ``rfftn`` is a complex one of all channels."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, grid: Grid, norm: str) -> Tensor:
-        return _real_transform(x, grid, norm)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.grid, ctx.norm = inputs
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return call(_RealTransform, gradient, ctx.grid, ctx.norm), None, None
