@@ -68,8 +68,8 @@ class GlobalFilter(Mixer):
         spectrum = to_complex(self.complex_weights.movedim(-2, 0).unsqueeze(0))
         if not context.product_only or x.device.type != "cpu":
             return Projected(Circulant.from_spectrum(spectrum, context.grid), values)
-        # The inverse transform of a CPU projects by itself (see ``hermitian``), so this is the product with the projected
-        # matrix; to project before as well is a tenth of the time on a small image.
+        # The inverse transform of a CPU projects by itself (see ``hermitian``), so this is the product with the
+        # projected matrix; to project before as well is a tenth of the time on a small image.
         product = Circulant(torch.view_as_real(spectrum), context.grid).matmul(values)
         matrix = Deferred(Circulant.from_spectrum, (spectrum,), (context.grid,))
         return Projected(Known(matrix, values, product), values)
