@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 import matmix
 from matmix.matrices import Matrix, all_classes
 from matmix.mixers import MixerInfo
-from matmix.testing.check import TRACED
+from matmix.testing.mixer_laws import TRACED
 
 COMMON: dict[str, Any] = {
     "deadline": None,

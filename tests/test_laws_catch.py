@@ -10,7 +10,7 @@ from matmix.matrices import Matrix, all_classes
 from matmix.mixers import Mixer
 from matmix.testing import MATRIX_LAWS, MIXER_LAWS, PROPERTIES, SLOW_MIXER_LAWS, check_matrix, check_mixer
 from tests.laws import matrix_classes
-from tests.wrong import claims, matrices, mixers
+from tests.wrong import MODULES, WRONG_MIXERS, claims, matrices, mixers
 
 SLOW = {"compiles_by_inductor"}
 
@@ -46,7 +46,7 @@ def test_an_unknown_property_is_caught() -> None:
         check_matrix(claims.NO_ORDER, laws=["properties"])
 
 
-@pytest.mark.parametrize(("law", "mixer", "twin", "why"), [_mark(*row) for row in mixers.WRONG_MIXERS])
+@pytest.mark.parametrize(("law", "mixer", "twin", "why"), [_mark(*row) for row in WRONG_MIXERS])
 def test_a_wrong_mixer_is_caught(law: str, mixer: type[Mixer], twin: type[Mixer], why: str) -> None:
     with pytest.raises(AssertionError, match=rf"law '{law}' fails for {mixer.__name__} \(dim=8, grid=") as caught:
         check_mixer(mixer, laws=[law])
@@ -62,14 +62,14 @@ def test_the_correct_mixers_pass_every_law(mixer: type[Mixer]) -> None:
 def test_every_law_has_a_counterexample() -> None:
     assert {law for law, *_ in matrices.WRONG_MATRICES} | {"properties"} == set(MATRIX_LAWS)
     assert set(claims.CLAIMS) == set(PROPERTIES)
-    assert {law for law, *_ in mixers.WRONG_MIXERS} == set(MIXER_LAWS) | set(SLOW_MIXER_LAWS)
+    assert {law for law, *_ in WRONG_MIXERS} == set(MIXER_LAWS) | set(SLOW_MIXER_LAWS)
     defined = {
         cls
-        for module in (matrices, claims, mixers)
+        for module in MODULES
         for _, cls in inspect.getmembers(module, inspect.isclass)
         if cls.__module__ == module.__name__
     }
-    used = {cls for _, cls, _ in matrices.WRONG_MATRICES} | {c for _, *pair, _ in mixers.WRONG_MIXERS for c in pair}
+    used = {cls for _, cls, _ in matrices.WRONG_MATRICES} | {c for _, *pair, _ in WRONG_MIXERS for c in pair}
     assert defined - used <= {matrices.Filter, mixers.Fold, claims.UNKNOWN_WORD, claims.NO_ORDER}
 
 

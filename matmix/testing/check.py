@@ -11,11 +11,7 @@ from matmix.mixers.registry import MixerInfo, mixer_info
 from matmix.testing import run_laws, trait_laws  # noqa: F401  (they enrol their laws)
 from matmix.testing.cases import MatrixCase, MixerCase
 from matmix.testing.matrix_laws import MATRIX_LAWS
-from matmix.testing.mixer_laws import MIXER_LAWS, SLOW_MIXER_LAWS
-
-# Tracing takes a second a mixer, and its result does not hang on the numbers: one size, all its dimensions distinct,
-# because Dynamo takes equal ones for the same.
-TRACED = ("compiles", "compiles_by_inductor", "compiles_at_several_sizes", "compiles_steps", "exports", "long")
+from matmix.testing.mixer_laws import MIXER_LAWS, SLOW_MIXER_LAWS, TRACED
 
 MATRIX_CASES = (
     {"grid": (1,), "heads": 1, "batch": 2, "width": 1},

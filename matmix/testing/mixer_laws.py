@@ -17,6 +17,9 @@ MIXER_LAWS: dict[str, MixerLaw] = {}
 """name -> law; the quick ones."""
 SLOW_MIXER_LAWS: dict[str, MixerLaw] = {}
 """name -> law; those that take seconds or more a mixer."""
+TRACED: set[str] = set()
+"""Names of the laws that take a second a mixer, as tracing does, and whose result does not hang on the numbers: they
+run at one size, all its dimensions distinct, because Dynamo takes equal ones for the same."""
 
 
 def law(check: MixerLaw) -> MixerLaw:
@@ -25,8 +28,15 @@ def law(check: MixerLaw) -> MixerLaw:
     return check
 
 
+def traced_law(check: MixerLaw) -> MixerLaw:
+    """Enrol a law that runs at one size."""
+    TRACED.add(check.__name__)
+    return law(check)
+
+
 def slow_law(check: MixerLaw) -> MixerLaw:
-    """Enrol a slow law under its own name."""
+    """Enrol a slow law under its own name; it runs at one size."""
+    TRACED.add(check.__name__)
     SLOW_MIXER_LAWS[check.__name__] = check
     return check
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from matmix.mixers.base import Mixer
 from matmix.testing.cases import MixerCase
 from matmix.testing.compare import TOLERANCE, close
-from matmix.testing.mixer_laws import law, slow_law, some_mask
+from matmix.testing.mixer_laws import law, slow_law, some_mask, traced_law
 
 
 def _train(mixer: Mixer, x: Tensor, weight: Tensor, run: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ def _compiled(case: MixerCase, backend: str) -> None:
         torch._dynamo.reset()
 
 
-@law
+@traced_law
 def compiles(case: MixerCase) -> None:
     """``torch.compile(fullgraph=True)`` traces forward and backward as one graph each, with eager's results."""
     _compiled(case, "aot_eager")
@@ -96,7 +96,7 @@ def compiles_steps(case: MixerCase) -> None:
         torch._dynamo.reset()
 
 
-@law
+@traced_law
 def exports(case: MixerCase) -> None:
     """``torch.export`` gives a program with eager's results."""
     mixer, x = case.build(torch.float32), case.tokens(torch.float32)
