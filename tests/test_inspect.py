@@ -96,7 +96,7 @@ def test_the_model_is_left_as_it_was(fail):
     else:
         matrices(model, torch.randn(1, 3, 3))
     assert [module.training for module in model.modules()] == before
-    assert all("project" not in block.__dict__ for block in model.blocks)
+    assert all("product" not in block.__dict__ for block in model.blocks)
     assert model(torch.randn(1, 3, 3)).requires_grad
 
 
@@ -109,7 +109,7 @@ def test_record_follows_every_forward_and_keeps_the_graph():
     assert found["blocks.0"].to_dense() is shared.last[0]
     assert found["blocks.0#2"].to_dense() is shared.last[1]
     assert model.embed.weight.grad is not None
-    assert "project" not in shared.__dict__
+    assert "product" not in shared.__dict__
 
 
 def test_a_mixer_inside_of_a_mixer_is_part_of_it():

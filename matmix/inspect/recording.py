@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +12,14 @@ from torch import Tensor, nn
 
 from matmix.cost import evaluating
 from matmix.matrices.base import Matrix
-from matmix.matrices.known import Known
-from matmix.mixers.base import Context, Mixer, Projected
-
-Project = Callable[[Tensor, Context], Projected]
+from matmix.mixers.base import Context, Mixer
 
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[dict[str, Matrix]]:
     """Inside of the context, every forward of ``model`` notes the matrices that it multiplies by.
+
+    Meanwhile a mixer takes no shorter way to its product (``Mixer.product``): it multiplies by the matrix that is noted.
 
     The dictionary that is yielded maps a mixer's name in the model to its matrix, that of the forward, with its graph
     where gradients are on. A mixer that runs again adds ``name#2``, ``name#3``; a mixer inside of another
@@ -35,18 +33,20 @@ def record(model: nn.Module) -> Iterator[dict[str, Matrix]]:
     if not mixers:
         raise ValueError(f"{type(model).__name__} contains no Mixer; replace its token mixers first (matmix.surgery)")
     found: dict[str, Matrix] = {}
-    before = {name: mixer.__dict__.get("project") for name, mixer in mixers.items()}
+    before = {name: mixer.__dict__.get("product") for name, mixer in mixers.items()}
     with torch.compiler.set_stance("force_eager"):
         try:
             for name, mixer in mixers.items():
+                around = before[name]  # a recording around this one, which notes as well
+                notes = around.notes if isinstance(around, _Recorded) else ()
                 # An attribute of the instance hides the method of the class.
-                mixer.__dict__["project"] = partial(_note, found, name, mixer.project)
+                mixer.__dict__["product"] = _Recorded(mixer, (*notes, (found, name)))
             yield found
         finally:
             for name, mixer in mixers.items():
-                del mixer.__dict__["project"]
-                if before[name] is not None:  # a recording around this one
-                    mixer.__dict__["project"] = before[name]
+                del mixer.__dict__["product"]
+                if before[name] is not None:
+                    mixer.__dict__["product"] = before[name]
 
 
 def matrices(model: nn.Module, *inputs: Any, **options: Any) -> dict[str, Matrix]:
@@ -79,14 +79,19 @@ def outer_mixers(model: nn.Module) -> dict[str, Mixer]:
     return found
 
 
-def _note(found: dict[str, Matrix], name: str, project: Project, x: Tensor, context: Context) -> Projected:
-    projected = project(x, context._replace(product_only=False))
-    key, times = name, 1
-    while key in found:
-        times += 1
-        key = f"{name}#{times}"
-    matrix = projected.matrix
-    if isinstance(matrix, Known):  # what runs behind the mixer may work in the product's memory
-        matrix = replace(matrix, product=matrix.product.clone())
-    found[key] = matrix
-    return projected
+@dataclass(frozen=True)
+class _Recorded:
+    """The product by way of the matrix, which is noted."""
+
+    mixer: Mixer
+    notes: tuple[tuple[dict[str, Matrix], str], ...]  # where, and under which name
+
+    def __call__(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
+        matrix, values, rest = self.mixer.project(x, context)
+        for found, name in self.notes:
+            key, times = name, 1
+            while key in found:
+                times += 1
+                key = f"{name}#{times}"
+            found[key] = matrix
+        return matrix.matmul(values), rest

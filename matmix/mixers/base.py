@@ -1,8 +1,9 @@
 """The contract of a mixer: tokens in, tokens out, and the matrix in between on show.
 
 A mixer writes two methods. ``project`` turns tokens into a matrix, the values it multiplies and whatever else the
-end needs; ``merge`` turns the product back into tokens. ``forward`` is written once, here, so the matrix that
-``matrix()`` returns is the matrix that ran.
+end needs; ``merge`` turns the product back into tokens. ``forward`` is written once, here. A mixer whose product has a
+shorter way than its matrix writes ``product`` beside ``project``, as a kernel stands beside its reference; a law holds
+values and gradients of the two together, so the matrix that ``matrix()`` returns is the matrix that ran.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Context(NamedTuple):
 
     grid: Grid  # static, prod(grid) = L
     mask: Tensor | None  # (B, L) bool, True = a real token
-    # Set by forward, which only multiplies: where the product is already known (Known), its values may be left out,
+    # Set by product, which only multiplies: where the product is already known (Known), its values may be left out,
     # with an empty tensor in their place. The matrix is the same.
     product_only: bool = False
 
@@ -77,6 +78,15 @@ class Mixer(nn.Module):
     def project(self, x: Tensor, context: Context) -> Projected:
         """Tokens ``(B, L, D)`` to a matrix, its values and the rest."""
         raise NotImplementedError
+
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
+        """``matrix @ values`` of ``project``, ``(B, H, L, W)``, and the rest.
+
+        Overridden where there is a shorter way than over the matrix. It draws the same random numbers as ``project``,
+        and gives the same values and gradients, in training mode too: a law.
+        """
+        matrix, values, rest = self.project(x, context._replace(product_only=True))
+        return matrix.matmul(values), rest
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         """The product ``(B, H, L, W)`` to tokens ``(B, L, D)``; linear in ``mixed`` unless the mixer says otherwise."""
@@ -115,10 +125,7 @@ class Mixer(nn.Module):
         Raises:
             ValueError: for tokens, a grid or a mask that do not fit; a mixer of fixed length names ``resize_``.
         """
-        context = self._context(x, grid, mask)
-        matrix, values, rest = self.project(x, Context(context.grid, context.mask, product_only=True))
-        mixed = matrix.matmul(values)
-        del matrix, values  # merge may need their memory
+        mixed, rest = self.product(x, self._context(x, grid, mask))  # matrix and values are gone: merge needs memory
         out = self.merge(mixed, rest)
         if mask is not None:
             out = out.masked_fill(~mask.unsqueeze(-1), 0)
