@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from matmix.ops.activations import plain_numbers
 from matmix.ops.layers import StarReLU
+from matmix.ops.plain import is_plain
 
 # oneDNN's product applies the activation while the result is in cache. Calling it costs some 10 us, which many
 # multiplications must make up for. From narrow inputs it is the faster product by a tenth; from wide ones PyTorch's own
@@ -35,12 +36,10 @@ def runs_only(x: Tensor) -> bool:
 def linear(layer: nn.Module, x: Tensor, act: nn.Module = _IDENTITY) -> Tensor:
     """``act(layer(x))``, for a linear layer ``(..., I)`` to ``(..., O)`` and an activation.
 
-    Layers with hooks, and classes other than ``nn.Linear`` and the activations of ``torch.nn`` and ours, are called
-    as modules.
+    A layer or activation that is more than its class and its weights (``is_plain``) is called, as are activations
+    other than those of ``torch.nn`` and ours.
     """
-    if type(layer) is nn.Linear and not (
-        layer._forward_hooks or layer._forward_pre_hooks or act._forward_hooks or act._forward_pre_hooks
-    ):
+    if _pays(x, getattr(layer, "out_features", 0)) and is_plain(layer, nn.Linear):
         fused = _fused(x, layer.weight, layer.bias, act)
         if fused is not None:
             return fused
@@ -50,14 +49,19 @@ def linear(layer: nn.Module, x: Tensor, act: nn.Module = _IDENTITY) -> Tensor:
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None, act: nn.Module = _IDENTITY) -> Tensor:
     """``act(weight x + bias)`` on the last axis, for a weight ``(O, I)`` that is made on the spot."""
-    out = _fused(x, weight, bias, act)
+    out = _fused(x, weight, bias, act) if _pays(x, len(weight)) else None
     return act(F.linear(x, weight, bias)) if out is None else out
 
 
-def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, act: nn.Module) -> Tensor | None:
-    """The result in as few passes as there can be; None where somebody looks on or it does not pay."""
+def _pays(x: Tensor, outputs: int) -> bool:
+    """Whether nobody looks on, and the product is large enough for a kernel of its own."""
     # A tracer's stand-in for a tensor has no sizes: whether these are plain numbers comes first.
-    if _FUSED is None or not runs_only(x) or weight.dtype != torch.float32 or x.numel() * len(weight) < _WORTH:
+    return runs_only(x) and x.numel() * outputs >= _WORTH
+
+
+def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, act: nn.Module) -> Tensor | None:
+    """The result in as few passes as there can be; None where the weight or the activation is not made for it."""
+    if _FUSED is None or weight.dtype != torch.float32 or weight.device != x.device or not is_plain(act, type(act)):
         return None
     name, algorithm = _NAMES.get(type(act), ("", ""))
     if isinstance(act, nn.GELU) and act.approximate in ("none", "tanh"):
