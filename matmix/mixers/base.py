@@ -76,7 +76,11 @@ class Mixer(nn.Module):
     # ------------------------------------------------------------------ what a mixer writes
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        """Tokens ``(B, L, D)`` to a matrix, its values and the rest."""
+        """Tokens ``(B, L, D)`` to a matrix, its values and the rest.
+
+        Masked tokens come as zeros, whatever stood there; what biases and convolutions make of them is the mixer's to
+        leave out.
+        """
         raise NotImplementedError
 
     def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
@@ -120,27 +124,30 @@ class Mixer(nn.Module):
         Args:
             x: tokens; a channels-last image flattened row by row is tokens as it stands.
             grid: the shape of the tokens where it is not the one the mixer was built for.
-            mask: ``(B, L)`` bool, True = a real token; outputs at other positions are zero.
+            mask: ``(B, L)`` bool, True = a real token; what stands at other positions is not read, and outputs there
+                are zero.
 
         Raises:
             ValueError: for tokens, a grid or a mask that do not fit; a mixer of fixed length names ``resize_``.
         """
-        mixed, rest = self.product(x, self._context(x, grid, mask))  # matrix and values are gone: merge needs memory
-        out = self.merge(mixed, rest)
-        if mask is not None:
-            out = out.masked_fill(~mask.unsqueeze(-1), 0)
+        context = self._context(x, grid, mask)
+        mixed, rest = self.product(drop_padding(x, mask), context)  # matrix and values are gone: merge needs memory
+        out = drop_padding(self.merge(mixed, rest), mask)
         return out if out.dtype == x.dtype else out.to(x.dtype)
 
     @final
     def matrix(self, x: Tensor, *, grid: Grid | None = None, mask: Tensor | None = None) -> Matrix:
         """The matrix that ``forward`` multiplies by for these tokens, ``(B or 1, H, L, L_in)``."""
-        return self.project(x, self._context(x, grid, mask)).matrix
+        context = self._context(x, grid, mask)
+        return self.project(drop_padding(x, mask), context).matrix
 
     def _context(self, x: Tensor, grid: Grid | None, mask: Tensor | None) -> Context:
         name = type(self).__name__
         if x.dim() != 3 or x.shape[2] != self.dim:
             raise ValueError(f"{name}: x must be tokens (B, L, {self.dim}), got {tuple(x.shape)}")
         length = x.shape[1]
+        if length == 0:
+            raise ValueError(f"{name}: x has no tokens, L must be at least 1, got {tuple(x.shape)}")
         if grid is None:
             grid = self.grid
             if grid is None or (len(grid) == 1 and self.traits.length == "any"):

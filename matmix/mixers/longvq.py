@@ -189,7 +189,7 @@ class LongVQ(Mega):
     def commitment(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Squared distance of keys from their codewords: the mean over tokens, masked ones as 0."""
         context = self._context(x, (x.shape[1],), mask)
-        _, key, _, _ = self._inner(x, context)
+        _, key, _, _ = self._inner(drop_padding(x, mask), context)
         error = self.quantizer.squared_error(key, self.quantizer(key)).squeeze(1)
         return (error if mask is None else error * mask).mean()
 

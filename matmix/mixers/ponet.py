@@ -118,7 +118,7 @@ class PoNet(Mixer):
                 raise ValueError(
                     f"{name} must be {kind} of shape {tuple(x.shape[:2])}, got {given.dtype} {given.shape}"
                 )
-        matrix, values, rest = self._pool(x, context, Segments(index, x.shape[1], special))
+        matrix, values, rest = self._pool(drop_padding(x, mask), context, Segments(index, x.shape[1], special))
         return drop_padding(self.merge(matrix.matmul(values), rest), mask)
 
     @staticmethod

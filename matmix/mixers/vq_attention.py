@@ -145,7 +145,7 @@ class VQAttention(Mixer):
     def commitment(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Squared distance of keys from their codewords, the sum over heads; the mean over tokens, masked ones as 0."""
         mask = self._context(x, (x.shape[1],), mask).mask
-        keys = self._keys(x)
+        keys = self._keys(drop_padding(x, mask))
         error = self.quantizer.squared_error(keys, self.quantizer(keys)).sum(1)
         return (error if mask is None else error * mask).mean()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from matmix.mixers.base import Mixer, Projected
+from matmix.mixers.base import Mixer, Projected, drop_padding
 from matmix.testing.cases import MixerCase, dense_up_to
 from matmix.testing.compare import close, same
 
@@ -43,7 +44,7 @@ def slow_law(check: MixerLaw) -> MixerLaw:
 
 def projected(mixer: Mixer, x: Tensor, mask: Tensor | None = None) -> Projected:
     """What the mixer's forward works with."""
-    return mixer.project(x, mixer._context(x, None, mask))
+    return mixer.project(drop_padding(x, mask), mixer._context(x, None, mask))
 
 
 def some_mask(case: MixerCase) -> Tensor:
@@ -52,6 +53,13 @@ def some_mask(case: MixerCase) -> Tensor:
     mask[:, -1] = True
     mask[-1:] = True
     return mask
+
+
+def garbage(x: Tensor, mask: Tensor) -> Tensor:
+    """The tokens with what may stand in memory that nobody wrote at masked positions: NaN, inf, -inf, 1e30 in turn."""
+    odd = x.new_tensor([math.nan, math.inf, -math.inf, 1e30])
+    place = torch.arange(x.shape[1] * x.shape[2], device=x.device) % len(odd)
+    return torch.where(mask.unsqueeze(-1), x, odd[place].view(x.shape[1:]))
 
 
 @law

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from matmix.mixers.base import Grid, Mixer
 from matmix.testing.cases import MixerCase, dense_up_to
 from matmix.testing.compare import TOLERANCE, close, differ, same
-from matmix.testing.mixer_laws import law, some_mask
+from matmix.testing.mixer_laws import garbage, law, some_mask
 
 
 def reach(case: MixerCase, mixer: Mixer) -> Tensor:
@@ -133,7 +133,8 @@ def dims(case: MixerCase) -> None:
 
 @law
 def mask_content(case: MixerCase) -> None:
-    """What stands at masked positions never reaches a real token, and gets no gradient; outputs there are 0. A mask
+    """What stands at masked positions (NaN, inf and 1e30 too) never reaches a real token, and gets no gradient; outputs
+    there are 0. A mask
     of only real tokens changes nothing; one without any gives zeros. Without a mask trait, a mask is a ValueError."""
     mixer, x = case.build(), case.tokens()
     mask = some_mask(case)
@@ -148,8 +149,8 @@ def mask_content(case: MixerCase) -> None:
     x = x.requires_grad_()
     out = mixer(x, mask=mask)
     noise = 100 * case.tokens(name="noise")
-    other = torch.where(mask.unsqueeze(-1), x, noise)
-    close(mixer(other, mask=mask), out, "forward with other tokens at masked positions")
+    for other in (torch.where(mask.unsqueeze(-1), x, noise), garbage(x, mask)):
+        close(mixer(other, mask=mask), out, "forward with other tokens at masked positions")
     same(out[~mask], torch.zeros_like(out[~mask]), "outputs at masked positions")
     (grad,) = torch.autograd.grad((out * case.tokens(name="weight")).sum(), x)
     close(grad[~mask], torch.zeros_like(grad[~mask]), "gradient at masked positions", scale=grad)
@@ -181,8 +182,7 @@ def mask_trim(case: MixerCase) -> None:
     lengths = _lengths(case.length, 4)
     for side in ("right", "left"):
         mask = _padded(x, lengths, side)
-        garbage = torch.where(mask.unsqueeze(-1), x, 100 * x)
-        out = mixer(garbage, mask=mask)
+        out = mixer(garbage(x, mask), mask=mask)
         for sample, size in enumerate(lengths):
             alone = mixer(x[sample, mask[sample]].unsqueeze(0))
             close(out[sample : sample + 1, mask[sample]], alone, f"{size} tokens padded on the {side}", scale=out)
@@ -244,7 +244,7 @@ def _padded_prefill(case: MixerCase, mixer: Mixer) -> None:
     prompt = x[:, : case.length - 3]
     lengths = _lengths(prompt.shape[1], 4)
     mask = _padded(prompt, lengths, "left")
-    out, state = mixer.prefill(torch.where(mask.unsqueeze(-1), prompt, 100 * prompt), mask=mask)
+    out, state = mixer.prefill(garbage(prompt, mask), mask=mask)
     steps = torch.stack(_steps(mixer, x[:, case.length - 3 :], state), 1)
     for sample, size in enumerate(lengths):
         alone = mixer(x[sample : sample + 1, prompt.shape[1] - size :])[0]

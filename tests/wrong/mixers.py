@@ -301,10 +301,11 @@ class TakesAnyGrid(Decay):
 
 
 class LeaksPadding(Decay):
-    """Takes a mask and forgets it."""
+    """Takes a mask and hides its own outputs only."""
 
-    def values(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return super().values(x, None)
+    def forward(self, x: Tensor, *, grid: Grid | None = None, mask: Tensor | None = None) -> Tensor:  # type: ignore[misc]
+        out = super().forward(x, grid=grid)
+        return out if mask is None else out.masked_fill(~mask.unsqueeze(-1), 0)
 
 
 class TakesAMaskItCannotUse(Decay):
@@ -374,7 +375,7 @@ class PrefillsPadding(Decay):
     """``prefill`` whose state has seen the padding."""
 
     def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self(x, mask=mask), super().prefill(x)[1]
+        return self(x, mask=mask), super().prefill(x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 9.0))[1]
 
 
 class DividesByLength(Decay):
