@@ -19,7 +19,7 @@ from matmix.mixers.base import Context, Mixer
 def record(model: nn.Module) -> Iterator[dict[str, Matrix]]:
     """Inside of the context, every forward of ``model`` notes the matrices that it multiplies by.
 
-    Meanwhile a mixer takes no shorter way to its product (``Mixer.product``): it multiplies by the matrix that is noted.
+    Meanwhile a mixer takes no shorter way (``Mixer.mix``, ``Mixer.product``): it multiplies by the matrix that is noted.
 
     The dictionary that is yielded maps a mixer's name in the model to its matrix, that of the forward, with its graph
     where gradients are on. A mixer that runs again adds ``name#2``, ``name#3``; a mixer inside of another
@@ -33,20 +33,20 @@ def record(model: nn.Module) -> Iterator[dict[str, Matrix]]:
     if not mixers:
         raise ValueError(f"{type(model).__name__} contains no Mixer; replace its token mixers first (matmix.surgery)")
     found: dict[str, Matrix] = {}
-    before = {name: mixer.__dict__.get("product") for name, mixer in mixers.items()}
+    before = {name: mixer.__dict__.get("mix") for name, mixer in mixers.items()}
     with torch.compiler.set_stance("force_eager"):
         try:
             for name, mixer in mixers.items():
                 around = before[name]  # a recording around this one, which notes as well
                 notes = around.notes if isinstance(around, _Recorded) else ()
                 # An attribute of the instance hides the method of the class.
-                mixer.__dict__["product"] = _Recorded(mixer, (*notes, (found, name)))
+                mixer.__dict__["mix"] = _Recorded(mixer, (*notes, (found, name)))
             yield found
         finally:
             for name, mixer in mixers.items():
-                del mixer.__dict__["product"]
+                del mixer.__dict__["mix"]
                 if before[name] is not None:
-                    mixer.__dict__["product"] = before[name]
+                    mixer.__dict__["mix"] = before[name]
 
 
 def matrices(model: nn.Module, *inputs: Any, **options: Any) -> dict[str, Matrix]:
@@ -81,12 +81,12 @@ def outer_mixers(model: nn.Module) -> dict[str, Mixer]:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """The product by way of the matrix, which is noted."""
+    """The way from tokens to tokens over the matrix, which is noted."""
 
     mixer: Mixer
     notes: tuple[tuple[dict[str, Matrix], str], ...]  # where, and under which name
 
-    def __call__(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
+    def __call__(self, x: Tensor, context: Context) -> Tensor:
         matrix, values, rest = self.mixer.project(x, context)
         for found, name in self.notes:
             key, times = name, 1
@@ -94,4 +94,4 @@ class _Recorded:
                 times += 1
                 key = f"{name}#{times}"
             found[key] = matrix
-        return matrix.matmul(values), rest
+        return self.mixer.merge(matrix.matmul(values), rest)

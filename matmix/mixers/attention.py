@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
+from matmix.ops.effective import numbers
 from matmix.ops.linear import linear
 
 
@@ -81,7 +82,7 @@ class Attention(Mixer):
     def init_state(self, batch: int) -> State:
         if not self.causal:
             return super().init_state(batch)
-        empty = self.qkv.weight.new_zeros(batch, self.heads, 0, self.head_dim)
+        empty = numbers(self.qkv).new_zeros(batch, self.heads, 0, self.head_dim)
         return empty, empty, torch.ones(batch, 0, dtype=torch.bool, device=empty.device)
 
     def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:

@@ -92,6 +92,15 @@ class Mixer(nn.Module):
         matrix, values, rest = self.project(x, context._replace(product_only=True))
         return matrix.matmul(values), rest
 
+    def mix(self, x: Tensor, context: Context) -> Tensor:
+        """Tokens to tokens: ``merge`` of ``product``.
+
+        Overridden by mixers that are made of mixers alone: these call their parts, since hooks hang on a part and its
+        weights may be in place only while it is called.
+        """
+        mixed, rest = self.product(x, context)  # matrix and values are gone: merge needs memory
+        return self.merge(mixed, rest)
+
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         """The product ``(B, H, L, W)`` to tokens ``(B, L, D)``; linear in ``mixed`` unless the mixer says otherwise."""
         return merge_heads(mixed)
@@ -131,8 +140,7 @@ class Mixer(nn.Module):
             ValueError: for tokens, a grid or a mask that do not fit; a mixer of fixed length names ``resize_``.
         """
         context = self._context(x, grid, mask)
-        mixed, rest = self.product(drop_padding(x, mask), context)  # matrix and values are gone: merge needs memory
-        out = drop_padding(self.merge(mixed, rest), mask)
+        out = drop_padding(self.mix(drop_padding(x, mask), context), mask)
         return out if out.dtype == x.dtype else out.to(x.dtype)
 
     @final

@@ -50,6 +50,10 @@ class Channels(Mixer):
         blocks = values.unflatten(0, (batch, length)).transpose(1, 2).flatten(2, 3)
         return Projected(BlockDiagonal(matrix, length), blocks, (rest, (batch, length)))
 
+    def mix(self, x: Tensor, context: Context) -> Tensor:
+        places = x.reshape(-1, self.dim // self.width, self.width)
+        return self.mixer(places).reshape(x.shape)
+
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         inner, (batch, length) = rest
         rows = mixed.unflatten(2, (length, mixed.shape[2] // length)).transpose(1, 2).flatten(0, 1)

@@ -81,6 +81,10 @@ class Heads(Mixer):
         matrix = HeadCat(tuple(matrices), tuple(repeats))
         return Projected(Known(matrix, values, product), values, (sizes, rests))
 
+    def mix(self, x: Tensor, context: Context) -> Tensor:
+        shares = self._shares(x)
+        return torch.cat([part(share, grid=context.grid, mask=context.mask) for part, share in shares], -1)
+
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         sizes, rests = rest
         chunks = merge_heads(mixed).split([heads * wide for heads, wide in sizes], 2)

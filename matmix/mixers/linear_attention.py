@@ -15,6 +15,7 @@ from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops.activations import untransformed
+from matmix.ops.effective import numbers
 from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
 
@@ -84,7 +85,7 @@ class LinearAttention(Mixer):
     def init_state(self, batch: int) -> State:
         if not self.causal:
             return super().init_state(batch)
-        zeros = self.qkv.weight.new_zeros(batch, self.heads, self.head_dim, self.head_dim)
+        zeros = numbers(self.qkv).new_zeros(batch, self.heads, self.head_dim, self.head_dim)
         zeros = zeros.to(working_dtype(zeros))
         return zeros, zeros[..., 0]
 

@@ -16,6 +16,7 @@ from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
+from matmix.ops.effective import exactly, numbers
 from matmix.ops.gated import gated
 from matmix.ops.layers import GatedRMSNorm
 from matmix.ops.linear import linear
@@ -133,9 +134,7 @@ class Mamba3(Mixer):
         rate = (rate.clamp(min=0) + 1 / (1 - rate.clamp(max=0))).clamp(min=self.floor)
         turn = (math.pi * torch.tanh(angles.to(dtype))).unsqueeze(2) * step.unsqueeze(-1)  # (B, L, H, S)
         vectors = [
-            F.rms_norm(
-                part.to(dtype).unflatten(-1, (self.groups, self.states)), (self.states,), norm.weight.to(dtype), 1e-5
-            )
+            exactly(norm, part.unflatten(-1, (self.groups, self.states))).to(dtype)
             for norm, part in ((self.B_norm, inputs), (self.C_norm, outputs))
         ]
         inputs, outputs = (
@@ -171,7 +170,7 @@ class Mamba3(Mixer):
     # ------------------------------------------------------------------ token by token
 
     def init_state(self, batch: int) -> Mamba3State:
-        weight = self.in_proj.weight
+        weight = numbers(self.in_proj)
         like: dict[str, Any] = {"dtype": working_dtype(weight), "device": weight.device}
         sizes = ((self.angles,), (self.width, self.states), (self.states,), (self.width,))
         return Mamba3State(*(torch.zeros(batch, self.heads, *size, **like) for size in sizes))

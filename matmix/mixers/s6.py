@@ -18,10 +18,12 @@ from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops.diagonal_scan import diagonal_scan
+from matmix.ops.effective import numbers
 from matmix.ops.gated import gated
 from matmix.ops.gpu import in_triton
 from matmix.ops.layers import ShortConv
 from matmix.ops.linear import linear
+from matmix.ops.plain import is_plain
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.state_space import step_bias, steps, undecayed
 
@@ -54,26 +56,34 @@ class Selected(NamedTuple):
         return Selected(*(part.index_select(1, index) for part in self))
 
 
-def select(values: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, mask: Tensor | None) -> Selected:
+def select(values: Tensor, x_proj: nn.Module, dt_proj: nn.Module, states: int, mask: Tensor | None) -> Selected:
     """The selection of S6 (2312.00752, algorithm 2).
 
     Args:
         values: convolved tokens ``(B, L, D)`` (or one, ``(B, D)``).
-        x_proj: to steps of low rank, B and C, ``(R + 2 N, D)``.
-        dt_proj: from the low rank to the channels, ``(D, R)``.
-        dt_bias: of the steps, ``(D,)``.
+        x_proj: a layer from D to steps of low rank, B and C, R + 2 N.
+        dt_proj: a layer from the low rank R to the steps of D channels.
+        states: N.
         mask: ``(B, L)``; a masked token has a step of 0.
     """
-    inputs, outputs, raw = _projected(values, x_proj, dt_proj)
-    return Selected(inputs, outputs, steps(raw, dt_bias, (0.0, math.inf), mask))
+    inputs, outputs, raw, bias = projected(values, x_proj, dt_proj, states)
+    return Selected(inputs, outputs, steps(raw, bias, (0.0, math.inf), mask))
 
 
-def _projected(values: Tensor, x_proj: Tensor, dt_proj: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """B, C and what softplus turns into steps, but for its bias."""
-    rank = dt_proj.shape[1]
-    states = (x_proj.shape[0] - rank) // 2
-    low, inputs, outputs = F.linear(values, x_proj).split((rank, states, states), -1)
-    return inputs, outputs, F.linear(low, dt_proj)
+def projected(
+    values: Tensor, x_proj: nn.Module, dt_proj: nn.Module, states: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """B, C, and what softplus turns into steps in two parts that are yet to be added: ``(B, L, D)`` and ``(D,)``.
+
+    The bias of a layer is added to the steps in float32, as published; what is more than a layer is called, and its
+    bias is in the first part.
+    """
+    low = linear(x_proj, values)
+    low, inputs, outputs = low.split((low.shape[-1] - 2 * states, states, states), -1)
+    if is_plain(dt_proj, nn.Linear) and dt_proj.bias is not None:
+        return inputs, outputs, F.linear(low, dt_proj.weight), dt_proj.bias
+    raw = dt_proj(low)
+    return inputs, outputs, raw, raw.new_zeros(raw.shape[-1:])
 
 
 def _matrix(
@@ -188,10 +198,6 @@ class S6(Mixer):
             self.dt_proj.weight.uniform_(-dt_scale * rank**-0.5, dt_scale * rank**-0.5)
             self.dt_proj.bias.copy_(step_bias(inner, dt_min, dt_max, dt_init_floor))
 
-    @property
-    def _projections(self) -> tuple[Tensor, Tensor]:
-        return self.x_proj.weight, self.dt_proj.weight
-
     def _values(self, signal: Tensor, mask: Tensor | None) -> Tensor:
         return drop_padding(self.conv1d(signal, silu=True), mask)
 
@@ -200,7 +206,7 @@ class S6(Mixer):
         signal, gate = linear(self.in_proj, x).chunk(2, -1)
         tokens = self._values(drop_padding(signal, mask), mask)
         values = tokens.mT.unsqueeze(-1)
-        given = (*_projected(tokens, *self._projections), self.dt_proj.bias, self.A_log, self.D)
+        given = (*projected(tokens, self.x_proj, self.dt_proj, self.states), self.A_log, self.D)
         if context.product_only and mask is None and in_triton(values, *given):
             matrix = Deferred(_matrix, given, (None, self.chunk))
             return Projected(Known(matrix, values, _product(values, given, self.chunk)), values, gate)
@@ -212,7 +218,7 @@ class S6(Mixer):
     # ------------------------------------------------------------------ token by token
 
     def init_state(self, batch: int) -> S6State:
-        weight = self.in_proj.weight
+        weight = numbers(self.in_proj)
         window = weight.new_zeros(batch, self.inner, self.conv1d.size)
         return S6State(window, weight.new_zeros(batch, self.inner, self.states, dtype=working_dtype(weight)))
 
@@ -221,7 +227,7 @@ class S6(Mixer):
         signal, gate = self.in_proj(x).chunk(2, -1)
         signal = drop_padding(signal, mask)
         tokens = self._values(signal, mask)
-        selected = select(tokens, *self._projections, self.dt_proj.bias, mask)
+        selected = select(tokens, self.x_proj, self.dt_proj, self.states, mask)
         values = tokens.mT.unsqueeze(-1)
         mixed, memory = diagonal_scan(values, *selected.factors(self.A_log), chunk=self.chunk)
         out = self.merge(mixed.to(values.dtype) + self.D.view(-1, 1, 1) * values, gate)
@@ -231,7 +237,8 @@ class S6(Mixer):
         signal, gate = self.in_proj(x).chunk(2, -1)
         convolved, window = self.conv1d.step(signal, state.window.to(signal.dtype))
         values = F.silu(convolved)  # (B, D)
-        inputs, outputs, step = select(values, *self._projections, self.dt_proj.bias, None)  # (B, N), (B, N), (B, D)
+        # (B, N), (B, N), (B, D)
+        inputs, outputs, step = select(values, self.x_proj, self.dt_proj, self.states, None)
         decay = (-self.A_log.to(step.dtype).exp() * step.unsqueeze(-1)).exp()
         memory = decay * state.memory + (step * values).unsqueeze(-1) * inputs.unsqueeze(1)
         mixed = (memory * outputs.unsqueeze(1)).sum(-1).to(values.dtype)

@@ -82,6 +82,15 @@ class Scan(Mixer):
             rests.append((rest, order))
         return Projected(HeadCat(tuple(matrices), tuple(repeats)), torch.cat(streams, 1), rests)
 
+    def mix(self, x: Tensor, context: Context) -> Tensor:
+        outputs = []
+        for index, name in enumerate(self.orders):
+            order = scan_order(name, context.grid, x.device)
+            mask = None if context.mask is None else context.mask.index_select(1, order)
+            tokens = self._part(index)(x.index_select(1, order), grid=(x.shape[1],), mask=mask)
+            outputs.append(tokens.index_select(1, order.argsort()))
+        return torch.stack(outputs).mean(0)
+
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         outputs = []
         for index, (part, (inner, order)) in enumerate(zip(mixed.chunk(len(self.orders), 1), rest, strict=True)):

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from matmix.matrices.convolution import Convolution
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
+from matmix.ops.depthwise import conv
+from matmix.ops.effective import depthwise_of, numbers
 from matmix.ops.layers import StarReLU
+from matmix.ops.layout import image_of
 from matmix.ops.linear import linear
+from matmix.ops.plain import is_plain
 
 
 @register(
@@ -57,25 +61,39 @@ class SepConv(Mixer):
         self.kernel, self.inner, self.causal = kernel, inner, causal
         self.pwconv1 = nn.Linear(dim, inner, bias=False)
         self.act1 = StarReLU()
-        conv = nn.Conv1d if self.axes == 1 else nn.Conv2d
-        self.dwconv = conv(inner, inner, kernel, groups=inner, bias=False)
+        kind = nn.Conv1d if self.axes == 1 else nn.Conv2d
+        self.dwconv = kind(inner, inner, kernel, groups=inner, bias=False)
         self.pwconv2 = nn.Linear(inner, dim, bias=False)
 
     def project(self, x: Tensor, context: Context) -> Projected:
+        matrix, bias = self._matrix(context.grid)
+        return Projected(matrix, self._inner(x, context).mT.unsqueeze(-1), bias)
+
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
+        """By the convolution itself; a bias, which there is none of until the layer is replaced, is in the product."""
+        image = image_of(self._inner(x, context), context.grid)
+        # A part of a channels-last image: its values as they come from tokens.
+        return conv(self.dwconv, image, self._margins()).flatten(2).unsqueeze(-1), None
+
+    def _inner(self, x: Tensor, context: Context) -> Tensor:
         if len(context.grid) != self.axes:
             raise ValueError(f"SepConv was built for a grid of {self.axes} axes, got the grid {context.grid}")
         # StarReLU does not keep zeros, so padding is dropped after it.
-        inner = drop_padding(linear(self.pwconv1, x, self.act1), context.mask)
-        return Projected(self._matrix(context.grid), inner.mT.unsqueeze(-1))
+        return drop_padding(linear(self.pwconv1, x, self.act1), context.mask)
 
-    def _matrix(self, grid: Grid) -> Convolution:
-        kernel = self.dwconv.weight.squeeze(1)
-        if self.causal:
-            return Convolution.causal(kernel, grid[0])
-        return Convolution.centred(kernel, grid)
+    def _margins(self) -> list[tuple[int, int]]:
+        """Taps before and after the token along every axis."""
+        reach = self.kernel // 2
+        return [(self.kernel - 1, 0)] if self.causal else [(reach, reach)] * self.axes
+
+    def _matrix(self, grid: Grid) -> tuple[Convolution, Tensor | None]:
+        kernel, bias = depthwise_of(self.dwconv, self.inner, (self.kernel,) * self.axes)
+        kernel = kernel.squeeze(1)
+        return (Convolution.causal(kernel, grid[0]) if self.causal else Convolution.centred(kernel, grid)), bias
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return linear(self.pwconv2, merge_heads(mixed))
+        mixed = merge_heads(mixed)
+        return linear(self.pwconv2, mixed if rest is None else mixed + rest)
 
     def resize_(self, grid: Grid) -> SepConv:
         if len(grid) != self.axes:
@@ -87,13 +105,15 @@ class SepConv(Mixer):
     def init_state(self, batch: int) -> State:
         if not self.causal:
             return super().init_state(batch)
-        return self.pwconv1.weight.new_zeros(batch, self.kernel - 1, self.inner)
+        return numbers(self).new_zeros(batch, self.kernel - 1, self.inner)
 
     def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
         state = self.init_state(x.shape[0])
-        matrix, values, rest = self.project(x, self._context(x, (x.shape[1],), mask))
-        out = drop_padding(self.merge(matrix.matmul(values), rest), mask)
-        seen = torch.cat((state.to(values.dtype), values.squeeze(-1).mT), 1)
+        context = self._context(x, (x.shape[1],), mask)
+        inner = self._inner(x, context)
+        mixed = conv(self.dwconv, image_of(inner, context.grid), self._margins())
+        out = drop_padding(linear(self.pwconv2, mixed.flatten(2).mT), mask)
+        seen = torch.cat((state.to(inner.dtype), inner), 1)
         return out, seen[:, seen.shape[1] - self.kernel + 1 :]
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -101,7 +121,11 @@ class SepConv(Mixer):
             return super().step(x, state)
         now = self.act1(self.pwconv1(x)).unsqueeze(1)
         window = torch.cat((state.to(now.dtype), now), 1)
-        mixed = (window * self.dwconv.weight.squeeze(1).mT).sum(1)
+        if is_plain(self.dwconv, nn.Conv1d):
+            mixed = (window * self.dwconv.weight.squeeze(1).mT).sum(1)
+            mixed = mixed if self.dwconv.bias is None else mixed + self.dwconv.bias
+        else:
+            mixed = self.dwconv(window.mT).squeeze(-1)
         return self.pwconv2(mixed), window[:, 1:]
 
     published: ClassVar[dict[str, Any]] = {"sail-sg/metaformer": lambda module, state: state}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from matmix.matrices.algebra import Sum
 from matmix.matrices.base import Matrix
@@ -14,13 +16,13 @@ from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
-from matmix.mixers.s6 import inner_sizes, select, skips, spectrum
-from matmix.ops.depthwise import convolve
+from matmix.mixers.s6 import Selected, inner_sizes, skips, spectrum
+from matmix.ops.depthwise import conv
 from matmix.ops.gated import gated
 from matmix.ops.layout import image_of
 from matmix.ops.linear import linear
 from matmix.ops.orders import CROSS, check_orders, scan_order
-from matmix.ops.state_space import step_bias
+from matmix.ops.state_space import step_bias, steps
 
 
 @register(
@@ -99,15 +101,17 @@ class SS2D(Mixer):
         mask, grid = context.mask, context.grid
         signal, *gate = linear(self.in_proj, x).split(self.inner, -1)
         image = image_of(drop_padding(signal, mask), grid)
-        reach = self.conv2d.kernel_size[0] // 2
-        image = convolve(image, self.conv2d.weight, self.conv2d.bias, (reach, reach), silu=True)
+        image = conv(self.conv2d, image, silu=True)
         values = drop_padding(image.flatten(2).mT, mask)
         weights = zip(self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, strict=True)
         rates = self.A_logs.unflatten(0, (len(self.orders), self.inner))
+        states = self.A_logs.shape[1]
         terms: list[Matrix] = []
         for order, (x_proj, dt_proj, dt_bias), A_log in zip(self.orders, weights, rates, strict=True):
             index = scan_order(order, grid, x.device)
-            selected = select(values, x_proj, dt_proj, dt_bias, mask).ordered(index)
+            low, inputs, outputs = F.linear(values, x_proj).split((dt_proj.shape[1], states, states), -1)
+            step = steps(F.linear(low, dt_proj), dt_bias, (0.0, math.inf), mask)
+            selected = Selected(inputs, outputs, step).ordered(index)
             terms.append(DiagonalSemiseparable(*selected.factors(A_log), chunk=self.chunk).permuted(index))
         skip = self.Ds.view(len(self.orders), self.inner).sum(0)
         terms.append(Diagonal(skip.view(1, -1, 1).expand(1, -1, x.shape[1])))

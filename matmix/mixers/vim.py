@@ -92,7 +92,7 @@ class Vim(Mixer):
     ) -> tuple[Matrix, Tensor]:
         """The matrix and the values of one way, in its own order."""
         values = drop_padding(signal, mask)
-        selected = select(values, x_proj.weight, dt_proj.weight, dt_proj.bias, mask)
+        selected = select(values, x_proj, dt_proj, A_log.shape[1], mask)
         matrix = DiagonalSemiseparable(*selected.factors(A_log), chunk=self.chunk)
         return matrix + Diagonal(D.view(1, -1, 1).expand(1, -1, values.shape[1])), values
 

@@ -16,6 +16,7 @@ from matmix.matrices.semiseparable import Semiseparable
 from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
+from matmix.ops.effective import exactly, numbers
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.vector_quantizer import VectorQuantizer
 
@@ -83,8 +84,7 @@ class VQAttention(Mixer):
     def _keys(self, x: Tensor) -> Tensor:
         """Normalised keys ``(B, H, L, E)``, in float32 at least: a code must not hang on a rounding."""
         with full_precision(x.device):
-            dtype = working_dtype(x, self.key.weight)
-            return normalize_heads(F.linear(x.to(dtype), self.key.weight.to(dtype)), self.heads)
+            return normalize_heads(exactly(self.key, x), self.heads)
 
     def _queries(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised queries and values, ``(B, H, L, E)``."""
@@ -103,10 +103,10 @@ class VQAttention(Mixer):
             matrix = over_codes(query, keys, codes, book, context.mask)
         if self.training:
             self.quantizer.update_(keys, codes, context.mask)
-        return Projected(matrix, values.to(keys.dtype))
+        return Projected(matrix, values.to(keys.dtype), x.dtype)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return self.proj(merge_heads(mixed).to(self.proj.weight.dtype))
+        return self.proj(merge_heads(mixed).to(rest))
 
     # ------------------------------------------------------------------ token by token: a count and a sum a code
 
@@ -114,7 +114,8 @@ class VQAttention(Mixer):
         if not self.causal:
             return super().init_state(batch)
         heads, codes, size = self.quantizer.c_sum.shape
-        zeros = self.key.weight.new_zeros(batch, heads, codes, size, dtype=working_dtype(self.key.weight))
+        like = numbers(self.key)
+        zeros = like.new_zeros(batch, heads, codes, size, dtype=working_dtype(like))
         return zeros[..., 0], zeros
 
     def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
@@ -125,7 +126,7 @@ class VQAttention(Mixer):
         codes = self.quantizer(self._keys(x))
         chosen = Selection(hide(codes, mask), self.quantizer.c_count.shape[1], values.dtype)
         count = chosen.rmatmul(values.new_ones(*codes.shape, 1)).squeeze(-1)
-        out = drop_padding(self.merge(matrix.matmul(values), None), mask)
+        out = drop_padding(self.merge(matrix.matmul(values), x.dtype), mask)
         return out, (count, chosen.rmatmul(values))
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -140,7 +141,7 @@ class VQAttention(Mixer):
             scores = query.to(count.dtype) @ self.quantizer.codebook().to(count.dtype).mT
             weight = past_weights(scores, count.unsqueeze(2))
             mixed = weight @ total / (weight * count.unsqueeze(2)).sum(-1, keepdim=True)
-        return self.merge(mixed.to(value.dtype), None).squeeze(1), (count, total)
+        return self.merge(mixed, x.dtype).squeeze(1), (count, total)
 
     def commitment(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Squared distance of keys from their codewords, the sum over heads; the mean over tokens, masked ones as 0."""

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.ops.activations import looked_on, plain_numbers
 from matmix.ops.function import Function, call
 from matmix.ops.gpu import in_triton
+from matmix.ops.plain import is_plain
 
 _STRIP = 3  # columns of a kernel that the depthwise algorithm takes
 _CACHE = 2**19  # numbers of an image that are worked on together
@@ -54,6 +55,48 @@ def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequenc
     # What was cut is written anew: products that read it would copy it.
     whole = mixed.permute(0, 2, 3, 1).is_contiguous()
     return F.silu(mixed, inplace=whole and not looked_on(mixed))
+
+
+def conv(
+    layer: nn.Module, image: Tensor, padding: Sequence[tuple[int, int]] | None = None, silu: bool = False
+) -> Tensor:
+    """``layer(image)`` for a depthwise convolution of stride 1 that keeps the size of the image.
+
+    A plain layer's weights go through ``convolve``; whatever else stands in its place is called.
+
+    Args:
+        layer: one that convolves rows ``(B, C, L)`` or images, as ``padding`` has one axis or two.
+        image: ``(B, C, rows, columns)``; a sequence is one row.
+        padding: zeros to put before and after along every axis, for a layer without padding; None: the layer pads,
+            and takes images.
+        silu: return ``silu(y)``.
+
+    Returns:
+        ``(B, C, rows, columns)``.
+    """
+    axes = 2 if padding is None else len(padding)
+    kind: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv1d if axes == 1 else nn.Conv2d
+    if is_plain(layer, kind) and _keeps(layer, image.shape[1], padding):  # type: ignore[arg-type]
+        before = layer.padding if padding is None else [0] * (2 - axes) + [b for b, _ in padding]
+        kernel = layer.weight if axes == 2 else layer.weight.unsqueeze(2)
+        return convolve(image, kernel, layer.bias, before, silu)  # type: ignore[arg-type]
+    if padding is not None:
+        image = F.pad(image, [n for pair in reversed(padding) for n in pair])
+    out = layer(image) if axes == 2 else layer(image.squeeze(2)).unsqueeze(2)
+    return F.silu(out) if silu else out
+
+
+def _keeps(layer: nn.Conv1d | nn.Conv2d, channels: int, padding: Sequence[tuple[int, int]] | None) -> bool:
+    """Whether the layer's options are those of ``convolve``."""
+    own = [(p, p) for p in layer.padding if isinstance(p, int)]
+    given, own = (own, [(0, 0)] * len(own)) if padding is None else (list(padding), own)
+    return (
+        layer.groups == layer.in_channels == layer.out_channels == channels
+        and all(s == 1 for s in (*layer.stride, *layer.dilation))
+        and layer.padding_mode == "zeros"
+        and all(b == 0 for pair in own for b in pair)
+        and [b + a + 1 for b, a in given] == list(layer.kernel_size)
+    )
 
 
 def by_torch(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequence[int]) -> Tensor:
