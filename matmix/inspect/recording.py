@@ -19,7 +19,7 @@ from matmix.mixers.base import Context, Mixer
 def record(model: nn.Module) -> Iterator[dict[str, Matrix]]:
     """Inside of the context, every forward of ``model`` notes the matrices that it multiplies by.
 
-    Meanwhile a mixer takes no shorter way (``Mixer.mix``, ``Mixer.product``): it multiplies by the matrix that is noted.
+    Meanwhile a mixer takes no shorter way (``Mixer.mix``): it multiplies by the matrix that is noted.
 
     The dictionary that is yielded maps a mixer's name in the model to its matrix, that of the forward, with its graph
     where gradients are on. A mixer that runs again adds ``name#2``, ``name#3``; a mixer inside of another

@@ -76,7 +76,7 @@ def conv(
     """
     axes = 2 if padding is None else len(padding)
     kind: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv1d if axes == 1 else nn.Conv2d
-    if is_plain(layer, kind) and _keeps(layer, image.shape[1], padding):  # type: ignore[arg-type]
+    if is_plain(layer, kind) and _keeps(layer, image.shape[1], padding):
         before = layer.padding if padding is None else [0] * (2 - axes) + [b for b, _ in padding]
         kernel = layer.weight if axes == 2 else layer.weight.unsqueeze(2)
         return convolve(image, kernel, layer.bias, before, silu)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def depthwise_of(layer: nn.Module, channels: int, size: Sequence[int]) -> tuple[
     if is_plain(layer, kind):
         return layer.weight, layer.bias
     like = numbers(layer)
-    middle = (..., *(k - 1 for k in size))
+    middle: tuple[Any, ...] = (..., *(k - 1 for k in size))
     signal = like.new_zeros(3, channels, *(2 * k - 1 for k in size))
     signal[1][middle] = 1
     gains = torch.linspace(-1, 2, channels, dtype=like.dtype, device=like.device)
@@ -77,4 +78,4 @@ def depthwise_of(layer: nn.Module, channels: int, size: Sequence[int]) -> tuple[
                 f"{type(layer).__name__} in the place of a depthwise convolution mixes channels, so there is no matrix "
                 "with a kernel a channel; its product with tokens is there, by forward"
             )
-    return kernel.unsqueeze(1), zero[(slice(None), *[0] * len(size))]
+    return kernel.unsqueeze(1), zero.flatten(1)[:, 0]

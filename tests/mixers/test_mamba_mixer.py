@@ -117,6 +117,6 @@ def test_scan_holds_the_laws_around_several_mixers() -> None:
 
 def test_scan_refuses_what_it_cannot_reorder() -> None:
     with pytest.raises(ValueError, match="a row a token"):
-        matmix.create_mixer("scan(spec='selective_channel')", 8, (3, 4))(torch.randn(1, 12, 8))
+        matmix.create_mixer("scan(spec='selective_channel')", 8, (3, 4)).matrix(torch.randn(1, 12, 8))
     with pytest.raises(ValueError, match="orders must be some of"):
         Scan(8, None, orders=())
