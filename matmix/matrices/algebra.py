@@ -16,10 +16,10 @@ from matmix.ops.cost import Cost
 
 def _joint(sizes: list[int], what: str, name: str) -> int:
     """The common size of parts whose size may also be 1."""
-    others = {size for size in sizes if size != 1}
-    if len(others) > 1:
+    joint = next((size for size in sizes if size != 1), 1)
+    if any(size not in (1, joint) for size in sizes):
         raise ValueError(f"{name}: the parts disagree on {what}: {sizes}; sizes must be equal or 1")
-    return others.pop() if others else 1
+    return joint
 
 
 def _one_batch(mixed: list[Tensor]) -> list[Tensor]:
@@ -46,8 +46,7 @@ class Sum(Matrix):
     @classmethod
     def of(cls, *terms: Matrix) -> Self:
         flat = tuple(part for term in terms for part in (term.terms if isinstance(term, Sum) else (term,)))
-        sizes = {term.shape[2:] for term in flat}
-        if len(sizes) != 1:
+        if not flat or any(term.shape[2:] != flat[0].shape[2:] for term in flat):
             raise ValueError(f"Sum needs terms of one size, got {', '.join(map(repr, flat))}")
         _joint([term.shape[0] for term in flat], "batch", "Sum")
         _joint([term.shape[1] for term in flat], "heads", "Sum")
@@ -304,7 +303,7 @@ class HeadCat(Matrix):
 
     @classmethod
     def of(cls, *parts: Matrix, repeats: tuple[int, ...] | None = None) -> Self:
-        if len({part.shape[2:] for part in parts}) != 1:
+        if not parts or any(part.shape[2:] != parts[0].shape[2:] for part in parts):
             raise ValueError(f"HeadCat needs parts of one size, got {', '.join(map(repr, parts))}")
         _joint([part.shape[0] for part in parts], "batch", "HeadCat")
         return cls(tuple(parts), repeats or (1,) * len(parts))
@@ -371,7 +370,7 @@ class ColumnCat(Matrix):
     @property
     def shape(self) -> Shape:
         shapes = [block.shape for block in self.blocks]
-        if len({s[2] for s in shapes}) != 1:
+        if any(s[2] != shapes[0][2] for s in shapes):
             raise ValueError(f"ColumnCat needs blocks of equal rows, got {', '.join(map(repr, self.blocks))}")
         batch, heads = (_joint([s[i] for s in shapes], w, "ColumnCat") for i, w in enumerate(("batch", "heads")))
         return (batch, heads, shapes[0][2], sum(s[3] for s in shapes))

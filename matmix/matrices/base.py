@@ -35,6 +35,7 @@ from torch.utils import _pytree as pytree
 
 from matmix.ops.cost import Cost
 from matmix.ops.product import product
+from matmix.ops.sizes import surely
 
 if TYPE_CHECKING:
     from matmix.matrices.algebra import ColumnCat, HeadCat, Kron, Masked, Product, Scale, Sum
@@ -134,7 +135,7 @@ class Matrix(ABC):
             and (size[0] == shape[0] or shape[0] == 1 or size[0] == 1)
         ):
             _check(self, shape, shape[3], values)
-        if self.dense_below and self._dense_is_faster(size[3]):
+        if self.dense_below and surely(self._dense_is_faster(size[3])):
             mixed = product(self.to_dense().to(values.dtype), values)
         else:
             mixed = self._matmul(values)
@@ -148,7 +149,7 @@ class Matrix(ABC):
         """
         shape = self.shape
         _check(self, shape, shape[2], values)
-        if self.dense_below and self._dense_is_faster(values.shape[3]):
+        if self.dense_below and surely(self._dense_is_faster(values.shape[3])):
             mixed = product(self.to_dense().mT.to(values.dtype), values)
         else:
             mixed = self._rmatmul(values)

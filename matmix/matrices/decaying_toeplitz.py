@@ -14,6 +14,9 @@ from matmix.matrices.toeplitz import CausalToeplitz, dense_toeplitz_is_faster, l
 from matmix.ops.cost import Cost
 from matmix.ops.fft import convolve
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.sizes import known
+
+OPEN = 32  # powers of the shorter table where the length is open
 
 
 class DecayingToeplitz(Matrix):
@@ -56,8 +59,8 @@ class DecayingToeplitz(Matrix):
 
     def _tables(self) -> tuple[Tensor, Tensor]:
         """``z^r`` for r < S and ``z^(q S)`` for q < ceil(L / S), with S about sqrt(L)."""
-        block = 1  # about sqrt(L); a power of two, so that a compiler at work on many lengths knows it
-        while 2 * block * block <= self.length:
+        block = 1 if known(self.length) else OPEN  # about sqrt(L); a power of two
+        while known(self.length) and 2 * block * block <= self.length:
             block *= 2
         place = torch.arange(block, device=self.device)
         start = torch.arange(0, self.length, block, device=self.device)

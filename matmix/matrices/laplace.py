@@ -13,6 +13,7 @@ from matmix.matrices.semiseparable import joint_batch
 from matmix.ops.cost import Cost
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import share, unshare
+from matmix.ops.sizes import blocks
 
 BLOCK = 256  # rows at a time
 MEAN, DEVIATION = 0.707107, 0.282095  # sqrt(1/2) and sqrt(1/(4 pi)), to the digits of the published code
@@ -67,8 +68,8 @@ class Laplace(Matrix):
         seen, shared = self._seen(), share(values, batch, heads)
         mixed = []
         with full_precision(values.device):
-            for start in range(0, rows, BLOCK):
-                entries = self._rows(start, min(start + BLOCK, rows), seen)
+            for start, stop in blocks(rows, BLOCK):
+                entries = self._rows(start, stop, seen)
                 mixed.append(entries @ shared.to(entries.dtype))
         return unshare(torch.cat(mixed, 2), values, batch, heads)
 
@@ -77,9 +78,9 @@ class Laplace(Matrix):
         seen, shared = self._seen(), share(values, batch, heads)
         mixed = values.new_zeros((), dtype=working_dtype(values, self.query))
         with full_precision(values.device):
-            for start in range(0, rows, BLOCK):
-                entries = self._rows(start, min(start + BLOCK, rows), seen)
-                mixed = mixed + entries.mT @ shared[:, :, start : start + BLOCK].to(entries.dtype)
+            for start, stop in blocks(rows, BLOCK):
+                entries = self._rows(start, stop, seen)
+                mixed = mixed + entries.mT @ shared[:, :, start:stop].to(entries.dtype)
         return unshare(mixed, values, batch, heads)
 
     def to_dense(self) -> Tensor:

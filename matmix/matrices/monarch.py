@@ -103,5 +103,6 @@ class Monarch(Matrix):
 
 def _by_head_is_faster(values: Tensor) -> bool:
     """Measured on the CPU; a compiler is spared the loop."""
-    large = values.shape[0] * values.shape[2] * values.shape[3] >= WORTH
-    return large and values.device.type == "cpu" and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling() or values.device.type != "cpu":
+        return False
+    return values.shape[0] * values.shape[2] * values.shape[3] >= WORTH

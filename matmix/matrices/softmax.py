@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.sizes import blocks
 
 BLOCK = 256  # rows at a time where the entries themselves are needed
 
@@ -141,15 +142,14 @@ class Softmax(Matrix):
         rows = self.shape[2]
         exact = working_dtype(self.query)
         mixed = values.new_zeros((), dtype=exact)
-        for start in range(0, rows, BLOCK):
-            stop = min(start + BLOCK, rows)
+        for start, stop in blocks(rows, BLOCK):
             mixed = mixed + self._rows(start, stop).mT @ values[:, :, start:stop].to(exact)
         return mixed
 
     def diagonal(self) -> Tensor:
         size = min(self.shape[2:])
         blocks = [
-            self._rows(start, min(start + BLOCK, size)).diagonal(start, -2, -1) for start in range(0, size, BLOCK)
+            self._rows(start, stop).diagonal(start, -2, -1) for start, stop in blocks(size, BLOCK)
         ]
         return torch.cat(blocks, -1).to(self.query.dtype)
 

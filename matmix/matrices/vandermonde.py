@@ -10,8 +10,10 @@ from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
+from matmix.ops.sizes import blocks, known
 
 BLOCK = 64  # rows at a time
+OPEN = 32  # columns of a table of cosines where the number of columns is open
 
 
 class Vandermonde(Matrix):
@@ -52,7 +54,8 @@ class Vandermonde(Matrix):
         theta = self.theta[:, :, start:stop]
         exact = torch.promote_types(theta.dtype, torch.float32)
         device = theta.device
-        step = 1 << (self.columns - 1).bit_length() // 2  # near the square root: the fewest cosines
+        # Near the square root: the fewest cosines.
+        step = 1 << (self.columns - 1).bit_length() // 2 if known(self.columns) else OPEN
         fine = self._angle(theta, torch.arange(step, device=device)).to(exact)
         coarse = self._angle(theta, torch.arange(0, self.columns, step, device=device)).to(exact)
         # (..., rows, a, 2 R) @ (..., rows, 2 R, b) -> (..., rows, a, b)
@@ -62,14 +65,12 @@ class Vandermonde(Matrix):
 
     def _matmul(self, values: Tensor) -> Tensor:
         length = self.theta.shape[2]
-        blocks = [self._block(start, min(start + BLOCK, length)) @ values for start in range(0, length, BLOCK)]
-        return torch.cat(blocks, 2)
+        return torch.cat([self._block(start, stop) @ values for start, stop in blocks(length, BLOCK)], 2)
 
     def _rmatmul(self, values: Tensor) -> Tensor:
         length = self.theta.shape[2]
         mixed = values.new_zeros(())
-        for start in range(0, length, BLOCK):
-            stop = min(start + BLOCK, length)
+        for start, stop in blocks(length, BLOCK):
             mixed = mixed + self._block(start, stop).mT @ values[:, :, start:stop]
         return mixed
 

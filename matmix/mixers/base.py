@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.matrices.base import Matrix
+from matmix.ops.sizes import is_size
 
 Grid = tuple[int, ...]
 State = Any  # a pytree of tensors, (B, ...) each
@@ -197,7 +198,7 @@ def check_grid(grid: Any, traits: Traits, name: str) -> Grid | None:
     if isinstance(grid, int):
         grid = (grid,)
     grid = tuple(grid)
-    if not all(isinstance(n, int) and n > 0 for n in grid) or len(grid) not in traits.dims:
+    if not all(is_size(n) and n > 0 for n in grid) or len(grid) not in traits.dims:
         allowed = " or ".join({1: "(L,)", 2: "(rows, columns)"}.get(n, f"{n} axes") for n in sorted(traits.dims))
         raise ValueError(f"{name}: grid must be {allowed} of positive integers, got {grid!r}")
     return grid

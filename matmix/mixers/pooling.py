@@ -126,7 +126,7 @@ def _counted(grid: Grid, window: tuple[int, int], device: torch.device, dtype: t
 
 def _convolves(image: Tensor, window: tuple[int, int]) -> bool:
     # What lies behind the border is counted here and taken back line by line, in place.
-    return min(window) > 1 and image.numel() >= WORTH and runs_only(image)
+    return min(window) > 1 and runs_only(image) and image.numel() >= WORTH
 
 
 def _mean(image: Tensor, window: tuple[int, int], itself: float = 0.0) -> Tensor:

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import carry, cut, leading
+from matmix.ops.sizes import known, power_of_two, surely
 
 _BASE = 4  # tokens whose entries are computed one by one
 _CHUNK = 32
@@ -50,7 +51,9 @@ def channel_blocks(outputs: Tensor, inputs: Tensor, log_decay: Tensor, chunk: in
         chunk: Q, rounded up to a power of two; the result does not depend on it. None chooses.
     """
     dtype = working_dtype(outputs, inputs, log_decay)
-    size = min(_power_of_two(_CHUNK if chunk is None else chunk), _power_of_two(outputs.shape[2]))
+    size, length = power_of_two(_CHUNK if chunk is None else chunk), outputs.shape[2]
+    if known(length):
+        size = min(size, power_of_two(length))
     # In float64: sums are subtracted below. -inf becomes a number whose exponential is 0.
     bounded = log_decay.double().clamp(min=-800.0 if dtype == torch.float64 else -128.0)
     outputs, inputs, steps = (cut(t, size) for t in (outputs.to(dtype), inputs.to(dtype), bounded))
@@ -90,7 +93,7 @@ def channel_product(blocks: Blocks, values: Tensor, *, transposed: bool = False)
     table, left, right, total = blocks
     tokens = cut(values.to(table.dtype), table.shape[-1])
     mixed = (table.mT if transposed else table) @ tokens
-    if table.shape[2] > 1:
+    if not surely(table.shape[2] == 1):
         if transposed:
             left, right = right, left
         given = (right.mT @ tokens).movedim(2, 3)  # (B, H, N, Z, W)
@@ -132,7 +135,3 @@ def by_tables(
         tokens = cut(values.to(mixed.dtype), blocks.table.shape[-1])
         _, last = carry((blocks.right.mT @ tokens).movedim(2, 3), blocks.total.mT, None)
     return mixed, last.mT
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(0, count - 1).bit_length()

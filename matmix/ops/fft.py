@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from matmix.ops.pieces import room
 from matmix.ops.precision import working_dtype
+from matmix.ops.sizes import known, larger, power_of_two
 
 # A C allocator maps blocks above 32 MiB anew at every call, and the page faults then cost more than the transform
 # (256 x 16384 real values, one thread: 97 ms in one piece, 30 ms in pieces of 2 MiB).
@@ -28,7 +29,7 @@ def _also_empty(transform: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(transform)
     def run(x: Tensor, *args: Any, **options: Any) -> Tensor:
-        if x.numel():
+        if torch.compiler.is_compiling() or x.numel():
             return transform(x, *args, **options)
         pad = [entries for size in reversed(x.shape) for entries in (0, int(size == 0))]
         y = transform(F.pad(x, pad), *args, **options)
@@ -48,9 +49,11 @@ def fast_len(length: int) -> int:
     """The least fast FFT length from ``length`` on: a power of two times 1, 9/8, 5/4 or 3/2.
 
     Smoother lengths exist closer by, but the FFT of a CPU library is slow where many small odd factors meet
-    (8100 takes 1.6 times as long as 8192).
+    (8100 takes 1.6 times as long as 8192). Where the length is open: the next multiple of 32.
     """
-    power = 1 << (length - 1).bit_length()
+    if not known(length):
+        return -(-length // 32) * 32
+    power = power_of_two(length)
     if power >= 16:
         for sixteenths in (9, 10, 12):
             if power * sixteenths >= 16 * length:
@@ -76,7 +79,7 @@ def convolve(values: Tensor, taps: Tensor, start: int) -> Tensor:
     """
     length, size = values.shape[2], taps.shape[-1]
     # Circular is linear on the samples that are kept once what wraps round falls short of them.
-    padded = fast_len(max(size, start + length, size + length - 1 - start))
+    padded = fast_len(larger(size, start + length, size + length - 1 - start))
     dtype = working_dtype(values, taps)
     response = rfft(taps.to(dtype), padded).unsqueeze(2)
 

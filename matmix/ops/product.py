@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from matmix.ops.sizes import surely
+
 LONG = 512  # columns from which the samples of one matrix are laid side by side: else its gradient is one a sample
 
 
@@ -18,7 +20,7 @@ def product(entries: Tensor, values: Tensor) -> Tensor:
         # Values that come from tokens (B, L, H*W) are a view of them: this puts the tokens back together.
         wide = values.transpose(1, 2).reshape(batch, 1, inner, heads * width)
         return (entries @ wide).squeeze(1).unflatten(-1, (heads, width)).transpose(1, 2)
-    if shape[0] == 1 and batch > 1 and (heads > 1 or inner >= LONG):
+    if shape[0] == 1 and batch > 1 and (heads > 1 or surely(inner >= LONG)):
         wide = values.permute(1, 2, 0, 3).reshape(heads, inner, batch * width)
         return (entries[0] @ wide).unflatten(-1, (batch, width)).permute(2, 0, 1, 3)
     return entries @ values

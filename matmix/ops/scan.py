@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.sizes import known, surely
 
 CARRY = 16  # chunks that one table carries over; more are a recurrence of recurrences
 
@@ -210,7 +211,7 @@ def transfer(
         last: whether the state at the end is wanted, ``(B, G, R, N, W)``.
     """
     repeat, chunks, width = tokens.shape[2], tokens.shape[3], tokens.shape[5]
-    if chunks == 1 and initial is None and not last:
+    if initial is None and not last and surely(chunks == 1):
         return onto, None
     # The heads of a group stand side by side, so that they share its B and C in one product.
     wide = (flow.column.unsqueeze(-1) * tokens).movedim(2, -2).flatten(-2)  # (B, G, Z, Q, R W)
@@ -220,7 +221,7 @@ def transfer(
         states, total = states.flip(3), total.flip(3)
     entering, end = carry(states.flatten(-2), total, None if initial is None else initial.flatten(-2))
     end = end.unflatten(-1, size)
-    if chunks == 1 and initial is None:
+    if initial is None and surely(chunks == 1):
         return onto, end
     entering = (entering.flip(3) if back else entering).unflatten(-1, size)
     across = flow.left @ entering.movedim(2, -2).flatten(-2)  # (B, G, Z, Q, R W)
@@ -228,24 +229,28 @@ def transfer(
     return torch.addcmul(onto, flow.row.unsqueeze(-1), across), end
 
 
-def carry(states: Tensor, log_decay: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+def carry(
+    states: Tensor, log_decay: Tensor, initial: Tensor | None, *, blocked: bool = True
+) -> tuple[Tensor, Tensor]:
     """``S_z = exp(log_decay_z) S_{z-1} + states_z``: the states before every z and the one after the last.
 
-    The same problem one level up, with B = C = 1: by tables of at most 16 x 17, blocks of blocks beyond that.
+    The same problem one level up, with B = C = 1: by tables of at most 16 x 17, blocks of blocks beyond that. Where
+    the count is open there is one level of blocks, and one table over all of them.
 
     Args:
         states: ``(..., Z, K)``.
         log_decay: ``(..., Z)`` float64.
         initial: ``(..., K)``.
+        blocked: whether a count that is open is cut into blocks.
     """
     count = states.shape[-2]
-    if count > CARRY:
-        blocks = -(-count // CARRY)
+    if count > CARRY if known(count) else blocked:
+        blocks = whole(count, CARRY)
         fill = blocks * CARRY - count
         inner = F.pad(states, (0, 0, 0, fill)).unflatten(-2, (blocks, CARRY))
         logs = F.pad(log_decay, (0, fill)).unflatten(-1, (blocks, CARRY))
         before, after = carry(inner, logs, None)
-        entering, last = carry(after, logs.sum(-1), initial)
+        entering, last = carry(after, logs.sum(-1), initial, blocked=False)
         reach = (logs.cumsum(-1) - logs).to(states.dtype).exp()
         before = before + reach.unsqueeze(-1) * entering.unsqueeze(-2)
         return leading(before.flatten(-3, -2), -2, count), last
@@ -269,8 +274,9 @@ def by_kernels(values: Tensor, outputs: Tensor, *rest: Tensor | None) -> bool:
 def chunk_size(length: int, states: int, width: int, wanted: int | None) -> int:
     """A chunk length for the shape: near the balance of the tables' cost and the states', and filling the tail well."""
     if wanted is None:
-        wanted = 64 if states * width >= 2048 else 32
-        wanted = length if length <= wanted else wanted
+        wanted = 64 if surely(states * width >= 2048) else 32
+    if not known(length):
+        return wanted
     wanted = min(wanted, length)
     return -(-length // -(-length // wanted))
 
@@ -278,9 +284,9 @@ def chunk_size(length: int, states: int, width: int, wanted: int | None) -> int:
 def cut(tokens: Tensor, size: int, groups: int | None = None) -> Tensor:
     """``(B, H, L, ...)`` as chunks ``(B, H, Z, Q, ...)``, the tail filled with zeros; heads as (G, R) if asked for."""
     length = tokens.shape[2]
-    chunks = -(-length // size)
+    chunks = whole(length, size)
     fill = chunks * size - length
-    if fill:
+    if not surely(fill == 0):
         tokens = F.pad(tokens, (0, 0) * (tokens.dim() - 3) + (0, fill))
     tokens = tokens.unflatten(2, (chunks, size))
     return tokens if groups is None else tokens.unflatten(1, (groups, tokens.shape[1] // groups))
@@ -288,7 +294,12 @@ def cut(tokens: Tensor, size: int, groups: int | None = None) -> Tensor:
 
 def leading(tensor: Tensor, axis: int, count: int) -> Tensor:
     """The first ``count`` along an axis; the tensor itself where that is all (a slice costs two passes backward)."""
-    return tensor if tensor.shape[axis] == count else tensor.narrow(axis, 0, count)
+    return tensor if surely(tensor.shape[axis] == count) else tensor.narrow(axis, 0, count)
+
+
+def whole(length: int, size: int) -> int:
+    """How many chunks of a size hold a length; where it is open one more, so that a single one is no special case."""
+    return -(-length // size) if known(length) else length // size + 2
 
 
 def join(tokens: Tensor, length: int) -> Tensor:

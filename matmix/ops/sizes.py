@@ -1,0 +1,54 @@
+"""Sizes that may be open: how to ask about them without an answer that holds for one size only.
+
+An exporter, or a compiler of dynamic shapes, runs a forward with a symbol where a batch or a length stands. Every
+answer that hangs on the symbol becomes a condition of the program: a forward that asks "fewer than 32 tokens?" to take
+the faster way becomes a program for fewer than 32 tokens, or no program at all. So whatever only decides how fast a
+result comes about is asked here, and whatever needs a number (a loop over chunks, a fast FFT length) first asks whether
+the size is one. Sets and dictionaries of sizes ask whether sizes are equal to each other and hash them, which a symbol
+refuses: compare instead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def known(*sizes: int) -> bool:
+    """Whether all of these sizes are numbers, not symbols of a compiler or an exporter."""
+    if not torch.compiler.is_compiling():
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # brings sympy, of which import knows nothing
+
+    return all(has_static_value(size) for size in sizes)
+
+
+def surely(condition: bool) -> bool:
+    """A comparison of sizes of which no result depends, such as a threshold of speed; False where it is open."""
+    if not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return bool(statically_known_true(condition))
+
+
+def larger(*sizes: int) -> int:
+    """The largest of sizes; without a condition where one is open."""
+    return max(sizes) if known(*sizes) else torch.sym_max(*sizes)  # type: ignore[no-any-return]
+
+
+def blocks(length: int, block: int) -> list[tuple[int, int]]:
+    """Start and end of blocks of at most ``block`` of ``length`` things; one block where the length is open."""
+    if not known(length):
+        return [(0, length)]
+    return [(start, min(start + block, length)) for start in range(0, length, block)]
+
+
+def power_of_two(size: int) -> int:
+    """The least power of two from a known size on; ``torch.jit.trace`` has sizes as tensors, of which it keeps this."""
+    return 1 << max(0, int(size) - 1).bit_length()
+
+
+def is_size(size: object) -> bool:
+    """Whether this is a whole number, or what a tracer has in its place."""
+    return isinstance(size, int | torch.SymInt) or (isinstance(size, Tensor) and size.dim() == 0)
