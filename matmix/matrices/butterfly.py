@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
 from matmix.ops.scan import leading, share, unshare
+from matmix.ops.sizes import known
 
 
 class Butterfly(Matrix):
@@ -81,7 +82,8 @@ class Butterfly(Matrix):
         fill = positions - self.length
         mixed = share(F.pad(values, (0, 0, 0, fill)) if fill else values, batch, heads)
         # Rounds of up to five factors, if the values are wide enough to pay for the making of the blocks.
-        most = min(5, mixed.shape[3].bit_length() - 2)
+        width = mixed.shape[3]
+        most = min(5, int(width).bit_length() - 2) if known(width) else 3
         if most < 2:
             for s in reversed(range(depth)) if transposed else range(depth):
                 mixed = self._factor(s, mixed, transposed)

@@ -13,6 +13,7 @@ from torch import Tensor
 from matmix.matrices.base import Matrix, Shape
 from matmix.ops.cost import Cost
 from matmix.ops.function import Function, call
+from matmix.ops.sizes import blocks, known, larger
 
 BLOCK = 1 << 19  # entries at a time: they stay in the caches
 
@@ -75,8 +76,8 @@ class _Product(Function):
     @staticmethod
     def forward(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
         other = columns.movedim(-1, 0).contiguous()
-        blocks = (reduce(torch.add, _terms(part, other)) for part in rows.split(_height(rows, columns), 2))
-        return torch.cat([block @ values for block in blocks], 2)
+        parts = [rows[:, :, start:stop] for start, stop in _blocks(rows, columns)]
+        return torch.cat([reduce(torch.add, _terms(part, other)) @ values for part in parts], 2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -85,10 +86,11 @@ class _Product(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         rows, columns, values = ctx.saved_tensors
-        other, height = columns.movedim(-1, 0).contiguous(), _height(rows, columns)
-        batch = max(len(rows), len(columns))
+        other = columns.movedim(-1, 0).contiguous()
+        batch = larger(rows.shape[0], columns.shape[0])
         to_rows, to_columns, to_values = [], list(torch.zeros_like(other)), torch.zeros_like(gradient[:, :, :1])
-        for part, given in zip(rows.split(height, 2), gradient.split(height, 2), strict=True):
+        for start, stop in _blocks(rows, columns):
+            part, given = rows[:, :, start:stop], gradient[:, :, start:stop]
             to_entries = -_fitted(given @ values.mT, batch, rows.shape[1])
             entries, shares = torch.zeros_like(to_entries), []
             for d, term in enumerate(_terms(part, other)):
@@ -102,9 +104,12 @@ class _Product(Function):
         return tuple(_fitted(g, *t.shape[:2]) for g, t in zip(found, (rows, columns, values), strict=True))
 
 
-def _height(rows: Tensor, columns: Tensor) -> int:
-    """Rows of a block."""
-    return max(1, BLOCK // max(1, max(rows.shape[0], columns.shape[0]) * columns.shape[1] * columns.shape[2]))
+def _blocks(rows: Tensor, columns: Tensor) -> list[tuple[int, int]]:
+    """First row and end of every block; a single one where a size is open."""
+    length, sizes = rows.shape[2], (rows.shape[0], *columns.shape[:3])
+    if not known(length, *sizes):
+        return [(0, length)]
+    return blocks(length, max(1, BLOCK // max(1, max(sizes[:2]) * sizes[2] * sizes[3])))
 
 
 def _terms(rows: Tensor, columns: Tensor) -> Iterator[Tensor]:
@@ -115,5 +120,5 @@ def _terms(rows: Tensor, columns: Tensor) -> Iterator[Tensor]:
 
 def _fitted(gradient: Tensor, batch: int, heads: int) -> Tensor:
     """The sum over samples and over heads that shared one."""
-    gradient = gradient.sum(0, keepdim=True) if batch < len(gradient) else gradient
+    gradient = gradient.sum(0, keepdim=True) if batch < gradient.shape[0] else gradient
     return gradient.sum(1, keepdim=True) if heads < gradient.shape[1] else gradient

@@ -95,7 +95,7 @@ class Interpolation(Matrix):
         place, size, stride = self._along()
         there = place + self.offset.to(working_dtype(self.offset))
         hat = (1 - (there.unsqueeze(-1) - place).abs()).clamp(min=0)
-        tokens = torch.arange(len(place), device=place.device)
+        tokens = torch.arange(place.shape[0], device=place.device)
         line = tokens // (size * stride) * stride + tokens % stride
         return hat.masked_fill(line.unsqueeze(1) != line, 0).to(self.offset.dtype)
 

@@ -36,11 +36,11 @@ class Permutation(Matrix):
         return Permutation(torch.argsort(self.index), self.dtype)
 
     def diagonal(self) -> Tensor:
-        here = torch.arange(len(self.index), device=self.index.device)
+        here = torch.arange(self.index.shape[0], device=self.index.device)
         return (self.index == here).to(self.dtype).view(1, 1, -1)
 
     def to_dense(self) -> Tensor:
-        columns = torch.arange(len(self.index), device=self.index.device)
+        columns = torch.arange(self.index.shape[0], device=self.index.device)
         return (self.index.view(-1, 1) == columns).to(self.dtype)[None, None]
 
     def cost(self, width: int) -> Cost:

@@ -148,10 +148,8 @@ class Softmax(Matrix):
 
     def diagonal(self) -> Tensor:
         size = min(self.shape[2:])
-        blocks = [
-            self._rows(start, stop).diagonal(start, -2, -1) for start, stop in blocks(size, BLOCK)
-        ]
-        return torch.cat(blocks, -1).to(self.query.dtype)
+        parts = [self._rows(start, stop).diagonal(start, -2, -1) for start, stop in blocks(size, BLOCK)]
+        return torch.cat(parts, -1).to(self.query.dtype)
 
     def to_dense(self) -> Tensor:
         return self._rows(0, self.query.shape[2]).to(self.query.dtype)

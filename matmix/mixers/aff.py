@@ -17,7 +17,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.ops import fft
 from matmix.ops.fft import hermitian
-from matmix.ops.pieces import samples
+from matmix.ops.pieces import pieces
 from matmix.ops.precision import full_precision, working_dtype
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
@@ -84,8 +84,7 @@ class AFF(Mixer):
     def project(self, x: Tensor, context: Context) -> Projected:
         values = drop_padding(x, context.mask).mT
         maps = values.contiguous().unflatten(-1, context.grid)  # transforms along the last axes are the fast ones
-        size = samples(maps, self, 2.0)
-        done = [self._filter(piece, context.grid) for piece in maps.split(max(1, size))]
+        done = [self._filter(piece, context.grid) for piece in pieces(maps, self, 2.0)]
         spectrum, mixed = (torch.cat(parts) if len(done) > 1 else parts[0] for parts in zip(*done, strict=True))
         values = values.unsqueeze(-1)
         return Projected(Known(Circulant(spectrum, context.grid), values, mixed.flatten(2).unsqueeze(-1)), values)

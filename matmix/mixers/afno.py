@@ -25,7 +25,7 @@ from matmix.ops import fft
 from matmix.ops.fft import hermitian
 from matmix.ops.layers import StarReLU
 from matmix.ops.linear import linear
-from matmix.ops.pieces import samples
+from matmix.ops.pieces import pieces
 from matmix.ops.precision import full_precision, working_dtype
 
 
@@ -121,10 +121,8 @@ class AFNO(Mixer):
         batch, length, inner = x.shape
         flat = x.mT.contiguous()  # transforms along the last axes are the fast ones
         maps = flat.view(batch, inner, *grid)
-        size = samples(maps, self, 2.0)
-        mixed = (
-            torch.cat([self._mix(piece, grid) for piece in maps.split(size)]) if size < batch else self._mix(maps, grid)
-        )
+        done = [self._mix(piece, grid) for piece in pieces(maps, self, 2.0)]
+        mixed = torch.cat(done) if len(done) > 1 else done[0]
         stacked = flat.view(batch, self.blocks, self.width * length)
         one = flat.new_ones(1, 1, 1).expand(batch, self.blocks, 1)
         values = torch.cat((stacked, one), 2).unsqueeze(-1)
@@ -143,10 +141,10 @@ class AFNO(Mixer):
                 if ahead + back < size:
                     low = torch.cat((low.narrow(axis, 0, ahead), low.narrow(axis, size - back, back)), axis)
             count = low.shape[2:]
-            low = low.reshape(len(maps), self.blocks, self.width, math.prod(count))
+            low = low.reshape(maps.shape[0], self.blocks, self.width, math.prod(count))
             hidden = _relu(self._layer(low, self.w1, self.b1))
             low = _shrunk(self._layer(hidden, self.w2, self.b2), self.shrink)
-            low = low.reshape(len(maps), maps.shape[1], *count)
+            low = low.reshape(maps.shape[0], maps.shape[1], *count)
             for axis, (ahead, back), size in zip(axes, kept, half, strict=True):
                 if ahead + back < size:
                     missing = list(low.shape)

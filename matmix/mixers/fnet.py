@@ -82,9 +82,11 @@ class _RealTransform(Function):
         dim, axes = x.shape[2], tuple(range(1, 2 + len(grid)))
         kept = dim // 2 + 1
         whole = x.is_cuda or torch.compiler.is_compiling()
-        few = max(1, x.shape[0] if whole else room() // max(1, x[:1].nbytes))  # samples that stay in the caches
         mixed = torch.empty_like(x, memory_format=torch.contiguous_format)
-        for samples, into in zip(x.split(few), mixed.unflatten(1, grid).split(few), strict=True):
+        maps = mixed.unflatten(1, grid)
+        few = 0 if whole else max(1, room() // max(1, x[:1].nbytes))  # samples that stay in the caches
+        parts = zip(x.split(few), maps.split(few), strict=True) if few else [(x, maps)]
+        for samples, into in parts:
             half = fft.rfftn(samples.unflatten(1, grid), dim=axes, norm=norm).real
             into.narrow(-1, 0, kept).copy_(half)
             _turn(half.narrow(-1, 1, dim - kept).flip(axes), into.narrow(-1, kept, dim - kept), len(grid))

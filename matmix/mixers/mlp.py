@@ -71,8 +71,8 @@ class TokenMLP(Mixer):
         if graph or torch.compiler.is_compiling() or x.shape[2] < WIDE:
             return second(gelu(first(x.mT)))
         # One product a sample reads the tokens as they lie; its gradient would be a sum over samples.
-        hidden = torch.baddbmm(first.bias.unsqueeze(1), first.weight.expand(len(x), -1, -1), x)
-        return torch.baddbmm(second.bias.unsqueeze(1), second.weight.expand(len(x), -1, -1), gelu(hidden)).mT
+        hidden = torch.baddbmm(first.bias.unsqueeze(1), first.weight.expand(x.shape[0], -1, -1), x)
+        return torch.baddbmm(second.bias.unsqueeze(1), second.weight.expand(x.shape[0], -1, -1), gelu(hidden)).mT
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return mixed.squeeze(-1).mT

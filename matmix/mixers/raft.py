@@ -24,7 +24,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, check_gr
 from matmix.mixers.registry import register
 from matmix.ops import interpolate
 from matmix.ops.activations import gelu
-from matmix.ops.pieces import samples
+from matmix.ops.pieces import pieces
 
 Sides = tuple[interpolate.Sides, interpolate.Sides]  # to the built grid and back
 
@@ -216,10 +216,10 @@ class Raft(Mixer):
         batch, length, dim = x.shape
         sides = self._sides(grid, x)
         image = x.view(batch, *grid, dim)
-        size = samples(image, self, max(part.expansion for part, _ in self._directions()))
-        pieces = [self._mix(piece, sides) for piece in (image.split(size) if size < batch else (image,))]
-        image = pieces[0][0] if len(pieces) == 1 else torch.cat([piece[0] for piece in pieces])
-        passes = [_joined(list(steps)) for steps in zip(*(piece[1] for piece in pieces), strict=True)]
+        inside = max(part.expansion for part, _ in self._directions())
+        done = [self._mix(piece, sides) for piece in pieces(image, self, inside)]
+        image = done[0][0] if len(done) == 1 else torch.cat([piece[0] for piece in done])
+        passes = [_joined(list(steps)) for steps in zip(*(piece[1] for piece in done), strict=True)]
         # The token axis is (token, channel of the bundle), so that tokens are values as they stand.
         product = image.reshape(batch, length * self.raft, dim // self.raft).mT.unsqueeze(-1)
         if context.product_only and all(done.keep is None for done in passes):

@@ -57,5 +57,5 @@ def resample(image: Tensor, sides: Sides) -> Tensor:
     """A map ``(B, rows, columns, C)`` by the matrices of ``bicubic``: half the time of an interpolation upwards."""
     rows, columns = sides
     batch, before, other, dim = image.shape
-    image = (rows @ image.reshape(batch, before, other * dim)).view(batch, len(rows), other, dim)
+    image = (rows @ image.reshape(batch, before, other * dim)).view(batch, rows.shape[0], other, dim)
     return columns @ image

@@ -15,19 +15,16 @@ def room(each: int = PIECE_BYTES) -> int:
     return each * torch.get_num_threads()
 
 
-def samples(x: Tensor, layer: nn.Module, inside: float) -> int:
-    """How many samples of ``x`` (B, ...) to run through a layer at a time; all, where autograd keeps what is inside.
+def pieces(x: Tensor, layer: nn.Module, inside: float) -> tuple[Tensor, ...]:
+    """The samples of ``x`` (B, ...) that run through a layer together; all, where autograd keeps what is inside.
 
     Args:
         x: input, on the CPU for pieces to pay.
         layer: whose parameters may ask for a graph.
         inside: the largest intermediate over the input.
     """
-    if torch.compiler.is_compiling():
-        return x.shape[0]
-    batch = max(1, x.shape[0])
     graph = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in layer.parameters()))
-    if graph or x.device.type != "cpu" or x.numel() == 0:
-        return batch
+    if torch.compiler.is_compiling() or graph or x.device.type != "cpu" or x.numel() == 0:
+        return (x,)
     each = inside * x[0].numel() * x.itemsize
-    return batch if batch * each <= 2 * room() else max(1, int(room() // each))
+    return (x,) if x.shape[0] * each <= 2 * room() else x.split(max(1, int(room() // each)))

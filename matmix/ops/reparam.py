@@ -160,7 +160,7 @@ def batch_normed(bn: nn.BatchNorm1d, image: Tensor, mask: Tensor | None) -> tupl
         factor = bn.weight * scale
         return normed, factor, bn.bias - mean * factor
     axes = (0, *range(2, image.dim()))
-    count = mask.expand(len(image), 1, *image.shape[2:]).sum()
+    count = mask.expand(image.shape[0], 1, *image.shape[2:]).sum()
     wide = image.to(working_dtype(image)).masked_fill(~mask, 0)
     mean = wide.sum(axes) / count.clamp(min=1)
     column = (-1, *(1,) * (image.dim() - 2))

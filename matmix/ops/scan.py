@@ -229,9 +229,7 @@ def transfer(
     return torch.addcmul(onto, flow.row.unsqueeze(-1), across), end
 
 
-def carry(
-    states: Tensor, log_decay: Tensor, initial: Tensor | None, *, blocked: bool = True
-) -> tuple[Tensor, Tensor]:
+def carry(states: Tensor, log_decay: Tensor, initial: Tensor | None, *, blocked: bool = True) -> tuple[Tensor, Tensor]:
     """``S_z = exp(log_decay_z) S_{z-1} + states_z``: the states before every z and the one after the last.
 
     The same problem one level up, with B = C = 1: by tables of at most 16 x 17, blocks of blocks beyond that. Where

@@ -34,7 +34,7 @@ def surely(condition: bool) -> bool:
 
 def larger(*sizes: int) -> int:
     """The largest of sizes; without a condition where one is open."""
-    return max(sizes) if known(*sizes) else torch.sym_max(*sizes)  # type: ignore[no-any-return]
+    return max(sizes) if known(*sizes) else torch.sym_max(*sizes)  # type: ignore[return-value]
 
 
 def blocks(length: int, block: int) -> list[tuple[int, int]]:

@@ -96,19 +96,6 @@ def compiles_steps(case: MixerCase) -> None:
         torch._dynamo.reset()
 
 
-@traced_law
-def exports(case: MixerCase) -> None:
-    """``torch.export`` gives a program with eager's results."""
-    mixer, x = case.build(torch.float32), case.tokens(torch.float32)
-    torch._dynamo.reset()
-    try:
-        program = torch.export.export(mixer, (x,))
-    except Exception as error:  # the exporter raises a dozen kinds
-        raise AssertionError(f"torch.export: {type(error).__name__}: {str(error).strip()[:800]}") from error
-    other = case.tokens(torch.float32, name="others")
-    close(program.module()(other), mixer(other), "exported program")
-
-
 def _near(actual: Tensor, expected: Tensor, spread: float, dtype: torch.dtype, what: str) -> None:
     """In the Euclidean norm: within 8 eps of the size, plus four times what rounding the inputs alone does."""
     actual, expected = actual.detach().double(), expected.detach().double()

@@ -21,7 +21,7 @@ from timm.layers import DropPath, make_divisible, register_notrace_module
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer, create_mixer
-from matmix.ops.pieces import samples
+from matmix.ops.pieces import pieces
 from vision.base import Size, VisionModel, drop_paths, image_size, isolated
 from vision.layers import Head, MapNorm, Stage
 from vision.layers.conv_norm import ConvNorm, ImageConvNorm
@@ -74,8 +74,7 @@ class InvertedResidual(nn.Module):
         return self.depthwise.out_grid(grid)
 
     def forward(self, x: Tensor) -> Tensor:
-        size = samples(x, self, self.widest)
-        parts = [self._forward(part) for part in x.split(size)] if size < len(x) else [self._forward(x)]
+        parts = [self._forward(part) for part in pieces(x, self, self.widest)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _forward(self, x: Tensor) -> Tensor:

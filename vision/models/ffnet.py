@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from matmix.mixers import create_mixer
 from matmix.mixers.ffnified import FFNified
 from matmix.ops.linear import affine, linear
-from matmix.ops.pieces import samples
+from matmix.ops.pieces import pieces
 from matmix.ops.precision import working_dtype
 from matmix.ops.reparam import BranchedConv, convolved
 from vision.base import Size, VisionModel, drop_paths, image_size, isolated
@@ -60,8 +60,8 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = convolved(self.conv, x.permute(0, 3, 1, 2)).image.permute(0, 2, 3, 1)
-        size = samples(x, self, len(self.fc1.weight) / x.shape[-1])
-        done = [linear(self.fc2, linear(self.fc1, part, self.act)) for part in x.split(max(1, size))]
+        parts = pieces(x, self, len(self.fc1.weight) / x.shape[-1])
+        done = [linear(self.fc2, linear(self.fc1, part, self.act)) for part in parts]
         return done[0] if len(done) == 1 else torch.cat(done)
 
 
