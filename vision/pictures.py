@@ -25,7 +25,8 @@ from matmix.inspect import matrices
 from matmix.inspect.pictures import Panel, draw, kind, short
 from matmix.inspect.recording import outer_mixers
 from matmix.matrices import Matrix
-from vision.data.images import BrokenImage
+from vision.data.decoding import decoding, in_colour, open_file
+from vision.data.images import MODES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -157,11 +158,9 @@ def prepare(model: nn.Module, image: Path, size: int = 0) -> tuple[Tensor, Tenso
         crop_pct=config["crop_pct"],
         crop_mode=config["crop_mode"],
     )
-    try:
-        with Image.open(image) as file:
-            x: Tensor = transform(file.convert("RGB" if channels == 3 else "L"))
-    except (OSError, SyntaxError) as error:
-        raise BrokenImage(f"image: {image} cannot be read: {error}") from error
+    with decoding(str(image), "image"), open_file(image) as file, Image.open(file) as opened:
+        decoded = in_colour(opened, MODES[channels])
+    x: Tensor = transform(decoded)
     shown = (x * std[:, None, None] + mean[:, None, None]).clamp(0, 1).permute(1, 2, 0)
     like = next(model.parameters())
     return x[None].to(like.device, like.dtype), shown.expand(-1, -1, 3)

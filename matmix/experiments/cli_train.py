@@ -35,6 +35,8 @@ def train(words: Sequence[str]) -> int:
     words_of_it = [name, given.model, given.mixer, f"seed-{given.seed}"]
     out = given.out or Path("runs") / _slug("-".join(filter(None, words_of_it)))
     main = is_main_process()
+    if main and not given.quiet:
+        _say(given.task)
     with watch(f"{name} {given.mixer or given.model}", quiet=given.quiet or not main) as progress:
         try:
             result = execute(config, out, progress=progress, resume=given.resume)
@@ -55,6 +57,8 @@ def evaluate(words: Sequence[str]) -> int:
     model = given.task.model(given.mixer, 0)
     load_weights(model, given.weights, given.source)
     accelerator = new_accelerator(given.recipe.precision)
+    if accelerator.is_main_process:
+        _say(given.task)
     model = accelerator.prepare_model(model, evaluation_mode=True)
     scores = Scorer(given.task, accelerator, given.recipe.eval_batch_size)(model, given.split)
     if accelerator.is_main_process:
@@ -86,6 +90,7 @@ def study(words: Sequence[str]) -> int:
             reference=given.reference or ("attention" if "attention" in given.mixers else given.mixers[0]),
         )
         found = with_imports(found, given.imports)
+        _say(given.task)
     else:
         given = tyro.cli(_NamedStudy, prog="matmix study", description=study.__doc__, args=list(words))
         import_all(given.imports)
@@ -95,6 +100,13 @@ def study(words: Sequence[str]) -> int:
         keep = {key: value for key, value in changes.items() if value not in (None, "", ()) or key == "seeds"}
         found = dataclasses.replace(found, **{key: value for key, value in keep.items() if value is not None})
     return _run_study(found, given)
+
+
+def _say(task: Task) -> None:
+    """What data were found; beside the results, which go to stdout."""
+    text = task.found()
+    if text:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _run_study(found: Any, given: _Study) -> int:

@@ -152,6 +152,10 @@ class Task(ABC):
         """Test metrics of trivial predictors, by name: `{"chance": {"accuracy": 0.1}}`."""
         return {}
 
+    def found(self) -> str:
+        """What data were found, for the command line to say before it begins; "" says nothing."""
+        return ""
+
     def facts(self) -> dict[str, Any]:
         """What a reader must know about the data: sizes, gaps, and how they were handled. Goes to `result.json`."""
         return {}

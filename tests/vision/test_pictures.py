@@ -12,7 +12,7 @@ from PIL import Image
 import vision
 from matmix.experiments import cli
 from tests.vision.folders import TINY, make_folder
-from vision.data.images import BrokenImage
+from vision.data.decoding import BrokenImage
 from vision.pictures import (
     _entries,
     _middle_row,

@@ -11,17 +11,18 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from timm.data.mixup import cutmix_bbox_and_lam
 from torch import Tensor
 from torch.nn.functional import one_hot
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from matmix.experiments.task import once, order, stream
-from vision.data.images import Share, Transformed
+from vision.data.decoding import BadData
+from vision.data.images import Share
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,37 @@ def evaluation_shares(n: int, batch_size: int, *, rank: int = 0, world: int = 1)
         yield Share(positions.tolist(), [0] * len(positions))
 
 
-def load(dataset: Transformed, shares: Iterator[Share]) -> Iterator[tuple[Tensor, Tensor]]:
+class Loaded(Protocol):
+    """Makes the tensors of a share: `Transformed`, or pairs of image and mask."""
+
+    @property
+    def images(self) -> Any:
+        """With `held`, what stands decoded in memory."""
+
+    def __getitems__(self, share: Share, /) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(eq=False)
+class _InWords(Dataset):
+    """What is wrong with the data as a result: raised in a worker, it would come with a traceback in its words."""
+
+    dataset: Loaded
+
+    def __getitems__(self, share: Share) -> tuple[Tensor, Tensor] | BadData:
+        try:
+            return self.dataset.__getitems__(share)
+        except BadData as error:
+            return error
+
+
+def load(dataset: Loaded, shares: Iterator[Share]) -> Iterator[tuple[Tensor, Tensor]]:
     """The tensors of each share, in order, made in worker processes where files have to be decoded.
 
     Their number is that of the cores for each process (8 at most), or `MATMIX_WORKERS`; it never changes the result.
     """
     workers = 0 if dataset.images.held else _workers()
     loader = DataLoader(
-        dataset,
+        _InWords(dataset),
         batch_sampler=shares,  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=_same,
@@ -116,7 +140,7 @@ def load(dataset: Transformed, shares: Iterator[Share]) -> Iterator[tuple[Tensor
         prefetch_factor=4 if workers else None,
     )
     for made in loader:
-        if isinstance(made, Exception):  # as a result it keeps its own words, raised it would bring a traceback
+        if isinstance(made, BadData):
             raise made
         yield made
 

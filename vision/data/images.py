@@ -8,24 +8,22 @@ processes, and a training that goes on after a kill, give the same bits.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from vision.data.decoding import BadData, BrokenImage, decoding, in_colour
 from vision.data.sources import Source
 
 MODES = {1: "L", 3: "RGB"}
-
-
-class BrokenImage(ValueError):
-    """A file that cannot be read as an image of 8 bits a channel."""
 
 
 @dataclass(eq=False)
@@ -64,37 +62,61 @@ class Images:
             return Image.fromarray(self.held[position])
         index = self.indices[position]
         mode = MODES[self.channels]
-        try:
-            with self.reader[index][0] as file, Image.open(file) as opened:
-                image: Image.Image = opened
-                if image.mode.startswith(("I", "F")):
-                    raise ValueError(f"its mode is {image.mode!r}, which is no image of 8 bits a channel")
-                # A palette may hold transparency: by way of RGBA it does not turn into a colour of its own.
-                image = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-                return _shrunk(image.convert(mode), self.shrink)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BrokenImage(f"data: {self.reader.filename(index)} cannot be read: {error}") from error
+        with (
+            decoding(self.reader.filename(index)),
+            self.reader[index][0] as file,
+            Image.open(file) as opened,
+        ):
+            return _shrunk(in_colour(opened, mode), self.shrink)
 
     def skip_broken(self) -> None:
         """Read everything once and leave out what cannot be read."""
-        with _threads() as pool:
-            whole = list(pool.map(self._readable, range(len(self))))
-        self.broken = [self.reader.filename(self.indices[at]) for at, good in enumerate(whole) if not good]
+        good, self.broken = readable(self)
         if self.broken:
-            self.indices = [index for index, good in zip(self.indices, whole, strict=True) if good]
-            self.targets = self.targets[torch.tensor(whole)]
+            self.indices = [self.indices[at] for at in good]
+            self.targets = self.targets[good]
 
     def hold(self) -> None:
         """Decode everything and keep it in memory."""
         with _threads() as pool:
             self.held = list(pool.map(lambda position: np.asarray(self.read(position)), range(len(self))))
 
-    def _readable(self, position: int) -> bool:
+
+class Readable(Protocol):
+    """Things by position, such as `Images` or pairs of image and mask."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, position: int, /) -> object: ...
+
+
+def readable(images: Readable) -> tuple[list[int], list[str]]:
+    """Read everything once: the positions that can be read, and the names of those that cannot.
+
+    Raises:
+        BadData: where nothing can be read.
+    """
+
+    def why_not(position: int) -> BrokenImage | None:
         try:
-            self.read(position)
-        except BrokenImage:
-            return False
-        return True
+            images.read(position)
+        except BrokenImage as error:
+            return error
+        return None
+
+    with _threads() as pool:
+        errors = list(pool.map(why_not, range(len(images))))
+    good = [at for at, error in enumerate(errors) if error is None]
+    if errors and not good:
+        raise BadData(f"data: none of {len(errors)} images can be read; the first: {str(errors[0])[6:]}")
+    return good, [error.file for error in errors if error is not None]
+
+
+def skipped(split: str, count: int, broken: list[str]) -> None:
+    """Say which images of a split are left out."""
+    if broken:
+        names = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
+        warnings.warn(f"{split}: {len(broken)} of {count} images are left out: {names}", stacklevel=3)
 
 
 @dataclass
@@ -115,16 +137,12 @@ class Transformed(torch.utils.data.Dataset):
     mix: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
     """Gets the images, their labels and the seed of the batch."""
 
-    def __getitems__(self, share: Share) -> tuple[Tensor, Tensor] | BrokenImage:
+    def __getitems__(self, share: Share) -> tuple[Tensor, Tensor]:
         found = []
         with kept_generators():
             for position, seed in zip(share.positions, share.seeds, strict=True):
                 seed_all(seed)
-                try:
-                    image = self.images.read(position)
-                except BrokenImage as error:
-                    return error
-                found.append(self.transform(image))
+                found.append(self.transform(self.images.read(position)))
         x, y = torch.stack(found), self.images.targets[share.positions]
         return (x, y) if self.mix is None else self.mix(x, y, share.seed)
 

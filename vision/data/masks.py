@@ -1,12 +1,16 @@
 """Images with a class for every pixel, and how pairs of image and mask are cut for training and evaluation.
 
-A mask is a file of one channel (grey or palette, PNG) whose values are class indices; 255 is not counted. Image and
-mask have the same name but for the ending. Either layout is read::
+A mask is a file of one channel (grey or palette, PNG) whose values are class indices; 255 is not counted. Of other
+values, such as 0 and 255, one says so (`mask_values`); in a JPEG, whose values blur, each pixel then takes the nearest.
+Image and mask have the same name but for the ending. Either layout is read::
 
     train/images  train/masks  val/images  val/masks  [test/...]
     images/train  masks/train  images/val  masks/val  [...]        (ADE20K: images/training, annotations/training)
 
-or `images` and `masks` alone, without splits.
+or `images` and `masks` alone, without splits. Names count in any case, and as `vision.data.folders` says.
+
+Photos and masks are turned as the orientation in their own EXIF says, as people saw them when they drew the masks and
+as OpenCV (so mmsegmentation) reads them; image and mask must then be of one size.
 """
 
 from __future__ import annotations
@@ -20,17 +24,28 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 from torchvision.transforms import ColorJitter
 from torchvision.transforms.functional import to_tensor
 
 from matmix.experiments.task import Split
-from vision.data.images import BrokenImage, Share, kept_generators, seed_all
-from vision.data.sources import NAMES
+from vision.data.decoding import BadData, BrokenImage, decoding, in_colour, open_file, shown, turned
+from vision.data.folders import (
+    files_below,
+    files_in,
+    listed,
+    only,
+    split_folders,
+    splits_option,
+    subfolders,
+    where_missing,
+)
+from vision.data.images import Share, kept_generators, seed_all
 
 IGNORED = 255
-MASKS = ("masks", "annotations", "labels")
+IMAGES = ("images", "image", "imgs", "img", "photos")
+MASKS = ("masks", "mask", "annotations", "annotation", "labels", "label", "segmentations", "segmentation")
+LOSSY = ("JPEG", "MPO")
 Opened = tuple[Image.Image, Image.Image]
 
 
@@ -41,10 +56,14 @@ class Pairs:
     Args:
         files: image and mask of each pair.
         ignore_zero: 0 in a mask means "no class", and classes count from 1 (ADE20K).
+        values: the values in masks that stand for the classes 0, 1, ...; () = they are the classes.
+        exif: turn files as their EXIF orientation says.
     """
 
     files: Sequence[tuple[Path, Path]]
     ignore_zero: bool = False
+    values: tuple[int, ...] = ()
+    exif: bool = True
     held: list[np.ndarray] = field(default_factory=list)  # nothing is held in memory; what `load` asks for
 
     def __len__(self) -> int:
@@ -56,20 +75,50 @@ class Pairs:
         Raises:
             BrokenImage: with the name of the file, for one that cannot be read or a mask that is none of its image.
         """
-        path = self.files[position][0]
-        image = _opened(path, "RGB")
+        path, of_mask = self.files[position]
+        with decoding(str(path)), open_file(path) as file, Image.open(file) as opened:
+            upright = turned(opened) if self.exif else opened
+            image, turns = in_colour(upright, "RGB"), upright.size != opened.size
         mask = self.mask(position)
         if mask.size != image.size:
-            raise BrokenImage(f"data: {path} is {image.size} pixels wide and high, its mask {mask.size}")
+            hint = "; its EXIF turned it: --task.no-exif takes pixels as they are stored" if turns else ""
+            raise BrokenImage.of(
+                str(path), f"data: {path} is {image.size} pixels wide and high, its mask {of_mask} {mask.size}{hint}"
+            )
         return image, mask
 
     def mask(self, position: int) -> Image.Image:
         """The mask at a position."""
-        mask = _opened(self.files[position][1], "L")
-        if self.ignore_zero:
-            values = np.asarray(mask)
-            mask = Image.fromarray(np.where(values == 0, IGNORED, values - 1).astype(np.uint8))
-        return mask
+        path = self.files[position][1]
+        with decoding(str(path)), open_file(path) as file, Image.open(file) as opened:
+            if opened.mode not in ("L", "P", "1"):
+                raise ValueError(f"its mode is {opened.mode!r}; a mask has one channel of 8 bits, the class indices")
+            if opened.format in LOSSY and not self.values:
+                raise ValueError(
+                    "it is a JPEG, where values blur into others: save masks as PNG, or say which values they have, "
+                    "as in --task.mask-values 0 255"
+                )
+            # Indices as they are: a conversion of a palette would give grey levels of its colours.
+            found = np.asarray(turned(opened) if self.exif else opened).astype(np.uint8)
+            if self.values:
+                found = self._classes(found, nearest=opened.format in LOSSY)
+            elif self.ignore_zero:
+                found = np.where(found == 0, IGNORED, found - 1).astype(np.uint8)
+        return Image.fromarray(found)
+
+    def _classes(self, found: np.ndarray, *, nearest: bool) -> np.ndarray:
+        """The classes that values stand for."""
+        known, all_values = np.array(self.values), np.arange(256)
+        distance = np.abs(all_values[:, None] - known)
+        table = distance.argmin(1)
+        if not nearest:
+            table[distance.min(1) > 0] = -1
+            if IGNORED not in self.values:
+                table[IGNORED] = IGNORED
+            strange = all_values[(np.bincount(found.ravel(), minlength=256) > 0) & (table < 0)]
+            if len(strange):
+                raise ValueError(f"it has the value {strange[0]}; --task.mask-values are {_words(self.values)}")
+        return table[found].astype(np.uint8)
 
     def counts(self, most: int | None = None) -> np.ndarray:
         """How many pixels each of 256 values has in at most so many masks, evenly spread."""
@@ -79,63 +128,128 @@ class Pairs:
         return sum((np.bincount(np.asarray(self.mask(at)).ravel(), minlength=256) for at in places), np.zeros(256, int))
 
 
-def _opened(path: Path, mode: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            if mode == "L":
-                if image.mode not in ("L", "P", "1"):
-                    raise ValueError(f"its mode is {image.mode!r}; a mask has one channel of 8 bits, the class indices")
-                # Indices as they are: a conversion of a palette would give grey levels of its colours.
-                return Image.fromarray(np.asarray(image).astype(np.uint8))
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"its mode is {image.mode!r}, which is no image of 8 bits a channel")
-            return image.convert(mode)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BrokenImage(f"data: {path} cannot be read: {error}") from error
+def check_classes(counts: np.ndarray, classes: int, *, given: bool) -> None:
+    """Refuse masks whose values are no classes: at most one of them, or some that never occur.
+
+    Args:
+        counts: pixels of each value in the training masks; those of 255 are not counted.
+        given: whether the number of classes was said: then some may be missing.
+    """
+    seen = np.flatnonzero(counts[:IGNORED])
+    values = [*seen.tolist(), *([IGNORED] if counts[IGNORED] else [])]
+    say = "if those stand for the classes 0, 1, ..., say so: --task.mask-values " + " ".join(map(str, values[:8]))
+    ignored = ", which is not counted" if counts[IGNORED] else ""
+    if len(seen) == 0:
+        raise ValueError(f"data: no training mask has a pixel that counts; all values are {IGNORED}")
+    if len(seen) == 1:
+        raise ValueError(f"data: the training masks have the values {_words(values)}{ignored}: a single class; {say}")
+    absent = sorted(set(range(classes)) - set(seen.tolist()))
+    if absent and not given:
+        raise ValueError(
+            f"data: the training masks have the values {_words(values)}{ignored}, but never {_words(absent)}; {say}; "
+            f"if they are classes and some are missing: --task.classes {classes}"
+        )
+
+
+def _words(values: Sequence[int]) -> str:
+    return listed([str(value) for value in values], word="", most=10)
 
 
 @cache
-def pairs(data: str) -> dict[Split, tuple[tuple[Path, Path], ...]]:
+def pairs(data: str, splits: tuple[str, ...] = (), masks: str = "") -> dict[Split, tuple[tuple[Path, Path], ...]]:
     """The pairs of every split of a folder.
+
+    Args:
+        splits: as in `vision.data.folders.split_folders`.
+        masks: the name of the folders of masks; "" = one of `MASKS`.
 
     Raises:
         ValueError: for a folder that is not there or in neither layout, an image without a mask, a mask without one.
     """
     root = Path(data).expanduser()
-    if not data or not root.is_dir():
-        raise ValueError(f"data: there is no folder {data!r}; name one with images and masks: --data PATH")
-    found: dict[Split, tuple[tuple[Path, Path], ...]] = {}
-    for split, names in NAMES.items():
-        for name in names:
-            for images, above in ((root / name / "images", root / name), (root / "images" / name, root)):
-                masks = [above / kind / name if above == root else above / kind for kind in MASKS]
-                if images.is_dir() and split not in found:
-                    found[split] = _matched(images, masks)
-    if not found and (root / "images").is_dir():
-        found["train"] = _matched(root / "images", [root / kind for kind in MASKS])
-    if "train" not in found:
-        raise ValueError(f"data: {root} has no train/images, images/train or images, with masks beside them")
+    if not data:
+        raise ValueError("data: there is no folder ''; name one with images and masks: --data PATH")
+    if not root.is_dir():
+        where = "it is a file" if root.exists() else where_missing(root)
+        raise ValueError(f"data: there is no folder {shown(data)!r}: {where}; name one with images and masks")
+    images = _named(root, IMAGES)
+    divided, _ = split_folders(root, () if images else splits, other="other folders")
+    if images is None:
+        found = {
+            split: _matched(_images(folder), _masks(_images(folder), folder, masks))
+            for split, folder in divided.items()
+        }
+        if "train" not in found:
+            raise ValueError(f"data: {shown(root)} has no train/images, images/train or images, with masks beside them")
+        return found
+    targets = _masks(images, root, masks)
+    folders, _ = split_folders(images, splits, other="images of one split")
+    loose = files_in(images).images
+    if not folders:
+        return {"train": _matched(images, targets)}
+    if loose:
+        raise ValueError(
+            f"data: {shown(images)} has {listed([folder.name for folder in folders.values()])}, named as splits, "
+            f"beside {len(loose)} images that are in none; move them, or say --task.splits none where all are of one"
+        )
+    of_masks, _ = split_folders(targets, splits, other="masks of one split")
+    for split, folder in folders.items():
+        if split not in of_masks:
+            raise ValueError(
+                f"data: {shown(folder)} has no masks in {shown(targets)}; to leave it out, name the splits that have: "
+                + splits_option(**{split: [folders[split].name] for split in folders if split in of_masks})
+            )
+    if "train" not in folders:
+        raise ValueError(f"data: {shown(images)} has no folder of training images")
+    return {split: _matched(folder, of_masks[split]) for split, folder in folders.items()}
+
+
+def _named(folder: Path, names: Sequence[str], option: str = "") -> Path | None:
+    """The one folder of such a name, in any case."""
+    found = [below for below in subfolders(folder) if below.name.casefold() in names]
+    if len(found) > 1:
+        settle = f": say which is meant, --task.{option} {found[0].name}" if option else "; leave one of them"
+        raise ValueError(f"data: {shown(folder)} has {listed([below.name for below in found])}{settle}")
+    return found[0] if found else None
+
+
+def _images(folder: Path) -> Path:
+    found = _named(folder, IMAGES)
+    if found is None:
+        raise ValueError(f"data: {shown(folder)} has no folder of images ({', '.join(IMAGES)})")
     return found
 
 
-def _matched(images: Path, masks: list[Path]) -> tuple[tuple[Path, Path], ...]:
-    folder = next((path for path in masks if path.is_dir()), None)
-    if folder is None:
-        raise ValueError(f"data: {images} has no masks: there is none of {', '.join(map(str, masks))}")
-    kinds = get_img_extensions(as_set=True)
+def _masks(images: Path, above: Path, name: str) -> Path:
+    found = _named(above, (name.casefold(),) if name else MASKS, "masks")
+    if found is None:
+        raise ValueError(
+            f"data: {shown(images)} has no masks: there is none of {name or ', '.join(MASKS)} in {shown(above)}; "
+            "--task.masks NAME says another name, --task.splits leaves a split out"
+        )
+    return found
 
+
+def _matched(images: Path, masks: Path) -> tuple[tuple[Path, Path], ...]:
     def by_name(below: Path) -> dict[str, Path]:
-        files = sorted(path for path in below.rglob("*") if path.suffix.lower() in kinds and path.is_file())
-        return {str(path.relative_to(below).with_suffix("")): path for path in files}
+        found: dict[str, Path] = {}
+        for path in map(Path, files_below(below).images):
+            name = str(path.relative_to(below).with_suffix(""))
+            if name in found:
+                raise ValueError(f"data: {shown(found[name])} and {shown(path)} have one name: which is meant is open")
+            found[name] = path
+        return found
 
-    pictures, targets = by_name(images), by_name(folder)
+    pictures, targets = by_name(images), by_name(masks)
     for one, other, what in ((pictures, targets, "no mask in"), (targets, pictures, "no image in")):
-        lonely = [str(path) for name, path in one.items() if name not in other]
+        lonely = [shown(path) for name, path in one.items() if name not in other]
         if lonely:
             rest = f" and {len(lonely) - 3} more" if len(lonely) > 3 else ""
-            raise ValueError(f"data: {', '.join(lonely[:3])}{rest}: {what} {folder if one is pictures else images}")
+            raise ValueError(
+                f"data: {', '.join(lonely[:3])}{rest}: {what} {shown(masks if one is pictures else images)}"
+            )
     if not pictures:
-        raise ValueError(f"data: {images} holds no image ({', '.join(sorted(kinds))})")
+        raise ValueError(f"data: {shown(images)} holds no image, {only(files_below(images).left)}")
     return tuple((path, targets[name]) for name, path in pictures.items())
 
 
@@ -199,7 +313,7 @@ class CutPairs(torch.utils.data.Dataset):
                 x, y = self.cut(self.images.read(position))
                 largest = int(y.masked_fill(y == IGNORED, 0).max())
                 if largest >= self.classes:
-                    raise ValueError(
+                    raise BadData(
                         f"data: {self.images.files[position][1]} has the class {largest}, the last of {self.classes} "
                         f"is {self.classes - 1}"
                     )

@@ -17,9 +17,10 @@ from matmix.experiments.task import Batch, Recipe, Split, Task
 from matmix.experiments.weights import load_weights
 from matmix.ops.seed import fork_seed
 from vision.data.batches import Mix, evaluation_shares, load, training_shares
+from vision.data.folders import check_splits
 from vision.data.images import Images, Transformed
 from vision.data.sources import Source
-from vision.data.splits import sources, split_images
+from vision.data.splits import left_out, sources, split_images, summary
 from vision.recipes import published
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class Classify(Task):
     """Short side to which images are reduced once and held in memory; 0 = files are read each time."""
     broken: Literal["stop", "skip"] = "stop"
     """What an unreadable file does. "skip" reads everything once first, leaves those out and lists them."""
+    splits: tuple[str, ...] = ()
+    """The folders of the splits where their names leave that open: train=NAME val=NAME test=NAME; others are left out.
+    "none": all folders are classes, whatever they are called."""
     held_out: float = 0.1
     """Share of the training images that stands in for a validation (and test) split where the data have none."""
     split_seed: int = 0
@@ -83,6 +87,7 @@ class Classify(Task):
         for name, allowed in (("channels", (1, 3)), ("broken", ("stop", "skip"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
+        check_splits(self.splits)
         if not 0 <= self.held_out < 0.5:
             raise ValueError(f"held_out is a share in [0, 0.5), got {self.held_out}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -161,15 +166,31 @@ class Classify(Task):
 
     def images(self, split: Split) -> Images:
         """The images of a split; broken ones are gone, and decoded ones held, as the settings say."""
+        self._sources()
         return split_images(
-            self.data, self.as_test, split, self.channels, self.shrink, self.broken, self.held_out, self.split_seed
+            self.data,
+            self.as_test,
+            split,
+            self.channels,
+            self.shrink,
+            self.broken,
+            self.held_out,
+            self.split_seed,
+            self.splits,
         )
 
     def _mixes(self) -> bool:
         return bool(self.mixup or self.cutmix or self.smoothing)
 
     def _sources(self) -> dict[Split, Source]:
-        return sources(self.data, self.as_test)
+        found = sources(self.data, self.as_test, self.splits)
+        count = len(next(iter(found.values())).class_to_idx)
+        if self.classes not in (0, count):  # their numbers would be those of other classes
+            raise ValueError(
+                f"data: {self.data} has {count} classes, {type(self).__name__} has {self.classes}; the task "
+                "imagefolder takes any number"
+            )
+        return found
 
     def _noise(self, count: int, train: bool = False) -> tuple[Tensor, Tensor]:
         random, side = torch.Generator().manual_seed(0), self.side()
@@ -231,7 +252,15 @@ class Classify(Task):
         splits: tuple[Split, ...] = ("train", "val", "test")
         found: dict[str, Any] = {split: len(self.images(split)) for split in splits}
         broken = [name for split in splits for name in self.images(split).broken]
-        return found | ({"broken": len(broken), "broken files": ", ".join(broken)} if broken else {})
+        found |= {"broken": len(broken), "broken files": ", ".join(broken)} if broken else {}
+        left = left_out(self.data, self.as_test, self.splits)
+        return found | ({"left out": ", ".join(f"{count} {kind}" for kind, count in left.items())} if left else {})
+
+    def found(self) -> str:
+        if self.data == SYNTHETIC:
+            return ""
+        self._sources()
+        return summary(self.data, self.as_test, self.splits, self.held_out, self.split_seed)
 
 
 @cache

@@ -10,9 +10,10 @@ small ConvFormer starts from scratch at 128 px. `vision.data.masks` says how the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -22,7 +23,10 @@ from matmix.experiments.task import Batch, Recipe, Split, Task
 from matmix.experiments.weights import load_weights
 from matmix.ops.seed import fork_seed
 from vision.data.batches import evaluation_shares, load, training_shares
-from vision.data.masks import IGNORED, Cut, CutPairs, Pairs, pairs
+from vision.data.decoding import shown
+from vision.data.folders import check_splits, counted, files_below, listed
+from vision.data.images import readable, skipped
+from vision.data.masks import IGNORED, Cut, CutPairs, Pairs, check_classes, pairs
 from vision.data.splits import divide
 from vision.dense import semantic_fpn
 from vision.tasks.classify import data_config, sized
@@ -49,6 +53,17 @@ class Segmentation(Task):
     """Number of classes; 0 = as many as the masks of the training split show."""
     ignore_zero: bool = False
     """0 in a mask means "no class", and classes count from 1 (ADE20K)."""
+    mask_values: tuple[int, ...] = ()
+    """The values in masks that stand for the classes 0, 1, ..., as in 0 255; absent: the values are the classes."""
+    masks: str = ""
+    """Name of the folders of masks, where it is none of the usual ones or several are there."""
+    splits: tuple[str, ...] = ()
+    """The folders of the splits where their names leave that open: train=NAME val=NAME test=NAME; others are left out.
+    "none": images and masks are not divided."""
+    exif: bool = True
+    """Turn photos and masks as the orientation in their EXIF says; off: as the pixels are stored."""
+    broken: Literal["stop", "skip"] = "stop"
+    """What an unreadable image or mask does. "skip" reads everything once first, leaves those out and lists them."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Short side of a training image over `img_size`, from and to."""
     flip: float = 0.5
@@ -81,6 +96,16 @@ class Segmentation(Task):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.classes < IGNORED:
             raise ValueError(f"classes must be from 0 to {IGNORED - 1}, got {self.classes}")
+        if self.broken not in ("stop", "skip"):
+            raise ValueError(f"broken must be one of stop, skip, got {self.broken!r}")
+        check_splits(self.splits)
+        values = self.mask_values
+        if values and not (len(values) == len(set(values)) > 1 and all(0 <= value <= 255 for value in values)):
+            raise ValueError(f"mask_values must be two or more different numbers from 0 to 255, got {values}")
+        if values and (self.ignore_zero or self.classes not in (0, len(values))):
+            raise ValueError(
+                f"mask_values say {len(values)} classes; leave out classes and ignore_zero, which say others"
+            )
         if not 0 <= self.held_out < 0.5:
             raise ValueError(f"held_out is a share in [0, 0.5), got {self.held_out}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
@@ -126,12 +151,17 @@ class Segmentation(Task):
 
     def number_of_classes(self) -> int:
         """As told, or one more than the largest value in the training masks."""
-        if self.classes:
-            return self.classes
-        seen = np.flatnonzero(_counts(self.data, self.ignore_zero)[:IGNORED])
-        if len(seen) == 0:
-            raise ValueError(f"data: no mask of {self.data} has a pixel that counts")
-        return int(seen[-1]) + 1
+        if self.classes or self.mask_values:
+            return self.classes or len(self.mask_values)
+        counts = self._counts()
+        seen = np.flatnonzero(counts[:IGNORED])
+        classes = int(seen[-1]) + 1 if len(seen) else 0
+        check_classes(counts, classes, given=False)
+        return classes
+
+    def _counts(self, most: int | None = None) -> np.ndarray:
+        """Pixels of each value in the training masks."""
+        return _counts(self._data(), most)
 
     def example(self) -> tuple[Tensor, ...]:
         return (self._cut(False)(self.pairs("val").read(0))[0][None],)
@@ -143,26 +173,37 @@ class Segmentation(Task):
     ) -> Iterator[Batch]:
         found, train, where = self.pairs(split), split == "train", {"rank": rank, "world": world}
         if train:
+            self._check()
             shares = training_shares(len(found), batch_size, seed=seed, start=start, **where)
         else:
             shares = evaluation_shares(len(found), batch_size, **where)
         dataset = CutPairs(found, self._cut(train), self.number_of_classes())
-        return (Batch(x, y) for x, y in load(dataset, shares))  # type: ignore[arg-type]
+        return (Batch(x, y) for x, y in load(dataset, shares))
 
     def pairs(self, split: Split) -> Pairs:
         """Images and masks of a split. A lone validation split is what one tests on."""
-        found = dict(pairs(self.data))
+        found = self._files()
         if "val" in found and "test" not in found:
             found["test"] = found.pop("val")
         missing: list[Split] = [name for name in ("val", "test") if name not in found]
         if split in missing and self.held_out == 0:  # as in the papers: what one tests on also picks the weights
-            return Pairs(found["test" if "test" in found else "train"], self.ignore_zero)
+            return self._pairs(found["test" if "test" in found else "train"])
         if split == "train" or split in missing:
             files = found["train"]
             parts = divide([0] * len(files), self.held_out, len(missing), self.split_seed)
             part = parts[missing.index(split) if split in missing else -1]
-            return Pairs([files[index] for index in part], self.ignore_zero)
-        return Pairs(found[split], self.ignore_zero)
+            return self._pairs([files[index] for index in part])
+        return self._pairs(found[split])
+
+    def _pairs(self, files: Sequence[tuple[Path, Path]]) -> Pairs:
+        return Pairs(files, self.ignore_zero, self.mask_values, self.exif)
+
+    def _data(self) -> tuple[Any, ...]:
+        """What the pairs and their masks depend on."""
+        return self.data, self.splits, self.masks, self.ignore_zero, self.mask_values, self.exif, self.broken
+
+    def _files(self) -> dict[Split, tuple[tuple[Path, Path], ...]]:
+        return dict(_files(*self._data())[0])
 
     def _cut(self, train: bool) -> Cut:
         config = data_config(self.architecture)
@@ -196,9 +237,66 @@ class Segmentation(Task):
 
     def facts(self) -> dict[str, Any]:
         splits: tuple[Split, ...] = ("train", "val", "test")
-        return {split: len(self.pairs(split)) for split in splits} | {"classes": self.number_of_classes()}
+        found = {split: len(self.pairs(split)) for split in splits} | {"classes": self.number_of_classes()}
+        broken = _files(*self._data())[1]
+        return found | ({"broken": len(broken), "broken files": ", ".join(broken)} if broken else {})
+
+    def _check(self) -> np.ndarray:
+        """The training masks are worth training on: more than one class occurs."""
+        counts = self._counts(200 if self.classes else None)
+        if np.count_nonzero(counts[:IGNORED]) < 2:  # of those 200; what is rare may be in others
+            counts = self._counts()
+        check_classes(counts, self.number_of_classes(), given=bool(self.classes or self.mask_values))
+        return counts
+
+    def found(self) -> str:
+        counts, names = self._check(), self._files()
+        lines = [f"data: {shown(self.data)}"]
+        for split in ("train", "val", "test"):
+            files = self.pairs(split).files
+            above = sorted({shown(Path(*path.parts[:-1])) for path, _ in names.get(split, ())[:1]})
+            lines.append(f"  {split}: {len(files):,} pairs of image and mask{f' ({above[0]}, ...)' if above else ''}")
+        classes = self.number_of_classes()
+        shares = counts[:classes] / max(1, counts[:IGNORED].sum())
+        absent = [str(label) for label in range(classes) if not counts[label]]
+        if classes <= 12:
+            lines.append("  pixels by class: " + ", ".join(f"{at} {share:.1%}" for at, share in enumerate(shares)))
+        else:
+            lines.append(f"  {classes} classes, from {shares.min():.2%} to {shares.max():.2%} of the pixels")
+        if absent:
+            of = "200 training masks" if self.classes and len(names["train"]) > 200 else "the training masks"
+            lines.append(f"  in none of {of}: class {listed(absent, word='', most=10)}")
+        if counts[IGNORED]:
+            lines.append(f"  not counted: {counts[IGNORED] / counts.sum():.1%} of the pixels")
+        there = files_below(Path(self.data).expanduser())
+        others = len(there.images) - 2 * sum(map(len, names.values()))
+        if there.left or others:
+            lines.append(f"  left out: {counted(there.left, others)}")
+        return "\n".join(lines)
 
 
 @cache
-def _counts(data: str, ignore_zero: bool) -> np.ndarray:
-    return Pairs(pairs(data)["train"], ignore_zero).counts()
+def _files(
+    data: str,
+    splits: tuple[str, ...],
+    masks: str,
+    ignore_zero: bool,
+    values: tuple[int, ...],
+    exif: bool,
+    broken: str,
+) -> tuple[dict[Split, tuple[tuple[Path, Path], ...]], tuple[str, ...]]:
+    """The pairs of every split that can be read, and the files that cannot."""
+    found, left = dict(pairs(data, splits, masks)), list[str]()
+    if broken == "skip":
+        for split, files in found.items():
+            good, bad = readable(Pairs(files, ignore_zero, values, exif))
+            skipped(split, len(files), bad)
+            found[split], left = tuple(files[at] for at in good), left + bad
+    return found, tuple(left)
+
+
+@cache
+def _counts(data: tuple[Any, ...], most: int | None) -> np.ndarray:
+    """All masks are read for it, so once."""
+    _, _, _, ignore_zero, values, exif, _ = data
+    return Pairs(_files(*data)[0]["train"], ignore_zero, values, exif).counts(most)
