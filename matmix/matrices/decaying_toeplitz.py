@@ -44,7 +44,7 @@ class DecayingToeplitz(Matrix):
         return (batch, heads, self.length, self.length)
 
     def powers(self, exponents: Tensor) -> Tensor:
-        """``z^l`` for integers ``l >= 0`` of shape ``(K,)``, real pairs ``(B or 1, H, K, N, 2)``."""
+        """``z^l`` for integers ``l >= 0`` of shape ``(K,)`` or ``(B, 1, K)``, real pairs ``(B or 1, H, K, N, 2)``."""
         dtype = working_dtype(self.log_poles)
         # -inf * 0 is not a number; far below the smallest exponent of float32, e^x is 0 all the same.
         decay = self.log_poles[..., 0].to(dtype).clamp(min=-1e30)
@@ -120,6 +120,37 @@ class DecayingToeplitz(Matrix):
         state = torch.stack([state[..., 0] + value.to(state.dtype).unsqueeze(2), state[..., 1]], -1)
         weight = self.coefficients.to(state.dtype).unsqueeze(3)
         return (weight[..., 0] * state[..., 0] - weight[..., 1] * state[..., 1]).sum(2), state
+
+    def absorb(
+        self, values: Tensor, state: Tensor | None = None, padding: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The product with ``values (B, H, L, W)`` that follow on a state, and the state after them.
+
+        Args:
+            values: zeros for the first ``padding`` tokens.
+            state: as in ``step``; zeros where absent.
+            padding: for how many tokens each sample's state stays as it is, ``(B,)``; rows before are not made.
+        """
+        mixed, after = self.matmul(values), self.final_state(values)
+        if state is None:
+            return mixed, after
+        batch, heads, modes, width = state.shape[:4]
+        dtype, one = after.dtype, torch.ones(1, device=self.device)
+        with full_precision(self.device):
+            entering = complex_product(self.powers(one).movedim(2, 3).to(dtype), state.to(dtype))
+            # Row i reads z^(i + 1) h: a kernel once more, whose coefficients hang on the sample.
+            weights = complex_product(self.coefficients.to(dtype).unsqueeze(3), entering).movedim(3, 2)
+            poles = self.log_poles.unsqueeze(2).expand(*self.log_poles.shape[:2], width, modes, 2).flatten(1, 2)
+            left = DecayingToeplitz(poles, weights.flatten(1, 2), self.length).taps()
+            left = left.unflatten(1, (heads, width)).mT  # (B, H, L, W)
+            count = torch.full((batch,), self.length, device=self.device)
+            if padding is not None:
+                count = count - padding
+                late = torch.arange(self.length, device=self.device) - padding.unsqueeze(1)
+                late = late.clamp(min=0).view(batch, 1, -1, 1).expand(left.shape)
+                left = left.gather(2, late)
+            kept = self.powers(count.view(-1, 1, 1)).movedim(2, 3)  # (B, H, N, 1, 2)
+            return (mixed + left).to(mixed.dtype), after + complex_product(kept.to(dtype), state.to(dtype))
 
     def final_state(self, values: Tensor) -> Tensor:
         """The state after all of ``values (B, H, L, W)``, from zeros: ``h = sum_j z^(L-1-j) v[j]``, O(N L W)."""

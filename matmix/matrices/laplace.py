@@ -31,7 +31,7 @@ class Laplace(Matrix):
     key: Tensor  # (B or 1, H, L_in, E)
     mask: Tensor | None = None  # (B or 1, L_in) bool, True = a key that may be seen
     bias: Tensor | None = None  # (B or 1, H or 1, L_out, L_in), added to the scores
-    causal: bool = static(default=False)  # row i sees columns j <= i
+    causal: bool = static(default=False)  # row i sees columns j <= i; the last row all, where there are more columns
 
     @property
     def shape(self) -> Shape:
@@ -43,7 +43,8 @@ class Laplace(Matrix):
         columns = torch.arange(self.key.shape[2], device=self.key.device)
         seen = columns[None, None, None] >= 0
         if self.causal:
-            seen = columns <= torch.arange(self.query.shape[2], device=self.key.device).unsqueeze(1)
+            rows = columns[len(columns) - self.query.shape[2] :]
+            seen = columns <= rows.unsqueeze(1)
             seen = seen[None, None]
         return seen if self.mask is None else seen & self.mask[:, None, None]
 

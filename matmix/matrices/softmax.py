@@ -30,7 +30,7 @@ class Softmax(Matrix):
     mask: Tensor | None = None  # (B or 1, L_in) bool, True = a key that may be seen
     bias: Tensor | None = None  # (B or 1, H or 1, L_out, L_in), added to the scores
     factor: float | None = static(default=None)  # on the scores; None: 1 / sqrt(E)
-    causal: bool = static(default=False)  # row i sees columns j <= i
+    causal: bool = static(default=False)  # row i sees columns j <= i; the last row all, where there are more columns
 
     properties: ClassVar = frozenset({"row_stochastic"})
     dense_below: ClassVar = 512
@@ -69,7 +69,8 @@ class Softmax(Matrix):
         """Which keys the rows from start to stop may see, broadcast to (B, 1, rows, L_in); None: all."""
         allowed = None if self.mask is None else self.mask[:, None, None, :]
         if self.causal:
-            rows = torch.arange(start, stop, device=self.key.device).unsqueeze(1)
+            more = self.key.shape[2] - self.query.shape[2]
+            rows = torch.arange(start + more, stop + more, device=self.key.device).unsqueeze(1)
             past = torch.arange(self.key.shape[2], device=self.key.device) <= rows
             allowed = past[None, None] if allowed is None else allowed & past
         return allowed
@@ -104,7 +105,7 @@ class Softmax(Matrix):
         if size != columns_wide <= 128 and size <= 128 and query.device.type == "cpu":
             # The fused kernel of the CPU needs one width for all; zeros change no score.
             query, key, values = (F.pad(t, (0, max(size, columns_wide) - t.shape[3])) for t in (query, key, values))
-        if self.mask is None and self.bias is None:
+        if self.mask is None and self.bias is None and not (self.causal and rows != columns):
             mixed = scaled_dot_product_attention(query, key, values, is_causal=self.causal, scale=factor)
         else:
             # A row without any key would be 0 / 0: open it and put the zero there afterwards.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.matrices.softmax import Softmax
-from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
+from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops.effective import numbers
 from matmix.ops.linear import linear
@@ -85,24 +85,15 @@ class Attention(Mixer):
         empty = numbers(self.qkv).new_zeros(batch, self.heads, 0, self.head_dim)
         return empty, empty, torch.ones(batch, 0, dtype=torch.bool, device=empty.device)
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        if not self.causal:
-            return super().prefill(x, mask=mask)
+    def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
         query, key, values = self._heads(x)
-        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
-        matrix = Softmax(query, key, mask, causal=True)
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
-        return drop_padding(self.merge(matrix.matmul(values), None), mask), (key, values, real)
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if not self.causal:
-            return super().step(x, state)
-        query, key, value = self._heads(x.unsqueeze(1))
-        keys, values, real = state
-        keys, values = torch.cat((keys.to(key.dtype), key), 2), torch.cat((values.to(value.dtype), value), 2)
-        real = torch.cat((real, real.new_ones(x.shape[0], 1)), 1)
-        mixed = Softmax(query, keys, real).matmul(values)
-        return self.merge(mixed, None).squeeze(1), (keys, values, real)
+        if state is not None:
+            keys, past, before = state
+            key, values = torch.cat((keys.to(key.dtype), key), 2), torch.cat((past.to(values.dtype), values), 2)
+            mask = real = torch.cat((before, real), 1)
+        mixed = Softmax(query, key, mask, causal=True).matmul(values)
+        return self.merge(mixed, None), (key, values, real)
 
     published: ClassVar[dict[str, Any]] = {
         "sail-sg/metaformer": lambda module, state: state,

@@ -14,8 +14,10 @@ from typing import Any, Literal, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from matmix.matrices.base import Matrix
+from matmix.ops.masks import in_order, padding_first
 from matmix.ops.sizes import is_size
 
 Grid = tuple[int, ...]
@@ -117,13 +119,18 @@ class Mixer(nn.Module):
         """The state before the first token."""
         raise NotImplementedError(f"{type(self).__name__} is not recurrent")
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        """Outputs for a whole prompt ``(B, L, D)`` and the state after it. A mask pads on the left."""
+    def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
+        """Outputs for tokens ``(B, L, D)`` and the state after them, from the state before (None: ``init_state``).
+
+        Masked tokens come as zeros, and each sample ends with a real token: padding stands before the first one. It is
+        as if it were not there, also between the state and the first token. Outputs at masked tokens are not read.
+        """
         raise NotImplementedError(f"{type(self).__name__} is not recurrent")
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One token ``(B, D)`` and the state before it to its output ``(B, D)`` and the state after it."""
-        raise NotImplementedError(f"{type(self).__name__} is not recurrent")
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """``absorb`` of one token ``(B, D)``, where there is a shorter way."""
+        out, state = self.absorb(x.unsqueeze(1), None, state)
+        return out.squeeze(1), state
 
     # ------------------------------------------------------------------ what a caller uses
 
@@ -149,6 +156,70 @@ class Mixer(nn.Module):
         """The matrix that ``forward`` multiplies by for these tokens, ``(B or 1, H, L, L_in)``."""
         context = self._context(x, grid, mask)
         return self.project(drop_padding(x, mask), context).matrix
+
+    @final
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None, state: State | None = None) -> tuple[Tensor, State]:
+        """Outputs for a prompt ``(B, L, D)``, or for a further part of it, and the state after it.
+
+        Args:
+            x: tokens, at least one.
+            mask: ``(B, L)`` bool, True = a real token. Padding at either end is as if it were not there: the state is
+                the one after a sample's last real token. A masked token between real ones is what it is to ``forward``:
+                zeros to a short convolution, nothing to a state whose decay hangs on the token, a step without input
+                to one whose decay is fixed (``s4d``, ``ema``, ``mega``, ``longvq``).
+            state: of ``init_state``, ``prefill`` or ``step``; the tokens follow on it. Gradients reach it.
+
+        Raises:
+            ValueError: for tokens, a mask or a state that do not fit.
+        """
+        if not self.traits.recurrent:
+            self.init_state(0)  # says what is not recurrent
+        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
+        if state is not None:
+            self._check_state(x, state)
+        if mask is None:
+            out, state = self.absorb(x, None, state)
+        else:
+            if self.traits.mask != "trim":
+                raise ValueError(
+                    f"{type(self).__name__}: prefill takes no mask, as padding changes what real tokens see"
+                )
+            order, back = padding_first(mask)
+            out, state = self.absorb(in_order(drop_padding(x, mask), order), mask.gather(1, order), state)
+            out = drop_padding(in_order(out, back), mask)
+        return (out if out.dtype == x.dtype else out.to(x.dtype)), state
+
+    @final
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token ``(B, D)`` and the state before it to its output ``(B, D)`` and the state after it.
+
+        Raises:
+            ValueError: for a token that does not fit, or a state of another batch.
+        """
+        first = state
+        while isinstance(first, tuple):
+            first = first[0]
+        if x.dim() != 2 or x.shape[1] != self.dim or (isinstance(first, Tensor) and first.shape[0] != x.shape[0]):
+            raise ValueError(
+                f"{type(self).__name__}: step takes a token (B, {self.dim}) and a state of as many samples, got "
+                f"{tuple(x.shape)} and a state of {first.shape[0] if isinstance(first, Tensor) else 'none'}"
+            )
+        out, state = self.advance(x, state)
+        return (out if out.dtype == x.dtype else out.to(x.dtype)), state
+
+    def _check_state(self, x: Tensor, state: State) -> None:
+        """A ValueError for a state of another mixer or batch; what is empty at the start may have grown."""
+        wanted, form = pytree.tree_flatten(self.init_state(x.shape[0]))
+        given, other = pytree.tree_flatten(state)
+        if form != other or any(
+            w.dim() != g.dim() or any(n not in (0, m) for n, m in zip(w.shape, g.shape, strict=True))
+            for w, g in zip(wanted, given, strict=True)
+        ):
+            shapes = [tuple(t.shape) if isinstance(t, Tensor) else t for t in given]
+            raise ValueError(
+                f"{type(self).__name__}: state must be like that of init_state({x.shape[0]}), "
+                f"{[tuple(t.shape) for t in wanted]} (0 may have grown), got {shapes}"
+            )
 
     def _context(self, x: Tensor, grid: Grid | None, mask: Tensor | None) -> Context:
         name = type(self).__name__

@@ -17,7 +17,7 @@ from matmix.matrices.unit_lower_inverse import UnitLowerInverse
 from matmix.mixers.base import Grid
 from matmix.mixers.fast_weights import FastWeights, FastWeightTokens, from_fla, outer
 from matmix.mixers.registry import register
-from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.precision import working_dtype
 
 
 @register(
@@ -84,11 +84,14 @@ class DeltaRule(FastWeights):
     def _mixing(self, tokens: FastWeightTokens, mask: Tensor | None) -> Matrix:
         return Product(self._factors(tokens))
 
-    def _remember(self, tokens: FastWeightTokens, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _remember(self, tokens: FastWeightTokens, mask: Tensor | None, memory: Tensor | None) -> tuple[Tensor, Tensor]:
         read, solve, strength = self._factors(tokens)
-        new = solve.matmul(strength.matmul(tokens.values.to(tokens.key.dtype)))
-        with full_precision(new.device):
-            return read.matmul(new), new.mT @ tokens.key
+        values = tokens.values.to(tokens.key.dtype)
+        if memory is not None:  # what keys already hold is taken off what they are to hold
+            values = values - tokens.key @ memory.mT
+        new = solve.matmul(strength.matmul(values))
+        mixed, written = read.matmul(new), new.mT @ tokens.key
+        return (mixed, written) if memory is None else (mixed + tokens.query @ memory.mT, memory + written)
 
     def _update(self, memory: Tensor, tokens: FastWeightTokens) -> Tensor:
         key, dtype = tokens.key.to(memory.dtype), memory.dtype

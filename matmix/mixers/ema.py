@@ -16,6 +16,7 @@ from matmix.matrices.decaying_toeplitz import DecayingToeplitz
 from matmix.matrices.toeplitz import Toeplitz
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
+from matmix.ops.masks import padding_before
 from matmix.ops.precision import full_precision, working_dtype
 
 
@@ -92,16 +93,15 @@ class EMA(Mixer):
             return super().init_state(batch)
         return self.delta.new_zeros(batch, self.dim, self.states, dtype=working_dtype(self.delta))
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        if not self.causal:
-            return super().prefill(x, mask=mask)
-        matrix, values, _ = self.project(x, self._context(x, (x.shape[1],), mask))
-        out = drop_padding(self.merge(matrix.matmul(values), None), mask)
-        return out, self._one_way(*self._modes(), x.shape[1]).final_state(values)[..., 0, 0]
+    def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
+        values = drop_padding(x, mask).mT.unsqueeze(-1)
+        if state is not None:
+            state = torch.stack((state, torch.zeros_like(state)), -1).unsqueeze(3)
+        kernel = self._one_way(*self._modes(), x.shape[1])
+        mixed, state = kernel.absorb(values, state, None if mask is None else padding_before(mask))
+        return self.merge(mixed + self.omega.view(-1, 1, 1) * values, None), state[..., 0, 0]
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if not self.causal:
-            return super().step(x, state)
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         poles, weights = self._modes()
         with full_precision(x.device):
             value = x.to(state.dtype)

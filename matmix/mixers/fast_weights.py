@@ -35,7 +35,6 @@ class FastWeightTokens(NamedTuple):
     values: Tensor  # (B, H, L, W)
     gate: Tensor | None  # (B, L, H W)
     control: Tensor | None  # (B, L, extra): what decay or strength are made of
-    signal: Tensor  # queries, keys and values before the short convolution
 
 
 class FastWeights(Mixer):
@@ -94,8 +93,8 @@ class FastWeights(Mixer):
         """The matrix."""
         raise NotImplementedError
 
-    def _remember(self, tokens: FastWeightTokens, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The product with the values, and the state ``(B, H, W, E)`` after the last token."""
+    def _remember(self, tokens: FastWeightTokens, mask: Tensor | None, memory: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The product with the values, and the state ``(B, H, W, E)`` after the last token, from the one before."""
         raise NotImplementedError
 
     def _update(self, memory: Tensor, tokens: FastWeightTokens) -> Tensor:
@@ -106,13 +105,12 @@ class FastWeights(Mixer):
 
     def _tokens(self, x: Tensor, mask: Tensor | None) -> FastWeightTokens:
         signal, gate, control = linear(self.in_proj, x).split(self.sizes, -1)
-        if self.conv1d is None:
-            return self._split(signal, signal, gate, control, _positions(x, mask), mask)
-        signal = drop_padding(signal, mask)
-        return self._split(self.conv1d(signal, silu=True), signal, gate, control, _positions(x, mask), mask)
+        if self.conv1d is not None:
+            signal = self.conv1d(drop_padding(signal, mask), silu=True)
+        return self._split(signal, gate, control, _positions(x, mask), mask)
 
     def _split(
-        self, mixed: Tensor, signal: Tensor, gate: Tensor, control: Tensor, position: Tensor, mask: Tensor | None
+        self, mixed: Tensor, gate: Tensor, control: Tensor, position: Tensor, mask: Tensor | None
     ) -> FastWeightTokens:
         keys = self.heads * self.key_dim
         query, key, values = (
@@ -121,9 +119,7 @@ class FastWeights(Mixer):
         query, key = self._features(query, key, position)
         key = key if mask is None else key.masked_fill(~mask[:, None, :, None], 0)
         query = query * self.key_dim**-0.5
-        return FastWeightTokens(
-            query, key, values, gate if self.sizes[1] else None, control if self.sizes[2] else None, signal
-        )
+        return FastWeightTokens(query, key, values, gate if self.sizes[1] else None, control if self.sizes[2] else None)
 
     def project(self, x: Tensor, context: Context) -> Projected:
         tokens = self._tokens(x, context.mask)
@@ -146,21 +142,27 @@ class FastWeights(Mixer):
             torch.zeros(batch, dtype=torch.int64, device=weight.device),
         )
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, FastWeightState]:
-        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
-        tokens = self._tokens(x, mask)
-        mixed, memory = self._remember(tokens, mask)
-        window = x.new_zeros(x.shape[0], 0, 0) if self.conv1d is None else self.conv1d.window(tokens.signal)
-        state = FastWeightState(window, memory, _positions(x, mask)[:, -1] + 1)
-        return drop_padding(self.merge(mixed.to(tokens.values.dtype), tokens.gate), mask), state
+    def absorb(self, x: Tensor, mask: Tensor | None, state: FastWeightState | None) -> tuple[Tensor, FastWeightState]:
+        window, memory, before = (None, None, None) if state is None else state
+        signal, gate, control = linear(self.in_proj, x).split(self.sizes, -1)
+        if self.conv1d is None:
+            window = x.new_zeros(x.shape[0], 0, 0)
+        else:
+            signal, window = self.conv1d.absorb(drop_padding(signal, mask), mask, window, silu=True)
+        position = _positions(x, mask) if before is None else _positions(x, mask) + before.unsqueeze(1)
+        tokens = self._split(signal, gate, control, position, mask)
+        with full_precision(x.device):
+            mixed, memory = self._remember(tokens, mask, memory)
+        out = self.merge(mixed.to(tokens.values.dtype), tokens.gate)
+        return out, FastWeightState(window, memory, position[:, -1] + 1)
 
-    def step(self, x: Tensor, state: FastWeightState) -> tuple[Tensor, FastWeightState]:
+    def advance(self, x: Tensor, state: FastWeightState) -> tuple[Tensor, FastWeightState]:
         signal, gate, control = self.in_proj(x.unsqueeze(1)).split(self.sizes, -1)
-        mixed, window = signal, state.window
+        window = state.window
         if self.conv1d is not None:
-            mixed, window = self.conv1d.step(signal.squeeze(1), window.to(signal.dtype))
-            mixed = F.silu(mixed).unsqueeze(1)
-        tokens = self._split(mixed, signal, gate, control, state.position.unsqueeze(1), None)
+            signal, window = self.conv1d.step(signal.squeeze(1), window.to(signal.dtype))
+            signal = F.silu(signal).unsqueeze(1)
+        tokens = self._split(signal, gate, control, state.position.unsqueeze(1), None)
         with full_precision(x.device):
             memory = self._update(state.memory, tokens)
             read = memory @ tokens.query.to(memory.dtype).mT
@@ -173,9 +175,11 @@ class Forgetting(FastWeights):
 
     kind: ClassVar[type[Matrix]] = Semiseparable  # of queries, keys and log decays
 
-    def _scan(self, values: Tensor, query: Tensor, key: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
-        """The product and the last state."""
-        return ssd_scan(values, query, key, log_decay)
+    def _scan(
+        self, values: Tensor, query: Tensor, key: Tensor, log_decay: Tensor, initial: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The product and the last state, from the one before."""
+        return ssd_scan(values, query, key, log_decay, initial=initial)
 
     def _log_decay(self, tokens: FastWeightTokens, mask: Tensor | None) -> Tensor:
         """``(B or 1, H, L)`` or ``(B, H, L, E)``, in float32 at least; 0 at masked tokens."""
@@ -184,8 +188,8 @@ class Forgetting(FastWeights):
     def _mixing(self, tokens: FastWeightTokens, mask: Tensor | None) -> Matrix:
         return self.kind(tokens.query, tokens.key, self._log_decay(tokens, mask))  # type: ignore[call-arg]
 
-    def _remember(self, tokens: FastWeightTokens, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._scan(tokens.values, tokens.query, tokens.key, self._log_decay(tokens, mask))
+    def _remember(self, tokens: FastWeightTokens, mask: Tensor | None, memory: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._scan(tokens.values, tokens.query, tokens.key, self._log_decay(tokens, mask), memory)
 
     def _update(self, memory: Tensor, tokens: FastWeightTokens) -> Tensor:
         decay = self._log_decay(tokens, None).exp().to(memory.dtype)

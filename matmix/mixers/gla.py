@@ -64,12 +64,15 @@ class GLA(Forgetting):
 
     def _log_decay(self, tokens: FastWeightTokens, mask: Tensor | None) -> Tensor:
         assert tokens.control is not None
-        gate = self.gate_proj(tokens.control)
+        # Where autocast is off, as in a step, what it made before is in its dtype still.
+        gate = self.gate_proj(tokens.control.to(self.gate_proj.weight.dtype))
         gate = F.logsigmoid(gate.to(working_dtype(gate))) / self.gate_normalizer
         return split_heads(gate if mask is None else gate.masked_fill(~mask.unsqueeze(-1), 0), self.heads)
 
-    def _scan(self, values: Tensor, query: Tensor, key: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
-        return channel_scan(values, query, key, log_decay)
+    def _scan(
+        self, values: Tensor, query: Tensor, key: Tensor, log_decay: Tensor, initial: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return channel_scan(values, query, key, log_decay, initial=initial)
 
     @staticmethod
     def _from_fla(module: GLA, state: dict[str, Tensor]) -> dict[str, Tensor]:

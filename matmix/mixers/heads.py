@@ -105,12 +105,14 @@ class Heads(Mixer):
     def init_state(self, batch: int) -> State:
         return tuple(part.init_state(batch) for part in self.parts)  # type: ignore[operator]
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        outputs, states = zip(*(part.prefill(share, mask=mask) for part, share in self._shares(x)), strict=True)
+    def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
+        state = [None] * len(self.parts) if state is None else state
+        results = [part.absorb(share, mask, own) for (part, share), own in zip(self._shares(x), state, strict=True)]
+        outputs, states = zip(*results, strict=True)
         return torch.cat(outputs, -1), states
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        results = [part.step(share, own) for (part, share), own in zip(self._shares(x), state, strict=True)]
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        results = [part.advance(share, own) for (part, share), own in zip(self._shares(x), state, strict=True)]
         outputs, states = zip(*results, strict=True)
         return torch.cat(outputs, -1), states
 

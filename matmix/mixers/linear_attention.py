@@ -12,12 +12,13 @@ from matmix.matrices.algebra import Product
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.low_rank import LowRank
 from matmix.matrices.semiseparable import Semiseparable
-from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
+from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops.activations import untransformed
 from matmix.ops.effective import numbers
 from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.scan import ssd_scan
 
 TINY = 1e-6  # no normaliser is smaller: rows that see no token stay zero
 
@@ -89,19 +90,18 @@ class LinearAttention(Mixer):
         zeros = zeros.to(working_dtype(zeros))
         return zeros, zeros[..., 0]
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        if not self.causal:
-            return super().prefill(x, mask=mask)
-        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
+    def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
         query, key, values = self._features(x, mask)
-        out = drop_padding(self.merge(self._matrix(query, key).matmul(values), None), mask)
-        exact = working_dtype(key)
+        past, seen = self.init_state(x.shape[0]) if state is None else state
+        start = None if state is None else past.mT
         with full_precision(x.device):
-            return out, (key.mT.to(exact) @ values.to(exact), key.to(exact).sum(2))
+            mixed, memory = ssd_scan(values, query, key, key.new_zeros(1, *key.shape[1:3]), initial=start)
+            sums = key.to(seen.dtype).cumsum(2) + seen.unsqueeze(2)
+            share = (query.to(seen.dtype) * sums).sum(-1, keepdim=True).clamp(min=TINY)
+            mixed = (mixed / share).to(values.dtype)
+        return self.merge(mixed, None), (memory.mT, sums[:, :, -1])
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if not self.causal:
-            return super().step(x, state)
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         query, key, value = self._features(x.unsqueeze(1), None)
         past, seen = state
         exact = past.dtype

@@ -18,6 +18,7 @@ from matmix.mixers.base import Context, Grid, Projected, State, drop_padding
 from matmix.mixers.mega import Mega
 from matmix.mixers.registry import register
 from matmix.mixers.vq_attention import hide, inverse, one_hot, past_codes, past_weights
+from matmix.ops.masks import continued
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.vector_quantizer import VectorQuantizer
 
@@ -149,30 +150,31 @@ class LongVQ(Mega):
         nobody = torch.full((batch, 1, self.window), -1, device=total.device)
         return self.move.init_state(batch), total[..., 0], total, nobody, total.new_zeros(batch, 1, self.window, width)
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        if not self.causal:
-            return super().prefill(x, mask=mask)
-        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
+    def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
+        averages, count, total, last, recent = self.init_state(x.shape[0]) if state is None else state
         normed = self.norm(x)
-        moved, averages = self.move.prefill(normed, mask=mask)
+        moved, averages = self.move.absorb(normed, mask, None if state is None else averages)
         query, key, values, rest = self._normalised(x, normed, moved)
-        codes = self.quantizer(key)
+        reach = self.window
         with full_precision(x.device):
-            mixed = self._over_codes(query, key, codes, mask).matmul(values)
-            codes = hide(codes, mask)
-            chosen = Selection(codes, self.quantizer.c_count.shape[1], values.dtype)
-            count = chosen.rmatmul(values.new_ones(*codes.shape, 1)).squeeze(-1)
-            last = F.pad(codes, (self.window, 0), value=-1)[:, :, -self.window :]
-            recent = F.pad(values, (0, 0, self.window, 0))[:, :, -self.window :]
-        out = drop_padding(self.merge(mixed, rest), mask)
-        return out, (averages, count, chosen.rmatmul(values), last, recent)
+            codes = self.quantizer(key)
+            past = past_codes(query, key, codes, self.quantizer.codebook(), mask, count)
+            # The window reaches back over the border of the state.
+            codes = continued(last.squeeze(1), hide(codes, mask).squeeze(1), mask).unsqueeze(1)
+            near = continued(recent.squeeze(1), values.squeeze(1), mask).unsqueeze(1)
+            band = self._near(past.table, codes.unfold(2, reach + 1, 1))
+            window = Banded(F.pad(band, (0, 0, reach, 0)), tuple(range(-reach, 1)))
+            mixed = past.everywhere().matmul(values) + past.table @ total.to(values.dtype)
+            mixed = mixed + window.matmul(near)[:, :, reach:]
+            mixed = mixed * inverse((past.table * past.number).sum(-1) + band.sum(-1)).unsqueeze(-1)
+            total = total + (past.chosen.mT @ values).to(total.dtype)
+        number = past.number[:, :, -1].to(count.dtype)
+        return self.merge(mixed, rest), (averages, number, total, codes[:, :, -reach:], near[:, :, -reach:])
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if not self.causal:
-            return super().step(x, state)
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         averages, count, total, last, recent = state
         normed = self.norm(x)
-        moved, averages = self.move.step(normed, averages)
+        moved, averages = self.move.advance(normed, averages)
         query, key, value, rest = self._normalised(x.unsqueeze(1), normed.unsqueeze(1), moved.unsqueeze(1))
         with full_precision(x.device):
             code = self.quantizer(key)

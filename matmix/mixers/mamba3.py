@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.matrices.algebra import Product, Sum
+from matmix.matrices.base import Matrix
 from matmix.matrices.convolution import Convolution
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.semiseparable import Semiseparable
@@ -20,9 +21,10 @@ from matmix.ops.effective import exactly, numbers
 from matmix.ops.gated import gated
 from matmix.ops.layers import GatedRMSNorm
 from matmix.ops.linear import linear
+from matmix.ops.masks import padding_before
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import ssd_scan
-from matmix.ops.state_space import head_width, step_bias, steps, undecayed
+from matmix.ops.state_space import head_width, initial_reading, step_bias, steps, undecayed
 
 
 class Mamba3State(NamedTuple):
@@ -153,15 +155,23 @@ class Mamba3(Mixer):
         projected = linear(self.in_proj, x)
         with full_precision(x.device):
             parts = self._parts(projected, context.mask)
-            angle = _wrapped(parts.turn.double().cumsum(2)).to(parts.turn.dtype)
-            inputs, outputs = _rotated(parts.inputs, angle), _rotated(parts.outputs, angle)
-            written = parts.now * parts.step
-            # Row i - 1 of the matrix below reads what row i must: with the vector of token i, one decay later.
-            ahead = F.pad((outputs * parts.log_decay.exp().unsqueeze(-1))[:, :, 1:], (0, 0, 0, 1))
-            own = (parts.outputs * parts.inputs).sum(-1) * written + self.D.to(written.dtype).unsqueeze(-1)
+            matrix = self._matrix(parts, *self._turned(parts))
+        return Projected(matrix, parts.values, parts.gate)
+
+    def _turned(self, parts: _Parts, start: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Angles ``(B, H, L, S)`` that follow on those of ``start (B, H, S)``, and B and C turned by them."""
+        total = parts.turn.double().cumsum(2)
+        angle = _wrapped(total if start is None else total + start.unsqueeze(2)).to(parts.turn.dtype)
+        return angle, _rotated(parts.inputs, angle), _rotated(parts.outputs, angle)
+
+    def _matrix(self, parts: _Parts, angle: Tensor, inputs: Tensor, outputs: Tensor) -> Matrix:
+        written = parts.now * parts.step
+        # Row i - 1 of the matrix below reads what row i must: with the vector of token i, one decay later.
+        ahead = F.pad((outputs * parts.log_decay.exp().unsqueeze(-1))[:, :, 1:], (0, 0, 0, 1))
+        own = (parts.outputs * parts.inputs).sum(-1) * written + self.D.to(written.dtype).unsqueeze(-1)
         below = Semiseparable(ahead, inputs, parts.log_decay, written + self._later(parts), self.chunk)
-        down = Convolution.causal(below.outputs.new_tensor([[1.0, 0.0]]), x.shape[1])
-        return Projected(Sum((Product((down, below)), Diagonal(own))), parts.values, parts.gate)
+        down = Convolution.causal(below.outputs.new_tensor([[1.0, 0.0]]), inputs.shape[2])
+        return Sum((Product((down, below)), Diagonal(own)))
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         y = merge_heads(mixed)
@@ -175,23 +185,33 @@ class Mamba3(Mixer):
         sizes = ((self.angles,), (self.width, self.states), (self.states,), (self.width,))
         return Mamba3State(*(torch.zeros(batch, self.heads, *size, **like) for size in sizes))
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Mamba3State]:
-        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
-        projected = self.in_proj(x)
+    def absorb(self, x: Tensor, mask: Tensor | None, state: Mamba3State | None) -> tuple[Tensor, Mamba3State]:
+        projected = linear(self.in_proj, x)
         with full_precision(x.device):
             parts = self._parts(projected, mask)
-            angle = _wrapped(parts.turn.double().cumsum(2)).to(parts.turn.dtype)
-            inputs = _rotated(parts.inputs, angle)
+            angle, inputs, outputs = self._turned(parts, None if state is None else state.angle)
+            mixed = self._matrix(parts, angle, inputs, outputs).matmul(parts.values)
+            key, value = inputs[:, :, -1], parts.values[:, :, -1].to(inputs.dtype)
+            start = None
+            if state is not None:
+                # The second half of the token before is written with the first token's step.
+                late = (1 - parts.now) * parts.step
+                if mask is None:
+                    late = late[..., :1]
+                else:
+                    first = padding_before(mask).clamp(max=x.shape[1] - 1)
+                    late = late.gather(2, first.view(-1, 1, 1).expand(-1, self.heads, 1))
+                    some = mask.any(1)[:, None, None]  # without a real token, the one before stays the last
+                    key, value = torch.where(some, key, state.key), torch.where(some, value, state.value)
+                start = state.memory + (late * state.value).unsqueeze(-1) * state.key.unsqueeze(-2)
+                mixed = mixed + (initial_reading(outputs, parts.log_decay) @ start.mT).to(mixed.dtype)
             # After the last token its second half is still to come: the weights of the others are complete.
             written = parts.now * parts.step + self._later(parts)
-            _, memory = ssd_scan(
-                parts.values, torch.zeros_like(inputs), inputs, parts.log_decay, written, chunk=self.chunk
-            )
-        out = self(x, grid=(x.shape[1],), mask=mask)
-        last = parts.values[:, :, -1].to(memory.dtype)
-        return out, Mamba3State(angle[:, :, -1], memory, inputs[:, :, -1], last)
+            blank = torch.zeros_like(inputs)
+            _, memory = ssd_scan(parts.values, blank, inputs, parts.log_decay, written, initial=start, chunk=self.chunk)
+        return self.merge(mixed, parts.gate), Mamba3State(angle[:, :, -1], memory, key, value)
 
-    def step(self, x: Tensor, state: Mamba3State) -> tuple[Tensor, Mamba3State]:
+    def advance(self, x: Tensor, state: Mamba3State) -> tuple[Tensor, Mamba3State]:
         parts = self._parts(self.in_proj(x).unsqueeze(1), None)
         angle = _wrapped(state.angle + parts.turn.squeeze(2))
         write, read = (_rotated(p.squeeze(2), angle) for p in (parts.inputs, parts.outputs))

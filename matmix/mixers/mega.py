@@ -14,9 +14,10 @@ from matmix.matrices.base import Matrix
 from matmix.matrices.chunk_diagonal import ChunkDiagonal
 from matmix.matrices.laplace import Laplace, SquaredReLU
 from matmix.matrices.softmax import Softmax
-from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding
+from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits
 from matmix.mixers.ema import EMA
 from matmix.mixers.registry import register
+from matmix.ops.masks import continued
 from matmix.ops.precision import working_dtype
 
 WEIGHTS: dict[str, Callable[..., Matrix]] = {"softmax": Softmax, "laplace": Laplace, "relu2": SquaredReLU}
@@ -125,7 +126,8 @@ class Mega(Mixer):
 
     def _attention(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Matrix:
         """The matrix of queries and keys ``(B, 1, L, E)``."""
-        bias = self._bias(torch.arange(query.shape[2], device=query.device), key.shape[2])
+        columns = torch.arange(key.shape[2], device=query.device)
+        bias = self._bias(columns[key.shape[2] - query.shape[2] :], key.shape[2])
         return WEIGHTS[self.activation](query, key, mask, bias, causal=self.causal)
 
     def _in_chunks(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Matrix:
@@ -167,23 +169,25 @@ class Mega(Mixer):
         values = self.gamma.new_zeros(batch, 1, 0, self.sizes[2])
         return self.move.init_state(batch), empty, values, torch.ones(batch, 0, dtype=torch.bool, device=empty.device)
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        if not self.traits.recurrent:
-            return super().prefill(x, mask=mask)
-        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
+    def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
+        averages, *cache = (None,) if state is None else state
         normed = self.norm(x)
-        moved, averages = self.move.prefill(normed, mask=mask)
+        moved, averages = self.move.absorb(normed, mask, averages)
         query, key, values, rest = self._parts(x, normed, moved)
-        out = self.merge(self._attention(query, key, mask).matmul(values), rest)
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
-        return drop_padding(out, mask), (averages, key, values, real)
+        if cache:  # distances count: padding between the past and the tokens would part them
+            key, values = (
+                continued(past.squeeze(1), new.squeeze(1), mask).unsqueeze(1)
+                for past, new in zip(cache[:2], (key, values), strict=True)
+            )
+            mask = real = continued(cache[2], real, mask)
+        out = self.merge(self._attention(query, key, mask).matmul(values), rest)
+        return out, (averages, key, values, real)
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if not self.traits.recurrent:
-            return super().step(x, state)
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         averages, keys, values, real = state
         normed = self.norm(x)
-        moved, averages = self.move.step(normed, averages)
+        moved, averages = self.move.advance(normed, averages)
         query, key, value, rest = self._parts(x.unsqueeze(1), normed.unsqueeze(1), moved.unsqueeze(1))
         keys, values = torch.cat((keys.to(key.dtype), key), 2), torch.cat((values.to(value.dtype), value), 2)
         real = torch.cat((real, real.new_ones(x.shape[0], 1)), 1)

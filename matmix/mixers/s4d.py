@@ -19,6 +19,7 @@ from matmix.matrices.toeplitz import Toeplitz
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops.fft import to_complex
+from matmix.ops.masks import padding_before
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.state_space import undecayed
 
@@ -279,17 +280,12 @@ class S4D(Mixer):
         shape = (batch, self.dim, modes.shape[1], 1, 2)
         return torch.zeros(shape, dtype=working_dtype(modes), device=modes.device)
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._refuse_bidirectional()
-        matrix, values, rest = self.project(x, self._context(x, None, mask))
-        assert isinstance(matrix, Sum)
-        out = drop_padding(self.merge(matrix.matmul(values), rest), mask)
-        kernel = matrix.terms[0]
-        assert isinstance(kernel, DecayingToeplitz)
-        return out, kernel.final_state(values)
+    def absorb(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        (kernel,), values = self.kernel(x.shape[1]), x.mT.unsqueeze(-1)
+        mixed, state = kernel.absorb(values, state, None if mask is None else padding_before(mask))
+        return self.merge(mixed + self.D.view(-1, 1, 1) * values, None), state
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        self._refuse_bidirectional()
+    def advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         (kernel,) = self.kernel(1)
         mixed, state = kernel.step(x.unsqueeze(-1), state)
         mixed = mixed.to(x.dtype) + (self.D * x).unsqueeze(-1)

@@ -222,18 +222,18 @@ class S6(Mixer):
         window = weight.new_zeros(batch, self.inner, self.conv1d.size)
         return S6State(window, weight.new_zeros(batch, self.inner, self.states, dtype=working_dtype(weight)))
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, S6State]:
-        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
+    def absorb(self, x: Tensor, mask: Tensor | None, state: S6State | None) -> tuple[Tensor, S6State]:
         signal, gate = self.in_proj(x).chunk(2, -1)
-        signal = drop_padding(signal, mask)
-        tokens = self._values(signal, mask)
+        window, memory = (None, None) if state is None else (state.window, state.memory.unsqueeze(2))
+        signal, window = self.conv1d.absorb(drop_padding(signal, mask), mask, window, silu=True)
+        tokens = drop_padding(signal, mask)
         selected = select(tokens, self.x_proj, self.dt_proj, self.states, mask)
         values = tokens.mT.unsqueeze(-1)
-        mixed, memory = diagonal_scan(values, *selected.factors(self.A_log), chunk=self.chunk)
+        mixed, memory = diagonal_scan(values, *selected.factors(self.A_log), initial=memory, chunk=self.chunk)
         out = self.merge(mixed.to(values.dtype) + self.D.view(-1, 1, 1) * values, gate)
-        return drop_padding(out, mask), S6State(self.conv1d.window(signal), memory.squeeze(2))
+        return out, S6State(window, memory.squeeze(2))
 
-    def step(self, x: Tensor, state: S6State) -> tuple[Tensor, S6State]:
+    def advance(self, x: Tensor, state: S6State) -> tuple[Tensor, S6State]:
         signal, gate = self.in_proj(x).chunk(2, -1)
         convolved, window = self.conv1d.step(signal, state.window.to(signal.dtype))
         values = F.silu(convolved)  # (B, D)

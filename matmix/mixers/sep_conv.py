@@ -16,6 +16,7 @@ from matmix.ops.effective import depthwise_of, numbers
 from matmix.ops.layers import StarReLU
 from matmix.ops.layout import image_of
 from matmix.ops.linear import linear
+from matmix.ops.masks import continued
 from matmix.ops.plain import is_plain
 
 
@@ -107,18 +108,13 @@ class SepConv(Mixer):
             return super().init_state(batch)
         return numbers(self).new_zeros(batch, self.kernel - 1, self.inner)
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        state = self.init_state(x.shape[0])
-        context = self._context(x, (x.shape[1],), mask)
-        inner = self._inner(x, context)
-        mixed = conv(self.dwconv, image_of(inner, context.grid), self._margins())
-        out = drop_padding(linear(self.pwconv2, mixed.flatten(2).mT), mask)
-        seen = torch.cat((state.to(inner.dtype), inner), 1)
-        return out, seen[:, seen.shape[1] - self.kernel + 1 :]
+    def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
+        state = self.init_state(x.shape[0]) if state is None else state
+        seen = continued(state, self._inner(x, Context(x.shape[1:2], mask)), mask)
+        mixed = conv(self.dwconv, image_of(seen, seen.shape[1:2]), self._margins()).flatten(2).mT
+        return linear(self.pwconv2, mixed[:, self.kernel - 1 :]), seen[:, x.shape[1] :]
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if not self.causal:
-            return super().step(x, state)
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         now = self.act1(self.pwconv1(x)).unsqueeze(1)
         window = torch.cat((state.to(now.dtype), now), 1)
         if is_plain(self.dwconv, nn.Conv1d):

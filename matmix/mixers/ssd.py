@@ -189,17 +189,17 @@ class SSD(Mixer):
             return SSDState(window, self.init_states.to(dtype).expand(batch, -1, -1, -1))
         return SSDState(window, weight.new_zeros(batch, self.heads, self.width, self.states, dtype=dtype))
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, SSDState]:
-        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
+    def absorb(self, x: Tensor, mask: Tensor | None, state: SSDState | None) -> tuple[Tensor, SSDState]:
         parts = self._parts(x, mask)
-        values, inputs, outputs = self._factors(self.conv1d(parts.signal, silu=True), mask)
+        signal, window = self.conv1d.absorb(parts.signal, mask, None if state is None else state.window, silu=True)
+        values, inputs, outputs = self._factors(signal, mask)
         log_decay = self._log_decay(parts.step).mT
         start = None if self.init_states is None else self.init_states.unsqueeze(0)
+        start = start if state is None else state.memory
         mixed, memory = ssd_scan(values, outputs, inputs, log_decay, parts.step.mT, initial=start, chunk=self.chunk)
-        out = self._finish(mixed, values, parts.passed)
-        return drop_padding(out, mask), SSDState(self.conv1d.window(parts.signal), memory)
+        return self._finish(mixed, values, parts.passed), SSDState(window, memory)
 
-    def step(self, x: Tensor, state: SSDState) -> tuple[Tensor, SSDState]:
+    def advance(self, x: Tensor, state: SSDState) -> tuple[Tensor, SSDState]:
         parts = self._parts(x.unsqueeze(1), None)
         convolved, window = self.conv1d.step(parts.signal.squeeze(1), state.window.to(parts.signal.dtype))
         values, inputs, outputs = self._factors(silu(convolved).unsqueeze(1), None)

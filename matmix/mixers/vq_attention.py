@@ -118,20 +118,19 @@ class VQAttention(Mixer):
         zeros = like.new_zeros(batch, heads, codes, size, dtype=working_dtype(like))
         return zeros[..., 0], zeros
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, State]:
-        if not self.causal:
-            return super().prefill(x, mask=mask)
-        context = self._context(x, (x.shape[1],), mask)
-        matrix, values, _ = self.project(x, context)
-        codes = self.quantizer(self._keys(x))
-        chosen = Selection(hide(codes, mask), self.quantizer.c_count.shape[1], values.dtype)
-        count = chosen.rmatmul(values.new_ones(*codes.shape, 1)).squeeze(-1)
-        out = drop_padding(self.merge(matrix.matmul(values), x.dtype), mask)
-        return out, (count, chosen.rmatmul(values))
+    def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
+        count, total = self.init_state(x.shape[0]) if state is None else state
+        keys = self._keys(x)
+        query, values = self._queries(x)
+        values = values.to(keys.dtype)
+        with full_precision(x.device):
+            past = past_codes(query, keys, self.quantizer(keys), self.quantizer.codebook(), mask, count)
+            mixed = past.everywhere().matmul(values) + past.table @ total.to(values.dtype)
+            mixed = mixed * inverse((past.table * past.number).sum(-1, keepdim=True))
+            state = past.number[:, :, -1].to(count.dtype), total + (past.chosen.mT @ values).to(total.dtype)
+        return self.merge(mixed, x.dtype), state
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        if not self.causal:
-            return super().step(x, state)
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         count, total = state
         x = x.unsqueeze(1)
         query, value = self._queries(x)
@@ -191,10 +190,14 @@ class PastCodes(NamedTuple):
         return Semiseparable(self.table, self.chosen, self.table.new_zeros(1, *self.table.shape[1:3]))
 
 
-def past_codes(query: Tensor, keys: Tensor, codes: Tensor, book: Tensor, mask: Tensor | None) -> PastCodes:
-    """Arguments as of ``over_codes``; the gradient of keys goes to the mean of the keys of a code so far."""
+def past_codes(
+    query: Tensor, keys: Tensor, codes: Tensor, book: Tensor, mask: Tensor | None, before: Tensor | None = None
+) -> PastCodes:
+    """Arguments as of ``over_codes``, and tokens of each code ``(B, H, S)`` that came before; the gradient of keys goes
+    to the mean of the keys of a code so far."""
     chosen = one_hot(hide(codes, mask), book.shape[1], query.dtype)
     count = chosen.cumsum(2)
+    count = count if before is None else count + before.to(count.dtype).unsqueeze(2)
     scores = query @ book.to(query.dtype).mT
     if torch.is_grad_enabled():
         # q . mean, with a mean for every row: causal scores q_i . k_j, added up by code.

@@ -107,13 +107,20 @@ def channel_product(blocks: Blocks, values: Tensor, *, transposed: bool = False)
 
 
 def channel_scan(
-    values: Tensor, outputs: Tensor, inputs: Tensor, log_decay: Tensor, *, chunk: int | None = None
+    values: Tensor,
+    outputs: Tensor,
+    inputs: Tensor,
+    log_decay: Tensor,
+    *,
+    initial: Tensor | None = None,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence above from a state of zeros.
+    """The recurrence above.
 
     Args:
         values: v, ``(B, H, L, W)``.
         outputs, inputs, log_decay, chunk: as for ``channel_blocks``.
+        initial: the state before the first token, ``(B, H, W, N)``; zeros where absent.
 
     Returns:
         The outputs ``(B, H, L, W)`` and the state after the last token ``(B, H, W, N)``, float32 at least.
@@ -121,8 +128,16 @@ def channel_scan(
     if in_triton(values, outputs, inputs, log_decay):
         from matmix.ops.channel_scan_triton import scan
 
-        return scan(values, outputs, inputs, log_decay, dtype=torch.float32)
-    return by_tables(values, outputs, inputs, log_decay, chunk=chunk)
+        mixed, last = scan(values, outputs, inputs, log_decay, dtype=torch.float32)
+    else:
+        mixed, last = by_tables(values, outputs, inputs, log_decay, chunk=chunk)
+    if initial is None:
+        return mixed, last
+    with full_precision(values.device):
+        kept = log_decay.double().cumsum(2).to(mixed.dtype).exp()  # of the first state, up to every token
+        initial = initial.to(mixed.dtype)
+        mixed = mixed + (outputs.to(mixed.dtype) * kept) @ initial.mT
+        return mixed, last + kept[:, :, -1:] * initial
 
 
 def by_tables(

@@ -10,6 +10,7 @@ from matmix.ops.activations import gelu, looked_on
 from matmix.ops.depthwise import convolve
 from matmix.ops.gated import by_kernel
 from matmix.ops.layout import image_of
+from matmix.ops.masks import continued
 from matmix.ops.precision import working_dtype
 
 
@@ -114,10 +115,20 @@ class ShortConv(nn.Module):
         image = image_of(x, x.shape[1:2])
         return convolve(image, self.weight.unsqueeze(2), self.bias, (0, reach), silu).squeeze(2).mT
 
-    def window(self, x: Tensor) -> Tensor:
-        """The last K tokens of ``x (B, L, C)`` as ``(B, C, K)``, zeros before the first: the state of ``step``."""
+    def absorb(
+        self, x: Tensor, mask: Tensor | None, window: Tensor | None, silu: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """``forward`` of tokens that follow on a window (None: zeros), and the window after them.
+
+        Padding before the first real token of ``mask (B, L)`` does not part the two.
+        """
         missing = max(0, self.size - x.shape[1])
-        return F.pad(x[:, x.shape[1] - self.size + missing :], (0, 0, missing, 0)).mT.contiguous()
+        if window is None:
+            seen, mixed = F.pad(x, (0, 0, missing, 0)), self(x, silu)
+        else:
+            seen = continued(window[..., 1:].mT, x, mask)
+            mixed = self(seen, silu)[:, self.size - 1 :]
+        return mixed, seen[:, seen.shape[1] - self.size :].mT.contiguous()
 
     def step(self, x: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
         """The output ``(B, C)`` for one more token ``(B, C)`` of a causal filter, and the window with it."""

@@ -1,14 +1,23 @@
-"""The laws of padding: what stands at masked positions is not read, in no number, gradient or precision."""
+"""The laws of padding and prompts: what stands at masked positions is not read, in no number, gradient or precision;
+a recurrent mixer reads a sequence in any parts, padded or not."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from matmix.mixers.base import Mixer
+from matmix.ops.vector_quantizer import VectorQuantizer
 from matmix.testing.cases import MixerCase
 from matmix.testing.compare import close, same
 from matmix.testing.mixer_laws import garbage, law, some_mask
+from matmix.testing.run_laws import _near
+from matmix.testing.trait_laws import lengths, padded
 
 
 def _results(mixer: Mixer, x: Tensor, mask: Tensor, weight: Tensor) -> dict[str, Tensor]:
@@ -40,3 +49,132 @@ def padding_is_replaced(case: MixerCase) -> None:
             close(got[name], value, f"{name}{what}")
         for name in ("forward", "the gradient of the tokens"):
             same(got[name][~mask], torch.zeros_like(x[~mask]), f"{name} at masked positions{what}")
+
+
+def _fold(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """``step`` over all tokens: the outputs ``(B, L, D)`` and the last state."""
+    outputs = []
+    for token in x.unbind(1):
+        out, state = mixer.step(token, state)
+        outputs.append(out)
+    return torch.stack(outputs, 1), state
+
+
+def _refuses(call: Callable[[], object], *words: str) -> None:
+    try:
+        call()
+    except ValueError as error:
+        assert any(word in str(error) for word in words), f"the error does not say {words}: {error}"
+        return
+    raise AssertionError(f"no ValueError that says {words}")
+
+
+@law
+def nothing_to_read(case: MixerCase) -> None:
+    """A sequence without tokens is a ValueError that says so, in every way in."""
+    mixer, x = case.build(), case.tokens()[:, :0]
+    for call in (mixer, mixer.matrix, *([mixer.prefill] if mixer.traits.recurrent else [])):
+        _refuses(lambda call=call: call(x), "L must be at least 1")  # type: ignore[misc]
+
+
+@law
+def prompts(case: MixerCase) -> None:
+    """Recurrent: ``prefill`` goes on from the state of another ``prefill``, or of steps, as if all tokens had come in
+    one piece; a state of another batch is a ValueError. Gradients reach the given state, and what it was made of, as
+    they do through steps (but for the straight-through gradient of quantised keys, which steps do not have)."""
+    if not case.build().traits.recurrent:
+        return
+    case = case.on((case.length + 3,))
+    mixer, x, half = case.build(), case.tokens(), case.length // 2
+    expected = mixer(x)
+    for size in sorted({1, half, case.length - 2}):
+        first, state = mixer.prefill(x[:, :size])
+        second, state = mixer.prefill(x[:, size:-1], state=state)
+        last, _ = mixer.step(x[:, -1], state)
+        close(torch.cat((first, second, last.unsqueeze(1)), 1), expected, f"prefill of {size} tokens, then of the rest")
+    _, state = _fold(mixer, x[:, :half], mixer.init_state(case.batch))
+    close(mixer.prefill(x[:, half:], state=state)[0], expected[:, half:], "prefill after steps", scale=expected)
+    other = mixer.init_state(case.batch + 1)
+    _refuses(lambda: mixer.prefill(x, state=other), "state")
+    _refuses(lambda: mixer.step(x[:, 0], other), "state")
+
+    if any(isinstance(part, VectorQuantizer) for part in mixer.modules()):
+        return  # the straight-through gradient of keys is that of a whole sequence; steps have none
+    tokens, weight = x.detach().requires_grad_(), case.tokens(name="weight")
+    found = []
+    for run in (lambda x, state: mixer.prefill(x, state=state), lambda x, state: _fold(mixer, x, state)):
+        _, state = mixer.prefill(tokens[:, :half])
+        leaves = [s for s in pytree.tree_leaves(state) if s.is_floating_point() and s.requires_grad]
+        loss = (run(x[:, half:], state)[0] * weight[:, half:]).sum()
+        found.append(torch.autograd.grad(loss, (tokens, *leaves), allow_unused=True, materialize_grads=True))
+    largest = max(float(part.abs().max()) for part in found[1] if part.numel())
+    for index, (got, wanted) in enumerate(zip(*found, strict=True)):
+        name = f"part {index} of the state" if index else "the tokens before"
+        close(got, wanted, f"prefill from a state: the gradient of {name}", scale=largest)
+
+
+@law
+def padded_prompts(case: MixerCase) -> None:
+    """Recurrent: prompts of unequal lengths, padded on the left, on the right or on both sides, from the start or from
+    a state, leave the outputs and the state of each alone; one without any token leaves its state as it was."""
+    if not case.build().traits.recurrent:
+        return
+    case = case.on((case.length + 5,), batch=4)
+    mixer, x = case.build(), case.tokens()
+    assert mixer.traits.mask == "trim", "a recurrent mixer takes padding"
+    start, prompt, rest = x.split((2, case.length - 4, 2), 1)
+    _, before = mixer.prefill(start)
+    sizes = lengths(prompt.shape[1], 4)
+    left = padded(prompt, sizes, "left")
+    masks = {
+        "left": left,
+        "right": padded(prompt, sizes, "right"),
+        "either side": left.roll(-1, 1),  # the longest is whole, and stays so
+        "right, one wholly": padded(prompt, [*sizes[:3], 0], "right"),
+    }
+    heads = {"the start": (None, start[:, :0]), "a state": (before, start)}
+    # Sample by sample without padding, once for each length.
+    alone: dict[tuple[str, int, tuple[bool, ...]], Tensor] = {}
+    for side, mask in masks.items():
+        for origin, (state, head) in heads.items():
+            out, after = mixer.prefill(garbage(prompt, mask), mask=mask, state=state)
+            more, _ = mixer.prefill(rest, state=after)
+            what = f"padded on the {side}, from {origin}"
+            same(out[~mask], torch.zeros_like(out[~mask]), f"prefill {what}: outputs at masked tokens")
+            for index, real in enumerate(mask):
+                key = (origin, index, tuple(real.tolist()))
+                if key not in alone:
+                    alone[key] = mixer(torch.cat((head[index], prompt[index, real], rest[index])).unsqueeze(0))[0]
+                count, whole = int(real.sum()), alone[key][head.shape[1] :]
+                close(out[index, real], whole[:count], f"prefill of {count} tokens {what}", scale=alone[key])
+                close(more[index], whole[count:], f"what follows on {count} tokens {what}", scale=alone[key])
+
+
+@law
+def prompts_in_half(case: MixerCase) -> None:
+    """Recurrent: ``prefill`` and ``step`` keep the dtype of the tokens and stay as near to float64 as ``forward`` does,
+    under autocast to bfloat16 and float16 and with weights in them, also for a prompt that goes on from a state."""
+    if not case.build().traits.recurrent:
+        return
+    case = case.on((max(case.length, 4),))
+    exact, x = case.build(), case.tokens(torch.float32)
+    single = case.build(torch.float32)
+    expected, half = copy.deepcopy(single).double()(x.double()), case.length // 2
+    for dtype in (torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        rounded, tokens = copy.deepcopy(exact).to(dtype), x.to(dtype)
+        reference = copy.deepcopy(rounded).double()(tokens.double())
+        spread = float((reference - expected).detach().norm())
+        for mixer, given, wanted, cast in ((single, x, expected, True), (rounded, tokens, reference, False)):
+            what = f"autocast to {name}" if cast else name
+            with torch.autocast(x.device.type, dtype, enabled=cast):
+                first, state = mixer.prefill(given[:, :half])
+                second, state = mixer.prefill(given[:, half:-1], state=state)
+                last, _ = mixer.step(given[:, -1], state)
+                out, folded = (
+                    torch.cat((first, second, last.unsqueeze(1)), 1),
+                    _fold(mixer, given, mixer.init_state(case.batch))[0],
+                )
+            for part, result in (("prefill", out), ("steps", folded)):
+                assert result.dtype == given.dtype, f"{what}: {part} of {given.dtype} gives {result.dtype}"
+                _near(result, wanted, spread, dtype, f"{what}: {part}")

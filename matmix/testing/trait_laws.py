@@ -160,13 +160,13 @@ def mask_content(case: MixerCase) -> None:
     assert bool(torch.isfinite(grad).all()), "a gradient is not finite where no token is real"
 
 
-def _lengths(total: int, batch: int) -> list[int]:
+def lengths(total: int, batch: int) -> list[int]:
     return [max(1, total - step) for step in (0, 2, total // 2, total - 1)][:batch]
 
 
-def _padded(x: Tensor, lengths: list[int], side: str) -> Tensor:
+def padded(x: Tensor, sizes: list[int], side: str) -> Tensor:
     """``(B, L)`` mask of sequences of these lengths, padded on one side."""
-    place, wanted = torch.arange(x.shape[1], device=x.device), torch.tensor(lengths, device=x.device).unsqueeze(1)
+    place, wanted = torch.arange(x.shape[1], device=x.device), torch.tensor(sizes, device=x.device).unsqueeze(1)
     return place < wanted if side == "right" else place >= x.shape[1] - wanted
 
 
@@ -179,11 +179,11 @@ def mask_trim(case: MixerCase) -> None:
     mixer = case.build()
     assert 1 in mixer.traits.dims and mixer.traits.length == "any", 'mask="trim" needs sequences of any length'
     x = case.tokens()
-    lengths = _lengths(case.length, 4)
+    sizes = lengths(case.length, 4)
     for side in ("right", "left"):
-        mask = _padded(x, lengths, side)
+        mask = padded(x, sizes, side)
         out = mixer(garbage(x, mask), mask=mask)
-        for sample, size in enumerate(lengths):
+        for sample, size in enumerate(sizes):
             alone = mixer(x[sample, mask[sample]].unsqueeze(0))
             close(out[sample : sample + 1, mask[sample]], alone, f"{size} tokens padded on the {side}", scale=out)
 
@@ -192,7 +192,7 @@ def _leaves(state: object) -> list[Tensor]:
     return [leaf.clone() for leaf in pytree.tree_leaves(state) if isinstance(leaf, Tensor)]
 
 
-def _steps(mixer: Mixer, x: Tensor, state: object) -> list[Tensor]:
+def steps(mixer: Mixer, x: Tensor, state: object) -> list[Tensor]:
     """Outputs of the tokens one by one, each step taken twice from the same state."""
     outputs = []
     for token in x.unbind(1):
@@ -213,8 +213,8 @@ def _steps(mixer: Mixer, x: Tensor, state: object) -> list[Tensor]:
 
 @law
 def recurrent(case: MixerCase) -> None:
-    """Recurrent: folding ``step`` is ``forward``; ``prefill`` of any part and steps for the rest too, also with the
-    prompts padded on the left; a step leaves the state it was given alone. Otherwise ``init_state`` refuses."""
+    """Recurrent: folding ``step`` is ``forward``; ``prefill`` of any part and steps for the rest too; a step leaves the
+    state it was given alone. Otherwise ``init_state`` refuses."""
     mixer = case.build()
     if not mixer.traits.recurrent:
         try:
@@ -226,30 +226,13 @@ def recurrent(case: MixerCase) -> None:
     mixer, x = case.build(), case.tokens()
     assert mixer.traits.causal, "a recurrent mixer is causal"
     expected = mixer(x)
-    close(torch.stack(_steps(mixer, x, mixer.init_state(case.batch)), 1), expected, "steps from init_state")
+    close(torch.stack(steps(mixer, x, mixer.init_state(case.batch)), 1), expected, "steps from init_state")
     for size in sorted({1, math.ceil(case.length / 2), case.length - 1, case.length} - {0}):
         out, state = mixer.prefill(x[:, :size])
         close(out, expected[:, :size], f"prefill of {size} tokens", scale=expected)
-        rest = _steps(mixer, x[:, size:], state)
+        rest = steps(mixer, x[:, size:], state)
         if rest:
             close(torch.stack(rest, 1), expected[:, size:], f"steps after a prefill of {size}", scale=expected)
-    if mixer.traits.mask == "trim":
-        _padded_prefill(case, mixer)
-
-
-def _padded_prefill(case: MixerCase, mixer: Mixer) -> None:
-    """Prompts of unequal lengths, padded on the left, then common steps."""
-    case = case.on((case.length + 3,), batch=4)
-    x = case.tokens()
-    prompt = x[:, : case.length - 3]
-    lengths = _lengths(prompt.shape[1], 4)
-    mask = _padded(prompt, lengths, "left")
-    out, state = mixer.prefill(garbage(prompt, mask), mask=mask)
-    steps = torch.stack(_steps(mixer, x[:, case.length - 3 :], state), 1)
-    for sample, size in enumerate(lengths):
-        alone = mixer(x[sample : sample + 1, prompt.shape[1] - size :])[0]
-        close(out[sample, mask[sample]], alone[:size], f"prefill of {size} tokens padded on the left", scale=alone)
-        close(steps[sample], alone[size:], f"steps after a prefill of {size} tokens padded on the left", scale=alone)
 
 
 @law

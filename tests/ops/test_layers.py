@@ -86,8 +86,11 @@ def test_short_convolution_with_silu(size: int, causal: bool) -> None:
 
 def test_window_holds_the_last_inputs() -> None:
     conv, x = ShortConv(3, 4), torch.randn(2, 6, 3)
-    torch.testing.assert_close(conv.window(x), x[:, 2:].mT)
-    torch.testing.assert_close(conv.window(x[:, :2]), torch.cat((torch.zeros(2, 3, 2), x[:, :2].mT), 2))
+    torch.testing.assert_close(conv.absorb(x, None, None)[1], x[:, 2:].mT)
+    mixed, window = conv.absorb(x[:, :2], None, None)
+    torch.testing.assert_close(window, torch.cat((torch.zeros(2, 3, 2), x[:, :2].mT), 2)[..., 1:])
+    rest, _ = conv.absorb(x[:, 2:], None, window)
+    torch.testing.assert_close(torch.cat((mixed, rest), 1), conv(x))
 
 
 def test_a_centred_filter_has_an_odd_number_of_taps() -> None:

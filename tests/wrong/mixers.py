@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from matmix.matrices import Dense, Diagonal, Product
 from matmix.matrices.identity import Identity
 from matmix.mixers import Context, Grid, Mixer, Projected, Traits
+from matmix.ops.masks import padding_before
 from tests.wrong.matrices import Filter, WrapsAround
 
 
@@ -53,12 +54,16 @@ class Decay(Fold):
     def init_state(self, batch: int) -> Tensor:
         return self.decay.new_zeros(batch, self.dim)
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        values = self.values(x, mask).squeeze(-1)
-        weights = self.kernel(x.shape[1]).flip(-1)
-        return self(x, mask=mask), (weights * values).sum(-1)
+    def absorb(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        state = self.init_state(x.shape[0]) if state is None else state
+        values, mixed = self.values(x, mask).squeeze(-1).unbind(-1), []
+        for place, value in enumerate(values):
+            moved = self.decay.sigmoid() * state + value
+            state = moved if mask is None else torch.where(padding_before(mask).unsqueeze(1) > place, state, moved)
+            mixed.append(state)
+        return self.out(torch.stack(mixed, 1)), state
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         state = self.decay.sigmoid() * state + self.value(x)
         return self.out(state), state
 
@@ -351,7 +356,7 @@ class CountsPaddingOnTheLeft(Decay):
 class MutatesItsState(Decay):
     """Writes the new state into the old one."""
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         state = state.mul_(self.decay.sigmoid()).add_(self.value(x))
         return self.out(state), state
 
@@ -359,23 +364,16 @@ class MutatesItsState(Decay):
 class StepsALittleOff(Decay):
     """Decays after the new token instead of before it."""
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         state = self.decay.sigmoid() * (state + self.value(x))
         return self.out(state), state
 
 
 class ForgetsThePrompt(Decay):
-    """``prefill`` whose state is that of its last token alone."""
+    """``absorb`` whose state is that of its last token alone."""
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self(x, mask=mask), self.value(x[:, -1])
-
-
-class PrefillsPadding(Decay):
-    """``prefill`` whose state has seen the padding."""
-
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self(x, mask=mask), super().prefill(x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 9.0))[1]
+    def absorb(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        return super().absorb(x, mask, state)[0], self.value(x[:, -1])
 
 
 class DividesByLength(Decay):
@@ -397,10 +395,10 @@ class BranchesOnTokens(Decay):
 class BranchesOnItsState(Decay):
     """Skips what has died out, in Python."""
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         if float(state.abs().max()) < 1e-6:
             state = torch.zeros_like(state)
-        return super().step(x, state)
+        return super().advance(x, state)
 
 
 class Cancels(Decay):
@@ -490,7 +488,6 @@ WRONG_MIXERS: list[tuple[str, type[Mixer], type[Mixer], str]] = [
     ("recurrent", MutatesItsState, Decay, "a state after step was called with it"),
     ("recurrent", StepsALittleOff, Decay, "steps from init_state: off by"),
     ("recurrent", ForgetsThePrompt, Decay, "steps after a prefill of"),
-    ("recurrent", PrefillsPadding, Decay, "padded on the left: off by"),
     ("recurrent", HidesThatItIsCausal, Decay, "init_state works"),
     ("aligned", DividesByLength, Decay, "the matrix of the first 1 tokens: off by"),
     ("compiles", BranchesOnTokens, Decay, "data-dependent"),

@@ -18,7 +18,48 @@ class MultipliesPadding(Decay):
         return super().forward(x * real, grid=grid) * real
 
 
+class ReturnsNothing(Decay):
+    """Lets a sequence without tokens pass."""
+
+    def forward(self, x: Tensor, *, grid: Grid | None = None, mask: Tensor | None = None) -> Tensor:  # type: ignore[misc]
+        return x if x.shape[1] == 0 else super().forward(x, grid=grid, mask=mask)
+
+
+class StartsAnew(Decay):
+    """Takes a state and forgets it."""
+
+    def absorb(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        return super().absorb(x, mask, None)
+
+
+class CutsItsState(Decay):
+    """A state that no gradient reaches."""
+
+    def absorb(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        return super().absorb(x, mask, state if state is None else state.detach())
+
+
+class PrefillsPadding(Decay):
+    """A state that has seen the padding."""
+
+    def absorb(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        return super().absorb(x, mask, state)[0], super().absorb(x, None, state)[1]
+
+
+class OverflowsInPrompts(Decay):
+    """Numbers beyond float16's 65504 on the way."""
+
+    def absorb(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        out, state = super().absorb(x, mask, state)
+        return (out * 1e5) / 1e5, state
+
+
 WRONG_MIXERS: list[tuple[str, type[Mixer], type[Mixer], str]] = [
     ("padding_is_replaced", MultipliesPadding, Decay, "forward: 56 entries are not finite"),
+    ("nothing_to_read", ReturnsNothing, Decay, "no ValueError that says"),
+    ("prompts", StartsAnew, Decay, "then of the rest: off by"),
+    ("prompts", CutsItsState, Decay, "prefill from a state: the gradient of the tokens before: off by"),
+    ("padded_prompts", PrefillsPadding, Decay, "what follows on 1 tokens padded on the left, from the start: off by"),
+    ("prompts_in_half", OverflowsInPrompts, Decay, "float16: prefill: an output is not finite"),
 ]
 """(law, mixer that it must fail, its correct twin, what the law must say)."""
