@@ -126,7 +126,7 @@ class SemanticFPN(nn.Module):
 
         def step(channels: int) -> nn.Module:
             conv = nn.Conv2d(channels, inner, 3, padding=1, bias=False)
-            return nn.Sequential(conv, nn.GroupNorm(math.gcd(32, max(1, inner // 4)), inner), nn.ReLU(inplace=True))
+            return nn.Sequential(conv, nn.GroupNorm(math.gcd(32, max(1, inner // 4)), inner), nn.ReLU())
 
         self.branches = nn.ModuleList(
             nn.ModuleList(step(inner if j else width) for j in range(max(1, i))) for i in range(4)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-Mix = Callable[[Tensor], Tensor]
+Block = Callable[[Tensor, Callable[[Tensor], Tensor]], tuple[Tensor, Tensor]]
+"""A block: its token mixer's input, and the function from that mixer's output to the channel mixer's input, to both
+outputs."""
 
 
 class WeightedAverages(nn.Module):
@@ -32,41 +35,63 @@ class WeightedAverages(nn.Module):
         super().__init__()
         if not isinstance(depth, int) or depth < 1:
             raise ValueError(f"depth must be a positive integer, got {depth!r}")
-        levels = range(1, depth + 1)
-        self.alpha, self.beta, self.gamma = (nn.ParameterList(torch.zeros(i) for i in levels) for _ in range(3))
-        self.theta = nn.ParameterList(torch.zeros(i + 1) for i in levels)
-        with torch.no_grad():
-            for newest in (*self.beta, *self.theta):
-                newest[-1] = 1
+        self.depth = depth
+        # Bare parameters, level after level: a list of them would be a module that nobody calls, and what is offloaded
+        # stays away until its module is called.
+        for name, more in EXTRA.items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(_start(depth, more))))
+        self._newest("beta", "theta")
+
+    @torch.no_grad()
+    def _newest(self, *names: str) -> None:
+        """Every level of these weights takes the newest output alone."""
+        for name in names:
+            for level in range(self.depth):
+                self.level(name, level)[-1] = 1
 
     @torch.no_grad()
     def vmamba_(self) -> WeightedAverages:
         """A chain of the token mixers, in which no channel mixer is heard: ``y_token(L)`` is VMamba's stage."""
         for parameter in self.parameters():
             parameter.zero_()
-        for newest in self.alpha:
-            newest[-1] = 1
+        self._newest("alpha")
         return self
+
+    def level(self, name: str, level: int) -> Tensor:
+        """The weights ``"alpha"``, ``"beta"``, ``"theta"`` or ``"gamma"`` of block ``level + 1``, a view."""
+        start, more = _start(level, EXTRA[name]), EXTRA[name]
+        weights: Tensor = getattr(self, name)
+        return weights[start : start + level + 1 + more]
 
     def token_input(self, tokens: Sequence[Tensor], channels: Sequence[Tensor]) -> Tensor:
         """What the next token mixer reads, from ``y_token(0 ... l-1)`` and ``y_channel(0 ... l-1)``."""
         level = len(tokens) - 1
-        return _sum(self.alpha[level], tokens) + _sum(self.beta[level], channels)
+        return _sum(self.level("alpha", level), tokens) + _sum(self.level("beta", level), channels)
 
-    def channel_input(self, tokens: Sequence[Tensor], channels: Sequence[Tensor]) -> Tensor:
-        """What the next channel mixer reads, from ``y_token(0 ... l)`` and ``y_channel(0 ... l-1)``."""
-        level = len(channels) - 1
-        return _sum(self.theta[level], tokens) + _sum(self.gamma[level], channels)
+    def channel_input(self, tokens: Sequence[Tensor], channels: Sequence[Tensor], newest: Tensor) -> Tensor:
+        """What the next channel mixer reads, from these and ``y_token(l)``."""
+        level = len(tokens) - 1
+        return _sum(self.level("theta", level), [*tokens, newest]) + _sum(self.level("gamma", level), channels)
 
-    def forward(
-        self, x: Tensor, token_mixers: Sequence[Mix], channel_mixers: Sequence[Mix]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, x: Tensor, blocks: Iterable[Block]) -> tuple[list[Tensor], list[Tensor]]:
         """All blocks: the outputs ``y_token(0 ... L)`` and ``y_channel(0 ... L)``; the last one is the stage's."""
         tokens, channels = [x], [x]
-        for token_mixer, channel_mixer in zip(token_mixers, channel_mixers, strict=True):
-            tokens.append(token_mixer(self.token_input(tokens, channels)))
-            channels.append(channel_mixer(self.channel_input(tokens, channels)))
+        for block in blocks:
+            # Copies of the lists: a block that is recomputed for its gradient asks again when they have grown.
+            join = partial(self.channel_input, tuple(tokens), tuple(channels))
+            token, channel = block(self.token_input(tokens, channels), join)
+            tokens.append(token)
+            channels.append(channel)
         return tokens, channels
+
+
+EXTRA = {"alpha": 0, "beta": 0, "theta": 1, "gamma": 0}
+"""How many more weights than outputs of channel mixers a level has."""
+
+
+def _start(level: int, more: int) -> int:
+    """How many weights stand before those of a level."""
+    return level * (level + 1) // 2 + more * level
 
 
 def _sum(weights: Tensor, features: Sequence[Tensor]) -> Tensor:

@@ -26,6 +26,7 @@ _EVERYWHERE = (
 # What pruning, the old weight norm and sharding leave as a plain attribute in the place of a parameter, and what
 # accelerate leaves beside a forward of its own.
 _LEFT_BEHIND = ("weight", "bias", "_hf_hook", "_old_forward")
+_KNOWN = ("torch", "timm", __name__.partition(".")[0])
 _NUMBERS = (nn.Parameter, Tensor)  # torch.func puts tensors in the place of parameters
 
 
@@ -44,6 +45,11 @@ def is_plain(layer: nn.Module, kind: type[_Layer]) -> TypeGuard[_Layer]:
 
     A compiler is told no: it sees into the call. It takes a tenth of the time of the call of a small layer.
     """
+    return not layer.__dict__["_modules"] and is_plain_but_for_children(layer, kind)
+
+
+def is_plain_but_for_children(layer: nn.Module, kind: type[_Layer]) -> TypeGuard[_Layer]:
+    """``is_plain`` of a module that may have children, whatever they are."""
     if type(layer) is not kind or torch.compiler.is_compiling():
         return False
     names, forward = _usual(kind)  # type: ignore[arg-type]  # a class is hashable
@@ -53,13 +59,28 @@ def is_plain(layer: nn.Module, kind: type[_Layer]) -> TypeGuard[_Layer]:
         or own["_forward_hooks"]
         or own["_backward_pre_hooks"]
         or own["_backward_hooks"]
-        or own["_modules"]
         or any(_EVERYWHERE)
         or not names.isdisjoint(own)
         or kind.forward is not forward
         or nn.Module.__call__ is not _CALL
         or not _in_memory(own["_parameters"])
         or not _in_memory(own["_buffers"])
+    )
+
+
+def is_unwatched(module: nn.Module) -> bool:
+    """Whether a batch may go through a module in pieces: nobody sees them, and no result hangs on the whole batch.
+
+    That is: outside of training, and the module and all below it are plain and of PyTorch, timm, this package or the
+    package of the module itself. A hook or a wrapper that notes what it sees would see the last piece only, and
+    statistics of a batch would be those of a piece. A few microseconds a module, so ask where a batch is large.
+    """
+    ours = {*_KNOWN, type(module).__module__.partition(".")[0]}
+    return all(
+        not each.training
+        and type(each).__module__.partition(".")[0] in ours
+        and is_plain_but_for_children(each, type(each))
+        for each in module.modules()
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,7 @@ from matmix.mixers.scan import Scan
 from matmix.mixers.selective_channel import SelectiveChannel
 from matmix.mixers.selective_token import SelectiveToken
 from matmix.mixers.ss2d import SS2D
-from matmix.ops.averages import WeightedAverages
+from matmix.ops.averages import Block, WeightedAverages
 from matmix.ops.orders import ORDERS, scan_order
 from matmix.testing import check_mixer
 
@@ -24,8 +25,21 @@ def test_averages_have_as_many_scalars_as_the_paper_says(depth: int) -> None:
     averages = WeightedAverages(depth)
     assert sum(p.numel() for p in averages.parameters()) == depth * (2 * depth + 3)
     for level in range(1, depth + 1):
-        sizes = [len(getattr(averages, name)[level - 1]) for name in ("alpha", "beta", "theta", "gamma")]
+        sizes = [len(averages.level(name, level - 1)) for name in ("alpha", "beta", "theta", "gamma")]
         assert sizes == [level, level, level + 1, level]
+
+
+def _blocks(mixers: list[Callable[[Tensor], Tensor]]) -> list[Block]:
+    """Three token mixers and three channel mixers."""
+
+    def block(token: Callable[[Tensor], Tensor], channel: Callable[[Tensor], Tensor]) -> Block:
+        def run(x: Tensor, join: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+            y = token(x)
+            return y, channel(join(y))
+
+        return run
+
+    return [block(token, channel) for token, channel in zip(mixers[:3], mixers[3:], strict=True)]
 
 
 def test_averages_are_the_sums_of_the_paper() -> None:
@@ -36,8 +50,10 @@ def test_averages_are_the_sums_of_the_paper() -> None:
     x = torch.randn(2, 5, 4)
     maps = [torch.randn(4, 4) / 2 for _ in range(6)]
     mixers = [lambda t, m=m: torch.tanh(t @ m) for m in maps]
-    tokens, channels = averages(x, mixers[:3], mixers[3:])
-    alpha, beta, theta, gamma = averages.alpha, averages.beta, averages.theta, averages.gamma
+    tokens, channels = averages(x, _blocks(mixers))
+    alpha, beta, theta, gamma = (
+        [averages.level(name, level) for level in range(3)] for name in ("alpha", "beta", "theta", "gamma")
+    )
     y_t: dict[int, Tensor] = {0: x}
     y_c: dict[int, Tensor] = {0: x}
     for k in range(1, 4):
@@ -52,12 +68,12 @@ def test_averages_are_the_sums_of_the_paper() -> None:
 def test_averages_start_as_blocks_in_a_row_and_recover_vmamba() -> None:
     averages, x = WeightedAverages(3), torch.randn(2, 5, 4)
     mixers = [lambda t, k=k: torch.tanh((k + 1) * t) for k in range(6)]
-    tokens, channels = averages(x, mixers[:3], mixers[3:])
+    tokens, channels = averages(x, _blocks(mixers))
     chain = x
     for k in range(3):
         chain = mixers[k + 3](mixers[k](chain))
     torch.testing.assert_close(channels[-1], chain)
-    tokens, _ = averages.vmamba_()(x, mixers[:3], mixers[3:])
+    tokens, _ = averages.vmamba_()(x, _blocks(mixers))
     chain = x
     for k in range(3):
         chain = mixers[k](chain)

@@ -31,7 +31,7 @@ def test_averages_join_the_blocks_of_a_stage() -> None:
     stage = model.stages[1]
     assert isinstance(stage, AveragedStage) and sum(p.numel() for p in stage.averages.parameters()) == 2 * 7
     with torch.no_grad():
-        stage.averages.gamma[1][0] = 0.5
+        stage.averages.level("gamma", 1)[0] = 0.5
     assert not torch.allclose(model(image), row(image))
     model(image).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
@@ -50,7 +50,7 @@ def test_vmamba_is_the_special_case() -> None:
     for mine, theirs in zip(parts, vmamba.stages[0].blocks, strict=True):
         mine.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 5, 7, 8)
-    tokens, _ = stage.averages(x, [b.token for b in stage.blocks], [b.channel for b in stage.blocks])
+    tokens, _ = stage.averages(x, stage.blocks)
     torch.testing.assert_close(tokens[-1], vmamba.stages[0](x))
 
 

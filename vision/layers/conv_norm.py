@@ -11,7 +11,9 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matmix.ops.activations import looked_on
 from matmix.ops.linear import affine
+from matmix.ops.plain import is_plain
 from matmix.ops.precision import working_dtype
 from vision.layers.mlp import ACTIVATIONS
 from vision.layers.stems import Grid, conv_grid
@@ -27,8 +29,8 @@ _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 class ConvNorm(nn.Module):
     """``act(norm(conv(x)))`` on maps ``(B, h, w, dim)``; strided, the grid is ``ceil(grid / stride)``.
 
-    Outside of training the batch norm is folded into the convolution's weights, a pass over the map less; ``fuse_``
-    folds for good.
+    Outside of training the batch norm is folded into the convolution's weights, a pass over the map less, where both
+    are plain layers; ``fuse_`` folds for good.
 
     Args:
         dim, out_dim: channels before and after.
@@ -54,11 +56,11 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(dim, out_dim, kernel, stride, dilation * (kernel // 2), dilation, groups, bias=False)
         self.norm: nn.Module = nn.BatchNorm2d(out_dim)
         self.act = nn.Identity() if act is None else ACTIVATIONS[act]()
+        self.reach = dilation * (kernel - 1) + 1, stride, dilation * (kernel // 2)
 
     def out_grid(self, grid: Grid) -> Grid:
         """The grid of the result."""
-        conv = self.conv
-        return conv_grid(grid, conv.dilation[0] * (conv.kernel_size[0] - 1) + 1, conv.stride[0], int(conv.padding[0]))
+        return conv_grid(grid, *self.reach)
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the one convolution that is the same by the running statistics."""
@@ -69,7 +71,8 @@ class ConvNorm(nn.Module):
         assert norm.running_mean is not None and norm.running_var is not None
         exact = working_dtype(norm.weight)
         factor = norm.weight.to(exact) * torch.rsqrt(norm.running_var.to(exact) + norm.eps)
-        shift = norm.bias.to(exact) - norm.running_mean.to(exact) * factor
+        mean = norm.running_mean.to(exact)
+        shift = norm.bias.to(exact) - (mean if conv.bias is None else mean - conv.bias.to(exact)) * factor
         weight = conv.weight.to(exact) * factor.view(-1, 1, 1, 1)
         return weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
 
@@ -84,23 +87,30 @@ class ConvNorm(nn.Module):
             self.norm = nn.Identity()
         return self
 
+    def _folds(self) -> bool:
+        """Whether the weights may be read and folded in the place of calling convolution and norm."""
+        norm = self.norm
+        if type(norm) is nn.BatchNorm2d:
+            running = not norm.training and norm.running_mean is not None and norm.affine
+            return running and is_plain(norm, nn.BatchNorm2d) and is_plain(self.conv, nn.Conv2d)
+        return is_plain(norm, nn.Identity) and is_plain(self.conv, nn.Conv2d)
+
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
-        if self.norm.training and not isinstance(self.norm, nn.Identity):
+        if not self._folds() or conv.padding_mode != "zeros":
             return self.act(self.norm(conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1))
         weight, bias = self.folded()
-        if conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1:
+        if conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1:
             return affine(x, weight.flatten(1), bias, self.act)
         image = x.permute(0, 3, 1, 2)
         image = F.conv2d(image, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         return self._activate(image.permute(0, 2, 3, 1))
 
     def _activate(self, x: Tensor) -> Tensor:
-        """The activation, in place unless autograd or a compiler looks on: nobody else needs its input."""
-        in_place = _IN_PLACE.get(type(self.act))
-        if in_place is None or torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
-            return self.act(x)
-        return in_place(x)
+        """The activation of a map that was made here: in place unless autograd looks on or a hook would see it."""
+        act = self.act
+        in_place = _IN_PLACE.get(type(act))
+        return act(x) if in_place is None or looked_on(x) or not is_plain(act, type(act)) else in_place(x)
 
 
 class ImageConvNorm(ConvNorm):

@@ -25,6 +25,7 @@ from matmix.mixers import create_mixer
 from matmix.mixers.ffnified import FFNified
 from matmix.ops.linear import affine, linear
 from matmix.ops.pieces import pieces
+from matmix.ops.plain import is_plain
 from matmix.ops.precision import working_dtype
 from matmix.ops.reparam import BranchedConv, convolved
 from vision.base import Size, VisionModel, drop_paths, image_size, isolated
@@ -57,10 +58,11 @@ class ConvMlp(nn.Module):
             branches["conv1"] = (3, 3)
         self.conv: nn.Module = BranchedConv(dim, branches)
         self.fc1, self.act, self.fc2 = nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
+        self.widest = hidden / dim  # the inner map over the outer one
 
     def forward(self, x: Tensor) -> Tensor:
         x = convolved(self.conv, x.permute(0, 3, 1, 2)).image.permute(0, 2, 3, 1)
-        parts = pieces(x, self, len(self.fc1.weight) / x.shape[-1])
+        parts = pieces(x, self, self.widest)
         done = [linear(self.fc2, linear(self.fc1, part, self.act)) for part in parts]
         return done[0] if len(done) == 1 else torch.cat(done)
 
@@ -100,8 +102,11 @@ class NormedSkip(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.norm.training and not isinstance(self.norm, nn.Identity):
-            return x + self.linear(self.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        norm = self.norm
+        if isinstance(norm, nn.Identity):  # after fuse_
+            return linear(self.linear, x)
+        if norm.training or not (is_plain(norm, nn.BatchNorm2d) and is_plain(self.linear, nn.Linear)):
+            return x + self.linear(norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         return affine(x, *self.folded())
 
 

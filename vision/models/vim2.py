@@ -23,13 +23,14 @@ and with as much in T's six it would have 23.6 M at least. Published top-1 at 22
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from matmix.mixers import Mixer, create_mixer
-from matmix.ops.averages import WeightedAverages
+from matmix.ops.averages import Block, WeightedAverages
 from vision.base import Size, VisionModel, drop_paths, image_size, isolated
 from vision.layers import Head, Stage
 from vision.models.hydra_vit import MixerBlock
@@ -57,25 +58,30 @@ class MixedBlock(nn.Module):
         return self.channel(self.token(x))
 
 
+class AveragedBlock(MixedBlock):
+    """The same, with something between the two, as a block of ``WeightedAverages``."""
+
+    def forward(self, x: Tensor, join: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The token mixers' input to their output ``y``, and that of the channel mixer, which reads ``join(y)``."""
+        token = self.token(x)
+        return token, self.channel(join(token))
+
+
 class AveragedStage(Stage):
     """A stage whose blocks read weighted averages of all outputs before them; its own is the last channel mixer's."""
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[MixedBlock]) -> None:
+    def __init__(self, downsample: nn.Module, blocks: Sequence[AveragedBlock]) -> None:
         super().__init__(downsample, blocks)
         self.averages = WeightedAverages(len(blocks))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        parts: list[list[Callable[[Tensor], Tensor]]] = [
-            [self._kept(getattr(block, name)) for block in self.blocks] for name in ("token", "channel")
-        ]
-        _, channels = self.averages(x, *parts)
+    def run(self, x: Tensor) -> Tensor:
+        _, channels = self.averages(x, [self._kept(block) for block in self.blocks])
         return channels[-1]
 
-    def _kept(self, part: nn.Module) -> Callable[[Tensor], Tensor]:
+    def _kept(self, block: nn.Module) -> Block:
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return lambda x: checkpoint(part, x, use_reentrant=False)
-        return part
+            return partial(checkpoint, block, use_reentrant=False)
+        return block
 
 
 class ViM2(VisionModel):
@@ -117,7 +123,7 @@ class ViM2(VisionModel):
         grid = self.stem.out_grid(image_size(img_size))
         seed = int(torch.randint(2**31, (), device="cpu"))
         kind = MixerBlock if residual else PlainBlock
-        stages = []
+        stages: list[Stage] = []
         for i, (dim, rates) in enumerate(zip(dims, drop_paths(drop_path_rate, depths), strict=True)):
             downsample: nn.Module = nn.Identity()
             if i:
@@ -134,8 +140,11 @@ class ViM2(VisionModel):
             for j, rate in enumerate(rates):
                 name = f"stages.{i}.blocks.{j}"
                 parts = [kind(mixer(mixers, f"{name}.token.{k}"), rate) for k in range(tokens)]
-                blocks.append(MixedBlock(parts, kind(mixer(channel_mixers, f"{name}.channel"), rate)))
-            stages.append(AveragedStage(downsample, blocks) if averaging else Stage(downsample, blocks))
+                blocks.append((parts, kind(mixer(channel_mixers, f"{name}.channel"), rate)))
+            if averaging:
+                stages.append(AveragedStage(downsample, [AveragedBlock(*block) for block in blocks]))
+            else:
+                stages.append(Stage(downsample, [MixedBlock(*block) for block in blocks]))
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(dims[-1])
         self.head = Head(dims[-1], num_classes, global_pool, drop_rate=drop_rate)

@@ -30,10 +30,11 @@ class NormedConv(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(dim, out_dim, kernel, stride, padding)
         self.norm = nn.LayerNorm(out_dim)
+        self.reach = kernel, stride, padding
 
     def out_grid(self, grid: Grid) -> Grid:
         """The grid that is left of a grid."""
-        return conv_grid(grid, self.conv.kernel_size[0], self.conv.stride[0], self.conv.padding[0])  # type: ignore[arg-type]
+        return conv_grid(grid, *self.reach)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
