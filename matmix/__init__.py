@@ -11,6 +11,7 @@ from matmix.mixers import (
     mixer_info,
     register,
 )
+from matmix.ops.marks import no_weight_decay
 from matmix.ops.seed import fork_seed
 from matmix.published import load_published
 
@@ -26,5 +27,6 @@ __all__ = [
     "matrices",
     "mixer_info",
     "mixers",
+    "no_weight_decay",
     "register",
 ]

@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from matmix.mixers import Mixer
 from matmix.ops.layers import StarReLU
+from matmix.ops.marks import undecayed
 from matmix.ops.seed import fork_seed
 from vision.layers import Head
 from vision.layers.stems import Grid
@@ -105,8 +106,6 @@ class VisionModel(nn.Module):
 
     # Sources of weights that the class can take, for matmix.load_published.
     published: ClassVar[dict[str, Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]]] = {}
-    # Last components of parameter names that weight decay leaves alone, next to biases and vectors.
-    undecayed: ClassVar[frozenset[str]] = frozenset({"pos_embed"})
 
     stem: nn.Module
     stages: nn.ModuleList
@@ -258,12 +257,9 @@ class VisionModel(nn.Module):
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that are not to be decayed although they are no vectors (states of recurrences, positions)."""
-        return {
-            name
-            for name, parameter in self.named_parameters()
-            if getattr(parameter, "_no_weight_decay", False) or name.rsplit(".", 1)[-1] in self.undecayed
-        }
+        """Parameters that are not to be decayed although they are no vectors (states of recurrences, positions); each
+        part names its own, see ``matmix.ops.marks``."""
+        return undecayed(self)
 
     # ------------------------------------------------------------------ other sizes
 

@@ -9,18 +9,19 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from matmix.ops.marks import no_weight_decay
+
 if TYPE_CHECKING:
     from matmix.experiments.task import Recipe
 
 
 def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser; decay on tensors with at least two axes that are not flagged `_no_weight_decay`."""
+    """The recipe's optimiser; decay on tensors with at least two axes that `no_weight_decay` does not name."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    named: set[str] = getattr(model, "no_weight_decay", set)()  # timm's way to say it
+    spared = no_weight_decay(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            spared = name in named or getattr(parameter, "_no_weight_decay", False)
-            groups[parameter.ndim >= 2 and not spared].append(parameter)
+            groups[parameter.ndim >= 2 and name not in spared].append(parameter)
     parameters = [
         {"params": groups[True], "weight_decay": recipe.weight_decay},
         {"params": groups[False], "weight_decay": 0.0},

@@ -44,7 +44,7 @@ class Recipe:
     """How to train: linear warm-up, decay to `lr_end * lr`. One step is one update of the weights.
 
     `batch_size` counts the examples of one step over all devices and all `accumulate` parts. Tensors with fewer than
-    two axes, and parameters with a true `_no_weight_decay` attribute, are not decayed.
+    two axes, and parameters that `matmix.no_weight_decay` names, are not decayed.
     """
 
     steps: int = 1000

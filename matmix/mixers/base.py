@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Self, final
+from typing import Any, ClassVar, Literal, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from matmix.matrices.base import Matrix
+from matmix.ops.marks import undecayed
 from matmix.ops.masks import in_order, padding_first
 from matmix.ops.sizes import is_size
 
@@ -68,6 +69,7 @@ class Mixer(nn.Module):
     """
 
     traits: Traits  # set on the class; an instance may narrow it (attention(causal=True)) by setting self.traits
+    undecayed: ClassVar[frozenset[str]] = frozenset()  # its own parameters that weight decay leaves alone, by name
 
     def __init__(self, dim: int, grid: Grid | None = None) -> None:
         super().__init__()
@@ -255,6 +257,10 @@ class Mixer(nn.Module):
                 f"call resize_(grid) to adapt its parameters"
             )
         return f"{name}: grid {grid} has {math.prod(grid)} positions, x has {length} tokens; pass grid="
+
+    def no_weight_decay(self) -> set[str]:
+        """timm's name of ``matmix.ops.marks.undecayed``: what is not to be decayed here and in all parts."""
+        return undecayed(self)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, grid={self.grid}"

@@ -24,7 +24,7 @@ from matmix.ops.linear import linear
 from matmix.ops.masks import padding_before
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import ssd_scan
-from matmix.ops.state_space import head_width, initial_reading, step_bias, steps, undecayed
+from matmix.ops.state_space import head_width, initial_reading, step_bias, steps
 
 
 class Mamba3State(NamedTuple):
@@ -85,6 +85,7 @@ class Mamba3(Mixer):
     """
 
     traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
+    undecayed: ClassVar[frozenset[str]] = frozenset({"dt_bias", "D"})
 
     def __init__(
         self,
@@ -117,11 +118,11 @@ class Mamba3(Mixer):
         self.sizes = (inner, inner, shared, shared, heads, heads, heads, self.angles)
 
         self.in_proj = nn.Linear(dim, sum(self.sizes), bias=False)
-        self.dt_bias = undecayed(step_bias(heads, dt_min, dt_max, dt_init_floor))
+        self.dt_bias = nn.Parameter(step_bias(heads, dt_min, dt_max, dt_init_floor))
         self.B_bias = nn.Parameter(torch.ones(heads, 1, d_state))
         self.C_bias = nn.Parameter(torch.ones(heads, 1, d_state))
         self.B_norm, self.C_norm = (nn.RMSNorm(d_state, eps=1e-5) for _ in range(2))
-        self.D = undecayed(torch.ones(heads))
+        self.D = nn.Parameter(torch.ones(heads))
         self.norm = GatedRMSNorm(inner, heads) if out_norm else None
         self.out_proj = nn.Linear(inner, dim, bias=False)
 

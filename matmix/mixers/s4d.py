@@ -21,7 +21,6 @@ from matmix.mixers.registry import register
 from matmix.ops.fft import to_complex
 from matmix.ops.masks import padding_before
 from matmix.ops.precision import full_precision, working_dtype
-from matmix.ops.state_space import undecayed
 
 SPECTRA = ("lin", "inv", "inv2", "quad", "legs", "real", "rand")
 DISCRETIZATIONS = ("zoh", "bilinear")
@@ -60,7 +59,7 @@ def spectrum(name: str, d_state: int) -> tuple[Tensor, Tensor]:
         case "quad":
             angles = (2 * pairs + 1) ** 2 / math.pi
         case "rand":
-            angles = np.exp(torch.randn(d_state // 2, dtype=torch.float64).numpy())
+            angles = np.exp(torch.randn(d_state // 2, dtype=torch.float64, device="cpu").numpy())
         case "real":
             angles, decays = np.zeros(d_state // 2), -(pairs + 1.0)
         case _:
@@ -100,6 +99,8 @@ class S4DKernel(nn.Module):
         dt_min, dt_max: initial steps are log-uniform between them.
     """
 
+    undecayed: ClassVar[frozenset[str]] = frozenset({"log_dt", "log_A_real", "A_imag"})
+
     def __init__(
         self,
         dim: int,
@@ -127,19 +128,17 @@ class S4DKernel(nn.Module):
         if not isinstance(copies, int) or copies < 1 or dim % copies:
             raise ValueError(f"n_ssm must be a positive divisor of dim={dim}, got {copies!r}")
         self.discretization, self.step_by, self.copies = discretization, step, copies
+        # On the CPU whatever the default device is, as eigenvectors are numpy's; then where other parameters are made.
         drawn = [spectrum(init, 2 * d_state if real else d_state) for _ in range(copies if init == "rand" else 1)]
         eigenvalues, weights = (torch.stack(part).expand(copies, -1) for part in zip(*drawn, strict=True))
         lead = (dim, weights.shape[1]) if kernels == 1 else (kernels, dim, weights.shape[1])
-        normal = torch.view_as_complex(torch.randn(*lead, 2, dtype=torch.float64) * 0.5**0.5)
+        normal = torch.view_as_complex(torch.randn(*lead, 2, dtype=torch.float64, device="cpu") * 0.5**0.5)
         mixed = weights.repeat(dim // copies, 1) * normal
-        self.C = nn.Parameter((mixed.real if real else torch.view_as_real(mixed)).float().contiguous())
         dt = torch.empty(dim).uniform_(math.log(dt_min), math.log(dt_max))
+        self.C = _parameter(mixed.real if real else torch.view_as_real(mixed), dt)
         self.log_dt = nn.Parameter(dt if step == "exp" else dt.exp() + torch.log(-torch.expm1(-dt.exp())))
-        self.log_A_real = nn.Parameter((-eigenvalues.real).log().float().contiguous())
-        self.A_imag = None if real else nn.Parameter(eigenvalues.imag.float().contiguous())
-        for parameter in (self.log_dt, self.log_A_real, self.A_imag):
-            if parameter is not None:
-                undecayed(parameter)
+        self.log_A_real = _parameter((-eigenvalues.real).log(), dt)
+        self.A_imag = None if real else _parameter(eigenvalues.imag, dt)
 
     def forward(self, length: int) -> list[DecayingToeplitz]:
         """One causal matrix ``(1, D, length, length)`` a kernel."""
@@ -159,6 +158,11 @@ class S4DKernel(nn.Module):
             weights = torch.view_as_real(2 * (self.C.to(dtype) if self.A_imag is None else to_complex(self.C)) * inputs)
         weights = weights.unsqueeze(0) if weights.dim() == 3 else weights
         return [DecayingToeplitz(pairs, part.unsqueeze(0), length) for part in weights]
+
+
+def _parameter(values: Tensor, like: Tensor) -> nn.Parameter:
+    """A parameter of these values, of the dtype and on the device of another, in memory of its own."""
+    return nn.Parameter(torch.empty(values.shape, dtype=like.dtype, device=like.device).copy_(values))
 
 
 def _log_bilinear(half: Tensor) -> Tensor:

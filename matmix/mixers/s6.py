@@ -25,7 +25,7 @@ from matmix.ops.layers import ShortConv
 from matmix.ops.linear import linear
 from matmix.ops.plain import is_plain
 from matmix.ops.precision import full_precision, working_dtype
-from matmix.ops.state_space import step_bias, steps, undecayed
+from matmix.ops.state_space import step_bias, steps
 
 
 class S6State(NamedTuple):
@@ -114,13 +114,13 @@ def _product(values: Tensor, given: tuple[Tensor, ...], chunk: int | None) -> Te
 
 
 def spectrum(channels: int, d_state: int) -> nn.Parameter:
-    """``A_log`` of S4D-Real, the logs of 1 to N for every channel; kept out of weight decay."""
-    return undecayed(torch.arange(1.0, d_state + 1).log().repeat(channels, 1))
+    """``A_log`` of S4D-Real, the logs of 1 to N for every channel."""
+    return nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(channels, 1))
 
 
 def skips(channels: int) -> nn.Parameter:
-    """D, ones; kept out of weight decay."""
-    return undecayed(torch.ones(channels))
+    """D, ones."""
+    return nn.Parameter(torch.ones(channels))
 
 
 def inner_sizes(dim: int, expand: float, d_state: int, dt_rank: int | None) -> tuple[int, int]:
@@ -165,6 +165,7 @@ class S6(Mixer):
     """
 
     traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
+    undecayed: ClassVar[frozenset[str]] = frozenset({"A_log", "D"})
 
     def __init__(
         self,

@@ -56,6 +56,7 @@ class SS2D(Mixer):
     """
 
     traits = Traits(data_dependent=True, mask="trim")
+    undecayed: ClassVar[frozenset[str]] = frozenset({"A_logs", "Ds"})
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class Vim(Mixer):
     """
 
     traits = Traits(data_dependent=True, mask="trim")
+    undecayed: ClassVar[frozenset[str]] = frozenset({"A_log", "A_b_log", "D", "D_b"})
 
     def __init__(
         self,

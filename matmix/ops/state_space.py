@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matmix.ops.marks import spare
 from matmix.ops.precision import working_dtype
 
 
@@ -72,14 +73,8 @@ def add_dynamics(
         "init_states": None if state is None else torch.zeros(heads, *state),
     }
     for name, value in start.items():
-        module.register_parameter(name, None if value is None else undecayed(value))
-
-
-def undecayed(value: Tensor) -> nn.Parameter:
-    """A parameter that weight decay leaves alone: rates, steps and skips of a recurrence."""
-    parameter = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
-    parameter._no_weight_decay = True  # type: ignore[attr-defined]
-    return parameter
+        module.register_parameter(name, None if value is None else nn.Parameter(value))
+    spare(module, start)
 
 
 def steps(raw: Tensor, bias: Tensor, limit: tuple[float, float], mask: Tensor | None) -> Tensor:

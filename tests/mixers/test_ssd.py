@@ -120,4 +120,4 @@ def test_published_initialisation() -> None:
     assert float(step.min()) >= 1e-3 * 0.999 and float(step.max()) <= 0.1 * 1.001
     rate = mixer.A_log.detach().exp()
     assert float(rate.min()) >= 0.999 and float(rate.max()) <= 16.001
-    assert all(p._no_weight_decay for p in (mixer.A_log, mixer.D, mixer.dt_bias))
+    assert mixer.no_weight_decay() == {"A_log", "D", "dt_bias"}

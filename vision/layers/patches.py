@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from timm.layers import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ class PositionEmbedding(nn.Module):
         mode: ``"bilinear"`` or ``"bicubic"``, how ``resize_`` carries the vectors to another grid (corners free).
         dynamic: whether a map of another grid is given interpolated vectors in forward; otherwise it is an error.
     """
+
+    undecayed: ClassVar[frozenset[str]] = frozenset({"pos_embed"})
 
     def __init__(self, dim: int, grid: Grid, mode: str = "bicubic", dynamic: bool = False) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from matmix.mixers.active import Active
+from matmix.ops.marks import spare
 from vision.base import Size, VisionModel, drop_paths, image_size
 from vision.layers import ConvDownsample, ConvStem, Head, Mlp, Stage
 from vision.layers.block import add
@@ -83,6 +84,7 @@ class ActiveStage(Stage):
     def __init__(self, downsample: nn.Module, blocks: Sequence[ActiveBlock], dim: int) -> None:
         super().__init__(downsample, blocks)
         self.positions = nn.Conv2d(dim, dim, 3, 1, 1, groups=dim)
+        spare(self.positions, ("weight", "bias"))  # as published
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
@@ -159,10 +161,6 @@ class ActiveMLP(VisionModel):
         self.head = Head(dims[-1], num_classes, global_pool, drop_rate=drop_rate)
         self.apply(_init)
         self.finish(dims, [4 * 2**i for i in range(len(dims))])
-
-    def no_weight_decay(self) -> set[str]:
-        """The position convolutions, as published."""
-        return super().no_weight_decay() | {name for name, _ in self.named_parameters() if ".positions." in name}
 
     published: ClassVar[dict[str, Callable[[Any, State], State]]] = {
         SOURCE: lambda model, state: _published(model, state)
