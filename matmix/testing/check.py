@@ -8,7 +8,13 @@ from collections.abc import Callable, Iterable
 from matmix.matrices.base import Matrix
 from matmix.mixers.base import Grid, Mixer, Traits
 from matmix.mixers.registry import MixerInfo, mixer_info
-from matmix.testing import building_laws, padding_laws, run_laws, shape_laws, trait_laws  # noqa: F401  (they enrol their laws)
+from matmix.testing import (  # noqa: F401  (they enrol their laws)
+    building_laws,
+    padding_laws,
+    run_laws,
+    shape_laws,
+    trait_laws,
+)
 from matmix.testing.cases import MatrixCase, MixerCase
 from matmix.testing.matrix_laws import MATRIX_LAWS
 from matmix.testing.mixer_laws import MIXER_LAWS, SLOW_MIXER_LAWS, TRACED
