@@ -31,6 +31,7 @@ class Softmax(Matrix):
     bias: Tensor | None = None  # (B or 1, H or 1, L_out, L_in), added to the scores
     factor: float | None = static(default=None)  # on the scores; None: 1 / sqrt(E)
     causal: bool = static(default=False)  # row i sees columns j <= i; the last row all, where there are more columns
+    segments: Tensor | None = None  # (B or 1, L) integers, of a square matrix: rows see columns of their number
 
     properties: ClassVar = frozenset({"row_stochastic"})
     dense_below: ClassVar = 512
@@ -43,6 +44,7 @@ class Softmax(Matrix):
         bias: Tensor | None = None,
         factor: float | None = None,
         causal: bool = False,
+        segments: Tensor | None = None,
     ) -> None:
         # What a frozen dataclass does, less the fields left at their defaults: attention is made in every forward.
         write = object.__setattr__
@@ -56,11 +58,13 @@ class Softmax(Matrix):
             write(self, "factor", factor)
         if causal:
             write(self, "causal", causal)
+        if segments is not None:
+            write(self, "segments", segments)
 
     @property
     def shape(self) -> Shape:
         batch = self.query.shape[0]
-        for tensor in (self.key, self.mask, self.bias):
+        for tensor in (self.key, self.mask, self.bias, self.segments):
             if batch == 1 and tensor is not None:
                 batch = tensor.shape[0]
         return (batch, self.query.shape[1], self.query.shape[2], self.key.shape[2])
@@ -73,6 +77,9 @@ class Softmax(Matrix):
             rows = torch.arange(start + more, stop + more, device=self.key.device).unsqueeze(1)
             past = torch.arange(self.key.shape[2], device=self.key.device) <= rows
             allowed = past[None, None] if allowed is None else allowed & past
+        if self.segments is not None:
+            own = self.segments[:, start:stop].unsqueeze(-1) == self.segments.unsqueeze(-2)
+            allowed = own.unsqueeze(1) if allowed is None else allowed & own.unsqueeze(1)
         return allowed
 
     def _dense_is_faster(self, width: int) -> bool:
@@ -84,7 +91,7 @@ class Softmax(Matrix):
         key = self.key
         if (
             values.shape == key.shape
-            and self.mask is self.bias is self.factor is None
+            and self.mask is self.bias is self.factor is self.segments is None
             and not self.causal
             and values.dtype is key.dtype
         ):
@@ -105,7 +112,7 @@ class Softmax(Matrix):
         if size != columns_wide <= 128 and size <= 128 and query.device.type == "cpu":
             # The fused kernel of the CPU needs one width for all; zeros change no score.
             query, key, values = (F.pad(t, (0, max(size, columns_wide) - t.shape[3])) for t in (query, key, values))
-        if self.mask is None and self.bias is None and not (self.causal and rows != columns):
+        if self.mask is self.bias is self.segments is None and not (self.causal and rows != columns):
             mixed = scaled_dot_product_attention(query, key, values, is_causal=self.causal, scale=factor)
         else:
             # A row without any key would be 0 / 0: open it and put the zero there afterwards.

@@ -44,7 +44,7 @@ class Attention(Mixer):
         causal: token i sees tokens up to i; then the mixer also runs token by token on a cache of keys and values.
     """
 
-    traits = Traits(data_dependent=True, mask="trim")
+    traits = Traits(data_dependent=True, mask="trim", packed=True)
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Attention(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         query, key, values = self._heads(x)
-        return Projected(Softmax(query, key, context.mask, causal=self.causal), values)
+        return Projected(Softmax(query, key, context.mask, causal=self.causal, segments=context.segments), values)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return linear(self.proj, merge_heads(mixed))

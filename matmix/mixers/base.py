@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from matmix.matrices.base import Matrix
 from matmix.ops.marks import undecayed
-from matmix.ops.masks import in_order, padding_first
+from matmix.ops.masks import in_order, padding_first, runs
 from matmix.ops.sizes import is_size
 
 Grid = tuple[int, ...]
@@ -39,6 +39,7 @@ class Traits:
     aligned: bool = False  # the matrix of a prefix is the leading block of the matrix
     mixes: bool = True  # tokens reach other tokens (identity aside)
     dims: frozenset[int] = field(default=frozenset({1, 2}))  # grids it accepts: sequences, images
+    packed: bool = False  # several sequences in a row, told apart by segments, are mixed as each would be by itself
 
 
 class Context(NamedTuple):
@@ -49,6 +50,7 @@ class Context(NamedTuple):
     # Set by product, which only multiplies: where the product is already known (Known), its values may be left out,
     # with an empty tensor in their place. The matrix is the same.
     product_only: bool = False
+    segments: Tensor | None = None  # (B, L) int64: tokens see only those of their number; 0, 1, ... along a row
 
 
 class Projected(NamedTuple):
@@ -137,7 +139,9 @@ class Mixer(nn.Module):
     # ------------------------------------------------------------------ what a caller uses
 
     @final  # type: ignore[misc]  # nn.Module declares forward as an attribute
-    def forward(self, x: Tensor, *, grid: Grid | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, grid: Grid | None = None, mask: Tensor | None = None, segments: Tensor | None = None
+    ) -> Tensor:
         """Mix tokens ``(B, L, D)``.
 
         Args:
@@ -145,18 +149,23 @@ class Mixer(nn.Module):
             grid: the shape of the tokens where it is not the one the mixer was built for.
             mask: ``(B, L)`` bool, True = a real token; what stands at other positions is not read, and outputs there
                 are zero.
+            segments: ``(B, L)`` integers, for several sequences packed in a row: a run of one number is a sequence, and
+                is mixed as if it were alone. See ``matmix.ops.masks.packed_segments`` for cumulative lengths.
 
         Raises:
-            ValueError: for tokens, a grid or a mask that do not fit; a mixer of fixed length names ``resize_``.
+            ValueError: for tokens, a grid, a mask or segments that do not fit; a mixer of fixed length names
+                ``resize_``.
         """
-        context = self._context(x, grid, mask)
+        context = self._context(x, grid, mask, segments)
         out = drop_padding(self.mix(drop_padding(x, mask), context), mask)
         return out if out.dtype == x.dtype else out.to(x.dtype)
 
     @final
-    def matrix(self, x: Tensor, *, grid: Grid | None = None, mask: Tensor | None = None) -> Matrix:
+    def matrix(
+        self, x: Tensor, *, grid: Grid | None = None, mask: Tensor | None = None, segments: Tensor | None = None
+    ) -> Matrix:
         """The matrix that ``forward`` multiplies by for these tokens, ``(B or 1, H, L, L_in)``."""
-        context = self._context(x, grid, mask)
+        context = self._context(x, grid, mask, segments)
         return self.project(drop_padding(x, mask), context).matrix
 
     @final
@@ -223,7 +232,7 @@ class Mixer(nn.Module):
                 f"{[tuple(t.shape) for t in wanted]} (0 may have grown), got {shapes}"
             )
 
-    def _context(self, x: Tensor, grid: Grid | None, mask: Tensor | None) -> Context:
+    def _context(self, x: Tensor, grid: Grid | None, mask: Tensor | None, segments: Tensor | None = None) -> Context:
         name = type(self).__name__
         if x.dim() != 3 or x.shape[2] != self.dim:
             raise ValueError(f"{name}: x must be tokens (B, L, {self.dim}), got {tuple(x.shape)}")
@@ -247,7 +256,16 @@ class Mixer(nn.Module):
                     f"{name}: mask must be bool of shape {tuple(x.shape[:2])} (True = a real token), "
                     f"got {mask.dtype} {tuple(mask.shape)}"
                 )
-        return Context(grid, mask)
+        if segments is None:
+            return Context(grid, mask)
+        if not self.traits.packed or len(grid) > 1:
+            raise ValueError(f"{name} takes no segments{': they are of sequences' if self.traits.packed else ''}")
+        if segments.is_floating_point() or segments.dtype == torch.bool or segments.shape != x.shape[:2]:
+            raise ValueError(
+                f"{name}: segments must be integers of shape {tuple(x.shape[:2])}, "
+                f"got {segments.dtype} {tuple(segments.shape)}"
+            )
+        return Context(grid, mask, segments=runs(segments))
 
     def _misfit(self, length: int, grid: Grid) -> str:
         name = type(self).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -31,7 +32,7 @@ class Channels(Mixer):
     """
 
     # To a token, what stands before or after it, and what a mask hides, is all the same.
-    traits = Traits(causal=True, data_dependent=True, mask="trim", mixes=False)
+    traits = Traits(causal=True, data_dependent=True, mask="trim", mixes=False, packed=True)
 
     def __init__(self, dim: int, grid: Grid | None = None, *, spec: str = "vim", width: int = 1) -> None:
         if not isinstance(width, int) or width < 1 or dim % width:
@@ -39,7 +40,7 @@ class Channels(Mixer):
         mixer = create_mixer(spec, width, (dim // width,))
         if 1 not in mixer.traits.dims:
             raise ValueError(f"spec must be a mixer that takes sequences, got {spec!r}, which takes images only")
-        self.traits = Traits(causal=True, data_dependent=mixer.traits.data_dependent, mask="trim", mixes=False)
+        self.traits = replace(type(self).traits, data_dependent=mixer.traits.data_dependent)
         super().__init__(dim, grid)
         self.width, self.mixer = width, mixer
 

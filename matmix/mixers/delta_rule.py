@@ -81,7 +81,7 @@ class DeltaRule(FastWeights):
         read = Semiseparable(tokens.query, key, key.new_zeros(1, *key.shape[1:3]))
         return read, UnitLowerInverse(strength.unsqueeze(-1) * key, key), Diagonal(strength)
 
-    def _mixing(self, tokens: FastWeightTokens, mask: Tensor | None) -> Matrix:
+    def _mixing(self, tokens: FastWeightTokens, mask: Tensor | None, segments: Tensor | None) -> Matrix:
         return Product(self._factors(tokens))
 
     def _remember(self, tokens: FastWeightTokens, mask: Tensor | None, memory: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.ops.effective import numbers
 from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.linear import linear
+from matmix.ops.masks import forgetting
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import ssd_scan
 
@@ -89,7 +91,7 @@ class FastWeights(Mixer):
         """Queries and keys ``(B, H, L, E)`` of tokens at ``position (B, L)``."""
         return query, key
 
-    def _mixing(self, tokens: FastWeightTokens, mask: Tensor | None) -> Matrix:
+    def _mixing(self, tokens: FastWeightTokens, mask: Tensor | None, segments: Tensor | None) -> Matrix:
         """The matrix."""
         raise NotImplementedError
 
@@ -102,12 +104,6 @@ class FastWeights(Mixer):
         raise NotImplementedError
 
     # ------------------------------------------------------------------ tokens to matrix and values
-
-    def _tokens(self, x: Tensor, mask: Tensor | None) -> FastWeightTokens:
-        signal, gate, control = linear(self.in_proj, x).split(self.sizes, -1)
-        if self.conv1d is not None:
-            signal = self.conv1d(drop_padding(signal, mask), silu=True)
-        return self._split(signal, gate, control, _positions(x, mask), mask)
 
     def _split(
         self, mixed: Tensor, gate: Tensor, control: Tensor, position: Tensor, mask: Tensor | None
@@ -122,8 +118,13 @@ class FastWeights(Mixer):
         return FastWeightTokens(query, key, values, gate if self.sizes[1] else None, control if self.sizes[2] else None)
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        tokens = self._tokens(x, context.mask)
-        return Projected(self._mixing(tokens, context.mask), tokens.values, tokens.gate)
+        mask, segments = context.mask, context.segments
+        signal, gate, control = linear(self.in_proj, x).split(self.sizes, -1)
+        if self.conv1d is not None:
+            apart = {} if segments is None else {"segments": segments}
+            signal = self.conv1d(drop_padding(signal, mask), silu=True, **apart)
+        tokens = self._split(signal, gate, control, _positions(x, mask), mask)
+        return Projected(self._mixing(tokens, mask, segments), tokens.values, tokens.gate)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         mixed = mixed.transpose(1, 2)  # (B, L, H, W): the norm is that of a head
@@ -173,6 +174,7 @@ class FastWeights(Mixer):
 class Forgetting(FastWeights):
     """``A_i`` is a decay, ``exp`` of ``_log_decay``: one a head (semiseparable), or one a head and key channel."""
 
+    traits = replace(FastWeights.traits, packed=True)
     kind: ClassVar[type[Matrix]] = Semiseparable  # of queries, keys and log decays
 
     def _scan(
@@ -185,8 +187,8 @@ class Forgetting(FastWeights):
         """``(B or 1, H, L)`` or ``(B, H, L, E)``, in float32 at least; 0 at masked tokens."""
         raise NotImplementedError
 
-    def _mixing(self, tokens: FastWeightTokens, mask: Tensor | None) -> Matrix:
-        return self.kind(tokens.query, tokens.key, self._log_decay(tokens, mask))  # type: ignore[call-arg]
+    def _mixing(self, tokens: FastWeightTokens, mask: Tensor | None, segments: Tensor | None) -> Matrix:
+        return self.kind(tokens.query, tokens.key, forgetting(self._log_decay(tokens, mask), segments))  # type: ignore[call-arg]
 
     def _remember(self, tokens: FastWeightTokens, mask: Tensor | None, memory: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._scan(tokens.values, tokens.query, tokens.key, self._log_decay(tokens, mask), memory)

@@ -83,7 +83,10 @@ class Heads(Mixer):
 
     def mix(self, x: Tensor, context: Context) -> Tensor:
         shares = self._shares(x)
-        return torch.cat([part(share, grid=context.grid, mask=context.mask) for part, share in shares], -1)
+        given = {"grid": context.grid, "mask": context.mask}
+        if context.segments is not None:
+            given["segments"] = context.segments
+        return torch.cat([part(share, **given) for part, share in shares], -1)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         sizes, rests = rest
@@ -137,5 +140,6 @@ def joint_traits(parts: list[Traits]) -> Traits:
         recurrent=all(part.recurrent for part in parts),
         aligned=all(part.aligned for part in parts),
         mixes=any(part.mixes for part in parts),
+        packed=all(part.packed for part in parts),
         dims=frozenset.intersection(*(part.dims for part in parts)),
     )

@@ -17,6 +17,7 @@ from matmix.mixers.registry import register
 from matmix.ops.activations import untransformed
 from matmix.ops.effective import numbers
 from matmix.ops.linear import linear
+from matmix.ops.masks import forgetting
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import ssd_scan
 
@@ -46,7 +47,7 @@ class LinearAttention(Mixer):
 
     def __init__(self, dim: int, grid: Grid | None = None, *, head_dim: int = 32, causal: bool = False) -> None:
         if causal:
-            self.traits = replace(type(self).traits, causal=True, recurrent=True, aligned=True)
+            self.traits = replace(type(self).traits, causal=True, recurrent=True, aligned=True, packed=True)
         super().__init__(dim, grid)
         if not isinstance(head_dim, int) or head_dim < 1:
             raise ValueError(f"head_dim must be a positive integer, got {head_dim!r}")
@@ -62,21 +63,24 @@ class LinearAttention(Mixer):
         query, key = _positive(query), _positive(key)
         return query, key if mask is None else key.masked_fill(~mask[:, None, :, None], 0), values
 
-    def _matrix(self, query: Tensor, key: Tensor) -> Product:
-        exact = working_dtype(query)
+    def _matrix(self, query: Tensor, key: Tensor, segments: Tensor | None) -> Product:
+        exact, decay = working_dtype(query), forgetting(key.new_zeros(1, *key.shape[1:3]), segments)
         with full_precision(query.device):
-            if self.causal:
+            if segments is not None:  # sums that start anew: differences of long ones would cost digits
+                ones = query.new_ones(*query.shape[:3], 1, dtype=exact)
+                total = Semiseparable(query.to(exact), key.to(exact), decay).matmul(ones).squeeze(-1)
+            elif self.causal:
                 total = (query.to(exact) * key.to(exact).cumsum(2)).sum(-1)
             else:
                 total = (query.to(exact) @ key.to(exact).sum(2).unsqueeze(-1)).squeeze(-1)
             share = total.clamp(min=TINY).reciprocal().to(query.dtype)
         if not self.causal:
             return Product((Diagonal(share), LowRank(query, key)))
-        return Product((Diagonal(share), Semiseparable(query, key, key.new_zeros(1, *key.shape[1:3]))))
+        return Product((Diagonal(share), Semiseparable(query, key, decay)))
 
     def project(self, x: Tensor, context: Context) -> Projected:
         query, key, values = self._features(x, context.mask)
-        return Projected(self._matrix(query, key), values)
+        return Projected(self._matrix(query, key, context.segments), values)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return linear(self.proj, merge_heads(mixed))

@@ -36,7 +36,7 @@ class LocalAttention(Mixer):
         causal: only the token and the ``window - 1`` before it (sequences; any window).
     """
 
-    traits = Traits(data_dependent=True, mask="trim")
+    traits = Traits(data_dependent=True, mask="trim", packed=True)
 
     def __init__(
         self, dim: int, grid: Grid | None = None, *, window: int = 7, head_dim: int = 32, causal: bool = False
@@ -94,11 +94,15 @@ class LocalAttention(Mixer):
             view[axis] = n
             inside = inside & ((place >= 0) & (place < n)).view(view)
         inside = inside.reshape(1, 1, -1, len(steps))
-        if context.mask is None:
-            return inside
         margin, length = max(map(abs, offsets)), x.shape[1]
-        real = F.pad(context.mask, (margin, margin))
-        return inside & torch.stack([real[:, margin + o : margin + o + length] for o in offsets], -1).unsqueeze(1)
+
+        def near(marks: Tensor) -> Tensor:  # (B, L) as (B, 1, L, K): those of the tokens of the window
+            wide = F.pad(marks, (margin, margin))
+            return torch.stack([wide[:, margin + o : margin + o + length] for o in offsets], -1).unsqueeze(1)
+
+        if context.segments is not None:
+            inside = inside & (near(context.segments) == context.segments[:, None, :, None])
+        return inside if context.mask is None else inside & near(context.mask)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return linear(self.proj, merge_heads(mixed))

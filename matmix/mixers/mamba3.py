@@ -21,7 +21,7 @@ from matmix.ops.effective import exactly, numbers
 from matmix.ops.gated import gated
 from matmix.ops.layers import GatedRMSNorm
 from matmix.ops.linear import linear
-from matmix.ops.masks import padding_before
+from matmix.ops.masks import forgetting, padding_before
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import ssd_scan
 from matmix.ops.state_space import head_width, initial_reading, step_bias, steps
@@ -84,7 +84,7 @@ class Mamba3(Mixer):
         chunk: tokens of a chunk of the scan; None chooses. No result depends on it.
     """
 
-    traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
+    traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True, packed=True)
     undecayed: ClassVar[frozenset[str]] = frozenset({"dt_bias", "D"})
 
     def __init__(
@@ -156,6 +156,7 @@ class Mamba3(Mixer):
         projected = linear(self.in_proj, x)
         with full_precision(x.device):
             parts = self._parts(projected, context.mask)
+            parts = parts._replace(log_decay=forgetting(parts.log_decay, context.segments))
             matrix = self._matrix(parts, *self._turned(parts))
         return Projected(matrix, parts.values, parts.gate)
 

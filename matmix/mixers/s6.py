@@ -23,6 +23,7 @@ from matmix.ops.gated import gated
 from matmix.ops.gpu import in_triton
 from matmix.ops.layers import ShortConv
 from matmix.ops.linear import linear
+from matmix.ops.masks import forgetting
 from matmix.ops.plain import is_plain
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.state_space import step_bias, steps
@@ -42,14 +43,16 @@ class Selected(NamedTuple):
     outputs: Tensor  # C, (B, L, N)
     step: Tensor  # (B, L, D)
 
-    def factors(self, A_log: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def factors(self, A_log: Tensor, segments: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """C, B, rates, clock and step of a ``DiagonalSemiseparable`` with the rates ``exp(A_log)``, (D, N).
 
-        The clock of the decays and the weight of what is written are both dt.
+        The clock of the decays and the weight of what is written are both dt, but that between ``segments (B, L)`` the
+        clock runs for ages: infinity would make the rates' gradient NaN.
         """
         step = self.step.mT
         rates = -A_log.to(step.dtype).exp()
-        return self.outputs.unsqueeze(1), self.inputs.unsqueeze(1), rates[None, :, None, :], step, step
+        clock = step if segments is None else -forgetting(-step, segments).clamp(min=-1e30)
+        return self.outputs.unsqueeze(1), self.inputs.unsqueeze(1), rates[None, :, None, :], clock, step
 
     def ordered(self, index: Tensor) -> Selected:
         """The tokens in another order, ``index`` (L,)."""
@@ -94,11 +97,12 @@ def _matrix(
     A_log: Tensor,
     D: Tensor,
     mask: Tensor | None,
+    segments: Tensor | None,
     chunk: int | None,
 ) -> Matrix:
     selected = Selected(inputs, outputs, steps(raw, bias, (0.0, math.inf), mask))
     skip = Diagonal(D.view(1, -1, 1).expand(1, -1, raw.shape[1]))
-    return DiagonalSemiseparable(*selected.factors(A_log), chunk=chunk) + skip
+    return DiagonalSemiseparable(*selected.factors(A_log, segments), chunk=chunk) + skip
 
 
 def _product(values: Tensor, given: tuple[Tensor, ...], chunk: int | None) -> Tensor:
@@ -164,7 +168,7 @@ class S6(Mixer):
         chunk: tokens of a chunk of the scan; None chooses. No result depends on it.
     """
 
-    traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
+    traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True, packed=True)
     undecayed: ClassVar[frozenset[str]] = frozenset({"A_log", "D"})
 
     def __init__(
@@ -199,19 +203,17 @@ class S6(Mixer):
             self.dt_proj.weight.uniform_(-dt_scale * rank**-0.5, dt_scale * rank**-0.5)
             self.dt_proj.bias.copy_(step_bias(inner, dt_min, dt_max, dt_init_floor))
 
-    def _values(self, signal: Tensor, mask: Tensor | None) -> Tensor:
-        return drop_padding(self.conv1d(signal, silu=True), mask)
-
     def project(self, x: Tensor, context: Context) -> Projected:
-        mask = context.mask
+        mask, segments = context.mask, context.segments
         signal, gate = linear(self.in_proj, x).chunk(2, -1)
-        tokens = self._values(drop_padding(signal, mask), mask)
+        apart = {} if segments is None else {"segments": segments}
+        tokens = drop_padding(self.conv1d(drop_padding(signal, mask), silu=True, **apart), mask)
         values = tokens.mT.unsqueeze(-1)
         given = (*projected(tokens, self.x_proj, self.dt_proj, self.states), self.A_log, self.D)
-        if context.product_only and mask is None and in_triton(values, *given):
-            matrix = Deferred(_matrix, given, (None, self.chunk))
+        if context.product_only and mask is segments is None and in_triton(values, *given):
+            matrix = Deferred(_matrix, given, (None, None, self.chunk))
             return Projected(Known(matrix, values, _product(values, given, self.chunk)), values, gate)
-        return Projected(_matrix(*given, mask, self.chunk), values, gate)
+        return Projected(_matrix(*given, mask, segments, self.chunk), values, gate)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return linear(self.out_proj, gated(mixed.squeeze(-1).mT, rest))

@@ -22,6 +22,7 @@ from matmix.ops.effective import numbers
 from matmix.ops.gated import gated
 from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.linear import linear
+from matmix.ops.masks import forgetting
 from matmix.ops.precision import working_dtype
 from matmix.ops.scan import ssd_scan
 from matmix.ops.state_space import add_dynamics, check_limit, head_width, initial_reading, steps
@@ -82,7 +83,7 @@ class SSD(Mixer):
         chunk: tokens of a chunk of the scan; None chooses. No result depends on it.
     """
 
-    traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
+    traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True, packed=True)
     dt_bias: nn.Parameter
     A_log: nn.Parameter
     D: nn.Parameter
@@ -114,7 +115,8 @@ class SSD(Mixer):
         chunk: int | None = None,
     ) -> None:
         if learnable_init_states:  # the columns of the state stand behind those of the tokens, at any length
-            self.traits = replace(type(self).traits, aligned=False)
+            # Nor do they start anew at the borders of packed sequences.
+            self.traits = replace(type(self).traits, aligned=False, packed=False)
         super().__init__(dim, grid)
         inner = int(expand * dim)
         mixed = inner if d_ssm is None else d_ssm
@@ -158,9 +160,10 @@ class SSD(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         parts = self._parts(x, context.mask)
-        values, inputs, outputs = self._factors(self.conv1d(parts.signal, silu=True), context.mask)
+        apart = {} if context.segments is None else {"segments": context.segments}
+        values, inputs, outputs = self._factors(self.conv1d(parts.signal, silu=True, **apart), context.mask)
         step = parts.step.mT
-        log_decay = self._log_decay(parts.step).mT
+        log_decay = forgetting(self._log_decay(parts.step).mT, context.segments)
         matrix: Matrix = Semiseparable(outputs, inputs, log_decay, step, self.chunk)
         if not self.D_has_hdim:
             matrix = matrix + Diagonal(self.D.view(1, -1, 1).expand(1, -1, x.shape[1]))

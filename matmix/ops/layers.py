@@ -109,9 +109,17 @@ class ShortConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound)) if bias else None
         self.size, self.causal = size, causal
 
-    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
-        """``(B, L, C)`` to ``(B, L, C)``, followed by SiLU if wanted."""
+    def forward(self, x: Tensor, silu: bool = False, segments: Tensor | None = None) -> Tensor:
+        """``(B, L, C)`` to ``(B, L, C)``, and SiLU if wanted; no tap reaches into another of ``segments (B, L)``."""
         reach = self.size - 1 if self.causal else self.size // 2
+        if segments is not None:
+            margins, length = (reach, self.size - 1 - reach), x.shape[1]
+            near, owner = F.pad(x, (0, 0, *margins)), F.pad(segments, margins, value=-1)
+            y = torch.zeros((), dtype=x.dtype, device=x.device) if self.bias is None else self.bias
+            for tap in range(self.size):
+                other = (owner[:, tap : tap + length] != segments).unsqueeze(-1)
+                y = y + self.weight[:, 0, tap] * near[:, tap : tap + length].masked_fill(other, 0)
+            return F.silu(y) if silu else y
         image = image_of(x, x.shape[1:2])
         return convolve(image, self.weight.unsqueeze(2), self.bias, (0, reach), silu).squeeze(2).mT
 

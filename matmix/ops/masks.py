@@ -1,9 +1,12 @@
-"""Padding: where the real tokens of a sequence stand, and bringing them together."""
+"""Padding and packing: where the real tokens of a sequence stand, and where one sequence ends and another begins."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def padding_first(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,3 +39,30 @@ def continued(past: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
     place, padding = torch.arange(joined.shape[1], device=mask.device), padding_before(mask).unsqueeze(1)
     source = torch.where(place < padding, count + place, place - padding)
     return in_order(joined, torch.where(place < padding + count, source, place))
+
+
+def packed_segments(cu_seqlens: Tensor, length: int | None = None) -> Tensor:
+    """The segments ``(1, L)`` of sequences in a row, from their cumulative lengths ``(0, n_1, n_1 + n_2, ..., L)``.
+
+    Args:
+        cu_seqlens: ``(sequences + 1,)`` integers, as FlashAttention takes them.
+        length: L; absent, it is read from the last one, which on a GPU waits for it.
+    """
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
+        raise ValueError(f"cu_seqlens must be integers (sequences + 1,), got {cu_seqlens.dtype} {cu_seqlens.shape}")
+    length = int(cu_seqlens[-1]) if length is None else length
+    place = torch.arange(length, device=cu_seqlens.device)
+    return torch.searchsorted(cu_seqlens[1:].contiguous().long(), place, right=True).unsqueeze(0)
+
+
+def runs(segments: Tensor) -> Tensor:
+    """Segments ``(B, L)`` numbered from 0 in each row as they come; a number that comes again is another one."""
+    return F.pad(segments[:, 1:] != segments[:, :-1], (1, 0)).cumsum(1)
+
+
+def forgetting(log_decay: Tensor, segments: Tensor | None) -> Tensor:
+    """Log decays ``(B or 1, H, L, ...)`` with -inf where a new segment ``(B, L)`` begins: no state outlives its own."""
+    if segments is None:
+        return log_decay
+    begins = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
+    return torch.where(begins.view(begins.shape[0], 1, -1, *[1] * (log_decay.dim() - 3)), -math.inf, log_decay)

@@ -4,6 +4,7 @@ a recurrent mixer reads a sequence in any parts, padded or not."""
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -178,3 +179,58 @@ def prompts_in_half(case: MixerCase) -> None:
             for part, result in (("prefill", out), ("steps", folded)):
                 assert result.dtype == given.dtype, f"{what}: {part} of {given.dtype} gives {result.dtype}"
                 _near(result, wanted, spread, dtype, f"{what}: {part}")
+
+
+@law
+def packed(case: MixerCase) -> None:
+    """Packed: sequences in a row have the outputs, and with the others the gradients, that each has alone, padding
+    among them too; the matrix is zero between them, and float32's gradients are finite. Otherwise ``segments`` is a
+    ValueError."""
+    mixer = case.build()
+    if not mixer.traits.packed or 1 not in mixer.traits.dims:
+        assert not mixer.traits.packed, "traits.packed without sequences"
+        numbers = torch.zeros(case.tokens().shape[:2], dtype=torch.int64)
+        _refuses(lambda: mixer(case.tokens(), segments=numbers), "segments")
+        return
+    case = case.on((case.length + 4,))
+    mixer, x, weight = case.build(), case.tokens(), case.tokens(name="weight")
+    place = torch.arange(case.length).expand(case.batch, -1)
+    # Two tokens, one, and the rest under the number of the first; in the other samples one sequence more.
+    segments = torch.stack([7 * (row == 2) + (row > 3 + index) * (index > 0) for index, row in enumerate(place)])
+    masks = [None] if mixer.traits.mask is None else [None, some_mask(case)]
+    for mask in masks:
+        what = "" if mask is None else " with a mask"
+
+        def alone(x: Tensor, mask: Tensor | None = mask) -> Tensor:
+            rows = []
+            for index, row in enumerate(segments):
+                cuts = [0, *(torch.nonzero(row[1:] != row[:-1]).flatten() + 1).tolist(), case.length]
+                for start, stop in itertools.pairwise(cuts):
+                    real = None if mask is None else mask[index : index + 1, start:stop]
+                    rows.append(mixer(x[index : index + 1, start:stop], mask=real)[0])
+            return torch.cat(rows).view(x.shape)
+
+        found = []
+        for run in (lambda x, mask=mask: mixer(x, mask=mask, segments=segments), alone):
+            tokens = x.detach().requires_grad_()
+            mixer.zero_grad(set_to_none=True)
+            out = run(tokens)
+            (out * weight).sum().backward()
+            assert tokens.grad is not None
+            grads = {f"the gradient of {n}": p.grad for n, p in mixer.named_parameters() if p.grad is not None}
+            found.append({"forward": out.detach(), "the gradient of the tokens": tokens.grad} | grads)
+        for name, value in found[1].items():
+            close(found[0][name], value, f"packed{what}: {name}")
+    number = (segments[:, 1:] != segments[:, :-1]).cumsum(1)
+    number = torch.cat((torch.zeros_like(number[:, :1]), number), 1)
+    apart = (number.unsqueeze(-1) != number.unsqueeze(-2)).unsqueeze(1)
+    dense = mixer.matrix(x, segments=segments).to_dense()
+    if dense.shape[2:] == apart.shape[2:]:
+        leak = float(dense.detach().abs().masked_fill(~apart, 0).max())
+        assert leak == 0, f"the matrix holds {leak:.3g} between two sequences"
+    single, tokens = case.build(torch.float32), case.tokens(torch.float32).requires_grad_()
+    single(tokens, segments=segments).sum().backward()
+    for name, grad in (("the tokens", tokens.grad), *((n, p.grad) for n, p in single.named_parameters())):
+        assert grad is None or bool(torch.isfinite(grad).all()), (
+            f"packed, float32: the gradient of {name} is not finite"
+        )

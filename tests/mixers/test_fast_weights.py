@@ -21,19 +21,19 @@ def published_tokens(fixture: Fixture, heads_first: bool, control: Tensor | None
     query, key, values = (fixture.input(name) for name in "qkv")
     if not heads_first:
         query, key, values = (t.transpose(1, 2) for t in (query, key, values))
-    return FastWeightTokens(query * query.shape[-1] ** -0.5, key, values, None, control, key)
+    return FastWeightTokens(query * query.shape[-1] ** -0.5, key, values, None, control)
 
 
 def check(mixer: FastWeights, fixture: Fixture, tokens: FastWeightTokens, heads_first: bool) -> None:
     """By matrix, dense and fast, by scan and token by token."""
-    matrix = mixer._mixing(tokens, None)
-    mixed, memory = mixer._remember(tokens, None)
+    matrix = mixer._mixing(tokens, None, None)
+    mixed, memory = mixer._remember(tokens, None, None)
     state = torch.zeros_like(memory)
     steps = []
     for i in range(tokens.query.shape[2]):
         parts = [None if t is None else t[:, :, i : i + 1] for t in tokens[:3]]
         control = None if tokens.control is None else tokens.control[:, i : i + 1]
-        one = FastWeightTokens(*parts, None, control, tokens.signal)
+        one = FastWeightTokens(*parts, None, control)
         state = mixer._update(state, one)
         steps.append(state @ one.query.mT)
     torch.testing.assert_close(state, memory)
@@ -176,7 +176,7 @@ def test_negative_eigenvalues_turn_what_a_key_reads() -> None:
     key = torch.tensor([[[[1.0, 0.0]] * 2]], dtype=torch.float64)
     value = torch.tensor([[[[3.0, 1.0], [5.0, 7.0]]]], dtype=torch.float64)
     control = torch.full((1, 2, 1), 40.0, dtype=torch.float64)  # sigmoid 1, so b = 2
-    mixed = mixer._mixing(FastWeightTokens(key, key, value, None, control, key), None).matmul(value)
+    mixed = mixer._mixing(FastWeightTokens(key, key, value, None, control), None, None).matmul(value)
     torch.testing.assert_close(mixed[0, 0], torch.stack((2 * value[0, 0, 0], 2 * value[0, 0, 1] - 2 * value[0, 0, 0])))
 
 

@@ -318,8 +318,8 @@ class TakesAMaskItCannotUse(Decay):
 
     traits = Traits(causal=True)
 
-    def _context(self, x: Tensor, grid: Grid | None, mask: Tensor | None) -> Context:
-        return Context(super()._context(x, grid, None).grid, mask)
+    def _context(self, x: Tensor, grid: Grid | None, mask: Tensor | None, segments: Tensor | None = None) -> Context:
+        return Context(super()._context(x, grid, None, segments).grid, mask)
 
 
 class Average(Fold):

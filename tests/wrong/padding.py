@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from torch import Tensor
 
-from matmix.mixers import Grid, Mixer
+from matmix.matrices import Dense
+from matmix.mixers import Context, Grid, Mixer, Projected
 from tests.wrong.mixers import Decay
 
 
@@ -54,6 +58,34 @@ class OverflowsInPrompts(Decay):
         return (out * 1e5) / 1e5, state
 
 
+class Packs(Decay):
+    """Correct: forgets where a sequence begins."""
+
+    traits = replace(Decay.traits, packed=True)
+
+    def project(self, x: Tensor, context: Context) -> Projected:
+        matrix, values, rest = super().project(x, context)
+        if context.segments is None:
+            return Projected(matrix, values, rest)
+        own = context.segments.unsqueeze(-1) == context.segments.unsqueeze(-2)
+        return Projected(Dense(matrix.to_dense() * own.unsqueeze(1)), values, rest)
+
+
+class MixesThePack(Decay):
+    """Takes segments and forgets them."""
+
+    traits = replace(Decay.traits, packed=True)
+
+
+class PacksWithoutSayingSo(Packs):
+    """Takes segments and promises nothing."""
+
+    traits = Decay.traits
+
+    def forward(self, x: Tensor, *, segments: Tensor | None = None, **options: Any) -> Tensor:  # type: ignore[override, misc]
+        return super().forward(x, **options)
+
+
 WRONG_MIXERS: list[tuple[str, type[Mixer], type[Mixer], str]] = [
     ("padding_is_replaced", MultipliesPadding, Decay, "forward: 56 entries are not finite"),
     ("nothing_to_read", ReturnsNothing, Decay, "no ValueError that says"),
@@ -61,5 +93,7 @@ WRONG_MIXERS: list[tuple[str, type[Mixer], type[Mixer], str]] = [
     ("prompts", CutsItsState, Decay, "prefill from a state: the gradient of the tokens before: off by"),
     ("padded_prompts", PrefillsPadding, Decay, "what follows on 1 tokens padded on the left, from the start: off by"),
     ("prompts_in_half", OverflowsInPrompts, Decay, "float16: prefill: an output is not finite"),
+    ("packed", MixesThePack, Packs, "packed: forward: off by"),
+    ("packed", PacksWithoutSayingSo, Decay, "no ValueError that says"),
 ]
 """(law, mixer that it must fail, its correct twin, what the law must say)."""
