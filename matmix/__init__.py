@@ -14,11 +14,14 @@ from matmix.mixers import (
 from matmix.ops.marks import no_weight_decay
 from matmix.ops.seed import fork_seed
 from matmix.published import load_published
+from matmix.training import after_step, auxiliary_losses
 
 __all__ = [
     "Matrix",
     "Mixer",
     "Traits",
+    "after_step",
+    "auxiliary_losses",
     "create_mixer",
     "create_mixers",
     "fork_seed",

@@ -130,7 +130,12 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Scalar to minimise, a mean over the batch."""
+        """Scalar to minimise, a mean over the batch: over what `weight` counts. Not asked for where that is 0."""
+
+    def weight(self, batch: Batch) -> float:
+        """Over how much of this batch, still on the CPU, `loss` is a mean: the examples. A task whose loss leaves
+        targets out counts those that are in; so a step is one mean, whatever the number of parts and processes."""
+        return len(batch.x)
 
     @abstractmethod
     def metrics(self) -> dict[str, Metric]:

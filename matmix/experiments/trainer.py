@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from matmix.experiments.checkpoint import load_latest, save_checkpoint, sync_folder, write_file, write_tensors
 from matmix.experiments.environment import on_cpu
@@ -34,6 +35,7 @@ from matmix.experiments.memory import step_memory
 from matmix.experiments.optimizer import match_layout, new_optimizer, running_average
 from matmix.experiments.run import Progress, RunConfig
 from matmix.experiments.task import Batch, Split, Task, stream
+from matmix.training import after_step, auxiliary_losses, having
 
 
 class Diverged(Exception):
@@ -60,6 +62,8 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
     if alone(accelerator):
         stepper, clip = optimizer.optimizer, nn.utils.clip_grad_norm_
     average = running_average(bare, recipe.ema) if recipe.ema else None
+    # Picked out once: to look through all modules of a model is felt in steps of a few milliseconds.
+    with_losses, with_state = (nn.ModuleList(having(bare, name)) for name in ("auxiliary_loss", "after_step"))
     kept = bare if average is None else average.module  # the weights that are evaluated and written
     scorer = Scorer(task, accelerator, recipe.eval_batch_size)
 
@@ -114,11 +118,12 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
         while step < recipe.steps:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr_at(step)
-            loss = accumulate(accelerator, task, model, next(batches), recipe.accumulate)
+            loss = accumulate(accelerator, task, model, next(batches), recipe.accumulate, with_losses)
             if recipe.clip:
                 clip(parameters, recipe.clip)
             stepper.step()
             stepper.zero_grad()
+            after_step(with_state)
             if average is not None:
                 average.update_parameters(bare)
             total += loss  # stays on the device: reading it would wait for the step
@@ -198,19 +203,41 @@ def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str,
     }
 
 
-def accumulate(accelerator: Accelerator, task: Task, model: nn.Module, batch: Batch, parts: int) -> Tensor:
-    """Add the gradient of one batch, in `parts` equal parts; returns the mean loss, detached, on the device."""
+def accumulate(
+    accelerator: Accelerator, task: Task, model: nn.Module, batch: Batch, parts: int, with_losses: nn.ModuleList
+) -> Tensor:
+    """Add the gradient of one batch, in `parts` equal parts; returns the loss, detached, on the device.
+
+    It is one mean over all that `task.weight` counts in all parts of all processes, plus the mean of the auxiliary
+    losses of `with_losses` (see `matmix.training`). With several processes, the loss is the mean of what they return.
+    """
+    split = [batch] if parts == 1 else [batch.map(lambda tensor, i=i: tensor.chunk(parts)[i]) for i in range(parts)]
+    weights = [float(task.weight(part)) for part in split]
+    whole: Any = sum(weights)
+    if accelerator.num_processes > 1:  # gradients are averaged over processes: the mean weight is what counts
+        whole = accelerator.reduce(torch.tensor(whole, device=accelerator.device), "mean")
+        whole = whole.clamp(min=torch.finfo(whole.dtype).tiny)  # 0 where no process has a target
     total: Tensor | None = None
-    for index in range(parts):
-        part = batch if parts == 1 else batch.map(lambda tensor, i=index: tensor.chunk(parts)[i])
-        part = part.map(lambda tensor: tensor.to(accelerator.device, non_blocking=True))
-        # Gradients travel between devices once a step, with the last part.
-        with accelerator.no_sync(model) if index < parts - 1 else nullcontext():
-            loss = task.loss(task.forward(model, part), part) / parts
-            loss.backward() if alone(accelerator) else accelerator.backward(loss)
-        total = loss.detach() if total is None else total + loss.detach()
+    with auxiliary_losses(with_losses) as auxiliary:
+        for index, (part, weight) in enumerate(zip(split, weights, strict=True)):
+            part = part.map(lambda tensor: tensor.to(accelerator.device, non_blocking=True))
+            # Gradients travel between devices once a step, with the last part.
+            with accelerator.no_sync(model) if index < parts - 1 else nullcontext():
+                output = task.forward(model, part)
+                loss = task.loss(output, part) if weight else nothing(output)
+                if weight and (parts > 1 or accelerator.num_processes > 1):
+                    loss = loss * (weight / whole)
+                if len(with_losses):
+                    loss = loss + auxiliary() / parts
+                loss.backward() if alone(accelerator) else accelerator.backward(loss)
+            total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
     return total
+
+
+def nothing(output: Any) -> Tensor:
+    """0, the mean over no targets: every output gets the gradient 0, whatever it is."""
+    return sum(leaf.flatten()[:0].sum() for leaf in tree_leaves(output) if torch.is_tensor(leaf))  # type: ignore[return-value]
 
 
 class Scorer:
@@ -233,9 +260,11 @@ class Scorer:
         training = model.training
         model.eval()
         for batch in task.batches(split, self.batch_size, rank=rank, world=world):
+            weight = float(task.weight(batch))
             batch = batch.map(lambda tensor: tensor.to(accelerator.device, non_blocking=True))
             output = task.forward(model, batch)
-            self.mean.update(task.loss(output, batch), weight=len(batch.x))
+            if weight:  # a mean over no targets is not a number
+                self.mean.update(task.loss(output, batch), weight=weight)
             prediction, target = task.prediction(output, batch)
             for metric in self.metrics.values():
                 metric.update(prediction, target)

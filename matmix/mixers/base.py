@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from matmix.matrices.base import Matrix
 from matmix.ops.marks import undecayed
 from matmix.ops.masks import in_order, padding_first, runs
+from matmix.ops.reparam import still
 from matmix.ops.sizes import is_size
 
 Grid = tuple[int, ...]
@@ -164,9 +165,14 @@ class Mixer(nn.Module):
     def matrix(
         self, x: Tensor, *, grid: Grid | None = None, mask: Tensor | None = None, segments: Tensor | None = None
     ) -> Matrix:
-        """The matrix that ``forward`` multiplies by for these tokens, ``(B or 1, H, L, L_in)``."""
+        """The matrix that ``forward`` multiplies by for these tokens, ``(B or 1, H, L, L_in)``.
+
+        In training mode too it moves no state, batch norms' statistics included. A mixer with state of its own that
+        training moves, or a loss of its own, does as ``matmix.training`` says.
+        """
         context = self._context(x, grid, mask, segments)
-        return self.project(drop_padding(x, mask), context).matrix
+        with still(self):
+            return self.project(drop_padding(x, mask), context).matrix
 
     @final
     def prefill(self, x: Tensor, *, mask: Tensor | None = None, state: State | None = None) -> tuple[Tensor, State]:

@@ -44,10 +44,10 @@ class LongVQ(Mega):
     - the state space: Mega's moving averages (``ema``), both ways, with SiLU;
     - what is quantised: keys only, and they come from m, as Mega's do, by scale and shift of one shared vector;
     - queries and keys are layer-normalised without gain and scaled by ``E^(-1/4)``, as in Transformer-VQ;
-    - codebook: one head, so one codebook a layer; S an option; moved by averages in training mode, as in
+    - codebook: one head, so one codebook a layer; S an option; moved by averages after each step, as in
       ``vq_attention``, not by gradient; masked tokens do not count;
     - gradient of keys: straight through, to the mean of the keys of a code (see ``vq_attention``);
-    - commitment loss: ``commitment(x)``, for the training loop to add (Transformer-VQ's weight is 1e-4);
+    - commitment loss: that of Transformer-VQ, with its weight;
     - gates: Mega's, sigmoid between input and output, SiLU on the attention;
     - window: tokens at most ``window`` away, with quantised keys too; their bias is a number a distance. They stay in
       the sums over codes, as one softmax over all tokens;
@@ -63,6 +63,7 @@ class LongVQ(Mega):
         codes: codewords S.
         window: distance w up to which pairs have a bias.
         decay: of the codebook's moving averages.
+        commitment: weight of the loss ``distance(x)`` in training.
         causal: token i sees tokens up to i.
     """
 
@@ -77,6 +78,7 @@ class LongVQ(Mega):
         codes: int = 512,
         window: int = 16,
         decay: float = 0.99,
+        commitment: float = 1e-4,
         causal: bool = False,
     ) -> None:
         for name, value in (("codes", codes), ("window", window)):
@@ -88,7 +90,7 @@ class LongVQ(Mega):
         with torch.no_grad():
             self.mx_proj.weight[dim : dim + z_dim].normal_(std=dim**-0.5)
         self.window = window
-        self.quantizer = VectorQuantizer(1, codes, z_dim, decay, scale=z_dim**-0.25)
+        self.quantizer = VectorQuantizer(1, codes, z_dim, decay, z_dim**-0.25, commitment)
 
     def _inner(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Any]:
         """Normalised queries and keys ``(B, 1, L, E)`` in float32 at least, values, and what the end needs."""
@@ -106,9 +108,7 @@ class LongVQ(Mega):
         codes = self.quantizer(key)
         with full_precision(x.device):
             matrix = self._over_codes(query, key, codes, context.mask)
-        if self.training:
-            self.quantizer.update_(key, codes, context.mask)
-        return Projected(matrix, values, rest)
+        return Projected(matrix, values, (rest, (key, codes, context.mask) if self.training else None))
 
     def _over_codes(self, query: Tensor, key: Tensor, codes: Tensor, mask: Tensor | None) -> Product:
         dtype, reach, book = query.dtype, self.window, self.quantizer.codebook()
@@ -138,6 +138,9 @@ class LongVQ(Mega):
         return pairs * torch.expm1(self.rel_pos_bias[: near.shape[3]].to(table.dtype))
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        rest, quantised = rest
+        if quantised is not None:
+            mixed = self.quantizer.note(mixed, *quantised)
         return super().merge(mixed.to(rest[0].dtype), rest)
 
     # ------------------------------------------------------------------ token by token
@@ -169,7 +172,7 @@ class LongVQ(Mega):
             mixed = mixed * inverse((past.table * past.number).sum(-1) + band.sum(-1)).unsqueeze(-1)
             total = total + (past.chosen.mT @ values).to(total.dtype)
         number = past.number[:, :, -1].to(count.dtype)
-        return self.merge(mixed, rest), (averages, number, total, codes[:, :, -reach:], near[:, :, -reach:])
+        return self.merge(mixed, (rest, None)), (averages, number, total, codes[:, :, -reach:], near[:, :, -reach:])
 
     def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         averages, count, total, last, recent = state
@@ -186,13 +189,12 @@ class LongVQ(Mega):
             band = self._near(table, last.unsqueeze(2))
             mixed = table @ total + band @ recent
             mixed = mixed / ((table * count.unsqueeze(2)).sum(-1, keepdim=True) + band.sum(-1, keepdim=True))
-        return self.merge(mixed, rest).squeeze(1), (averages, count, total, last[:, :, 1:], recent[:, :, 1:])
+        return self.merge(mixed, (rest, None)).squeeze(1), (averages, count, total, last[:, :, 1:], recent[:, :, 1:])
 
-    def commitment(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Squared distance of keys from their codewords: the mean over tokens, masked ones as 0."""
+    def distance(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Squared distance of keys from their codewords: the commitment loss, not weighted."""
         context = self._context(x, (x.shape[1],), mask)
         _, key, _, _ = self._inner(drop_padding(x, mask), context)
-        error = self.quantizer.squared_error(key, self.quantizer(key)).squeeze(1)
-        return (error if mask is None else error * mask).mean()
+        return self.quantizer.distance(key, self.quantizer(key), mask)
 
     published: ClassVar[dict[str, Any]] = {}

@@ -46,13 +46,14 @@ class VQAttention(Mixer):
     it goes to the mean of the keys of a code (so far, looking back only), so that the keys of one code share theirs.
     The choice of a code is made in float32 at least.
 
-    In training mode a forward also moves the codebook. The commitment loss, 1e-4 times ``commitment(x)`` in the
-    paper, is for the training loop to add.
+    In training the codebook moves after each step, and the commitment loss is collected, both as ``matmix.training``
+    says; the weight of that loss is the paper's.
 
     Args:
         head_dim: width E of a head; there are ``dim // head_dim`` heads, at least one.
         codes: codewords S of a head.
         decay: of the codebook's moving averages.
+        commitment: weight of the loss ``distance(x)`` in training.
         causal: token i sees tokens up to i.
     """
 
@@ -66,6 +67,7 @@ class VQAttention(Mixer):
         head_dim: int = 32,
         codes: int = 512,
         decay: float = 0.99,
+        commitment: float = 1e-4,
         causal: bool = False,
     ) -> None:
         if causal:
@@ -78,7 +80,7 @@ class VQAttention(Mixer):
         inner = self.heads * head_dim
         self.qv = nn.Linear(dim, 2 * inner, bias=False)
         self.key = nn.Linear(dim, inner, bias=False)
-        self.quantizer = VectorQuantizer(self.heads, codes, head_dim, decay, scale=head_dim**-0.25)
+        self.quantizer = VectorQuantizer(self.heads, codes, head_dim, decay, head_dim**-0.25, commitment)
         self.proj = nn.Linear(inner, dim, bias=False)
 
     def _keys(self, x: Tensor) -> Tensor:
@@ -101,12 +103,14 @@ class VQAttention(Mixer):
                 matrix = Product((Diagonal(inverse((past.table * past.number).sum(-1))), past.everywhere()))
         else:
             matrix = over_codes(query, keys, codes, book, context.mask)
-        if self.training:
-            self.quantizer.update_(keys, codes, context.mask)
-        return Projected(matrix, values.to(keys.dtype), x.dtype)
+        quantised = (keys, codes, context.mask) if self.training else None
+        return Projected(matrix, values.to(keys.dtype), (x.dtype, quantised))
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return self.proj(merge_heads(mixed).to(rest))
+        dtype, quantised = rest
+        if quantised is not None:
+            mixed = self.quantizer.note(mixed, *quantised)
+        return self.proj(merge_heads(mixed).to(dtype))
 
     # ------------------------------------------------------------------ token by token: a count and a sum a code
 
@@ -128,7 +132,7 @@ class VQAttention(Mixer):
             mixed = past.everywhere().matmul(values) + past.table @ total.to(values.dtype)
             mixed = mixed * inverse((past.table * past.number).sum(-1, keepdim=True))
             state = past.number[:, :, -1].to(count.dtype), total + (past.chosen.mT @ values).to(total.dtype)
-        return self.merge(mixed, x.dtype), state
+        return self.merge(mixed, (x.dtype, None)), state
 
     def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         count, total = state
@@ -140,14 +144,13 @@ class VQAttention(Mixer):
             scores = query.to(count.dtype) @ self.quantizer.codebook().to(count.dtype).mT
             weight = past_weights(scores, count.unsqueeze(2))
             mixed = weight @ total / (weight * count.unsqueeze(2)).sum(-1, keepdim=True)
-        return self.merge(mixed, x.dtype).squeeze(1), (count, total)
+        return self.merge(mixed, (x.dtype, None)).squeeze(1), (count, total)
 
-    def commitment(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Squared distance of keys from their codewords, the sum over heads; the mean over tokens, masked ones as 0."""
+    def distance(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Squared distance of keys from their codewords, summed over heads: the commitment loss, not weighted."""
         mask = self._context(x, (x.shape[1],), mask).mask
         keys = self._keys(drop_padding(x, mask))
-        error = self.quantizer.squared_error(keys, self.quantizer(keys)).sum(1)
-        return (error if mask is None else error * mask).mean()
+        return self.quantizer.distance(keys, self.quantizer(keys), mask)
 
 
 def normalize_heads(x: Tensor, heads: int) -> Tensor:

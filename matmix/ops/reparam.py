@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from matmix.ops.depthwise import convolve
 from matmix.ops.precision import working_dtype
@@ -136,7 +139,7 @@ def batch_normed(bn: nn.BatchNorm1d, image: Tensor, mask: Tensor | None) -> tupl
     """The batch norm of ``(B, C, ...)`` by the batch's own statistics, which the running ones follow.
 
     Args:
-        bn: the batch norm of C channels.
+        bn: the batch norm of C channels; its running statistics stay where ``track_running_stats`` is off.
         image: what is normed.
         mask: bool, broadcasts to (B, 1, ...): the positions that count.
 
@@ -152,10 +155,19 @@ def batch_normed(bn: nn.BatchNorm1d, image: Tensor, mask: Tensor | None) -> tupl
     if image.numel() == image.shape[1]:
         raise ValueError(f"batch norm in training needs more than one position a channel, got {tuple(image.shape)}")
     running_mean, running_var, momentum = _running(bn)
-    bn.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+    if bn.track_running_stats:
+        bn.num_batches_tracked.add_(1)  # type: ignore[union-attr]
     if mask is None:
+        followed = bn.track_running_stats
         normed, mean, scale = torch.native_batch_norm(
-            image, bn.weight, bn.bias, running_mean, running_var, True, momentum, bn.eps
+            image,
+            bn.weight,
+            bn.bias,
+            running_mean if followed else None,
+            running_var if followed else None,
+            True,
+            momentum,
+            bn.eps,
         )
         factor = bn.weight * scale
         return normed, factor, bn.bias - mean * factor
@@ -166,14 +178,28 @@ def batch_normed(bn: nn.BatchNorm1d, image: Tensor, mask: Tensor | None) -> tupl
     column = (-1, *(1,) * (image.dim() - 2))
     centred = (wide - mean.view(column)).masked_fill(~mask, 0)
     var = centred.square().sum(axes) / count.clamp(min=1)
-    with torch.no_grad():
-        share = momentum * (count > 1)  # no real position, no news
-        unbiased = var * (count / (count - 1).clamp(min=1))
-        running_mean.add_(share * (mean - running_mean))
-        running_var.add_(share * (unbiased - running_var))
+    if bn.track_running_stats:
+        with torch.no_grad():
+            share = momentum * (count > 1)  # no real position, no news
+            unbiased = var * (count / (count - 1).clamp(min=1))
+            running_mean.add_(share * (mean - running_mean))
+            running_var.add_(share * (unbiased - running_var))
     factor = bn.weight * torch.rsqrt(var + bn.eps)
     shift = bn.bias - mean * factor
     return (wide * factor.view(column) + shift.view(column)).to(image.dtype), factor, shift
+
+
+@contextmanager
+def still(module: nn.Module) -> Iterator[None]:
+    """Inside, batch norms in training mode leave their running statistics as they are; results are the same."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def convolved(conv: nn.Module, image: Tensor, mask: Tensor | None = None) -> Convolved:

@@ -13,6 +13,7 @@ from matmix.testing import (  # noqa: F401  (they enrol their laws)
     padding_laws,
     run_laws,
     shape_laws,
+    state_laws,
     trait_laws,
 )
 from matmix.testing.cases import MatrixCase, MixerCase

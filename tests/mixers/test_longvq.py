@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from matmix import create_mixer
+from matmix import after_step, auxiliary_losses, create_mixer
 from matmix.mixers.base import Context
 from matmix.mixers.longvq import LongVQ
 from matmix.testing import check_mixer
@@ -66,17 +66,21 @@ def test_codes_know_no_distance_and_the_window_does() -> None:
     assert mixer.matrix(x).to_dense()[0, 0].diagonal(1).mean() > 0.5
 
 
-def test_training_moves_the_codebook_with_real_tokens_alone() -> None:
+def test_the_codebook_moves_after_the_step_by_real_tokens_alone() -> None:
     mixer = mixer_of("longvq(z_dim=4, states=2, codes=3, window=2, decay=0.5)").train()
     x = torch.randn(2, 8, 6, dtype=torch.float64)
     mask = torch.ones(2, 8).bool()
     mask[:, 5:] = False
-    mixer(x, mask=mask)
-    assert float(mixer.quantizer.c_count.sum()) == pytest.approx(0.5 * 3 + 0.5 * 10)
-    loss = mixer.commitment(x, mask=mask)
-    loss.backward()
+    with auxiliary_losses(mixer) as auxiliary:
+        out, loss = mixer(x, mask=mask), auxiliary()
+    assert isinstance(loss, Tensor)
+    loss.backward(retain_graph=True)
     assert mixer.gamma.grad is not None and bool((mixer.gamma.grad[1] != 0).any())
-    assert mixer.gamma.grad is not None and bool((mixer.gamma.grad[0] == 0).all())  # queries are not committed
+    assert bool((mixer.gamma.grad[0] == 0).all())  # queries are not committed
+    out.sum().backward()
+    assert float(mixer.quantizer.c_count.sum()) == 3
+    after_step(mixer)
+    assert float(mixer.quantizer.c_count.sum()) == pytest.approx(0.5 * 3 + 0.5 * 10)
 
 
 def test_errors_say_what_is_allowed() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from matmix import create_mixer
+from matmix import after_step, auxiliary_losses, create_mixer
 from matmix.mixers.vq_attention import VQAttention, normalize_heads
 from matmix.ops.vector_quantizer import VectorQuantizer
 from matmix.testing import check_mixer
@@ -24,7 +27,9 @@ def test_quantiser_is_published() -> None:
     fixture.check(quantizer.words(codes))
     fixture.check(quantizer.squared_error(vectors, codes), "squared_error")
     fixture.check(quantizer.codebook(), "codebook")
-    quantizer.update_(vectors, codes, mask)
+    out = torch.zeros(1, dtype=vectors.dtype, requires_grad=True)
+    quantizer.note(out, vectors, codes, mask).sum().backward()
+    quantizer.after_step()
     fixture.check(quantizer.c_sum, "c_sum_target")
     fixture.check(quantizer.c_count, "c_count_target")
 
@@ -112,35 +117,108 @@ def test_keys_of_a_code_share_the_straight_through_gradient() -> None:
         torch.testing.assert_close(shared, shared[:1].expand_as(shared))
 
 
-def test_training_moves_the_codebook_and_real_tokens_alone_count() -> None:
+def trained(mixer: VQAttention, *parts: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The codebook's sums after one step on these parts of a batch."""
+    for x in parts:
+        mixer.train()(x, mask=mask).sum().backward()
+    after_step(mixer)
+    return mixer.quantizer.c_sum
+
+
+def test_the_codebook_moves_after_the_step_and_real_tokens_alone_count() -> None:
     torch.manual_seed(2)
     mixer = create_mixer("vq_attention(head_dim=4, codes=3, decay=0.5)", 8).double()
-    twin = create_mixer("vq_attention(head_dim=4, codes=3, decay=0.5)", 8).double()
-    twin.load_state_dict(mixer.state_dict())
+    assert isinstance(mixer, VQAttention)
     x = torch.randn(2, 6, 8, dtype=torch.float64)
     mask = torch.tensor([[True] * 4 + [False] * 2] * 2)
-    mixer.train()(x, mask=mask)
-    twin.train()(x[:, :4])
-    torch.testing.assert_close(mixer.quantizer.c_sum, twin.quantizer.c_sum)
+    twin, parts, before = copy.deepcopy(mixer), copy.deepcopy(mixer), mixer.quantizer.c_sum.clone()
+    masked = trained(mixer, x.masked_fill(~mask.unsqueeze(-1), torch.nan), mask=mask)
+    assert not torch.equal(masked, before)
+    torch.testing.assert_close(masked, trained(twin, x[:, :4]))
+    torch.testing.assert_close(masked, trained(parts, x[:1, :4], x[1:, :4]))
     torch.testing.assert_close(mixer.quantizer.c_count.sum(1), torch.full((2,), 0.5 * 3 + 0.5 * 8, dtype=torch.float64))
-    before = mixer.quantizer.c_sum.clone()
-    mixer.eval()(x)
-    assert torch.equal(mixer.quantizer.c_sum, before)
+    for still in (mixer.eval(), mixer.train()):
+        with torch.no_grad():
+            still(x)
+        still.matrix(x).to_dense().sum().backward()  # looking, gradient and all
+        assert torch.equal(trained(mixer), masked), "a step without tokens"
+
+
+def test_a_step_that_overflowed_moves_nothing() -> None:
+    torch.manual_seed(2)
+    mixer = create_mixer("vq_attention(head_dim=4, codes=3)", 8)
+    assert isinstance(mixer, VQAttention)
+    before, x = mixer.quantizer.c_sum.clone(), torch.randn(1, 6, 8)
+    assert torch.equal(trained(mixer, x * torch.inf), before)
+    assert not torch.equal(trained(mixer, x), before)
+
+
+@pytest.mark.parametrize("spec", ["vq_attention(head_dim=4, codes=3)", "longvq(z_dim=4, states=2, codes=3, window=2)"])
+def test_training_compiles(spec: str) -> None:
+    """One graph each way, the count of the codebook and the commitment loss included; twice before one step."""
+    torch.manual_seed(2)
+    eager = create_mixer(spec, 8).train()
+    mixer, x = copy.deepcopy(eager), torch.randn(2, 2, 6, 8)
+    torch._dynamo.reset()
+    for one, run in ((eager, eager), (mixer, torch.compile(mixer, fullgraph=True, backend="aot_eager"))):
+        losses = []
+        for part in x:
+            with auxiliary_losses(one) as auxiliary:
+                losses.append(run(part).sum() + 1e3 * auxiliary())
+        torch.stack(losses).sum().backward()
+        after_step(one)
+    for (name, value), other in zip(mixer.state_dict().items(), eager.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, other, msg=name)
+    for (name, value), twin in zip(mixer.named_parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(value.grad, twin.grad, msg=name)
+    torch._dynamo.reset()
 
 
 def test_commitment_pulls_keys_to_their_codewords() -> None:
     torch.manual_seed(3)
-    mixer = create_mixer("vq_attention(head_dim=4, codes=3)", 8).double()
+    mixer = create_mixer("vq_attention(head_dim=4, codes=3, commitment=0.5)", 8).double().train()
+    assert isinstance(mixer, VQAttention)
     x = torch.randn(2, 6, 8, dtype=torch.float64)
-    optimizer = torch.optim.SGD([mixer.key.weight], 0.02)
+    optimizer = torch.optim.SGD([mixer.key.weight], 0.04)
     losses = []
     for _ in range(5):
         optimizer.zero_grad()
-        loss = mixer.commitment(x)
+        with auxiliary_losses(mixer) as auxiliary:
+            mixer(x)
+            assert auxiliary() == 0.5 * mixer.distance(x) and auxiliary() == 0
+            mixer.matrix(x)
+            assert auxiliary() == 0, "looking"
+            mixer(x)
+            loss = auxiliary()
+        assert isinstance(loss, Tensor)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses == sorted(losses, reverse=True)
+
+
+def test_commitment_is_a_mean_over_examples_whatever_their_padding() -> None:
+    torch.manual_seed(3)
+    mixer = create_mixer("vq_attention(head_dim=4, codes=3)", 8).double()
+    assert isinstance(mixer, VQAttention)
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
+    padded = x.masked_fill(~mask.unsqueeze(-1), torch.nan).requires_grad_()
+    whole = mixer.distance(padded, mask=mask)
+    torch.testing.assert_close(whole, (mixer.distance(x[:1]) + mixer.distance(x[1:, :2])) / 2)
+    whole.backward()
+    assert padded.grad is not None and bool(padded.grad.isfinite().all())
+
+
+def test_a_loss_without_gradient_is_refused() -> None:
+    mixer = create_mixer("vq_attention(head_dim=4, codes=3)", 8).train()
+    x = torch.randn(2, 6, 8, requires_grad=True)
+    with auxiliary_losses(mixer) as auxiliary:
+        checkpoint(mixer, x, use_reentrant=True)
+        with pytest.raises(ValueError, match="with use_reentrant=False it has one"):
+            auxiliary()
+    mixer(x)  # outside nothing is kept
+    assert mixer.quantizer.noted is None
 
 
 def test_errors_say_what_is_allowed() -> None:

@@ -91,6 +91,9 @@ class CO2(Task):
         prediction, target = self._measured(output, batch)
         return nn.functional.mse_loss(prediction, target)
 
+    def weight(self, batch: Batch) -> float:
+        return batch.y.numel() - int(batch.y.isnan().sum())
+
     def prediction(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         prediction, target = self._measured(output, batch)
         scale = weeks(self.train_share).scale

@@ -115,6 +115,9 @@ class Recall(Task):
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         return nn.functional.cross_entropy(output.flatten(0, 1), batch.y.flatten(), ignore_index=IGNORED)
 
+    def weight(self, batch: Batch) -> float:
+        return int((batch.y != IGNORED).sum())
+
     def metrics(self) -> dict[str, Metric]:
         from torchmetrics.classification import MulticlassAccuracy
 
