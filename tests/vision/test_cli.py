@@ -87,6 +87,7 @@ def test_evaluate_gives_the_score_of_the_run(folder, trained, capsys):
     assert status == 0, error
     accuracy = Result.read(trained).test["accuracy"]
     assert f"accuracy {accuracy:.4g}" in out and out.startswith("imagefolder test of ")
+    assert f"data: {folder}\n  train: 24 images (train), 3 classes: blue 8, green 8, red 8\n" in error
 
 
 def test_evaluate_published_weights(folder, tmp_path, capsys):
@@ -225,6 +226,10 @@ def test_models_by_name():
         ("train digits --model caformer_s18 --mixer identity", "has no choice of model"),
         ("train digits --mixer identity --recipe published", "Digits has no recipe 'published'"),
         ("train imagefolder --data /none --model caformer_s18", "'/none'"),
+        ("train imagefolder --data folder:none --model caformer_s18", "has no 'none'"),
+        ("train imagefolder --data hf:a/b/c --model caformer_s18", "a data set of the hub is owner/name"),
+        ("train imagefolder --data . --model caformer_s18", "has no folders of classes, nothing at all"),
+        ("train segmentation --data none --model caformer_s18", "there is no folder 'none'"),
         ("picture --model caformer_s18 --image a.jpg --out b.png", "name the kind of picture first"),
         ("picture spectrum --model caformer_s18 --image a.jpg --out b.png", "did you mean spectra?"),
     ],

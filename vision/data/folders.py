@@ -187,7 +187,7 @@ def split_folders(
     Args:
         splits: () finds them by name; ("train=NAME", ...) says their names and leaves out all others; `UNDIVIDED`.
         holds: whether a folder holds any data.
-        other: what the folders are if they are no splits, for the words of an error.
+        other: what the folders are if they are no splits, for the words of an error; "" = they must be.
 
     Raises:
         ValueError: where the names leave two readings, or `splits` names a folder that is not there.
@@ -209,7 +209,7 @@ def split_folders(
     for split, found in by_split.items():
         if len(found) > 1:
             raise ValueError(
-                f"data: {shown(root)} has {listed(found)}, which all say {split}; say which is meant: "
+                f"data: {shown(root)} has {listed(found)}, which all say {split}; say which is meant, as in "
                 f"{splits_option(**by_split)}"
             )
     others = [folder for folder in folders if split_of(folder.name) is None]
@@ -218,8 +218,8 @@ def split_folders(
         if sum(map(bool, said.values())) > 1:
             alike = sorted({name for found in said.values() for name in found})
             raise ValueError(
-                f"data: {shown(root)} has {listed(alike)}: are they splits or {other}? Say which: "
-                f"{splits_option(**said)}, or --task.splits none where they are {other}"
+                f"data: {shown(root)} has {listed(alike)}: are they splits or {other or 'others'}? Say "
+                f"which: {splits_option(**said)}{_or_none(other)}"
             )
         return {}, []
     classes = [folder.name for folder in others if holds(folder)]
@@ -227,11 +227,15 @@ def split_folders(
         raise ValueError(
             f"data: {shown(root)} has {listed([n for found in by_split.values() for n in found])}, named as splits, "
             f"beside {listed(classes)}. Say which folders are the splits, the others are left out: "
-            f"{splits_option(**by_split)}; or --task.splits none where all of them are {other}"
+            f"{splits_option(**by_split)}{_or_none(other)}"
         )
     found_splits = {split: root / found[0] for split, found in by_split.items()}
     _all_different(found_splits)
     return found_splits, others
+
+
+def _or_none(other: str) -> str:
+    return f"; or --task.splits none where all of them are {other}" if other else ""
 
 
 def _all_different(folders: dict[Split, Path]) -> None:
@@ -265,8 +269,8 @@ def close_or_all(name: str, known: Sequence[str]) -> str:
     """The end of an error about a name that is not there."""
     close = close_names(name, known)
     if close:
-        return f"; did you mean {' or '.join(map(shown, close))}?"
-    return f"; it has {', '.join(map(shown, known[:8]))}" if known else "; it is empty"
+        return f" (did you mean {' or '.join(map(shown, close))}?)"
+    return f" (it has {listed(known, most=8, word='')})" if known else " (it is empty)"
 
 
 def where_missing(path: Path) -> str:
@@ -281,12 +285,17 @@ def where_missing(path: Path) -> str:
     return f"{shown(above)} has no {shown(missing)!r}{close_or_all(missing, names)}"
 
 
+def several(count: int, thing: str) -> str:
+    """A number of things."""
+    return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
 def counted(left: Counter[str], images: int = 0) -> str:
     """Numbers of files by kind, the most first."""
-    words = [f"{images:,} image{'s' * (images > 1)}"] if images else []
+    words = [several(images, "image")] if images else []
     return ", ".join([*words, *(f"{count:,} {kind}" for kind, count in left.most_common(8))])
 
 
-def only(left: Counter[str]) -> str:
-    """What a folder without images holds."""
-    return f"only {counted(left)}" if left else "nothing at all"
+def only(left: Counter[str], images: int = 0) -> str:
+    """What a folder holds that is not what was looked for."""
+    return f"only {counted(left, images)}" if left or images else "nothing at all"

@@ -173,7 +173,7 @@ def pairs(data: str, splits: tuple[str, ...] = (), masks: str = "") -> dict[Spli
         where = "it is a file" if root.exists() else where_missing(root)
         raise ValueError(f"data: there is no folder {shown(data)!r}: {where}; name one with images and masks")
     images = _named(root, IMAGES)
-    divided, _ = split_folders(root, () if images else splits, other="other folders")
+    divided, _ = split_folders(root, () if images else splits, other="")
     if images is None:
         found = {
             split: _matched(_images(folder), _masks(_images(folder), folder, masks))

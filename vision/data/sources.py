@@ -163,7 +163,9 @@ def open_source(data: str, split: Split, splits: Sequence[str] = ()) -> Source |
     folders = class_splits(path, tuple(splits))[0]
     if split not in folders:
         return None
-    return FolderClasses(folders[split], None if split == "train" else folders.get("train"), tuple(splits))
+    source = FolderClasses(folders[split], None if split == "train" else folders.get("train"), tuple(splits))
+    source.origin = "" if folders[split] == path else folders[split].name
+    return source
 
 
 @cache
@@ -184,8 +186,7 @@ class ClassFolders:
         classes = subfolders(folder)
         loose = files_in(folder)
         if not classes:
-            what = counted(loose.left, len(loose.images))
-            raise ValueError(f"data: {shown(folder)} has no folders of classes{f', only {what}' if what else ''}")
+            raise ValueError(f"data: {shown(folder)} has no folders of classes, {only(loose.left, len(loose.images))}")
         if tuple(splits) != UNDIVIDED:
             for name in classes:
                 _no_splits_below(name)
@@ -230,7 +231,7 @@ class FolderClasses(Source):
                     f"data: {shown(folder / name)} is a class that the training split does not have"
                     + (f"; it has {' and '.join(map(shown, close))}" if close else "")
                 )
-        self.left, self.origin = found.left, folder.name
+        self.left = found.left
         self.samples = [(path, self.class_to_idx[name]) for name, paths in found.files.items() for path in paths]
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:

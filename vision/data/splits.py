@@ -12,7 +12,7 @@ import torch
 
 from matmix.experiments.task import Split
 from vision.data.decoding import shown
-from vision.data.folders import listed, subfolders
+from vision.data.folders import files_in, listed, several, subfolders
 from vision.data.images import Images, skipped
 from vision.data.sources import Source, class_names, class_splits, kind_of, open_source
 
@@ -40,8 +40,9 @@ def sources(data: str, as_test: Split, splits: tuple[str, ...] = ()) -> dict[Spl
 
 def _single(data: str, found: dict[Split, Source]) -> str:
     """One class is nothing to learn: as a rule the data are one folder further down."""
-    name = next(iter(next(iter(found.values())).class_to_idx))
-    below = Path(kind_of(data)[1]).expanduser() / name
+    source = next(iter(found.values()))
+    name = next(iter(source.class_to_idx))
+    below = Path(kind_of(data)[1]).expanduser() / source.origin / name
     hint = ""
     if below.is_dir() and len(inner := subfolders(below)) > 1:
         hint = f"; it holds {listed([folder.name for folder in inner])}: if those are meant, --data {below}"
@@ -97,7 +98,13 @@ def left_out(data: str, as_test: Split, splits: tuple[str, ...] = ()) -> dict[st
     """Files that are no images, by their ending, and folders that are no split: nothing is done with them."""
     found = sum((source.left for source in sources(data, as_test, splits).values()), Counter())
     kind, name = kind_of(data)
-    others = class_splits(Path(name).expanduser(), splits)[1] if kind == "folder" else []
+    if kind != "folder":
+        return dict(found.most_common())
+    path = Path(name).expanduser()
+    folders, others = class_splits(path, splits)
+    if path not in folders.values():  # else its own files are counted with the classes
+        beside = files_in(path)
+        found += beside.left + Counter({"image beside the splits": len(beside.images)})
     return dict(found.most_common()) | {f"folder {shown(other.name)}": 1 for other in others}
 
 
@@ -116,7 +123,7 @@ def summary(data: str, as_test: Split, splits: tuple[str, ...], held_out: float,
         origin = next((name for name, other in found.items() if other is source), split)
         of_which = "" if len(indices) == len(source) and origin == split else f" of the {len(source):,} of {origin}"
         where = f" ({shown(source.origin)})" if source.origin else ""
-        lines.append(f"  {split}: {len(indices):,} images{of_which}{where}, {_classes(counts)}")
+        lines.append(f"  {split}: {several(len(indices), 'image')}{of_which}{where}, {_classes(counts)}")
         lacks = [name for name in whole if name not in counts]
         if lacks:
             lines.append(f"    none of {listed(lacks, word='')}")
@@ -129,7 +136,7 @@ def summary(data: str, as_test: Split, splits: tuple[str, ...], held_out: float,
 
 def _classes(counts: Counter[str], most: int = 12) -> str:
     """Classes with the number of their images: all of them, or the largest and smallest of many."""
-    head = f"{len(counts)} classes"
+    head = "1 class" if len(counts) == 1 else f"{len(counts)} classes"
     if len(counts) <= most:
         return f"{head}: " + ", ".join(f"{shown(name)} {count:,}" for name, count in sorted(counts.items()))
     (largest, high), (smallest, low) = counts.most_common(1)[0], counts.most_common()[-1]

@@ -2,7 +2,9 @@
 
     matmix train imagefolder --data FOLDER
 
-trains a small ConvFormer (2.4 M parameters, 64 px) from scratch with a recipe for a few thousand images; see
+FOLDER has train, val and test (in any case, `training_set`, `valid` or `dev` too) with a folder a class in each, or the
+classes alone; `vision.data.folders` and `vision.data.sources` say what else is read and what is refused. It trains a
+small ConvFormer (2.4 M parameters, 64 px) from scratch with a recipe for a few thousand images; see
 `ImageFolder.recipe` for what it costs and reaches. Weights to start from, published ones too:
 
     matmix train imagefolder --data FOLDER --model caformer_s18 --task.weights caformer_s18.pth \\

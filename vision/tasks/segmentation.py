@@ -24,7 +24,7 @@ from matmix.experiments.weights import load_weights
 from matmix.ops.seed import fork_seed
 from vision.data.batches import evaluation_shares, load, training_shares
 from vision.data.decoding import shown
-from vision.data.folders import check_splits, counted, files_below, listed
+from vision.data.folders import check_splits, counted, files_below, listed, several
 from vision.data.images import readable, skipped
 from vision.data.masks import IGNORED, Cut, CutPairs, Pairs, check_classes, pairs
 from vision.data.splits import divide
@@ -254,8 +254,8 @@ class Segmentation(Task):
         lines = [f"data: {shown(self.data)}"]
         for split in ("train", "val", "test"):
             files = self.pairs(split).files
-            above = sorted({shown(Path(*path.parts[:-1])) for path, _ in names.get(split, ())[:1]})
-            lines.append(f"  {split}: {len(files):,} pairs of image and mask{f' ({above[0]}, ...)' if above else ''}")
+            where = f" ({shown(names[split][0][0].parent)}, ...)" if names.get(split) else ""
+            lines.append(f"  {split}: {several(len(files), 'pair')} of image and mask{where}")
         classes = self.number_of_classes()
         shares = counts[:classes] / max(1, counts[:IGNORED].sum())
         absent = [str(label) for label in range(classes) if not counts[label]]
