@@ -35,7 +35,7 @@ class SeriesChannelMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, L, variates * width)`` to the same."""
         image = x.mT.unsqueeze(2)  # a row of a channels-last image
-        series = convolved(self.conv, image).image.squeeze(2).unflatten(1, (self.variates, self.width))
+        series = convolved(self.conv, image, axes=1).squeeze(2).unflatten(1, (self.variates, self.width))
         normed = self.norm(series.flatten(0, 1)).view_as(series)  # (B, variates, width, L)
         return x + self.mlp(normed.permute(0, 3, 2, 1)).transpose(2, 3).flatten(2)
 

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from matmix.matrices.algebra import ColumnCat
-from matmix.matrices.base import Matrix
 from matmix.matrices.identity import Identity
 from matmix.matrices.interpolation import Interpolation
-from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops.linear import linear
+from matmix.ops.plain import is_plain
 
 
 class _Rest(NamedTuple):
@@ -72,43 +71,55 @@ class Active(Mixer):
         return [branch for branch in (self.atm_w, self.atm_h, self.atm_c) if branch is not None]
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        grid, mask = context.grid, context.mask
+        values, blocks, streams = self._read(x, context)
+        # Rows stacked: the transpose of columns side by side.
+        matrix = ColumnCat(tuple(block.mT for block in (*blocks, Identity.like(values)))).mT
+        return Projected(matrix, values, self._rest(streams, context))
+
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, _Rest]:
+        # The shares are made from what the branches read: that is the product.
+        values, _, streams = self._read(x, context)
+        read = torch.cat(streams, 1).unflatten(2, (values.shape[1], self.share))
+        return read.transpose(1, 2), self._rest(streams, context)
+
+    def _read(self, x: Tensor, context: Context) -> tuple[Tensor, list[Interpolation], list[Tensor]]:
+        """Values, the matrix along every axis, and the tokens ``(B, L, D)`` that every branch reads."""
+        grid = context.grid
         if len(grid) != self.axes:
             raise ValueError(f"Active was built for a grid of {self.axes} axes, got the grid {grid}")
-        x = drop_padding(x, mask)
+        x = drop_padding(x, context.mask)
         batch, length, dim = x.shape
         groups = dim // self.share
         offsets = self.offset_layer(x).mT.view(batch, self.axes, groups, length).unbind(1)
         values = x.view(batch, length, groups, self.share).transpose(1, 2)
-        blocks: list[Matrix] = [
-            Interpolation(offset, grid, self.axes - 1 - number) for number, offset in enumerate(offsets)
-        ]
-        streams = [merge_heads(block.matmul(values)) for block in blocks] + [x]
-        read = torch.cat(streams, 1)
-        # The mean of a linear map is the map of the mean.
+        blocks = [Interpolation(offset, grid, self.axes - 1 - number) for number, offset in enumerate(offsets)]
+        return values, blocks, [merge_heads(block.matmul(values)) for block in blocks] + [x]
+
+    def _rest(self, streams: list[Tensor], context: Context) -> _Rest:
+        """The shares of the branches, from the mean of their sum. The mean of an affine map is the map of the mean."""
+        mask, length = context.mask, streams[0].shape[1]
         count = length if mask is None else mask.sum(1, keepdim=True).clamp(min=1)
-        total = x.new_zeros(())
+        total = streams[0].new_zeros(())
         for branch, stream in zip(self._branches(), streams, strict=True):
             total = total + branch(drop_padding(stream, mask).sum(1) / count)
-        shares = self.fusion(total).unflatten(-1, (dim, len(streams))).softmax(-1).mT
-        blocks.append(Identity.like(values))
-        # Rows stacked: the transpose of columns side by side.
-        matrix = ColumnCat(tuple(block.mT for block in blocks)).mT
-        product = read.view(batch, len(streams) * length, groups, self.share).transpose(1, 2)
-        return Projected(Known(matrix, values, product), values, _Rest(shares, length))
+        shares = self.fusion(total).unflatten(-1, (self.dim, len(streams))).softmax(-1).mT
+        return _Rest(shares, length)
 
     def merge(self, mixed: Tensor, rest: _Rest) -> Tensor:
         read = merge_heads(mixed)
         shares = rest.shares.unsqueeze(2).unbind(1)  # (B, 1, D) each
         parts = list(zip(self._branches(), shares, read.split(rest.length, 1), strict=True))
-        if rest.length < self.dim:
+        plain = [branch for branch in self._branches() if is_plain(branch, nn.Linear)]
+        if rest.length < self.dim or len(plain) < len(parts):
             out = torch.zeros((), dtype=read.dtype, device=read.device)
             for branch, share, stream in parts:
                 out = torch.addcmul(out, share, branch(stream))
             return linear(self.proj, out)
         # The shares go into the weights, (B, D, D): one pass over the outputs instead of three.
-        out = torch.stack([share * branch.bias for branch, share, _ in parts if branch.bias is not None]).sum(0)
-        for branch, share, stream in parts:
+        out = torch.stack(
+            [share * b.bias for b, (_, share, _) in zip(plain, parts, strict=True) if b.bias is not None]
+        ).sum(0)
+        for branch, (_, share, stream) in zip(plain, parts, strict=True):
             out = torch.baddbmm(out, stream, (share.mT * branch.weight).mT)
         return linear(self.proj, out)
 

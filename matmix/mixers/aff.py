@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.matrices.circulant import Circulant
-from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops import fft
@@ -82,25 +81,34 @@ class AFF(Mixer):
         self.b2 = nn.Parameter(0.02 * torch.randn(2, groups, width))
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        values = drop_padding(x, context.mask).mT
-        maps = values.contiguous().unflatten(-1, context.grid)  # transforms along the last axes are the fast ones
-        done = [self._filter(piece, context.grid) for piece in pieces(maps, self, 2.0)]
-        spectrum, mixed = (torch.cat(parts) if len(done) > 1 else parts[0] for parts in zip(*done, strict=True))
-        values = values.unsqueeze(-1)
-        return Projected(Known(Circulant(spectrum, context.grid), values, mixed.flatten(2).unsqueeze(-1)), values)
+        maps = self._maps(x, context)
+        with full_precision(x.device):
+            _, eigenvalues = self._eigenvalues(maps, context.grid)
+        return Projected(Circulant(torch.view_as_real(eigenvalues), context.grid), maps.flatten(2).unsqueeze(-1))
 
-    def _filter(self, maps: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """The eigenvalues of ``(B, D, *grid)`` as real pairs, and what they make of it."""
-        axes, exact = tuple(range(2, maps.dim())), working_dtype(maps)
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
+        # The transform that the eigenvalues are made from is the first half of the product.
+        done = [self._filtered(piece, context.grid) for piece in pieces(self._maps(x, context), self, 2.0)]
+        return (torch.cat(done) if len(done) > 1 else done[0]).flatten(2).unsqueeze(-1), None
+
+    def _maps(self, x: Tensor, context: Context) -> Tensor:
+        """Channels ``(B, D, *grid)``: transforms along the last axes are the fast ones."""
+        return drop_padding(x, context.mask).mT.contiguous().unflatten(-1, context.grid)
+
+    def _eigenvalues(self, maps: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """The half spectrum of ``(B, D, *grid)`` and the eigenvalues that are made from it."""
+        spectrum = fft.rfftn(maps.to(working_dtype(maps)), dim=tuple(range(2, maps.dim())), norm="ortho")
+        batch, dim = spectrum.shape[:2]
+        modes = spectrum.view(batch, self.groups, dim // self.groups, math.prod(spectrum.shape[2:]))
+        hidden = _parts(_ACTIVATIONS[self.activation], _layer(modes, self.w1, self.b1))
+        mask = _parts(partial(F.softshrink, lambd=self.shrink), _layer(hidden, self.w2, self.b2))
+        return spectrum, hermitian(mask.view_as(spectrum), grid).add_(1)
+
+    def _filtered(self, maps: Tensor, grid: Grid) -> Tensor:
         with full_precision(maps.device):
-            spectrum = fft.rfftn(maps.to(exact), dim=axes, norm="ortho")
-            batch, dim = spectrum.shape[:2]
-            modes = spectrum.view(batch, self.groups, dim // self.groups, math.prod(spectrum.shape[2:]))
-            hidden = _parts(_ACTIVATIONS[self.activation], _layer(modes, self.w1, self.b1))
-            mask = _parts(partial(F.softshrink, lambd=self.shrink), _layer(hidden, self.w2, self.b2))
-            eigenvalues = hermitian(mask.view_as(spectrum), grid).add_(1)
-            mixed = fft.irfftn(spectrum * eigenvalues, grid, dim=axes, norm="ortho")
-        return torch.view_as_real(eigenvalues), mixed.to(maps.dtype)
+            spectrum, eigenvalues = self._eigenvalues(maps, grid)
+            mixed = fft.irfftn(spectrum * eigenvalues, grid, dim=tuple(range(2, maps.dim())), norm="ortho")
+        return mixed.to(maps.dtype)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return merge_heads(mixed)

@@ -17,7 +17,6 @@ from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.fourier import Fourier
 from matmix.matrices.gate import Gate
 from matmix.matrices.identity import Identity
-from matmix.matrices.known import Known
 from matmix.matrices.selection import Selection
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
@@ -114,20 +113,23 @@ class AFNO(Mixer):
         return kept
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        grid, mask = context.grid, context.mask
+        maps, length = self._maps(x, context), x.shape[1]
+        stacked = maps.view(x.shape[0], self.blocks, self.width * length)
+        one = maps.new_ones(1, 1, 1).expand(x.shape[0], self.blocks, 1)
+        values = torch.cat((stacked, one), 2).unsqueeze(-1)
+        return Projected(self._matrix(values, context.grid), values, length)
+
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, int]:
+        # Both gates of the matrix need the frequencies' hidden units, which are the product but for its last step.
+        done = [self._mix(piece, context.grid) for piece in pieces(self._maps(x, context), self, 2.0)]
+        mixed = torch.cat(done) if len(done) > 1 else done[0]
+        return mixed.reshape(x.shape[0], self.blocks, self.width * x.shape[1], 1), x.shape[1]
+
+    def _maps(self, x: Tensor, context: Context) -> Tensor:
+        """Inner channels ``(B, D, *grid)``: transforms along the last axes are the fast ones."""
         if self.pwconv1 is not None and self.act1 is not None:
             x = linear(self.pwconv1, x, self.act1)
-        x = drop_padding(x, mask)
-        batch, length, inner = x.shape
-        flat = x.mT.contiguous()  # transforms along the last axes are the fast ones
-        maps = flat.view(batch, inner, *grid)
-        done = [self._mix(piece, grid) for piece in pieces(maps, self, 2.0)]
-        mixed = torch.cat(done) if len(done) > 1 else done[0]
-        stacked = flat.view(batch, self.blocks, self.width * length)
-        one = flat.new_ones(1, 1, 1).expand(batch, self.blocks, 1)
-        values = torch.cat((stacked, one), 2).unsqueeze(-1)
-        product = mixed.reshape(stacked.shape).unsqueeze(-1)
-        return Projected(Known(self._matrix(values, grid), values, product), values, length)
+        return drop_padding(x, context.mask).mT.contiguous().unflatten(-1, context.grid)
 
     def _mix(self, maps: Tensor, grid: Grid) -> Tensor:
         """The layer itself on ``(B, D, *grid)``."""

@@ -39,6 +39,8 @@ class Traits:
     recurrent: bool = False  # init_state, prefill and step give the same outputs token by token
     aligned: bool = False  # the matrix of a prefix is the leading block of the matrix
     mixes: bool = True  # tokens reach other tokens (identity aside)
+    # by published definition the gradient holds constant what the mixer detaches (a quantiser's choice)
+    straight_through: bool = False
     dims: frozenset[int] = field(default=frozenset({1, 2}))  # grids it accepts: sequences, images
     packed: bool = False  # several sequences in a row, told apart by segments, are mixed as each would be by itself
 

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.matrices.algebra import ColumnCat, Product, Sum
-from matmix.matrices.base import Matrix
 from matmix.matrices.convolution import Convolution
 from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.gate import Gate
-from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops.activations import gelu
 from matmix.ops.layers import CrossMlp
 from matmix.ops.layout import image_of
-from matmix.ops.reparam import BranchedConv, NormedBranch, batch_normed, convolved, running_affine
+from matmix.ops.plain import is_plain
+from matmix.ops.reparam import BatchNorm, BranchedConv, NormedLinear, convolved, kernel_of, norm_affine, padded_conv
+
+
+class _Run(NamedTuple):
+    value: Tensor  # (B, L, D), what the matrix multiplies, but for its constant
+    image: Tensor  # the same as (B, D, rows, columns)
+    gated: Tensor  # of the hidden units, zero at padding
+    mixed: Tensor
+    real: Tensor | None  # (B, 1, rows, columns), the mask
 
 
 @register(
@@ -35,12 +42,12 @@ class FFNified(Mixer):
     """``y = T2 gelu(T1 v + b1) + b2`` with ``v = BN(W x)``: depthwise convolutions as keys and values (FFNet).
 
     Since ``gelu(z) = z Phi(z)``, this is the matrix ``T2 diag(Phi(z)) [T1, b1] + [0, b2]`` a sample and channel; its
-    last column takes a constant 1 that is appended to the tokens. The layer itself runs once, as two convolutions over
-    a channels-last view of the tokens; its result is the matrix's known product.
+    last column takes a constant 1 that is appended to the tokens. The layer itself runs as two convolutions over a
+    channels-last view of the tokens.
 
     Each convolution is a sum of branches, each with a batch norm. Outside of training a forward merges them into one
     kernel (the published code runs them one by one until it is exported), and W with its own. In training the shown
-    matrix is that of the batch's statistics. With a mask these are over real tokens.
+    matrix is that of the batch's statistics, which are functions of the tokens. With a mask these are over real ones.
 
     Args:
         kernel: taps along every axis, odd.
@@ -76,7 +83,7 @@ class FFNified(Mixer):
         self.variates = variates
         self.fc: nn.Module
         if variates is None:
-            self.fc = NormedBranch(nn.Linear(dim, dim, bias=False))
+            self.fc = NormedLinear(nn.Linear(dim, dim, bias=False))
         else:
             self.fc = VariateQuery(variates, dim // variates)
         self.conv1, self.conv2 = self._convolution(), self._convolution()
@@ -84,8 +91,7 @@ class FFNified(Mixer):
     def _convolution(self) -> nn.Module:
         k, axes = self.kernel, self.axes
         if self.branches == "plain":
-            conv = nn.Conv1d if axes == 1 else nn.Conv2d
-            return conv(self.dim, self.dim, k, groups=self.dim)
+            return padded_conv(self.dim, self.dim, (k,) * axes, bias=True)
         if self.branches == "pair":
             return BranchedConv(self.dim, {"conv": (k,) * axes, "conv1": (3,) * axes})
         sizes = {"conv1": (k,) * axes}
@@ -96,46 +102,50 @@ class FFNified(Mixer):
         return BranchedConv(self.dim, sizes)
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        grid, mask = context.grid, context.mask
-        if len(grid) != self.axes:
-            raise ValueError(f"FFNified was built for a grid of {self.axes} axes, got the grid {grid}")
-        image_grid = grid if self.axes == 2 else (1, *grid)
-        real = None if mask is None else mask.view(mask.shape[0], 1, *image_grid)
-        value = drop_padding(self._query(x, mask), mask)
-        hidden, k1, b1 = convolved(self.conv1, image_of(value, image_grid), real)
-        gated = gelu(hidden)
-        if real is not None:  # convolution and bias reach into padding
-            gated = gated.masked_fill(~real, 0)
-        mixed, k2, b2 = convolved(self.conv2, gated, real)
-        batch, length = x.shape[:2]
-        if context.product_only:
-            values = value.new_empty(0)
-        else:
-            values = torch.cat((value, value.new_ones(1, 1, 1).expand(batch, 1, self.dim)), 1).mT.unsqueeze(-1)
+        grid, (batch, length) = context.grid, x.shape[:2]
+        value, image, gated, _, real = self._run(x, context)
+        values = torch.cat((value, value.new_ones(1, 1, 1).expand(batch, 1, self.dim)), 1).mT.unsqueeze(-1)
+        size = (self.kernel,) * self.axes
+        (k1, b1), (k2, b2) = kernel_of(self.conv1, image, size, real), kernel_of(self.conv2, gated, size, real)
 
         def column(bias: Tensor) -> Dense:
             return Dense(bias.view(1, -1, 1, 1).expand(-1, -1, length, -1))
 
         keys = Convolution.centred(k1, grid)
         first = ColumnCat((keys, column(b1)))
-        gate = Gate(keys, value.mT.unsqueeze(-1), b1.view(1, -1, 1), mask)
+        gate = Gate(keys, value.mT.unsqueeze(-1), b1.view(1, -1, 1), context.mask)
         nothing = Diagonal(x.new_zeros(1, 1, 1).expand(-1, self.dim, length))
-        matrix: Matrix = Sum((Product((Convolution.centred(k2, grid), gate, first)), ColumnCat((nothing, column(b2)))))
-        known = Known(matrix, values, mixed.flatten(2).unsqueeze(-1))
-        return Projected(known, values, None if self.variates is None else x)
+        matrix = Sum((Product((Convolution.centred(k2, grid), gate, first)), ColumnCat((nothing, column(b2)))))
+        return Projected(matrix, values, None if self.variates is None else x)
+
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        # Two convolutions of an image: the matrix would need the first one for its gates, and then again.
+        mixed = self._run(x, context).mixed
+        return mixed.flatten(2).unsqueeze(-1), None if self.variates is None else x
+
+    def _run(self, x: Tensor, context: Context) -> _Run:
+        """The layer itself. Its batch norms are called once, for the matrix too: they follow what they see."""
+        grid, mask = context.grid, context.mask
+        if len(grid) != self.axes:
+            raise ValueError(f"FFNified was built for a grid of {self.axes} axes, got the grid {grid}")
+        image_grid = grid if self.axes == 2 else (1, *grid)
+        real = None if mask is None else mask.view(mask.shape[0], 1, *image_grid)
+        value = drop_padding(self._query(x, mask), mask)
+        image = image_of(value, image_grid)
+        hidden = convolved(self.conv1, image, real, axes=self.axes)
+        gated = F.gelu(hidden) if self._held() else gelu(hidden)
+        if real is not None:  # convolution and bias reach into padding
+            gated = gated.masked_fill(~real, 0)
+        return _Run(value, image, gated, convolved(self.conv2, gated, real, axes=self.axes), real)
+
+    def _held(self) -> bool:
+        """Whether somebody may hold what comes out of the first convolution."""
+        conv = self.conv1
+        return not (conv.is_plain() if isinstance(conv, BranchedConv) else is_plain(conv, type(conv)))
 
     def _query(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """``BN(W x)``, tokens."""
-        if isinstance(self.fc, VariateQuery):
-            return self.fc(x, mask)
-        if isinstance(self.fc, nn.Linear):
-            return self.fc(x)
-        assert isinstance(self.fc, NormedBranch)
-        if not self.fc.bn.training:
-            return F.linear(x, *self.fc.folded())
-        rows = self.fc.c(x).flatten(0, 1)  # (B * L, D): channels second, as batch norm wants them
-        normed, _, _ = self.fc.normed(rows, None if mask is None else mask.reshape(-1, 1))
-        return normed.unflatten(0, x.shape[:2])
+        return self.fc(x, mask) if isinstance(self.fc, VariateQuery | NormedLinear) else self.fc(x)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         tokens = mixed.squeeze(-1).mT
@@ -150,7 +160,7 @@ class FFNified(Mixer):
         with torch.no_grad():
             if isinstance(self.fc, VariateQuery):
                 self.fc.fuse_()
-            elif isinstance(self.fc, NormedBranch):
+            elif isinstance(self.fc, NormedLinear):
                 weight, bias = self.fc.folded()
                 fused = nn.Linear(self.dim, self.dim, device=weight.device, dtype=weight.dtype)
                 fused.weight.copy_(weight)
@@ -180,12 +190,12 @@ class VariateQuery(nn.Module):
     def __init__(self, variates: int, width: int) -> None:
         super().__init__()
         self.mlp = CrossMlp(variates, width)
-        self.bn: nn.Module = nn.BatchNorm1d(width)
+        self.bn: nn.Module = BatchNorm(width)
 
     def fuse_(self) -> None:
         """Put the batch norm into the perceptron's second layer, in place and for good."""
-        if isinstance(self.bn, nn.BatchNorm1d):
-            mlp, (factor, shift) = self.mlp, running_affine(self.bn)
+        if isinstance(self.bn, BatchNorm):
+            mlp, (factor, shift) = self.mlp, norm_affine(self.bn)
             mlp.weight2.copy_(mlp.weight2 * factor.unsqueeze(-1))
             mlp.bias2.copy_(mlp.bias2 * factor + shift)
             self.bn = nn.Identity()
@@ -195,14 +205,12 @@ class VariateQuery(nn.Module):
         series = mlp(x.unflatten(-1, (mlp.first, mlp.second)))  # (B, L, variates, width)
         if isinstance(bn, nn.Identity):
             return series.flatten(2)
-        assert isinstance(bn, nn.BatchNorm1d)
-        if bn.training:
-            mask = None if mask is None else mask[:, None, :, None]
-            series = batch_normed(bn, series.permute(0, 3, 1, 2), mask)[0].permute(0, 2, 3, 1)
-        else:
-            factor, shift = running_affine(bn)
-            series = torch.addcmul(shift.to(x.dtype), series, factor.to(x.dtype))
-        return series.flatten(2)
+        if not bn.training and is_plain(bn, BatchNorm):
+            factor, shift = norm_affine(bn)
+            return torch.addcmul(shift.to(x.dtype), series, factor.to(x.dtype)).flatten(2)
+        series = series.permute(0, 3, 1, 2)
+        normed = bn(series) if mask is None else bn(series, mask[:, None, :, None])
+        return normed.permute(0, 2, 3, 1).flatten(2)
 
 
 def from_published(mixer: FFNified, state: dict[str, Tensor]) -> dict[str, Tensor]:

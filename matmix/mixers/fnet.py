@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.fourier import Fourier
-from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops import fft
 from matmix.ops.function import Function, call
 from matmix.ops.pieces import room
 from matmix.ops.precision import working_dtype
+
+_NORMS = {"none": "backward", "ortho": "ortho"}  # ours and that of the transforms
 
 
 @register(
@@ -52,16 +53,19 @@ class FNet(Mixer):
         self.norm = norm
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        grid, norm = context.grid, "ortho" if self.norm == "ortho" else "backward"
-        x = drop_padding(x, context.mask)
-        x = x.to(working_dtype(x))
-        product = call(_RealTransform, x, grid, norm).mT.unsqueeze(-1)
-        if context.product_only:
-            values = x.new_empty(0)
-        else:
-            values = torch.view_as_real(fft.fftn(x, dim=2, norm=norm).mT.contiguous()).flatten(2).unsqueeze(-1)
+        transformed = fft.fftn(self._exact(x, context), dim=2, norm=_NORMS[self.norm]).mT
+        values = torch.view_as_real(transformed.contiguous()).flatten(2).unsqueeze(-1)
         gain = 1 / math.sqrt(x.shape[1]) if self.norm == "ortho" else 1.0
-        return Projected(Known(Fourier.like(values, grid, gain, pairs=True), values, product), values)
+        return Projected(Fourier.like(values, context.grid, gain, pairs=True), values)
+
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, None]:
+        # Both transforms at once: nothing complex is stored, and half of it is never computed.
+        mixed = call(_RealTransform, self._exact(x, context), context.grid, _NORMS[self.norm])
+        return mixed.mT.unsqueeze(-1), None
+
+    def _exact(self, x: Tensor, context: Context) -> Tensor:
+        """Tokens without padding, in a dtype that transforms are exact in."""
+        return drop_padding(x, context.mask).to(working_dtype(x))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, norm={self.norm!r}"

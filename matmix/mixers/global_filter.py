@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from matmix.matrices.circulant import Circulant
-from matmix.matrices.deferred import Deferred
-from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops.fft import hermitian, interpolate_spectrum, resample_spectrum, to_complex
@@ -61,18 +59,24 @@ class GlobalFilter(Mixer):
         self.complex_weights = nn.Parameter(0.02 * torch.randn(*half, inner, 2))
 
     def project(self, x: Tensor, context: Context) -> Projected:
+        values, spectrum = self._inner(x, context)
+        return Projected(Circulant.from_spectrum(spectrum, context.grid), values)
+
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
+        if x.device.type != "cpu":
+            return super().product(x, context)
+        # The inverse transform of a CPU projects by itself (see ``hermitian``), so this is the product with the
+        # projected matrix; to project before as well is a tenth of the time on a small image.
+        values, spectrum = self._inner(x, context)
+        return Circulant(torch.view_as_real(spectrum), context.grid).matmul(values), None
+
+    def _inner(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Values ``(B, D, L, 1)`` and the learned half spectra ``(1, D, *half)``."""
         if self.expansion is not None:
             x = linear(self.pwconv1, x, self.act1)
         # StarReLU does not keep zeros, so padding is dropped after it.
         values = drop_padding(x, context.mask).mT.unsqueeze(-1)
-        spectrum = to_complex(self.complex_weights.movedim(-2, 0).unsqueeze(0))
-        if not context.product_only or x.device.type != "cpu":
-            return Projected(Circulant.from_spectrum(spectrum, context.grid), values)
-        # The inverse transform of a CPU projects by itself (see ``hermitian``), so this is the product with the
-        # projected matrix; to project before as well is a tenth of the time on a small image.
-        product = Circulant(torch.view_as_real(spectrum), context.grid).matmul(values)
-        matrix = Deferred(Circulant.from_spectrum, (spectrum,), (context.grid,))
-        return Projected(Known(matrix, values, product), values)
+        return values, to_complex(self.complex_weights.movedim(-2, 0).unsqueeze(0))
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         tokens = merge_heads(mixed)

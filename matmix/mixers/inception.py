@@ -13,7 +13,6 @@ from matmix.matrices.algebra import HeadCat, Product
 from matmix.matrices.base import Matrix
 from matmix.matrices.convolution import Convolution
 from matmix.matrices.diagonal import Diagonal
-from matmix.matrices.known import Known
 from matmix.matrices.selection import Selection
 from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
@@ -30,8 +29,40 @@ _POINTWISE = ("high_mixer.conv1.weight", "high_mixer.proj2.weight", "proj.weight
 class _Rest(NamedTuple):
     grid: Grid  # (rows, columns); a sequence is one row
     mask: Tensor | None
-    product: Tensor  # of the matrix and its values
-    parts: tuple[Tensor, ...]  # that it was joined from: tokens convolved, pooled and attended
+
+
+class _Cells(NamedTuple):
+    """Cells of tokens."""
+
+    owner: Tensor  # (L,), the cell of every token
+    counts: Tensor  # (1 or B, cells), real tokens in each
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, x: Tensor, rest: _Rest, pool: int) -> tuple[Self, Tensor]:
+        """The cells of a grid, ``pool`` tokens a side, and the means ``(B, cells, C)`` of tokens that are zero at
+        padding."""
+        grid, mask = rest
+        size = (min(pool, grid[0]), min(pool, grid[1]))
+        means = _means(x, grid, size)
+        rows, columns = (torch.arange(n, device=x.device) // k for n, k in zip(grid, size, strict=True))
+        owner = (rows.unsqueeze(1) * -(-grid[1] // size[1]) + columns).flatten()
+        counts = torch.bincount(owner, minlength=means.shape[1]).to(x.dtype).view(1, -1)
+        if mask is not None:
+            # A mean over all positions of a cell becomes one over its real ones.
+            share = _means(mask.unsqueeze(-1).to(working_dtype(x)), grid, size)
+            counts = share.squeeze(-1).to(x.dtype) * counts
+            means = means / share.masked_fill(share == 0, 1).to(means.dtype)
+        return cls(owner, counts, mask), means
+
+    def around(self, matrix: Matrix) -> Product:
+        """A matrix over cells as one over tokens: it takes the mean of each, and copies to its tokens."""
+        spread = Selection(self.owner.view(1, 1, -1), self.counts.shape[1], self.counts.dtype)
+        # The mean over a cell of what was copied to its tokens is what was copied.
+        factors: list[Matrix] = [spread, matrix, Diagonal(1 / self.counts.clamp(min=1).unsqueeze(1)), spread.mT]
+        if self.mask is not None:
+            factors.append(Diagonal(self.mask.to(self.counts.dtype).unsqueeze(1)))
+        return Product(tuple(factors))
 
 
 class _High(nn.Module):
@@ -117,32 +148,42 @@ class Inception(Mixer):
         self.proj = nn.Linear(fused, dim)
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        grid, mask = context.grid, context.mask
+        wide, peak, low, rest = self._streams(x, context)
+        _, index = self._max_pool(peak, rest)
+        attention, value, cells = self._attention(low, rest)
+        matrices = (
+            Convolution.centred(self.high_mixer.proj1.weight.squeeze(1), context.grid),
+            Selection(index, x.shape[1], x.dtype),
+            attention if cells is None else cells.around(attention),
+        )
+        value = value.transpose(1, 2).flatten(2)
+        value = value if cells is None else value.index_select(1, cells.owner)
+        streams = torch.cat((wide, peak.to(wide.dtype), value), 2).mT.unsqueeze(-1)
+        return Projected(HeadCat.of(*matrices, repeats=(1, 1, self.head_dim)), streams, rest)
+
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, _Rest]:
+        # Pooling finds the largest numbers along with their places, and attention is among cells and not tokens.
+        wide, peak, low, rest = self._streams(x, context)
+        kernel = self.high_mixer.proj1.weight
+        convolved = depthwise(image_of(wide, rest.grid), kernel, None).flatten(2).mT
+        pooled, _ = self._max_pool(peak, rest)
+        attention, value, cells = self._attention(low, rest)
+        attended = attention.matmul(value).transpose(1, 2).flatten(2)
+        attended = attended if cells is None else attended.index_select(1, cells.owner)
+        return torch.cat((convolved, pooled.to(wide.dtype), attended), 2).mT.unsqueeze(-1), rest
+
+    def _streams(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, _Rest]:
+        """Tokens to convolve (widened), to pool and to attend."""
+        grid = context.grid
         if len(grid) != self.axes:
             raise ValueError(f"Inception was built for a grid of {self.axes} axes, got the grid {grid}")
-        image_grid = grid if self.axes == 2 else (1, *grid)
-        x = drop_padding(x, mask)
-        wide, peak, low = x.split((self.part, self.part, self.low), 2)
+        rest = _Rest(grid if self.axes == 2 else (1, *grid), context.mask)
+        wide, peak, low = drop_padding(x, context.mask).split((self.part, self.part, self.low), 2)
+        return self.high_mixer.conv1(wide), peak, low, rest
 
-        wide = self.high_mixer.conv1(wide)
-        kernel = self.high_mixer.proj1.weight
-        convolved = depthwise(image_of(wide, image_grid), kernel, None).flatten(2).mT
-
-        pooled, index = self._max_pool(peak, image_grid, mask)
-        attended, values, matrix = self._attend(low, image_grid, mask)
-
-        matrices = (Convolution.centred(kernel.squeeze(1), grid), Selection(index, x.shape[1], x.dtype), matrix)
-        if context.product_only:
-            streams = x.new_empty(0)
-        else:
-            streams = torch.cat((wide, peak.to(wide.dtype), values), 2).mT.unsqueeze(-1)
-        parts = (convolved, pooled.to(wide.dtype), attended)
-        mixed = torch.cat(parts, 2).mT.unsqueeze(-1)
-        known = Known(HeadCat.of(*matrices, repeats=(1, 1, self.head_dim)), streams, mixed)
-        return Projected(known, streams, _Rest(image_grid, mask, mixed, parts))
-
-    def _max_pool(self, x: Tensor, grid: Grid, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _max_pool(self, x: Tensor, rest: _Rest) -> tuple[Tensor, Tensor]:
         """The largest of three tokens a side in every channel, and where it stands ``(B, C, L)``."""
+        grid, mask = rest
         real = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), -torch.inf)
         window = (1, 3) if self.axes == 1 else (3, 3)
         pooled, index = F.max_pool2d(
@@ -151,41 +192,20 @@ class Inception(Mixer):
         # Only padding can see nothing but padding.
         return drop_padding(pooled.flatten(2).mT, mask), index.flatten(2)
 
-    def _attend(self, x: Tensor, grid: Grid, mask: Tensor | None) -> tuple[Tensor, Tensor, Matrix]:
-        """Attention over cells: its tokens, the values that the matrix takes, and the matrix."""
-        cells, real, counts, spread = x, mask, None, None
+    def _attention(self, x: Tensor, rest: _Rest) -> tuple[Softmax, Tensor, _Cells | None]:
+        """The attention among cells, their values ``(B, heads, cells, head_dim)``, and what the cells are; None where
+        each token is one."""
+        cells, real, tokens = None, rest.mask, x
         if self.pool > 1:
-            size = (min(self.pool, grid[0]), min(self.pool, grid[1]))
-            cells = _means(x, grid, size)
-            rows, columns = (torch.arange(n, device=x.device) // k for n, k in zip(grid, size, strict=True))
-            cell = (rows.unsqueeze(1) * -(-grid[1] // size[1]) + columns).flatten()
-            spread = Selection(cell.view(1, 1, -1), cells.shape[1], x.dtype)
-            counts = torch.bincount(cell, minlength=cells.shape[1]).to(x.dtype).view(1, -1)
-            if mask is not None:
-                # x is zero at padding: a mean over all positions of a cell becomes one over its real ones.
-                share = _means(mask.unsqueeze(-1).to(working_dtype(x)), grid, size)
-                real, counts = share.squeeze(-1) > 0, share.squeeze(-1).to(x.dtype) * counts
-                cells = cells / share.masked_fill(share == 0, 1).to(cells.dtype)
+            cells, tokens = _Cells.of(x, rest, self.pool)
+            real = None if rest.mask is None else cells.counts > 0
         query, key, value = (
-            self.low_mixer.qkv(cells).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+            self.low_mixer.qkv(tokens).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         )
-        attention = Softmax(query, key, real)
-        mixed = attention.matmul(value).transpose(1, 2).flatten(2)
-        value = value.transpose(1, 2).flatten(2)
-        if spread is None or counts is None:
-            return mixed, value, attention
-        cell = spread.index.flatten()
-        # The mean over a cell of what was copied to its tokens is what was copied.
-        factors: list[Matrix] = [spread, attention, Diagonal(1 / counts.clamp(min=1).unsqueeze(1)), spread.mT]
-        if mask is not None:
-            factors.append(Diagonal(mask.to(x.dtype).unsqueeze(1)))
-        return mixed.index_select(1, cell), value.index_select(1, cell), Product(tuple(factors))
+        return Softmax(query, key, real), value, cells
 
     def merge(self, mixed: Tensor, rest: _Rest) -> Tensor:
-        # Of the very product that was joined here the parts are at hand, and their gradients need not be joined again.
-        other = mixed is not rest.product
-        parts = mixed.squeeze(-1).mT.split((2 * self.part, self.part, self.low), 2) if other else rest.parts
-        convolved, pooled, attended = parts
+        convolved, pooled, attended = mixed.squeeze(-1).mT.split((2 * self.part, self.part, self.low), 2)
         z = torch.cat((F.gelu(convolved), gelu(self.high_mixer.proj2(pooled)), attended), 2)
         z = drop_padding(z, rest.mask)
         # The centre tap of the kernel takes the identity in.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -66,6 +67,8 @@ class LongVQ(Mega):
         commitment: weight of the loss ``distance(x)`` in training.
         causal: token i sees tokens up to i.
     """
+
+    traits = replace(Mega.traits, straight_through=True)
 
     def __init__(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from matmix.matrices.known import Known
 from matmix.matrices.max_pool import MaxPool
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
@@ -41,13 +40,16 @@ class MaxPooling(Mixer):
     def project(self, x: Tensor, context: Context) -> Projected:
         mask, grid = context.mask, context.grid
         matrix = MaxPool(x, grid, (self.window,) * len(grid), mask)
-        values = x.new_empty(0) if context.product_only else drop_padding(x, mask).mT.unsqueeze(-1)
+        return Projected(matrix, drop_padding(x, mask).mT.unsqueeze(-1))
+
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, None]:
+        mask, grid = context.mask, context.grid
         real = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), -torch.inf)
         pooled = largest_around(image_of(real, grid), (self.window if len(grid) == 2 else 1, self.window))
-        product = pooled.reshape(*pooled.shape[:2], x.shape[1], 1)
+        mixed = pooled.reshape(*pooled.shape[:2], x.shape[1], 1)
         if mask is not None:  # only padding sees nothing but padding
-            product = product.masked_fill(~mask[:, None, :, None], 0)
-        return Projected(Known(matrix, values, product), values)
+            mixed = mixed.masked_fill(~mask[:, None, :, None], 0)
+        return mixed, None
 
     def merge(self, mixed: Tensor, rest: None) -> Tensor:
         return mixed.squeeze(-1).mT

@@ -7,18 +7,19 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from matmix.matrices.algebra import ColumnCat, Product, Sum
 from matmix.matrices.base import Matrix
-from matmix.matrices.deferred import Deferred
 from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.gate import Gate
-from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops import interpolate
-from matmix.ops.activations import gelu
+from matmix.ops.activations import gelu, looked_on
+from matmix.ops.effective import affine_of
+from matmix.ops.plain import is_plain
 
 WIDE = 128  # channels from which a product of its own for each sample is fast
 
@@ -55,21 +56,22 @@ class TokenMLP(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         x = drop_padding(x, context.mask)
-        if context.product_only:
-            values = x.new_empty(0)
-        else:
-            values = torch.cat((x, x.new_ones(1, 1, 1).expand(x.shape[0], 1, self.dim)), 1).mT.unsqueeze(-1)
-        first, second = self.fc1, self.fc2
-        matrix = Deferred(_perceptron, (x, first.weight, first.bias, second.weight, second.bias))
-        # The gates need the hidden units, which are most of the product: it is made here, once.
-        return Projected(Known(matrix, values, self._mix(x).unsqueeze(-1)), values)
+        values = torch.cat((x, x.new_ones(1, 1, 1).expand(x.shape[0], 1, self.dim)), 1).mT.unsqueeze(-1)
+        weight1, bias1 = affine_of(self.fc1, x.shape[1])
+        weight2, bias2 = affine_of(self.fc2, len(bias1))
+        return Projected(_perceptron(x, weight1, bias1, weight2, bias2), values)
+
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
+        # The matrix would need the hidden units for its gates, which are most of the product, and then again.
+        return self._mix(drop_padding(x, context.mask)).unsqueeze(-1), None
 
     def _mix(self, x: Tensor) -> Tensor:
         """The perceptron itself, tokens to ``(B, D, L)``."""
         first, second = self.fc1, self.fc2
-        graph = torch.is_grad_enabled() and (x.requires_grad or first.weight.requires_grad)
-        if graph or torch.compiler.is_compiling() or x.shape[2] < WIDE:
-            return second(gelu(first(x.mT)))
+        plain = is_plain(first, nn.Linear)
+        if not plain or x.shape[2] < WIDE or looked_on(x, first.weight) or not is_plain(second, nn.Linear):
+            hidden = first(x.mT)
+            return second(gelu(hidden) if plain else F.gelu(hidden))
         # One product a sample reads the tokens as they lie; its gradient would be a sum over samples.
         hidden = torch.baddbmm(first.bias.unsqueeze(1), first.weight.expand(x.shape[0], -1, -1), x)
         return torch.baddbmm(second.bias.unsqueeze(1), second.weight.expand(x.shape[0], -1, -1), gelu(hidden)).mT

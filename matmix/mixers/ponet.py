@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from matmix.matrices.algebra import ColumnCat, Product
 from matmix.matrices.base import Matrix
 from matmix.matrices.diagonal import Diagonal
-from matmix.matrices.known import Known
 from matmix.matrices.low_rank import LowRank
 from matmix.matrices.selection import Selection
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
@@ -22,6 +21,20 @@ from matmix.ops.activations import looked_on
 from matmix.ops.layout import image_of
 from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
+
+
+class Streams(NamedTuple):
+    """What the tokens are projected to, ``(B, L, D)`` each."""
+
+    query: Tensor
+    gate: Tensor
+    key: Tensor
+    segment: Tensor
+    local: Tensor
+
+    def values(self) -> Tensor:
+        """What the matrix multiplies, ``(B, D, 3 L, 1)``."""
+        return torch.cat((self.key, self.segment, self.local), 1).mT.unsqueeze(-1)
 
 
 class Segments(NamedTuple):
@@ -86,13 +99,30 @@ class PoNet(Mixer):
         self.proj = nn.Linear(dim, dim) if proj else None
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        mask = None if self.padded_segments else context.mask
-        return self._pool(x, context, runs(x.shape[1], self.segments, mask, x.device))
+        streams = self._streams(x)
+        return Projected(ponet(streams, self.heads, self._runs(x, context), context), streams.values())
 
-    def _pool(self, x: Tensor, context: Context, segments: Segments) -> Projected:
-        query, gate, key, segment, local = linear(self.in_proj, x).unflatten(-1, (5, self.dim)).unbind(2)
-        matrix, values = ponet(query, gate, key, segment, local, self.heads, segments, context)
-        return Projected(matrix, values)
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
+        if context.mask is not None:
+            return super().product(x, context)
+        # Both poolings give the largest values along with their places.
+        streams, segments = self._streams(x), self._runs(x, context)
+        _, gate, key, segment, local = streams
+        weight = _global_weights(streams, self.heads, None)
+        assert segments.size is not None
+        peak, _ = _largest_of_runs(segment, segments.size)
+        top, _ = _largest_around(local, context, None)
+        mean = (weight.unsqueeze(2) @ split_heads(key, self.heads)).transpose(1, 2).flatten(2)
+        pooled = peak.index_select(1, segments.owner[0]) + mean
+        # The gradient of addcmul multiplies by its scalar too: two passes and two tensors more.
+        mixed = top + gate * pooled if looked_on(gate) else torch.addcmul(top, gate, pooled)
+        return mixed.mT.unsqueeze(-1), None
+
+    def _streams(self, x: Tensor) -> Streams:
+        return Streams(*linear(self.in_proj, x).unflatten(-1, (5, self.dim)).unbind(2))
+
+    def _runs(self, x: Tensor, context: Context) -> Segments:
+        return runs(x.shape[1], self.segments, None if self.padded_segments else context.mask, x.device)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         tokens = merge_heads(mixed)
@@ -118,8 +148,9 @@ class PoNet(Mixer):
                 raise ValueError(
                     f"{name} must be {kind} of shape {tuple(x.shape[:2])}, got {given.dtype} {given.shape}"
                 )
-        matrix, values, rest = self._pool(drop_padding(x, mask), context, Segments(index, x.shape[1], special))
-        return drop_padding(self.merge(matrix.matmul(values), rest), mask)
+        streams = self._streams(drop_padding(x, mask))
+        matrix = ponet(streams, self.heads, Segments(index, x.shape[1], special), context)
+        return drop_padding(self.merge(matrix.matmul(streams.values()), None), mask)
 
     @staticmethod
     def _from_published(module: PoNet, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -135,44 +166,23 @@ class PoNet(Mixer):
     published: ClassVar[dict[str, Callable[..., Any]]] = {"lxchtan/PoNet": _from_published}
 
 
-def ponet(
-    query: Tensor,
-    gate: Tensor,
-    key: Tensor,
-    segment: Tensor,
-    local: Tensor,
-    heads: int,
-    segments: Segments,
-    context: Context,
-) -> tuple[Matrix, Tensor]:
-    """The three poolings of streams ``(B, L, D)`` as a matrix ``(B, D, L, 3 L)`` and its values ``(B, D, 3 L, 1)``."""
-    length, mask, special = query.shape[1], context.mask, segments.special
-    weight = _global_weights(query, key, heads, mask).to(gate.dtype)
-    gates = gate.mT
-    everywhere = LowRank(gates.unsqueeze(-1), weight.repeat_interleave(query.shape[2] // heads, 1).unsqueeze(-1))
+def ponet(streams: Streams, heads: int, segments: Segments, context: Context) -> Matrix:
+    """The three poolings as a matrix ``(B, D, L, 3 L)`` on ``streams.values()``."""
+    length, mask, special = streams.query.shape[1], context.mask, segments.special
+    weight = _global_weights(streams, heads, mask)
+    gates = streams.gate.mT
+    everywhere = LowRank(gates.unsqueeze(-1), weight.repeat_interleave(gates.shape[1] // heads, 1).unsqueeze(-1))
     own = segments.owner if special is None else segments.owner.masked_fill(special, -1)
-    peak, largest = _largest_of_segments(segment, segments, mask)
-    top, near = _largest_around(local, context, special)
-    spread = Selection(own.unsqueeze(1), segments.total, gate.dtype)
-    within = Product((Diagonal(gates), spread, Selection(largest, length, gate.dtype)))
-    matrix = ColumnCat((everywhere, within, Selection(near, length, gate.dtype)))
-    known = peak is not None and mask is None and special is None
-    if known and context.product_only:
-        values = key.new_empty(0)
-    else:
-        values = torch.cat((key, segment, local), 1).mT.unsqueeze(-1)
-    if peak is None or not known:
-        return matrix, values
-    # Both poolings gave the largest values along with their places.
-    mean = (weight.unsqueeze(2) @ split_heads(key, heads)).transpose(1, 2).flatten(2)
-    pooled = peak.index_select(1, segments.owner[0]) + mean
-    # The gradient of addcmul multiplies by its scalar too: two passes and two tensors more.
-    product = top + gate * pooled if looked_on(gate) else torch.addcmul(top, gate, pooled)
-    return Known(matrix, values, product.mT.unsqueeze(-1)), values
+    largest = _largest_of_segments(streams.segment, segments, mask)
+    _, near = _largest_around(streams.local, context, special)
+    spread = Selection(own.unsqueeze(1), segments.total, gates.dtype)
+    within = Product((Diagonal(gates), spread, Selection(largest, length, gates.dtype)))
+    return ColumnCat((everywhere, within, Selection(near, length, gates.dtype)))
 
 
-def _global_weights(query: Tensor, key: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+def _global_weights(streams: Streams, heads: int, mask: Tensor | None) -> Tensor:
     """The attention of the mean query, ``(B, H, L)``."""
+    query, gate, key, *_ = streams
     dtype, width = working_dtype(query), query.shape[2] // heads
     with full_precision(query.device):
         if mask is None:
@@ -184,7 +194,7 @@ def _global_weights(query: Tensor, key: Tensor, heads: int, mask: Tensor | None)
         scores = torch.einsum("bhe,blhe->bhl", mean, keys)
         if mask is not None:
             scores = scores.masked_fill(~mask.unsqueeze(1), torch.finfo(dtype).min)
-        return (scores * width**-0.5).softmax(-1)
+        return (scores * width**-0.5).softmax(-1).to(gate.dtype)
 
 
 def _low(tokens: Tensor, mask: Tensor | None, special: Tensor | None = None) -> Tensor:
@@ -194,21 +204,25 @@ def _low(tokens: Tensor, mask: Tensor | None, special: Tensor | None = None) -> 
     return tokens if special is None else tokens.masked_fill(special.unsqueeze(-1), low)
 
 
-def _largest_of_segments(tokens: Tensor, segments: Segments, mask: Tensor | None) -> tuple[Tensor | None, Tensor]:
-    """For every segment and channel the largest value ``(B, segments, D)``, where it is made on the way, and the token
-    that has it, ``(B, D, segments)``."""
+def _largest_of_segments(tokens: Tensor, segments: Segments, mask: Tensor | None) -> Tensor:
+    """For every segment and channel the token that has the largest value, ``(B, D, segments)``."""
     batch, length, width = tokens.shape
-    tokens, count, size = _low(tokens, mask), segments.total, segments.size
-    if size is not None:  # pooling of a channels-last row of an image, without a copy
-        image = tokens.mT.unsqueeze(2)
-        peak, index = F.max_pool2d(image, (1, size), (1, size), ceil_mode=True, return_indices=True)
-        return peak.squeeze(2).mT, index.squeeze(2)
+    tokens, count = _low(tokens, mask), segments.total
+    if segments.size is not None:
+        return _largest_of_runs(tokens, segments.size)[1]
     tokens = tokens.detach()
     index = segments.owner.unsqueeze(-1).expand(batch, length, width)
     largest = tokens.new_full((batch, count, width), -torch.inf).scatter_reduce(1, index, tokens, "amax")
     place = torch.arange(length, device=tokens.device).unsqueeze(-1)
     place = place.masked_fill(tokens != largest.gather(1, index), length - 1)
-    return None, place.new_full((batch, count, width), length - 1).scatter_reduce(1, index, place, "amin").mT
+    return place.new_full((batch, count, width), length - 1).scatter_reduce(1, index, place, "amin").mT
+
+
+def _largest_of_runs(tokens: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """For every run of ``size`` tokens and channel the largest value ``(B, runs, D)`` and the token that has it, ``(B,
+    D, runs)``: pooling of a channels-last row of an image, without a copy."""
+    peak, index = F.max_pool2d(tokens.mT.unsqueeze(2), (1, size), (1, size), ceil_mode=True, return_indices=True)
+    return peak.squeeze(2).mT, index.squeeze(2)
 
 
 def _largest_around(tokens: Tensor, context: Context, special: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -12,10 +12,7 @@ from torch.nn import functional as F
 
 from matmix.matrices.algebra import Sum
 from matmix.matrices.average_pool import AveragePool
-from matmix.matrices.base import Matrix
-from matmix.matrices.deferred import Deferred
 from matmix.matrices.diagonal import Diagonal
-from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits
 from matmix.mixers.registry import register
 from matmix.ops.activations import untransformed
@@ -49,17 +46,20 @@ class Pooling(Mixer):
         self.window = window
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        values, grid = x.unsqueeze(1), context.grid
+        values = x.unsqueeze(1)
+        mean = AveragePool.of(values, context.grid, self.window, context.mask)
+        return Projected(Sum((mean, Diagonal(x.new_full((1, 1, 1), -1.0).expand(1, 1, x.shape[1])))), values)
+
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
         # A transform would take the gradient of PyTorch's kernel, wrong on CUDA (see _shares): the matrix runs instead.
         if context.mask is not None or (not untransformed() and x.is_cuda):
-            return Projected(_matrix(x, grid, self.window, context.mask), values)
+            return super().product(x, context)
         # Pooling over a channels-last view of the tokens.
-        window = (self.window, self.window) if len(grid) == 2 else (1, self.window)
-        image = image_of(x, grid)
+        window = (self.window, self.window) if len(context.grid) == 2 else (1, self.window)
+        image = image_of(x, context.grid)
         graph = x.requires_grad and torch.is_grad_enabled() and untransformed()
         pooled = (_Pool.apply if graph else _pool)(image, window)
-        matrix = Deferred(_matrix, (x,), (grid, self.window))
-        return Projected(Known(matrix, values, pooled.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1)), values)
+        return pooled.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1), None
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return mixed.squeeze(1)
@@ -71,11 +71,6 @@ class Pooling(Mixer):
         "sail-sg/poolformer": lambda module, state: state,
         "sail-sg/metaformer": lambda module, state: state,
     }
-
-
-def _matrix(x: Tensor, grid: Grid, window: int, mask: Tensor | None = None) -> Matrix:
-    mean = AveragePool.of(x.unsqueeze(1), grid, window, mask)
-    return Sum((mean, Diagonal(x.new_full((1, 1, 1), -1.0).expand(1, 1, x.shape[1]))))
 
 
 # Numbers in a batch of images from which a depthwise convolution is the faster average on the CPU: twice as fast with

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,9 @@ from torch.nn import functional as F
 from matmix.matrices.affine import Affine
 from matmix.matrices.algebra import ColumnCat, Kron, Product, Scale, Sum
 from matmix.matrices.base import Matrix
-from matmix.matrices.deferred import Deferred
 from matmix.matrices.dense import Dense
 from matmix.matrices.gate import Gate
 from matmix.matrices.identity import Identity
-from matmix.matrices.known import Known
 from matmix.matrices.normalise import Normalise
 from matmix.matrices.permutation import Permutation
 from matmix.matrices.selection import Selection
@@ -24,18 +22,12 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, check_gr
 from matmix.mixers.registry import register
 from matmix.ops import interpolate
 from matmix.ops.activations import gelu
+from matmix.ops.effective import affine_of
 from matmix.ops.pieces import pieces
+from matmix.ops.plain import is_plain
+from matmix.ops.precision import working_dtype
 
 Sides = tuple[interpolate.Sides, interpolate.Sides]  # to the built grid and back
-
-
-class _Pass(NamedTuple):
-    """What one direction made of the image, and by which statistics."""
-
-    image: Tensor  # (B, rows, columns, D)
-    mean: Tensor  # (B, rows, columns, 1), of the norm
-    rate: Tensor
-    keep: Tensor | None  # (B, 1, 1, 1), what the branch was multiplied by where some samples go without it
 
 
 class AxisMLP(nn.Module):
@@ -57,50 +49,64 @@ class AxisMLP(nn.Module):
         """Hidden units for an axis of this size."""
         return int(self.raft * size * self.expansion)
 
-    def forward(self, image: Tensor, axis: int) -> _Pass:
-        """Mix ``(B, rows, columns, D)`` along axis 1 or 2."""
-        norm, raft = self.norm, self.raft
-        normed, mean, rate = torch.native_layer_norm(image, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    def forward(self, image: Tensor, axis: int, keep: Tensor | None = None) -> Tensor:
+        """Mix ``(B, rows, columns, D)`` along axis 1 or 2; the branch counts ``keep`` times, as ``draw`` gave it."""
+        raft = self.raft
         other, size = image.shape[3 - axis], image.shape[axis]
         batch, bundles = image.shape[0], image.shape[3] // raft
         # One product: (sample, other place, bundle) x (channel, place).
-        read = normed.unflatten(-1, (raft, bundles)).permute(0, 3 - axis, 4, 3, axis).flatten(0, 2).flatten(1)
-        out = F.linear(gelu(F.linear(read, self.fc1.weight, self.fc1.bias)), self.fc2.weight, self.fc2.bias)
+        read = self.norm(image).unflatten(-1, (raft, bundles)).permute(0, 3 - axis, 4, 3, axis).flatten(0, 2).flatten(1)
+        hidden = self.fc1(read)
+        out = self.fc2(gelu(hidden) if is_plain(self.fc1, nn.Linear) else F.gelu(hidden))
         out = out.view(batch, other, bundles, raft, size)
         out = out.permute((0, 4, 1, 3, 2) if axis == 1 else (0, 1, 4, 3, 2)).reshape(image.shape)
-        keep = None
-        if self.training and self.drop_path:
-            keep = image.new_empty(batch, 1, 1, 1).bernoulli_(1 - self.drop_path) / (1 - self.drop_path)
-            out = out * keep
-        return _Pass(image + out, mean, rate, keep)
+        return image + (out if keep is None else out * keep)
 
-    def matrix(self, done: _Pass, axis: int, before: tuple[Matrix, ...], values: Tensor) -> Matrix:
-        """The same as a matrix on ``[tokens x raft; 1]`` per sample and bundle; ``before`` it came to the values."""
-        rows, columns = done.image.shape[1:3]
-        raft, other = self.raft, done.image.shape[3 - axis]
-        like: Any = {"dtype": done.image.dtype, "device": done.image.device}
+    def draw(self, image: Tensor) -> Tensor | None:
+        """What the branch of every sample is multiplied by in training, ``(B, 1, 1, 1)``; None: all go with it."""
+        if not (self.training and self.drop_path):
+            return None
+        return image.new_empty(image.shape[0], 1, 1, 1).bernoulli_(1 - self.drop_path) / (1 - self.drop_path)
+
+    def matrix(
+        self, image: Tensor, axis: int, keep: Tensor | None, before: tuple[Matrix, ...], values: Tensor
+    ) -> Matrix:
+        """The same as a matrix on ``[tokens x raft; 1]`` per sample and bundle; ``before`` makes the image of the
+        values."""
+        rows, columns = image.shape[1:3]
+        raft, other, size = self.raft, image.shape[3 - axis], image.shape[axis]
+        like: Any = {"dtype": image.dtype, "device": image.device}
         length = rows * columns * raft
-        place = torch.arange(length, device=done.image.device).view(rows, columns, raft)
+        place = torch.arange(length, device=image.device).view(rows, columns, raft)
         # rows of the perceptron's own order: place on the other axis, channel of the bundle, place on the axis
-        order = Permutation(place.permute(2 - axis, 2, axis - 1).flatten(), done.image.dtype)
+        order = Permutation(place.permute(2 - axis, 2, axis - 1).flatten(), image.dtype)
         back = Permutation(torch.empty_like(order.index).index_copy(0, order.index, place.flatten()), order.dtype)
         each = Identity(other, **like)
-        b1, b2 = (layer.bias.repeat(other) for layer in (self.fc1, self.fc2))
-        first = Product((Kron(each, _dense(self.fc1)), order))
-        norm = Normalise(
-            done.mean.flatten(1), done.rate.flatten(1), *(t.view(raft, -1) for t in (self.norm.weight, self.norm.bias))
-        )
+        weight1, bias1 = affine_of(self.fc1, raft * size)
+        weight2, bias2 = affine_of(self.fc2, len(bias1))
+        b1, b2 = bias1.repeat(other), bias2.repeat(other)
+        first = Product((Kron(each, Dense(weight1[None, None])), order))
+        norm = self._normalise(image)
         hidden = Product((ColumnCat((first, Dense(b1.view(1, 1, -1, 1)))), norm, *before))
         perceptron = (
-            Affine(Product((back, Kron(each, _dense(self.fc2)))), b2[back.index].view(1, 1, -1)),
+            Affine(Product((back, Kron(each, Dense(weight2[None, None])))), b2[back.index].view(1, 1, -1)),
             Affine(Gate(hidden, values)),
             Affine(first, b1.view(1, 1, -1)),
             norm,
         )
         branch: Matrix = Product(perceptron)
-        if done.keep is not None:
-            branch = Scale(branch, done.keep)
+        if keep is not None:
+            branch = Scale(branch, keep)
         return Sum((Affine(Identity(length, **like), unit=0.0), branch))
+
+    def _normalise(self, image: Tensor) -> Normalise:
+        """The layer norm of this image. Mean and rate are functions of it: a gradient passes through them."""
+        norm = self.norm
+        wide = image.to(working_dtype(image))
+        mean = wide.mean(-1, keepdim=True)
+        rate = torch.rsqrt((wide - mean).square().mean(-1) + norm.eps).to(image.dtype)
+        weight, bias = (tensor.view(self.raft, -1) for tensor in (norm.weight, norm.bias))
+        return Normalise(mean.to(image.dtype).flatten(1), rate.flatten(1), weight, bias)
 
     def resize_(self, old: int, new: int) -> None:
         """Adapt the weights to an axis of another size: see ``Raft.resize_``."""
@@ -123,10 +129,6 @@ class AxisMLP(nn.Module):
             setattr(layer, name, nn.Parameter(value.contiguous(), getattr(layer, name).requires_grad))
         fc1.in_features = fc2.out_features = raft * new
         fc1.out_features = fc2.in_features = wanted
-
-
-def _dense(layer: nn.Linear) -> Dense:
-    return Dense(layer.weight[None, None])
 
 
 @register(
@@ -209,53 +211,54 @@ class Raft(Mixer):
         return [(part, axis) for part, axis in ((self.vertical, 1), (self.horizontal, 2)) if part is not None]
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        if len(context.grid) != self.axes:
-            raise ValueError(f"Raft was built for a grid of {self.axes} axes, got the grid {context.grid}")
-        grid = context.grid if self.axes == 2 else (1, *context.grid)
-        x = drop_padding(x, context.mask)
-        batch, length, dim = x.shape
-        sides = self._sides(grid, x)
-        image = x.view(batch, *grid, dim)
-        inside = max(part.expansion for part, _ in self._directions())
-        done = [self._mix(piece, sides) for piece in pieces(image, self, inside)]
-        image = done[0][0] if len(done) == 1 else torch.cat([piece[0] for piece in done])
-        passes = [_joined(list(steps)) for steps in zip(*(piece[1] for piece in done), strict=True)]
-        # The token axis is (token, channel of the bundle), so that tokens are values as they stand.
-        product = image.reshape(batch, length * self.raft, dim // self.raft).mT.unsqueeze(-1)
-        if context.product_only and all(done.keep is None for done in passes):
-            statistics = tuple(tensor for done in passes for tensor in done[:3])
-            values = x.new_empty(0)
-            matrix: Matrix = Deferred(_described, (x, *statistics), (self, grid))
-        else:
-            values = self._values(x)
-            matrix = self._matrix(values, passes, sides)
-        return Projected(Known(matrix, values, product), values)
-
-    def _values(self, x: Tensor) -> Tensor:
-        """Tokens and a constant 1 behind them, ``(B, D / raft, L * raft + 1, 1)``."""
-        bundles = x.reshape(x.shape[0], x.shape[1] * self.raft, self.dim // self.raft)
-        return F.pad(bundles, (0, 0, 0, 1), value=1.0).mT.unsqueeze(-1)
-
-    def _matrix(self, values: Tensor, passes: list[_Pass], sides: Sides | None) -> Matrix:
-        """The matrix that multiplies ``values``, from what every direction did; the last direction stands first."""
-        factors: list[Matrix] = [] if sides is None else [self._raft_wise(sides[0])]
-        for done, (part, axis) in zip(passes, self._directions(), strict=True):
-            factors.insert(0, part.matrix(done, axis, tuple(factors), values))
+        image, sides, keeps = self._prepared(x, context)
+        values = self._values(image)
+        factors: list[Matrix] = []  # the last one stands first
+        if sides is not None:
+            factors, image = [self._raft_wise(sides[0])], interpolate.resample(image, sides[0])
+        directions = self._directions()
+        for number, ((part, axis), keep) in enumerate(zip(directions, keeps, strict=True), 1):
+            factors.insert(0, part.matrix(image, axis, keep, tuple(factors), values))
+            if number < len(directions):  # the next norm takes its statistics of what comes out
+                image = part(image, axis, keep)
         if sides is not None:
             factors.insert(0, self._raft_wise(sides[1]))
         rows = values.shape[2] - 1
         tokens = torch.arange(rows, device=values.device).view(1, 1, -1)
-        return Product((Selection(tokens, rows + 1, values.dtype), *factors))
+        return Projected(Product((Selection(tokens, rows + 1, values.dtype), *factors)), values)
 
-    def _mix(self, image: Tensor, sides: Sides | None) -> tuple[Tensor, list[_Pass]]:
-        """The whole layer on ``(B, rows, columns, D)``, and what each direction did."""
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
+        # The matrix is made from norms and hidden units on the way, which are the product itself.
+        image, sides, keeps = self._prepared(x, context)
+        inside = max(part.expansion for part, _ in self._directions())
+        # In training, where samples go without a direction, the batch is in one piece.
+        done = [self._mix(piece, sides, keeps) for piece in pieces(image, self, inside)]
+        image = done[0] if len(done) == 1 else torch.cat(done)
+        # The token axis is (token, channel of the bundle), so that tokens are values as they stand.
+        return image.reshape(x.shape[0], x.shape[1] * self.raft, self.dim // self.raft).mT.unsqueeze(-1), None
+
+    def _prepared(self, x: Tensor, context: Context) -> tuple[Tensor, Sides | None, list[Tensor | None]]:
+        """The image ``(B, rows, columns, D)``, how to resample it, and what each direction's branch counts."""
+        if len(context.grid) != self.axes:
+            raise ValueError(f"Raft was built for a grid of {self.axes} axes, got the grid {context.grid}")
+        grid = context.grid if self.axes == 2 else (1, *context.grid)
+        x = drop_padding(x, context.mask)
+        image = x.view(x.shape[0], *grid, self.dim)
+        return image, self._sides(grid, x), [part.draw(image) for part, _ in self._directions()]
+
+    def _values(self, image: Tensor) -> Tensor:
+        """Tokens and a constant 1 behind them, ``(B, D / raft, L * raft + 1, 1)``."""
+        rows = image.shape[1] * image.shape[2] * self.raft
+        bundles = image.reshape(image.shape[0], rows, self.dim // self.raft)
+        return F.pad(bundles, (0, 0, 0, 1), value=1.0).mT.unsqueeze(-1)
+
+    def _mix(self, image: Tensor, sides: Sides | None, keeps: list[Tensor | None]) -> Tensor:
+        """The whole layer on ``(B, rows, columns, D)``."""
         if sides is not None:
             image = interpolate.resample(image, sides[0])
-        passes = []
-        for part, axis in self._directions():
-            passes.append(part(image, axis))
-            image = passes[-1].image
-        return (image if sides is None else interpolate.resample(image, sides[1])), passes
+        for (part, axis), keep in zip(self._directions(), keeps, strict=True):
+            image = part(image, axis, keep)
+        return image if sides is None else interpolate.resample(image, sides[1])
 
     def _raft_wise(self, sides: interpolate.Sides) -> Affine:
         rows, columns = (Dense(side[None, None]) for side in sides)
@@ -288,24 +291,6 @@ class Raft(Mixer):
         return f"{super().extra_repr()}, raft={self.raft}, axis={self.axis}, built={self.built}"
 
     published: ClassVar[dict[str, Any]] = {"okojoalg/raft-mlp": lambda module, state: _published(module, state)}
-
-
-def _joined(steps: list[_Pass]) -> _Pass:
-    """What one direction did to all pieces of a batch."""
-    if len(steps) == 1:
-        return steps[0]
-    mean, rate = torch.cat([step.mean for step in steps]), torch.cat([step.rate for step in steps])
-    kept = [step.keep for step in steps if step.keep is not None]
-    return _Pass(steps[0].image, mean, rate, torch.cat(kept) if kept else None)
-
-
-def _described(x: Tensor, *more: Any) -> Matrix:
-    """The matrix, of image, means and rates of every direction; behind them the mixer and the grid of x."""
-    *statistics, module, grid = more
-    three = (statistics[i::3] for i in range(3))
-    passes = [_Pass(image, mean, rate, None) for image, mean, rate in zip(*three, strict=True)]
-    built: Matrix = module._matrix(module._values(x), passes, module._sides(grid, x))
-    return built
 
 
 def _published(module: Raft, state: dict[str, Tensor]) -> dict[str, Tensor]:

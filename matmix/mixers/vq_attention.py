@@ -57,7 +57,7 @@ class VQAttention(Mixer):
         causal: token i sees tokens up to i.
     """
 
-    traits = Traits(data_dependent=True, mask="trim")
+    traits = Traits(data_dependent=True, mask="trim", straight_through=True)
 
     def __init__(
         self,

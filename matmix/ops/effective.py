@@ -48,6 +48,12 @@ def linear_of(layer: nn.Module, inputs: int) -> tuple[Tensor, Tensor | None]:
     return (out[1:] - out[0]).mT, out[0]
 
 
+def affine_of(layer: nn.Module, inputs: int) -> tuple[Tensor, Tensor]:
+    """``linear_of``, with zeros for a bias where there is none."""
+    weight, bias = linear_of(layer, inputs)
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias
+
+
 def depthwise_of(layer: nn.Module, channels: int, size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Kernel ``(O, 1, *size)`` and bias ``(O,)`` with which a depthwise convolution without padding does what the layer
     does.

@@ -15,6 +15,7 @@ from matmix.testing import (  # noqa: F401  (they enrol their laws)
     shape_laws,
     state_laws,
     trait_laws,
+    truth_laws,
 )
 from matmix.testing.cases import MatrixCase, MixerCase
 from matmix.testing.matrix_laws import MATRIX_LAWS

@@ -83,7 +83,7 @@ def test_published_channel_mixer_convolution() -> None:
     state, x = _state(fixture), fixture.input()
     conv = BranchedConv(8, {"conv": (7, 7), "conv1": (3, 3)}).double().eval()
     conv.load_state_dict({k.removeprefix("conv."): v for k, v in state.items() if k.startswith("conv.")})
-    hidden = F.gelu(F.conv2d(conv(x).image, state["fc1.weight"], state["fc1.bias"]))
+    hidden = F.gelu(F.conv2d(conv(x), state["fc1.weight"], state["fc1.bias"]))
     fixture.check(F.conv2d(hidden, state["fc2.weight"], state["fc2.bias"]), atol=4.4e-10, rtol=0)
 
 
@@ -189,4 +189,6 @@ def test_refuses() -> None:
         FFNified(4, (1,), kernel=3, branches="pair").train()(torch.randn(1, 1, 4))
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(FFNified(4, (3, 5)).train())
     with pytest.raises(TypeError, match="SyncBatchNorm"):
-        converted(torch.randn(2, 15, 4))
+        converted.matrix(torch.randn(2, 15, 4))
+    with pytest.raises(TypeError, match="SyncBatchNorm"):
+        converted(torch.randn(2, 15, 4), mask=torch.ones(2, 15, dtype=torch.bool))

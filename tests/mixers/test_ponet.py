@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from matmix import create_mixer, load_published
 from matmix.mixers.base import Context, drop_padding
-from matmix.mixers.ponet import Segments, delimited, ponet, runs
+from matmix.mixers.ponet import Segments, Streams, delimited, ponet, runs
 from tests.fixtures import load_fixture
 
 SOURCE = "lxchtan/PoNet"
@@ -26,9 +26,9 @@ def test_poolings_are_published(case: str) -> None:
     fixture.check(equal.owner.expand(2, -1), "segment_index")
     given = Segments(equal.owner.expand(2, -1), length)  # the same segments the general way
     for segments in (equal, given):
-        matrix, values = ponet(
-            query, gate, key, segment, local, fixture.config["num_head"], segments, Context((length,), mask)
-        )
+        streams = Streams(query, gate, key, segment, local)
+        matrix = ponet(streams, fixture.config["num_head"], segments, Context((length,), mask))
+        values = streams.values()
         for mixed in (matrix.matmul(values), matrix.to_dense() @ values):
             fixture.check(drop_padding(mixed.squeeze(-1).mT, mask))
 

@@ -5,7 +5,6 @@ import torch
 from torch.nn import functional as F
 
 from matmix import load_published
-from matmix.mixers.base import Context
 from matmix.mixers.raft import Raft
 from matmix.testing import check_mixer
 from tests.fixtures import load_fixture
@@ -115,10 +114,3 @@ def test_drop_path_leaves_directions_out() -> None:
     torch.testing.assert_close(product, x + branch)
     with pytest.raises(ValueError, match="drop_path must be"):
         Raft(4, (3, 5), drop_path=1.0)
-
-
-@pytest.mark.parametrize("built", [None, (4, 2)])
-def test_the_matrix_that_a_forward_leaves_to_be_built_is_the_one_on_show(built: tuple[int, int] | None) -> None:
-    mixer, x = Raft(6, (3, 4), raft=2, built=built).double(), torch.randn(2, 12, 6, dtype=torch.float64)
-    quick = mixer.project(x, Context((3, 4), None, product_only=True)).matrix
-    torch.testing.assert_close(quick.to_dense(), mixer.matrix(x).to_dense())

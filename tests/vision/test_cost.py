@@ -22,7 +22,7 @@ from matmix.cost import CostReport, count
 from matmix.mixers.dynamic_filter import DynamicFilter
 from matmix.mixers.inception import Inception
 from matmix.mixers.pooling import Pooling
-from matmix.ops.reparam import BranchedConv, Convolved
+from matmix.ops.reparam import BranchedConv
 from tests.fixtures import ROOT
 
 # Published name -> ours, where they differ.
@@ -139,10 +139,10 @@ def test_side_branches_are_what_separates_ffnet_seg_from_its_published_count() -
     model, report = built("ffnet_seg", 224)
     beside = 0
 
-    def note(conv: BranchedConv, inputs: object, out: Convolved) -> None:
+    def note(conv: BranchedConv, inputs: object, out: torch.Tensor) -> None:
         nonlocal beside
         weights = [conv.get_submodule(name).c.weight for name in conv.names]
-        beside += out.image[0].numel() * sum(weight[0].numel() for weight in weights[1:])
+        beside += out[0].numel() * sum(weight[0].numel() for weight in weights[1:])
 
     for conv in model.modules():
         if isinstance(conv, BranchedConv):

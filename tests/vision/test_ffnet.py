@@ -236,8 +236,6 @@ def test_any_size_and_its_matrices() -> None:
     found = matrices(model, torch.randn(2, 3, 45, 70))
     assert [matrix.shape[2] for matrix in found.values()] == [12 * 18, 6 * 9, 3 * 5, 2 * 3]
     assert model.stage_grids((45, 70)) == [(12, 18), (6, 9), (3, 5), (2, 3)]
-    for matrix in found.values():  # also after the block has added to the mixer's result in place
-        torch.testing.assert_close(matrix.matmul(matrix.values), matrix.inner.matmul(matrix.values))
 
 
 def test_maps_stay_channels_last() -> None:

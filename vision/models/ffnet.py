@@ -61,7 +61,7 @@ class ConvMlp(nn.Module):
         self.widest = hidden / dim  # the inner map over the outer one
 
     def forward(self, x: Tensor) -> Tensor:
-        x = convolved(self.conv, x.permute(0, 3, 1, 2)).image.permute(0, 2, 3, 1)
+        x = convolved(self.conv, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         parts = pieces(x, self, self.widest)
         done = [linear(self.fc2, linear(self.fc1, part, self.act)) for part in parts]
         return done[0] if len(done) == 1 else torch.cat(done)
@@ -125,7 +125,7 @@ class PatchMerging(nn.Module):
         return -(-grid[0] // 2), -(-grid[1] // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.skip(convolved(self.conv, x.permute(0, 3, 1, 2)).image.permute(0, 2, 3, 1))
+        return self.skip(convolved(self.conv, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 class ConvMerging(nn.Module):
