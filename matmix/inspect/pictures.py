@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from matmix.inspect.recording import matrices, outer_mixers
 from matmix.matrices.algebra import ColumnCat, HeadCat, Kron, Masked, Product, Scale, Sum, Transpose
 from matmix.matrices.base import Matrix
-from matmix.matrices.deferred import Deferred
-from matmix.matrices.known import Known
 from matmix.mixers.base import Grid, Mixer
 from matmix.mixers.registry import create_mixer
 from matmix.ops.seed import fork_seed
@@ -165,7 +163,7 @@ def kind(matrix: Matrix) -> str:
             return " + ".join(dict.fromkeys(map(kind, matrix.terms)))
         case Product():
             return " · ".join(f"({kind(part)})" if isinstance(part, Sum) else kind(part) for part in matrix.factors)
-        case Scale() | Masked() | Known() | Deferred():
+        case Scale() | Masked():
             return kind(matrix.inner)
         case Transpose():
             return f"{kind(matrix.inner)}ᵀ"

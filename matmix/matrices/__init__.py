@@ -13,7 +13,6 @@ from matmix.matrices.circulant import Circulant
 from matmix.matrices.convolution import Convolution
 from matmix.matrices.cosine import Cosine
 from matmix.matrices.decaying_toeplitz import DecayingToeplitz
-from matmix.matrices.deferred import Deferred
 from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
@@ -22,7 +21,6 @@ from matmix.matrices.gate import Gate
 from matmix.matrices.gated_semiseparable import GatedSemiseparable
 from matmix.matrices.identity import Identity
 from matmix.matrices.interpolation import Interpolation
-from matmix.matrices.known import Known
 from matmix.matrices.laplace import Laplace, SquaredReLU
 from matmix.matrices.low_rank import LowRank
 from matmix.matrices.max_pool import MaxPool
@@ -51,7 +49,6 @@ __all__ = [
     "Convolution",
     "Cosine",
     "DecayingToeplitz",
-    "Deferred",
     "Dense",
     "Diagonal",
     "DiagonalSemiseparable",
@@ -61,7 +58,6 @@ __all__ = [
     "HeadCat",
     "Identity",
     "Interpolation",
-    "Known",
     "Kron",
     "Laplace",
     "LowRank",

@@ -50,9 +50,6 @@ class Context(NamedTuple):
 
     grid: Grid  # static, prod(grid) = L
     mask: Tensor | None  # (B, L) bool, True = a real token
-    # Set by product, which only multiplies: where the product is already known (Known), its values may be left out,
-    # with an empty tensor in their place. The matrix is the same.
-    product_only: bool = False
     segments: Tensor | None = None  # (B, L) int64: tokens see only those of their number; 0, 1, ... along a row
 
 
@@ -99,7 +96,7 @@ class Mixer(nn.Module):
         Overridden where there is a shorter way than over the matrix. It draws the same random numbers as ``project``,
         and gives the same values and gradients, in training mode too: a law.
         """
-        matrix, values, rest = self.project(x, context._replace(product_only=True))
+        matrix, values, rest = self.project(x, context)
         return matrix.matmul(values), rest
 
     def mix(self, x: Tensor, context: Context) -> Tensor:

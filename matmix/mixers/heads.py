@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from matmix.matrices.algebra import ColumnCat, HeadCat
 from matmix.matrices.base import Matrix
-from matmix.matrices.known import Known
 from matmix.matrices.low_rank import LowRank
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, merge_heads, split_heads
 from matmix.mixers.registry import create_mixer, register
@@ -60,11 +59,10 @@ class Heads(Mixer):
         return zip(self.parts, x.split(self.shares, -1), strict=True)  # type: ignore[arg-type]
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        whole = context._replace(product_only=False)
-        projected = [part.project(share, whole) for part, share in self._shares(x)]
+        projected = [part.project(share, context) for part, share in self._shares(x)]
         width = math.gcd(*(values.shape[3] for _, values, _ in projected))
         columns = max(values.shape[2] for _, values, _ in projected)
-        matrices, streams, mixed, repeats, sizes, rests = [], [], [], [], [], []
+        matrices, streams, repeats, sizes, rests = [], [], [], [], []
         for matrix, values, rest in projected:
             _, heads, length, wide = values.shape
             repeats.append(heads * (wide // width) // matrix.shape[1])
@@ -72,14 +70,10 @@ class Heads(Mixer):
             rests.append(rest)
             matrices.append(_widen(matrix, columns, values))
             # Side by side as channels of tokens, which for most parts is how they lie in memory.
-            mixed.append(merge_heads(matrix.matmul(values)))
-            if not context.product_only:
-                streams.append(merge_heads(values if length == columns else F.pad(values, (0, 0, 0, columns - length))))
-        joint = torch.cat(mixed, 2)
-        product = split_heads(joint, joint.shape[2] // width)
-        values = x.new_empty(0) if context.product_only else split_heads(torch.cat(streams, 2), product.shape[1])
-        matrix = HeadCat(tuple(matrices), tuple(repeats))
-        return Projected(Known(matrix, values, product), values, (sizes, rests))
+            streams.append(merge_heads(values if length == columns else F.pad(values, (0, 0, 0, columns - length))))
+        joint = torch.cat(streams, 2)
+        values = split_heads(joint, joint.shape[2] // width)
+        return Projected(HeadCat(tuple(matrices), tuple(repeats)), values, (sizes, rests))
 
     def mix(self, x: Tensor, context: Context) -> Tensor:
         shares = self._shares(x)

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix
-from matmix.matrices.deferred import Deferred
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
-from matmix.matrices.known import Known
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops.diagonal_scan import diagonal_scan
@@ -96,6 +94,7 @@ def _matrix(
     bias: Tensor,
     A_log: Tensor,
     D: Tensor,
+    *,
     mask: Tensor | None,
     segments: Tensor | None,
     chunk: int | None,
@@ -204,16 +203,26 @@ class S6(Mixer):
             self.dt_proj.bias.copy_(step_bias(inner, dt_min, dt_max, dt_init_floor))
 
     def project(self, x: Tensor, context: Context) -> Projected:
+        values, given, gate = self._given(x, context)
+        return Projected(self._matrix(given, context), values, gate)
+
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        values, given, gate = self._given(x, context)
+        if context.mask is context.segments is None and in_triton(values, *given):
+            return _product(values, given, self.chunk), gate
+        return self._matrix(given, context).matmul(values), gate
+
+    def _matrix(self, given: tuple[Tensor, ...], context: Context) -> Matrix:
+        return _matrix(*given, mask=context.mask, segments=context.segments, chunk=self.chunk)
+
+    def _given(self, x: Tensor, context: Context) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        """Values, what their matrix is made from, and the gate."""
         mask, segments = context.mask, context.segments
         signal, gate = linear(self.in_proj, x).chunk(2, -1)
         apart = {} if segments is None else {"segments": segments}
         tokens = drop_padding(self.conv1d(drop_padding(signal, mask), silu=True, **apart), mask)
-        values = tokens.mT.unsqueeze(-1)
         given = (*projected(tokens, self.x_proj, self.dt_proj, self.states), self.A_log, self.D)
-        if context.product_only and mask is segments is None and in_triton(values, *given):
-            matrix = Deferred(_matrix, given, (None, None, self.chunk))
-            return Projected(Known(matrix, values, _product(values, given, self.chunk)), values, gate)
-        return Projected(_matrix(*given, mask, segments, self.chunk), values, gate)
+        return tokens.mT.unsqueeze(-1), given, gate
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return linear(self.out_proj, gated(mixed.squeeze(-1).mT, rest))

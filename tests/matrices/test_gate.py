@@ -1,11 +1,10 @@
-"""Matrices that depend on their own values: products at hand, GELU as a gate."""
+"""Matrices that depend on their own values: activations as gates."""
 
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
-from matmix.matrices import Dense, Gate, Known, Product
+from matmix.matrices import Dense, Gate, Product
 
 
 def _perceptron() -> tuple[Product, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -20,16 +19,6 @@ def _perceptron() -> tuple[Product, torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_a_perceptron_is_a_matrix() -> None:
     matrix, values, second, hidden = _perceptron()
     torch.testing.assert_close(matrix.matmul(values), second @ F.gelu(hidden))
-
-
-def test_the_product_at_hand_is_for_that_tensor_alone() -> None:
-    inner, values, _, _ = _perceptron()
-    marked = torch.zeros_like(values)  # a wrong product tells which way was taken
-    known = Known(inner, values, marked)
-    assert known.matmul(values) is marked
-    torch.testing.assert_close(known.matmul(values.clone()), inner.matmul(values))
-    moved = pytree.tree_map(lambda leaf: leaf.clone(), known)
-    torch.testing.assert_close(moved.matmul(values), inner.matmul(values))
 
 
 def test_gates_of_other_activations() -> None:
