@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from matmix.experiments.backbone import Encoder, Patches, pool
 from matmix.mixers import list_mixers, mixer_info
+from tests.building import check_building, check_dtypes
 
 
 def encoder(mixer="attention(head_dim=4)", *, head="pool", grid=(12,), seed=0, **options) -> Encoder:
@@ -110,3 +113,15 @@ def test_building_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     encoder(position=True)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_is_built_and_saved_in_every_way(tmp_path: Path) -> None:
+    def build() -> Encoder:
+        return Encoder(
+            lambda: nn.Linear(2, 8), "ssd(headdim=4, d_state=2), attention", dim=8, depth=2, grid=(9,), head="pool",
+            outputs=3, position=True,
+        )  # fmt: skip
+
+    x = torch.randn(2, 9, 2)
+    check_building(build, x, tmp_path)
+    check_dtypes(build, x)

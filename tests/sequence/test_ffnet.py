@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from matmix import load_published
 from sequence.ffnet import SeriesChannelMixer
+from tests.building import check_building, check_dtypes
 from tests.fixtures import load_fixture
 
 
@@ -31,3 +34,9 @@ def test_trains() -> None:
     (out * torch.randn_like(out)).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
     torch.testing.assert_close(module.eval()(x[:1]), module(x)[:1])
+
+
+def test_is_built_and_saved_in_every_way(tmp_path: Path) -> None:
+    x = torch.randn(2, 9, 18)
+    check_building(lambda: SeriesChannelMixer(3, 6, kernel=7, small=5), x, tmp_path)
+    check_dtypes(lambda: SeriesChannelMixer(3, 6, kernel=7, small=5), x)

@@ -16,11 +16,6 @@ def conv_grid(grid: Grid, kernel: int, stride: int, padding: int) -> Grid:
     return rows, columns
 
 
-def channels_last(conv: nn.Conv2d) -> nn.Conv2d:
-    """A convolution whose weights ask for channels-last results, which are maps without a copy."""
-    return conv.to(memory_format=torch.channels_last)
-
-
 class ConvStem(nn.Module):
     """Convolution 7 x 7 with stride 4 and padding 2, then a norm: image ``(B, in_chans, H, W)`` to map
     ``(B, floor((H + 1) / 4), floor((W + 1) / 4), dim)``.
@@ -33,7 +28,7 @@ class ConvStem(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, norm: str | None = "layer") -> None:
         super().__init__()
-        self.conv = channels_last(nn.Conv2d(in_chans, dim, 7, 4, 2))
+        self.conv = nn.Conv2d(in_chans, dim, 7, 4, 2)
         self.norm = nn.Identity() if norm is None else make_norm(norm, dim)
 
     def out_grid(self, grid: Grid) -> Grid:
@@ -41,6 +36,9 @@ class ConvStem(nn.Module):
         return conv_grid(grid, 7, 4, 2)
 
     def forward(self, image: Tensor) -> Tensor:
+        # A channels-last image, which is small, asks for a channels-last result, which is a map without a copy. Weights
+        # laid out so would ask for it too, and be refused by safetensors.
+        image = image.contiguous(memory_format=torch.channels_last)
         return self.norm(self.conv(image).permute(0, 2, 3, 1).contiguous())
 
 
@@ -57,7 +55,7 @@ class ConvDownsample(nn.Module):
     def __init__(self, dim: int, out_dim: int, norm: str | None = "layer", positions: nn.Module | None = None) -> None:
         super().__init__()
         self.norm = nn.Identity() if norm is None else make_norm(norm, dim)
-        self.conv = channels_last(nn.Conv2d(dim, out_dim, 3, 2, 1))
+        self.conv = nn.Conv2d(dim, out_dim, 3, 2, 1)
         self.positions = positions
 
     def out_grid(self, grid: Grid) -> Grid:
