@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import io
 import struct
+import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.vision.folders import DAMAGED, REPLACED, damage, write_shard
 from vision.data import images as reading
-from vision.data.decoding import BadData, BrokenImage
+from vision.data.decoding import BadData, BrokenImage, decoding, in_colour
 from vision.data.folders import image_endings
 from vision.data.images import Images
 from vision.data.masks import Pairs
@@ -81,13 +85,41 @@ def test_shards_that_are_cut_or_packed(tmp_path):
             TarShards([shard])
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(["JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "DDS", "JPEG2000", "QOI", "TGA"]), st.data()
+)
+def test_any_bytes_are_an_image_or_broken(kind, data):
+    """Flipped bytes and cut files of every usual format."""
+    content = bytearray(written(kind))
+    for at in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=6)):
+        content[at] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)))]
+    try:
+        with pytest.MonkeyPatch.context() as patched, warnings.catch_warnings(), decoding("x"):
+            warnings.simplefilter("ignore")
+            patched.setattr(Image, "MAX_IMAGE_PIXELS", 10**5)  # no head may ask for gigabytes here
+            with Image.open(io.BytesIO(content)) as opened:
+                in_colour(opened, "RGB")
+    except (BrokenImage, MemoryError):
+        pass
+
+
+@cache
+def written(kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 24, 3), np.uint8)).save(file, kind)
+    return file.getvalue()
+
+
 class Odd(Exception):
     pass
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("a"), KeyError("a"), struct.error("a"), IndexError(), AssertionError(), Odd("a\nb"),
-              NotImplementedError("a"), ZeroDivisionError("a"), EOFError(), UnicodeDecodeError("a", b"a", 0, 1, "b")],
+              NotImplementedError("a"), ZeroDivisionError("a"), EOFError(), UnicodeDecodeError("a", b"a", 0, 1, "b"),
+              PermissionError(errno.EACCES, "Permission denied"), OSError("a")],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 def test_whatever_is_raised_names_the_file(tmp_path, monkeypatch, error):

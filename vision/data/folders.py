@@ -259,10 +259,10 @@ def listed(names: Sequence[str], most: int = 6, word: str = "folder") -> str:
     return f"the {word}{'s' * (len(said) > 1)} {text}" if word else text
 
 
-def close_names(name: str, known: Iterable[str]) -> list[str]:
+def close_names(name: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
     """Those that may be meant by a name: nearly the same, or the same in another case."""
     lower = {other.casefold(): other for other in known}
-    return [lower[found] for found in difflib.get_close_matches(name.casefold(), lower, n=3)]
+    return [lower[found] for found in difflib.get_close_matches(name.casefold(), lower, n=3, cutoff=cutoff)]
 
 
 def close_or_all(name: str, known: Sequence[str]) -> str:

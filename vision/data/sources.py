@@ -107,7 +107,7 @@ def kind_of(data: str) -> tuple[Kind, str]:
             return "npz", data
         raise ValueError(f"data: {shown(path)} is a file; name a folder (of images, or of .tar shards) or a .npz file")
     hub = re.fullmatch(r"[\w.\-]+/[\w.\-]+", data) and not data.startswith(".")
-    if not hub or Path(path.parts[0]).exists() or close_names(path.parts[0], _names_here()):
+    if not hub or Path(path.parts[0]).exists() or close_names(path.parts[0], _names_here(), 0.75):
         raise ValueError(
             f"data: there is no folder, .npz file or Hugging Face data set (owner/name) {shown(data)!r}: "
             + where_missing(path)
@@ -411,7 +411,11 @@ def _hub_answers(name: str) -> bool:
     import datasets
     from huggingface_hub import constants, get_session
 
-    if (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir():
+    def bare(text: str) -> str:
+        return re.sub(r"[\W_]", "", text).lower()  # in the cache, names are spelled otherwise
+
+    kept = Path(datasets.config.HF_DATASETS_CACHE)
+    if kept.is_dir() and bare(name) in {bare(folder.name) for folder in kept.iterdir()}:
         return True
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
