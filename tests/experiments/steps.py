@@ -1,0 +1,107 @@
+"""One training step and one evaluation of every task, divided in every way: in parts, and over processes.
+
+As a script, under `torchrun`, it writes what its processes find: `steps.py FOLDER OUT`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from matmix.experiments import trainer
+from matmix.experiments.task import Batch, Task
+from matmix.experiments.tasks.co2 import CO2
+from matmix.experiments.tasks.digits import Digits
+from matmix.experiments.tasks.recall import Recall
+from matmix.training import after_step, having
+
+BATCH = 16
+VQ = "vq_attention(head_dim=4, codes=3, commitment=0.5)"  # state of its own, and a loss of its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Rare(Digits):
+    """A loss over the digit 3 alone: most parts of a batch hold few, and many none."""
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        counts = (batch.y == 3).to(output.dtype)
+        return (nn.functional.cross_entropy(output, batch.y, reduction="none") * counts).sum() / counts.sum()
+
+    def weight(self, batch: Batch) -> float:
+        return int((batch.y == 3).sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Never(Rare):
+    """No target at all."""
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        return output.sum() / 0
+
+    def weight(self, batch: Batch) -> float:
+        return 0
+
+
+def cases(folder: str) -> dict[str, tuple[Task, str]]:
+    """A small setting of every task, without dropout, and its mixer; `folder` holds `images` by class and
+    `masks`."""
+    from tests.vision.folders import TINY
+    from vision.tasks.cifar10 import CIFAR10
+    from vision.tasks.imagefolder import ImageFolder
+    from vision.tasks.imagenet import ImageNet
+    from vision.tasks.segmentation import Segmentation
+
+    three = {"classes": 3}  # the folder's, instead of ten and a thousand
+    cifar10, imagenet = (type(cls.__name__, (cls,), three) for cls in (CIFAR10, ImageNet))
+    small: dict[str, Any] = {"patch": 4, "dim": 8, "depth": 1}
+    images: dict[str, Any] = {"architecture": TINY, "data": f"{folder}/images", "img_size": 32, "drop_path": 0.0}
+    mixed: dict[str, Any] = {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1}
+    masks: dict[str, Any] = {"data": f"{folder}/masks", "width": 16, "inner": 16, "dropout": 0.0, "ignore_zero": True}
+    return {
+        "digits": (Digits(**small), VQ),
+        "rare": (Rare(**small), VQ),
+        "never": (Never(**small), "attention(head_dim=4)"),
+        "recall": (Recall(dim=8, depth=1, eval_examples=50), "attention(head_dim=4)"),
+        "co2": (CO2(length=16, horizon=8, dim=8, depth=1), VQ),
+        "imagefolder": (ImageFolder(**images, **mixed), ""),
+        "cifar10": (cifar10(**images), ""),
+        "imagenet": (imagenet(**images, **mixed), ""),
+        "segmentation": (Segmentation(**{**images, **masks}), ""),
+    }
+
+
+def divided(task: Task, mixer: str, parts: int) -> dict[str, Tensor]:
+    """Loss, gradient and codebook of one training step in so many parts a process, and the loss of an evaluation."""
+    accelerator = trainer.new_accelerator("no")
+    rank, world = accelerator.process_index, accelerator.num_processes
+    bare = task.model(mixer, 0).train()
+    model = accelerator.prepare(bare)
+    losses = nn.ModuleList(having(bare, "auxiliary_loss"))
+    batch = next(task.batches("train", BATCH, seed=1, rank=rank, world=world))
+    loss = accelerator.reduce(trainer.accumulate(accelerator, task, model, batch, parts, losses), "mean")
+    gradient = torch.cat([p.grad.flatten() for p in bare.parameters() if p.grad is not None])
+    after_step(bare)
+    buffers = [buffer.flatten() for buffer in bare.buffers() if buffer.is_floating_point()]
+    score = trainer.Scorer(task, accelerator, 16 // parts)(model, "val")["loss"]
+    return {
+        "loss": loss,
+        "gradient": gradient,
+        "state": torch.cat(buffers) if buffers else torch.zeros(0),
+        "evaluation": torch.tensor(score),
+    }
+
+
+if __name__ == "__main__":
+    found = {
+        name: {parts: divided(*case, parts) for parts in (1, 2)}
+        for name, case in cases(sys.argv[1]).items()
+        if name != "never"
+    }
+    if int(torch.distributed.get_rank()) == 0:
+        torch.save(found, Path(sys.argv[2]))
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,101 @@
+"""A step is one mean over its targets: parts and processes change nothing, for every task."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from matmix.experiments.run import RunConfig, execute, read_metrics
+from matmix.experiments.task import list_tasks
+from tests.experiments import steps
+from tests.vision.folders import make_folder
+from tests.vision.test_segmentation import make_folder as make_masks
+
+NAMES = ("digits", "rare", "recall", "co2", "imagefolder", "cifar10", "imagenet", "segmentation")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    root = tmp_path_factory.mktemp("data")
+    make_folder(root / "images", {"train": 8, "val": 3, "test": 1})
+    make_masks(root / "masks", counts={"train": 16, "val": 3, "test": 1})
+    return str(root)
+
+
+@pytest.fixture(autouse=True)
+def no_workers(monkeypatch) -> None:
+    monkeypatch.setenv("MATMIX_WORKERS", "0")
+
+
+def near(found: dict[str, Tensor], whole: dict[str, Tensor], what: str) -> None:
+    for name, value in found.items():
+        size = float(whole[name].norm())
+        assert float((value - whole[name]).norm()) <= 1e-4 * size, f"{what}: {name}"
+
+
+def test_every_task_is_here(folder) -> None:
+    assert set(list_tasks()) <= set(steps.cases(folder))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_are_one_step(name: str, folder) -> None:
+    task, mixer = steps.cases(folder)[name]
+    whole = steps.divided(task, mixer, 1)
+    assert float(whole["gradient"].norm()) > 0
+    for parts in (2, 8):
+        near(steps.divided(task, mixer, parts), whole, f"{parts} parts")
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_step(folder, tmp_path) -> None:
+    words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", steps.__file__, folder)
+    root = str(Path(__file__).parents[2])
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *words, str(tmp_path / "found")], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = torch.load(tmp_path / "found")
+    assert set(found) == set(NAMES)
+    for name, (task, mixer) in steps.cases(folder).items():
+        if name in found:
+            whole = steps.divided(task, mixer, 1)
+            for parts, values in found[name].items():
+                near(values, whole, f"{name}: two processes, {parts} parts each")
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_step_without_targets_moves_nothing(parts: int, folder) -> None:
+    task, mixer = steps.cases(folder)["never"]
+    # Its loss would be infinite: nobody asks for it.
+    accelerator = steps.trainer.new_accelerator("no")
+    model, batch = task.model(mixer, 0), next(task.batches("train", 16))
+    assert steps.trainer.accumulate(accelerator, task, model, batch, parts, torch.nn.ModuleList()) == 0
+    assert all(p.grad is not None and bool((p.grad == 0).all()) for p in model.parameters())
+
+
+def test_training_adds_the_losses_of_its_mixers(tmp_path) -> None:
+    logged, weights = [], []
+    for commitment in (0.0, 100.0):
+        mixer = f"vq_attention(head_dim=4, codes=3, commitment={commitment})"
+        options = {"steps": 2, "batch_size": 32, "log_every": 1, "accumulate": 2}
+        config = RunConfig("digits", mixer, 0, {"patch": 4, "dim": 8, "depth": 1}, options)
+        assert execute(config, tmp_path / str(commitment)).status == "finished"
+        logged.append([line["loss"] for line in read_metrics(tmp_path / str(commitment)) if line["split"] == "train"])
+        weights.append((tmp_path / str(commitment) / "final.safetensors").read_bytes())
+    task = config.make_task()
+    model = task.model(mixer, 0)
+    distances = []
+    model.blocks[0].mixer.register_forward_pre_hook(lambda mixer, args: distances.append(mixer.distance(args[0])))
+    model(next(task.batches("train", 32, seed=0)).x)
+    assert logged[1][0] - logged[0][0] == pytest.approx(100 * distances[0].item(), rel=1e-3)
+    assert weights[0] != weights[1]
