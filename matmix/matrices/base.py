@@ -7,15 +7,25 @@ serves values of any number of heads.
 A subclass states its tensors as annotated fields and its options as ``static()`` fields, and writes five methods::
 
     class Diagonal(Matrix):
-        entries: Tensor                      # (B or 1, H, L)
+        entries: Tensor  # (B or 1, H, L)
 
         @property
-        def shape(self): ...
-        def _matmul(self, values): ...       # the algorithm, at the structure's own cost
-        def to_dense(self): ...              # the mathematics, entry by entry, never by way of _matmul
-        def cost(self, width): ...
+        def shape(self):
+            return (*self.entries.shape, self.entries.shape[2])
+
+        def _matmul(self, values):  # the algorithm, at the structure's own cost
+            return self.entries.unsqueeze(-1) * values
+
+        def to_dense(self):  # the mathematics, entry by entry, never by way of _matmul
+            return torch.diag_embed(self.entries)
+
+        def cost(self, width):
+            size = self.entries.numel() * width
+            return Cost(size, self.entries.itemsize * (self.entries.numel() + 2 * size))
+
         @classmethod
-        def example(cls, grid, heads, batch, dtype): ...
+        def example(cls, grid, heads=2, batch=2, dtype=torch.float64):
+            return cls(torch.randn(batch, heads, math.prod(grid), dtype=dtype))
 
 It becomes a frozen dataclass and a pytree by being defined: nothing to register, and ``example`` alone puts it under
 every law of the test suite.
@@ -107,9 +117,10 @@ class Matrix(ABC):
 
     def _rmatmul(self, values: Tensor) -> Tensor:
         """``M^T v``: the vector-Jacobian product of the fast product, unless a class has a shorter way."""
-        batch, heads, width = values.shape[0], values.shape[1], values.shape[3]
-        start = values.new_zeros(batch, heads, self.shape[3], width)
-        return torch.func.vjp(self._matmul, start)[1](values)[0]
+        (own, _, rows, columns), (batch, heads, _, width) = self.shape, values.shape
+        batch = own if batch == 1 else batch  # one sample of values serves the matrices of all samples
+        start = values.new_zeros(batch, heads, columns, width)
+        return torch.func.vjp(self._matmul, start)[1](values.expand(batch, heads, rows, width))[0]
 
     def diagonal(self) -> Tensor:
         """``M[i, i]``, shape ``(B or 1, H, min(L_out, L_in))``."""
