@@ -29,13 +29,14 @@ class UnitLowerInverse(Matrix):
     left: Tensor  # (B or 1, H, L, N)
     right: Tensor  # (B or 1, H, L, N)
     chunk: int = static(default=CHUNK)  # Q. No result depends on it.
+    segments: Tensor | None = None  # (B or 1, L) integers: values have no say in those of another number
 
     properties: ClassVar = frozenset({"causal", "semiseparable"})
 
     @property
     def shape(self) -> Shape:
         _, heads, length, _ = self.left.shape
-        return (joint_batch((self.left, self.right)), heads, length, length)
+        return (joint_batch((self.left, self.right, self.segments)), heads, length, length)
 
     @property
     def order(self) -> int:
@@ -52,14 +53,15 @@ class UnitLowerInverse(Matrix):
     def _solve(self, left: Tensor, right: Tensor, values: Tensor, flip: bool) -> Tensor:
         batch, heads = self.shape[:2]
         shared = share(values, batch, heads)
-        if left.shape[3] <= MOST and in_triton(left, right, shared):
+        if self.segments is None and left.shape[3] <= MOST and in_triton(left, right, shared):
             from matmix.ops.unit_lower_triton import solve
 
             return unshare(solve(left, right, shared, flip=flip), values, batch, heads)
         if flip:
             left, right, shared = left.flip(2), right.flip(2), shared.flip(2)
+        segments = self.segments.flip(1) if flip and self.segments is not None else self.segments
         with full_precision(values.device):
-            solved = unit_lower_solve(left, right, shared, self.chunk)
+            solved = unit_lower_solve(left, right, shared, self.chunk, segments)
         return unshare(solved.flip(2) if flip else solved, values, batch, heads)
 
     def diagonal(self) -> Tensor:
@@ -69,6 +71,9 @@ class UnitLowerInverse(Matrix):
         dtype = working_dtype(self.left, self.right)
         with full_precision(self.left.device):
             below = torch.einsum("bhin,bhjn->bhij", self.left.to(dtype), self.right.to(dtype)).tril(-1)
+            if self.segments is not None:
+                other = self.segments.unsqueeze(-1) != self.segments.unsqueeze(-2)
+                below = below.masked_fill(other.unsqueeze(1), 0)
             one = torch.eye(below.shape[-1], dtype=dtype, device=below.device)
             return torch.linalg.solve_triangular(below + one, one, upper=False).to(self.left.dtype)
 

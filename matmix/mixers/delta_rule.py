@@ -17,6 +17,7 @@ from matmix.matrices.unit_lower_inverse import UnitLowerInverse
 from matmix.mixers.base import Grid
 from matmix.mixers.fast_weights import FastWeights, FastWeightTokens, from_fla, outer
 from matmix.mixers.registry import register
+from matmix.ops.masks import forgetting
 from matmix.ops.precision import working_dtype
 
 
@@ -76,13 +77,16 @@ class DeltaRule(FastWeights):
         strength = torch.sigmoid(tokens.control.to(tokens.key.dtype)).mT
         return 2 * strength if self.negative_eigenvalues else strength
 
-    def _factors(self, tokens: FastWeightTokens) -> tuple[Semiseparable, UnitLowerInverse, Diagonal]:
+    def _factors(
+        self, tokens: FastWeightTokens, segments: Tensor | None = None
+    ) -> tuple[Semiseparable, UnitLowerInverse, Diagonal]:
         strength, key = self._strength(tokens), tokens.key
-        read = Semiseparable(tokens.query, key, key.new_zeros(1, *key.shape[1:3]))
-        return read, UnitLowerInverse(strength.unsqueeze(-1) * key, key), Diagonal(strength)
+        read = Semiseparable(tokens.query, key, forgetting(key.new_zeros(1, *key.shape[1:3]), segments))
+        solve = UnitLowerInverse(strength.unsqueeze(-1) * key, key, segments=segments)
+        return read, solve, Diagonal(strength)
 
     def _mixing(self, tokens: FastWeightTokens, mask: Tensor | None, segments: Tensor | None) -> Matrix:
-        return Product(self._factors(tokens))
+        return Product(self._factors(tokens, segments))
 
     def _remember(self, tokens: FastWeightTokens, mask: Tensor | None, memory: Tensor | None) -> tuple[Tensor, Tensor]:
         read, solve, strength = self._factors(tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -56,7 +55,7 @@ class FastWeights(Mixer):
         extra: further columns of the projection, for decays or strengths.
     """
 
-    traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True)
+    traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True, packed=True)
 
     def __init__(
         self,
@@ -174,7 +173,6 @@ class FastWeights(Mixer):
 class Forgetting(FastWeights):
     """``A_i`` is a decay, ``exp`` of ``_log_decay``: one a head (semiseparable), or one a head and key channel."""
 
-    traits = replace(FastWeights.traits, packed=True)
     kind: ClassVar[type[Matrix]] = Semiseparable  # of queries, keys and log decays
 
     def _scan(

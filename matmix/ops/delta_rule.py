@@ -12,14 +12,17 @@ CHUNK = 64
 MOST = 256  # width of the factors that the kernels of ``unit_lower_triton`` take
 
 
-def unit_lower_solve(left: Tensor, right: Tensor, values: Tensor, chunk: int = CHUNK) -> Tensor:
-    """``u`` with ``u_i + sum_{j<i} (left_i . right_j) u_j = v_i``.
+def unit_lower_solve(
+    left: Tensor, right: Tensor, values: Tensor, chunk: int = CHUNK, segments: Tensor | None = None
+) -> Tensor:
+    """``u`` with ``u_i + sum_{j<i} (left_i . right_j) u_j = v_i``, j in the segment of i.
 
     Args:
         left: ``(B or 1, H, L, N)``.
         right: ``(B or 1, H, L, N)``.
         values: v, ``(B, H, L, W)``.
         chunk: Q; the result does not depend on it.
+        segments: ``(B or 1, L)`` integers, one for each run of tokens; None is one segment.
 
     Returns:
         ``(B, H, L, W)``, float32 at least.
@@ -29,6 +32,16 @@ def unit_lower_solve(left: Tensor, right: Tensor, values: Tensor, chunk: int = C
     size = max(1, min(chunk, length))
     left, right, values = (cut(t.to(dtype), size) for t in (left, right, values))  # (B, H, Z, Q, .)
     triangle = (left @ right.mT).tril(-1)  # unitriangular: the ones of the diagonal are not read
+    kept: list[Tensor] | None = None
+    if segments is not None:
+        owner = cut(segments.unsqueeze(1), size)  # (B, 1, Z, Q)
+        triangle = triangle.masked_fill(owner.unsqueeze(-1) != owner.unsqueeze(-2), 0)
+        # A chunk reads the state with the segment that it goes on with, and leaves one of its last segment alone.
+        last = owner[..., -1:]
+        before = torch.cat((last[:, :, :1], last[:, :, :-1]), 2)
+        left = left.masked_fill((owner != before).unsqueeze(-1), 0)
+        right = right.masked_fill((owner != last).unsqueeze(-1), 0)
+        kept = list((last == before).unsqueeze(-1).to(dtype).unbind(2))
     if values.shape[2] == 1:
         return torch.linalg.solve_triangular(triangle, values, upper=False, unitriangular=True).squeeze(2)
     batch = torch.broadcast_shapes(left.shape[:1], right.shape[:1], values.shape[:1])[0]
@@ -39,8 +52,10 @@ def unit_lower_solve(left: Tensor, right: Tensor, values: Tensor, chunk: int = C
     # The state S = sum_j right_j u_j^T of all earlier chunks (N x W): u = own - share S.
     # Unbound once: the gradient of a slice would be as large as the whole, for every chunk.
     state, solved = None, []
-    for one, read, write in zip(own.unbind(2), share.unbind(2), right.unbind(2), strict=True):
+    for index, (one, read, write) in enumerate(zip(own.unbind(2), share.unbind(2), right.unbind(2), strict=True)):
         solved.append(one if state is None else one - read @ state)
         new = write.mT @ solved[-1]
-        state = new if state is None else state + new
+        if state is not None:
+            new = new + (state if kept is None else kept[index] * state)
+        state = new
     return leading(torch.cat(solved, 2), 2, length)
