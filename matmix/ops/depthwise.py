@@ -23,7 +23,7 @@ from matmix.ops.plain import is_plain
 
 _STRIP = 3  # columns of a kernel that the depthwise algorithm takes
 _CACHE = 2**19  # numbers of an image that are worked on together
-_WORTH = 2**20  # multiplications from which the calls for the strips pay
+WORTH = 2**20  # multiplications from which the calls for the strips pay
 _LARGE = 2**21  # numbers of an image from which the GPU's time outweighs that of Python to start our kernels
 
 
@@ -136,7 +136,7 @@ def _pays(image: Tensor, kernel: Tensor, padding: list[int]) -> bool:
         kernel.requires_grad
         and torch.backends.mkldnn.is_available()
         and kernel.shape[3] > _STRIP
-        and image.numel() * kernel[0].numel() >= _WORTH
+        and image.numel() * kernel[0].numel() >= WORTH
         and image.stride(1) == 1
         and all(p < k <= n for p, k, n in zip(padding, kernel.shape[2:], image.shape[2:], strict=True))
     )

@@ -14,7 +14,7 @@ from matmix.ops.plain import is_plain
 # multiplications must make up for. From narrow inputs it is the faster product by a tenth; from wide ones PyTorch's own
 # is as fast, and its passes for GELU and SiLU are several times as fast as oneDNN's (measured on AVX2, torch 2.14).
 _FUSED = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-_WORTH = 1 << 22
+WORTH = 1 << 22
 _NARROW = 128  # inputs, at most
 _NAMES: dict[type[nn.Module], tuple[str, str]] = {
     nn.Identity: ("none", ""),
@@ -56,7 +56,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None, act: nn.Module = _IDE
 def _pays(x: Tensor, outputs: int) -> bool:
     """Whether nobody looks on, and the product is large enough for a kernel of its own."""
     # A tracer's stand-in for a tensor has no sizes: whether these are plain numbers comes first.
-    return runs_only(x) and x.numel() * outputs >= _WORTH
+    return runs_only(x) and x.numel() * outputs >= WORTH
 
 
 def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, act: nn.Module) -> Tensor | None:

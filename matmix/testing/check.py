@@ -10,6 +10,7 @@ from matmix.mixers.base import Grid, Mixer, Traits
 from matmix.mixers.registry import MixerInfo, mixer_info
 from matmix.testing import (  # noqa: F401  (they enrol their laws)
     building_laws,
+    layer_laws,
     padding_laws,
     run_laws,
     shape_laws,

@@ -44,7 +44,7 @@ def strips(cache: int = depthwise._CACHE) -> Iterator[list[torch.Size]]:
 
     with (
         patch.object(depthwise, "_CACHE", cache),
-        patch.object(depthwise, "_WORTH", 0),
+        patch.object(depthwise, "WORTH", 0),
         patch.object(depthwise, "plain_numbers", lambda *tensors: True),
         patch.object(depthwise, "_by_strips", noted),
     ):
