@@ -82,7 +82,7 @@ class Attention(Mixer):
     def init_state(self, batch: int) -> State:
         if not self.causal:
             return super().init_state(batch)
-        empty = numbers(self.qkv).new_zeros(batch, self.heads, 0, self.head_dim)
+        empty = numbers(self.qkv, self).new_zeros(batch, self.heads, 0, self.head_dim)
         return empty, empty, torch.ones(batch, 0, dtype=torch.bool, device=empty.device)
 
     def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:

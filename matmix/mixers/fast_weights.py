@@ -133,7 +133,7 @@ class FastWeights(Mixer):
     # ------------------------------------------------------------------ token by token
 
     def init_state(self, batch: int) -> FastWeightState:
-        weight = numbers(self.in_proj)
+        weight = numbers(self.in_proj, self)
         taps = 0 if self.conv1d is None else self.conv1d.size
         memory = weight.new_zeros(batch, self.heads, self.head_dim, self.key_dim, dtype=working_dtype(weight))
         return FastWeightState(

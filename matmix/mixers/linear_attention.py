@@ -90,7 +90,7 @@ class LinearAttention(Mixer):
     def init_state(self, batch: int) -> State:
         if not self.causal:
             return super().init_state(batch)
-        zeros = numbers(self.qkv).new_zeros(batch, self.heads, self.head_dim, self.head_dim)
+        zeros = numbers(self.qkv, self).new_zeros(batch, self.heads, self.head_dim, self.head_dim)
         zeros = zeros.to(working_dtype(zeros))
         return zeros, zeros[..., 0]
 

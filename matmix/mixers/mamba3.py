@@ -182,7 +182,7 @@ class Mamba3(Mixer):
     # ------------------------------------------------------------------ token by token
 
     def init_state(self, batch: int) -> Mamba3State:
-        weight = numbers(self.in_proj)
+        weight = numbers(self.in_proj, self)
         like: dict[str, Any] = {"dtype": working_dtype(weight), "device": weight.device}
         sizes = ((self.angles,), (self.width, self.states), (self.states,), (self.width,))
         return Mamba3State(*(torch.zeros(batch, self.heads, *size, **like) for size in sizes))

@@ -230,7 +230,7 @@ class S6(Mixer):
     # ------------------------------------------------------------------ token by token
 
     def init_state(self, batch: int) -> S6State:
-        weight = numbers(self.in_proj)
+        weight = numbers(self.in_proj, self)
         window = weight.new_zeros(batch, self.inner, self.conv1d.size)
         return S6State(window, weight.new_zeros(batch, self.inner, self.states, dtype=working_dtype(weight)))
 

@@ -185,7 +185,7 @@ class SSD(Mixer):
     # ------------------------------------------------------------------ token by token
 
     def init_state(self, batch: int) -> SSDState:
-        weight = numbers(self.in_proj)
+        weight = numbers(self.in_proj, self)
         window = weight.new_zeros(batch, self.sizes[3], self.conv1d.size)
         dtype = working_dtype(weight)
         if self.init_states is not None:

@@ -118,7 +118,7 @@ class VQAttention(Mixer):
         if not self.causal:
             return super().init_state(batch)
         heads, codes, size = self.quantizer.c_sum.shape
-        like = numbers(self.key)
+        like = numbers(self.key, self)
         zeros = like.new_zeros(batch, heads, codes, size, dtype=working_dtype(like))
         return zeros[..., 0], zeros
 

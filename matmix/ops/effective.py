@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,18 @@ from matmix.ops.plain import is_plain
 from matmix.ops.precision import working_dtype
 
 
-def numbers(module: nn.Module) -> Tensor:
-    """A tensor of the module whose dtype and device are those it computes in; a quantised module has none, and computes
-    in the default dtype."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.dtype.is_floating_point and not tensor.is_quantized:
-            return tensor
-    return torch.empty(0)
+def numbers(*modules: nn.Module) -> Tensor:
+    """A tensor of the dtype and on the device that a module computes in: its first, or that of the next module.
+
+    A quantised layer has none that are numbers, and takes and gives the default dtype.
+    """
+    device = None
+    for module in modules:
+        for tensor in itertools.chain(module.parameters(), module.buffers()):
+            if tensor.dtype.is_floating_point and not tensor.is_quantized:
+                return tensor
+            device = tensor.device if device is None else device
+    return torch.empty(0, device=device)
 
 
 def exactly(layer: nn.Module, x: Tensor) -> Tensor:

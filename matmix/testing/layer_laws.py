@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,23 +18,23 @@ import torch
 from torch import Tensor, nn
 
 from matmix.mixers.base import Mixer
-from matmix.ops import depthwise, linear
 from matmix.testing.cases import MixerCase
 from matmix.testing.compare import close
 from matmix.testing.mixer_laws import law, traced_law
 
 
 @contextmanager
-def fast_from(multiplications: int) -> Iterator[None]:
-    """Inside, the fast paths that read the weights of plain layers are taken from this many multiplications on."""
+def fast_from(size: int) -> Iterator[None]:
+    """Inside, every fast path whose module says by ``WORTH`` from which size on it pays is taken from this size on."""
     with ExitStack() as stack:
-        for module in (linear, depthwise):
-            stack.enter_context(patch.object(module, "WORTH", multiplications))
+        for name, module in list(sys.modules.items()):
+            if name.startswith("matmix.") and isinstance(getattr(module, "WORTH", None), int):
+                stack.enter_context(patch.object(module, "WORTH", size))
         yield
 
 
 SIZES = {"": 2**60, " (as for large inputs)": 0}
-"""words -> from how many multiplications on fast paths run: below and above them."""
+"""words -> from which size on fast paths are taken: never, and always."""
 
 
 def owners(mixer: nn.Module) -> dict[str, nn.Module]:
