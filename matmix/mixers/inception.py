@@ -18,8 +18,11 @@ from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops.activations import gelu
+from matmix.ops.depthwise import conv
+from matmix.ops.effective import depthwise_of
 from matmix.ops.layout import image_of
 from matmix.ops.linear import linear
+from matmix.ops.plain import is_plain
 from matmix.ops.precision import working_dtype
 from matmix.ops.reparam import depthwise
 
@@ -29,6 +32,7 @@ _POINTWISE = ("high_mixer.conv1.weight", "high_mixer.proj2.weight", "proj.weight
 class _Rest(NamedTuple):
     grid: Grid  # (rows, columns); a sequence is one row
     mask: Tensor | None
+    bias: Tensor | None = None  # of the convolution, where the product does not have it yet
 
 
 class _Cells(NamedTuple):
@@ -42,7 +46,7 @@ class _Cells(NamedTuple):
     def of(cls, x: Tensor, rest: _Rest, pool: int) -> tuple[Self, Tensor]:
         """The cells of a grid, ``pool`` tokens a side, and the means ``(B, cells, C)`` of tokens that are zero at
         padding."""
-        grid, mask = rest
+        grid, mask, _ = rest
         size = (min(pool, grid[0]), min(pool, grid[1]))
         means = _means(x, grid, size)
         rows, columns = (torch.arange(n, device=x.device) // k for n, k in zip(grid, size, strict=True))
@@ -140,32 +144,33 @@ class Inception(Mixer):
             )
         self.axes = 1 if self.grid is None else len(self.grid)
         self.head_dim, self.heads, self.pool, self.low, self.part = head_dim, attention_heads, pool, low, half
-        conv = nn.Conv1d if self.axes == 1 else nn.Conv2d
-        self.high_mixer = _High(half, conv)
+        kind = nn.Conv1d if self.axes == 1 else nn.Conv2d
+        self.high_mixer = _High(half, kind)
         self.low_mixer = _Low(low, qkv_bias)
         fused = 4 * half + low
-        self.conv_fuse = conv(fused, fused, 3, padding=1, groups=fused, bias=False)
+        self.conv_fuse = kind(fused, fused, 3, padding=1, groups=fused, bias=False)
         self.proj = nn.Linear(fused, dim)
 
     def project(self, x: Tensor, context: Context) -> Projected:
         wide, peak, low, rest = self._streams(x, context)
         _, index = self._max_pool(peak, rest)
         attention, value, cells = self._attention(low, rest)
+        kernel, bias = depthwise_of(self.high_mixer.proj1, 2 * self.part, (3,) * self.axes)
         matrices = (
-            Convolution.centred(self.high_mixer.proj1.weight.squeeze(1), context.grid),
+            Convolution.centred(kernel.squeeze(1), context.grid),
             Selection(index, x.shape[1], x.dtype),
             attention if cells is None else cells.around(attention),
         )
         value = value.transpose(1, 2).flatten(2)
         value = value if cells is None else value.index_select(1, cells.owner)
         streams = torch.cat((wide, peak.to(wide.dtype), value), 2).mT.unsqueeze(-1)
-        return Projected(HeadCat.of(*matrices, repeats=(1, 1, self.head_dim)), streams, rest)
+        return Projected(HeadCat.of(*matrices, repeats=(1, 1, self.head_dim)), streams, rest._replace(bias=bias))
 
     def product(self, x: Tensor, context: Context) -> tuple[Tensor, _Rest]:
         # Pooling finds the largest numbers along with their places, and attention is among cells and not tokens.
         wide, peak, low, rest = self._streams(x, context)
-        kernel = self.high_mixer.proj1.weight
-        convolved = depthwise(image_of(wide, rest.grid), kernel, None).flatten(2).mT
+        # A bias, which there is none of until the layer is replaced, is in the product here.
+        convolved = conv(self.high_mixer.proj1, image_of(wide, rest.grid), [(1, 1)] * self.axes).flatten(2).mT
         pooled, _ = self._max_pool(peak, rest)
         attention, value, cells = self._attention(low, rest)
         attended = attention.matmul(value).transpose(1, 2).flatten(2)
@@ -183,7 +188,7 @@ class Inception(Mixer):
 
     def _max_pool(self, x: Tensor, rest: _Rest) -> tuple[Tensor, Tensor]:
         """The largest of three tokens a side in every channel, and where it stands ``(B, C, L)``."""
-        grid, mask = rest
+        grid, mask, _ = rest
         real = x if mask is None else x.masked_fill(~mask.unsqueeze(-1), -torch.inf)
         window = (1, 3) if self.axes == 1 else (3, 3)
         pooled, index = F.max_pool2d(
@@ -206,14 +211,24 @@ class Inception(Mixer):
 
     def merge(self, mixed: Tensor, rest: _Rest) -> Tensor:
         convolved, pooled, attended = mixed.squeeze(-1).mT.split((2 * self.part, self.part, self.low), 2)
-        z = torch.cat((F.gelu(convolved), gelu(self.high_mixer.proj2(pooled)), attended), 2)
-        z = drop_padding(z, rest.mask)
+        convolved = convolved if rest.bias is None else convolved + rest.bias
+        widened = self.high_mixer.proj2(pooled)
+        widened = (
+            gelu(widened) if is_plain(self.high_mixer.proj2, nn.Linear) else F.gelu(widened)
+        )  # somebody may hold it
+        z = drop_padding(torch.cat((F.gelu(convolved), widened, attended), 2), rest.mask)
+        return linear(self.proj, self._fused(z, rest.grid))
+
+    def _fused(self, z: Tensor, grid: Grid) -> Tensor:
+        """Tokens and their neighbours."""
+        layer, image = self.conv_fuse, image_of(z, grid)
+        kind: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv1d if self.axes == 1 else nn.Conv2d
+        if not is_plain(layer, kind) or layer.bias is not None:
+            return z + conv(layer, image, axes=self.axes).flatten(2).mT
         # The centre tap of the kernel takes the identity in.
-        kernel = self.conv_fuse.weight
-        centre = torch.zeros_like(kernel[0, 0])
+        centre = torch.zeros_like(layer.weight[0, 0])
         centre[(1,) * self.axes] = 1
-        fused = depthwise(image_of(z, rest.grid), kernel + centre, None)
-        return linear(self.proj, fused.flatten(2).mT)
+        return depthwise(image, layer.weight + centre, None).flatten(2).mT
 
     def resize_(self, grid: Grid) -> Self:
         if len(grid) != self.axes:

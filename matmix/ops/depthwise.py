@@ -58,26 +58,31 @@ def convolve(image: Tensor, kernel: Tensor, bias: Tensor | None, before: Sequenc
 
 
 def conv(
-    layer: nn.Module, image: Tensor, padding: Sequence[tuple[int, int]] | None = None, silu: bool = False
+    layer: nn.Module,
+    image: Tensor,
+    padding: Sequence[tuple[int, int]] | None = None,
+    silu: bool = False,
+    *,
+    axes: int = 2,
 ) -> Tensor:
     """``layer(image)`` for a depthwise convolution of stride 1 that keeps the size of the image.
 
     A plain layer's weights go through ``convolve``; whatever else stands in its place is called.
 
     Args:
-        layer: one that convolves rows ``(B, C, L)`` or images, as ``padding`` has one axis or two.
+        layer: one that convolves rows ``(B, C, L)`` or images.
         image: ``(B, C, rows, columns)``; a sequence is one row.
-        padding: zeros to put before and after along every axis, for a layer without padding; None: the layer pads,
-            and takes images.
+        padding: zeros to put before and after along every axis, for a layer without padding; None: the layer pads.
         silu: return ``silu(y)``.
+        axes: 1 for a layer that takes rows; that of ``padding`` where it is given.
 
     Returns:
         ``(B, C, rows, columns)``.
     """
-    axes = 2 if padding is None else len(padding)
+    axes = axes if padding is None else len(padding)
     kind: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv1d if axes == 1 else nn.Conv2d
     if is_plain(layer, kind) and _keeps(layer, image.shape[1], padding):
-        before = layer.padding if padding is None else [0] * (2 - axes) + [b for b, _ in padding]
+        before = [0] * (2 - axes) + list(layer.padding if padding is None else (b for b, _ in padding))
         kernel = layer.weight if axes == 2 else layer.weight.unsqueeze(2)
         return convolve(image, kernel, layer.bias, before, silu)  # type: ignore[arg-type]
     if padding is not None:

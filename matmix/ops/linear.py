@@ -64,7 +64,7 @@ def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, act: nn.Module) -> Te
     if _FUSED is None or weight.dtype != torch.float32 or weight.device != x.device or not is_plain(act, type(act)):
         return None
     name, algorithm = _NAMES.get(type(act), ("", ""))
-    if isinstance(act, nn.GELU) and act.approximate in ("none", "tanh"):
+    if type(act) is nn.GELU and act.approximate in ("none", "tanh"):
         name, algorithm = "gelu", act.approximate
     if not name:
         return None

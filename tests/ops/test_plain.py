@@ -48,6 +48,13 @@ class Wrapped(nn.Linear):
     """Of another class, if only by name."""
 
 
+class Doubled(nn.GELU):
+    """An activation of another class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 class Tagged(Tensor):
     """A tensor class of its own."""
 
@@ -207,6 +214,8 @@ def test_the_fused_layer_is_the_layer() -> None:
                     CHANGES[what](layer)
                 torch.testing.assert_close(fused.linear(layer, x, act), act(layer(x)), msg=what)
                 assert not seen or len(seen) == 2, f"{what}: called {len(seen)} times of 2"
+        layer, own = nn.Linear(6, 6), Doubled()
+        torch.testing.assert_close(fused.linear(layer, x, own), own(layer(x)))
         layer, calls = nn.Linear(6, 4), []
         handle = nn.modules.module.register_module_forward_hook(lambda *_: calls.append(1))
         fused.linear(layer, x, nn.GELU())
