@@ -30,7 +30,7 @@ class CallsTheFewOnly(Decay):
 class StepsByTheWeight(Decay):
     """Calls the layer on sequences, and reads it token by token."""
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         state = self.decay.sigmoid() * state + F.linear(x, self.value.weight, self.value.bias)
         return self.out(state), state
 
