@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
-from matmix.ops.scan import leading, share, unshare
-from matmix.ops.sizes import known
+from matmix.ops.scan import share, unshare
+from matmix.ops.sizes import known, leading
 
 
 class Butterfly(Matrix):

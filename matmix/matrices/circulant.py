@@ -83,13 +83,13 @@ class Circulant(Matrix):
             maps = rows.to(dtype).unflatten(-1, self.grid)
             return fft.irfftn(fft.rfftn(maps, dim=axes) * spectrum, self.grid, dim=axes).flatten(3)
 
-        return in_pieces(piece, values.mT, spectrum.unsqueeze(2), math.prod(self.grid)).mT
+        return in_pieces(piece, values.mT, spectrum, math.prod(self.grid)).mT
 
     def _matmul(self, values: Tensor) -> Tensor:
-        return self._filter(values, to_complex(self.spectrum))
+        return self._filter(values, to_complex(self.spectrum.unsqueeze(2)))
 
     def _rmatmul(self, values: Tensor) -> Tensor:
-        return self._filter(values, to_complex(self.spectrum).conj())
+        return self._filter(values, to_complex(self.spectrum.unsqueeze(2)).conj())
 
     @property
     def mT(self) -> Circulant:

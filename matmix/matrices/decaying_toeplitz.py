@@ -14,7 +14,7 @@ from matmix.matrices.toeplitz import CausalToeplitz, dense_toeplitz_is_faster, l
 from matmix.ops.cost import Cost
 from matmix.ops.fft import convolve
 from matmix.ops.precision import full_precision, working_dtype
-from matmix.ops.sizes import known
+from matmix.ops.sizes import joined, known, whole
 
 OPEN = 32  # powers of the shorter table where the length is open
 
@@ -63,9 +63,10 @@ class DecayingToeplitz(Matrix):
         while known(self.length) and 2 * block * block <= self.length:
             block *= 2
         place = torch.arange(block, device=self.device)
-        start = torch.arange(0, self.length, block, device=self.device)
+        count = whole(self.length, block)
+        start = block * torch.arange(count, device=self.device)
         table = self.powers(torch.cat([place, start]))
-        return table.narrow(2, 0, block), table.narrow(2, block, start.shape[0])
+        return table.narrow(2, 0, block), table.narrow(2, block, count)
 
     def taps(self) -> Tensor:
         """The kernel ``K``, ``(B or 1, H, L)`` in float32 or float64."""
@@ -76,7 +77,7 @@ class DecayingToeplitz(Matrix):
             # Re(a b) = Re a Re b - Im a Im b: one real product over (n, part), the sign folded into the smaller table.
             turned = torch.stack([weighted[..., 0], -weighted[..., 1]], -1)
             kernel = across.to(dtype).flatten(3) @ turned.flatten(3).mT
-        return kernel.flatten(2).narrow(-1, 0, self.length)
+        return joined(kernel, 2, self.length)
 
     def _dense_is_faster(self, width: int) -> bool:
         return dense_toeplitz_is_faster(self.length, width, self.dense_below)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from matmix.matrices.base import Matrix, Shape
 from matmix.ops.cost import Cost
 from matmix.ops.fft import convolve, fast_len, fft_flops
+from matmix.ops.sizes import known
 
 
 class Toeplitz(Matrix):
@@ -105,6 +106,23 @@ def lags_to_dense(taps: Tensor) -> Tensor:
     # The windows of length L of the reversed taps are the rows from the last to the first. A gather by i - j says the
     # same, and its gradient takes ten times as long.
     return taps.flip(-1).unfold(-1, (taps.shape[-1] + 1) // 2, 1).flip(-2)
+
+
+def two_sided(back: Tensor, now: Tensor, ahead: Tensor) -> Tensor:
+    """Taps ``(..., 2L - 1)`` of ``Toeplitz`` from those of the lags ``0 .. L - 1`` to either side, and that of lag 0.
+
+    Args:
+        back: ``(..., L)``, taps of tokens that come later; its first is not read.
+        now: ``(..., 1)``.
+        ahead: ``(..., L)``, taps of tokens that came before; its first is not read.
+    """
+    length = ahead.shape[-1]
+    if known(length):
+        return torch.cat((back[..., 1:].flip(-1), now, ahead[..., 1:]), -1)
+    # L - 1 lags may be a single one, which a tracer would take for a special case; 2L - 1 of two tokens are not.
+    lag = torch.arange(2 * length - 1, device=ahead.device) - (length - 1)
+    sides = torch.where(lag < 0, F.pad(back.flip(-1), (0, length - 1)), F.pad(ahead, (length - 1, 0)))
+    return torch.where(lag == 0, now, sides)
 
 
 def dense_toeplitz_is_faster(length: int, width: int, at_one: int) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
-from matmix.ops.sizes import blocks, known
+from matmix.ops.sizes import blocks, joined, known, whole
 
 BLOCK = 64  # rows at a time
 OPEN = 32  # columns of a table of cosines where the number of columns is open
@@ -57,11 +57,11 @@ class Vandermonde(Matrix):
         # Near the square root: the fewest cosines.
         step = 1 << (self.columns - 1).bit_length() // 2 if known(self.columns) else OPEN
         fine = self._angle(theta, torch.arange(step, device=device)).to(exact)
-        coarse = self._angle(theta, torch.arange(0, self.columns, step, device=device)).to(exact)
+        coarse = self._angle(theta, step * torch.arange(whole(self.columns, step), device=device)).to(exact)
         # (..., rows, a, 2 R) @ (..., rows, 2 R, b) -> (..., rows, a, b)
         far = torch.cat((coarse.cos(), -coarse.sin()), -2).mT
         near = torch.cat((fine.cos(), fine.sin()), -2)
-        return (far @ near).flatten(-2)[..., : self.columns].to(theta.dtype)
+        return joined(far @ near, 3, self.columns).to(theta.dtype)
 
     def _matmul(self, values: Tensor) -> Tensor:
         length = self.theta.shape[2]

@@ -15,6 +15,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.ops.linear import linear
 from matmix.ops.plain import is_plain
+from matmix.ops.sizes import surely
 
 
 class _Rest(NamedTuple):
@@ -108,9 +109,10 @@ class Active(Mixer):
     def merge(self, mixed: Tensor, rest: _Rest) -> Tensor:
         read = merge_heads(mixed)
         shares = rest.shares.unsqueeze(2).unbind(1)  # (B, 1, D) each
-        parts = list(zip(self._branches(), shares, read.split(rest.length, 1), strict=True))
+        streams = read.unflatten(1, (len(shares), rest.length)).unbind(1)
+        parts = list(zip(self._branches(), shares, streams, strict=True))
         plain = [branch for branch in self._branches() if is_plain(branch, nn.Linear)]
-        if rest.length < self.dim or len(plain) < len(parts):
+        if surely(rest.length < self.dim) or len(plain) < len(parts):
             out = torch.zeros((), dtype=read.dtype, device=read.device)
             for branch, share, stream in parts:
                 out = torch.addcmul(out, share, branch(stream))

@@ -20,7 +20,7 @@ from matmix.matrices.base import Matrix
 from matmix.ops.marks import undecayed
 from matmix.ops.masks import in_order, padding_first, runs
 from matmix.ops.reparam import still
-from matmix.ops.sizes import is_size
+from matmix.ops.sizes import is_size, known
 
 Grid = tuple[int, ...]
 State = Any  # a pytree of tensors, (B, ...) each
@@ -248,7 +248,7 @@ class Mixer(nn.Module):
             grid = self.grid
             if grid is None or (len(grid) == 1 and self.traits.length == "any"):
                 grid = (length,)
-        elif grid != self.grid:
+        elif not known(*grid) or grid != self.grid:  # an open length is not compared with the one it was built for
             grid = check_grid(grid, self.traits, name)
         assert grid is not None
         if math.prod(grid) != length or (self.traits.length == "fixed" and grid != self.grid):

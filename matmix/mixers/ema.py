@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix
 from matmix.matrices.decaying_toeplitz import DecayingToeplitz
-from matmix.matrices.toeplitz import Toeplitz
+from matmix.matrices.toeplitz import Toeplitz, two_sided
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops.masks import padding_before
@@ -78,7 +78,7 @@ class EMA(Mixer):
             return self._one_way(torch.cat((poles, at_once), 1), torch.cat((weights, omega), 1), length)
         ahead, back = self._one_way(poles, weights, length).taps().split(self.dim, 1)
         now = ahead[..., :1] + back[..., :1] + self.omega.unsqueeze(-1)
-        return Toeplitz(torch.cat((back[..., 1:].flip(-1), now, ahead[..., 1:]), -1))
+        return Toeplitz(two_sided(back, now, ahead))
 
     def project(self, x: Tensor, context: Context) -> Projected:
         return Projected(self._mixing(x.shape[1]), drop_padding(x, context.mask).mT.unsqueeze(-1))

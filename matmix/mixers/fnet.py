@@ -107,6 +107,9 @@ class _RealTransform(Function):
 
 def _turn(x: Tensor, into: Tensor, axis: int) -> None:
     """Write x into ``into``, rolled by one along the axes from 1 to ``axis``."""
+    if torch.compiler.is_compiling():  # all but the last may be a single one, a special case to a tracer
+        into.copy_(x.roll((1,) * axis, tuple(range(1, 1 + axis))))
+        return
     if axis == 0:
         into.copy_(x)
         return

@@ -130,6 +130,7 @@ class LongVQ(Mega):
 
         # The code of the token at each distance of the window, -1 beyond the sequence and where masked.
         near = F.pad(chosen, (reach, ahead), value=-1).unfold(2, reach + ahead + 1, 1)  # (B, 1, L, distances)
+        near = near.contiguous()  # windows that overlap make a tracer ask for the length
         band = self._near(table, near)
         total = (table * number).sum(-1) + band.sum(-1)
         window = Banded(band, tuple(range(-reach, ahead + 1)))

@@ -150,7 +150,7 @@ class Mamba3(Mixer):
 
     def _later(self, parts: _Parts) -> Tensor:
         """What a token is written with when the next one comes, over the decay of that step: ``(B, H, L)``."""
-        return F.pad(((1 - parts.now) * parts.step)[..., 1:], (0, 1))
+        return F.pad((1 - parts.now) * parts.step, (-1, 1))
 
     def project(self, x: Tensor, context: Context) -> Projected:
         projected = linear(self.in_proj, x)
@@ -169,7 +169,7 @@ class Mamba3(Mixer):
     def _matrix(self, parts: _Parts, angle: Tensor, inputs: Tensor, outputs: Tensor) -> Matrix:
         written = parts.now * parts.step
         # Row i - 1 of the matrix below reads what row i must: with the vector of token i, one decay later.
-        ahead = F.pad((outputs * parts.log_decay.exp().unsqueeze(-1))[:, :, 1:], (0, 0, 0, 1))
+        ahead = F.pad(outputs * parts.log_decay.exp().unsqueeze(-1), (0, 0, -1, 1))
         own = (parts.outputs * parts.inputs).sum(-1) * written + self.D.to(written.dtype).unsqueeze(-1)
         below = Semiseparable(ahead, inputs, parts.log_decay, written + self._later(parts), self.chunk)
         down = Convolution.causal(below.outputs.new_tensor([[1.0, 0.0]]), inputs.shape[2])

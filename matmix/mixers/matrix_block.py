@@ -213,7 +213,7 @@ class MatrixBlock(Mixer):
         values = split_heads(F.silu(value).contiguous(), self.heads)
         if structure.activated:
             streams = F.silu(streams)
-        size: Tensor | float = float(self.max_len or x.shape[1])
+        size: Tensor | float = self.max_len or x.shape[1]
         if mask is not None and self.max_len is None and structure.form.data_dependent:
             size = mask.sum(1).clamp(min=1).to(values.dtype)[:, None, None, None]
         matrix = structure(Signals(values, streams, raw, size, context))

@@ -21,6 +21,7 @@ from matmix.ops.activations import looked_on
 from matmix.ops.layout import image_of
 from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.sizes import known
 
 
 class Streams(NamedTuple):
@@ -241,6 +242,8 @@ def runs(length: int, wanted: int, mask: Tensor | None, device: torch.device) ->
     if mask is None:
         size = length // wanted + 1
         index = (torch.arange(length, device=device) // size).unsqueeze(0)
+        if not known(length):  # a window of open size is none that an exporter takes; at most `wanted` runs have tokens
+            return Segments(index, wanted)
         return Segments(index, -(-length // size), size=size)
     sizes = mask.sum(1, keepdim=True) // wanted + 1
     return Segments((mask.cumsum(1) - 1).clamp(min=0) // sizes, min(wanted, length))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix
-from matmix.matrices.toeplitz import CausalToeplitz
+from matmix.matrices.toeplitz import CausalToeplitz, two_sided
 from matmix.matrices.toeplitz import Toeplitz as ToeplitzMatrix
 from matmix.mixers.base import Grid, Traits
 from matmix.mixers.matrix_block import Form, MatrixBlock, Signals, Structure
@@ -83,7 +83,7 @@ class Lags(Structure):
         if self.form.causal:
             return CausalToeplitz(taps)
         behind, ahead = taps.chunk(2, 1)
-        lags = torch.cat([ahead[..., 1:].flip(-1), behind], -1)
+        lags = two_sided(ahead, behind[..., :1], behind)
         return ToeplitzMatrix(lags.roll(-1, -1) if self.form.published else lags)
 
     def resize_(self, old: Grid, new: Grid) -> None:

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
-from matmix.ops.scan import carry, cut, leading
-from matmix.ops.sizes import known, power_of_two, surely
+from matmix.ops.scan import carry, cut
+from matmix.ops.sizes import joined, known, power_of_two, surely
 
 _BASE = 4  # tokens whose entries are computed one by one
 _CHUNK = 32
@@ -103,7 +103,7 @@ def channel_product(blocks: Blocks, values: Tensor, *, transposed: bool = False)
         entering, _ = carry(given, logs, None)
         entering = entering.flip(3) if transposed else entering
         mixed = mixed + left @ entering.movedim(3, 2)
-    return leading(mixed.flatten(2, 3), 2, values.shape[2])
+    return joined(mixed, 2, values.shape[2])
 
 
 def channel_scan(

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from matmix.ops.precision import working_dtype
-from matmix.ops.scan import cut, leading
+from matmix.ops.scan import cut
+from matmix.ops.sizes import known, leading
 
 CHUNK = 64
 MOST = 256  # width of the factors that the kernels of ``unit_lower_triton`` take
@@ -29,8 +30,12 @@ def unit_lower_solve(
     """
     dtype = working_dtype(left, right, values)
     length, width = values.shape[2:]
-    size = max(1, min(chunk, length))
-    left, right, values = (cut(t.to(dtype), size) for t in (left, right, values))  # (B, H, Z, Q, .)
+    left, right, values = (t.to(dtype) for t in (left, right, values))
+    if known(length):
+        size = max(1, min(chunk, length))
+        left, right, values = (cut(t, size) for t in (left, right, values))  # (B, H, Z, Q, .)
+    else:  # an open number of chunks cannot be gone through one by one: a single one
+        left, right, values = (t.unsqueeze(2) for t in (left, right, values))
     triangle = (left @ right.mT).tril(-1)  # unitriangular: the ones of the diagonal are not read
     kept: list[Tensor] | None = None
     if segments is not None:

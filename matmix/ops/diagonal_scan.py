@@ -20,7 +20,8 @@ from torch import Tensor
 from matmix.ops.diagonal_recurrence import run_tokens
 from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
-from matmix.ops.scan import cut, join, recurrence
+from matmix.ops.scan import bounded, carry, cut, join, recurrence
+from matmix.ops.sizes import known
 
 
 def diagonal_scan(
@@ -134,7 +135,11 @@ def by_chunks(
     new = cut(written, size, groups).unsqueeze(-1) * write.unsqueeze(-2)  # (B, G, R, Z, Q, W, N)
     tokens = list(zip(logs.exp().unsqueeze(-2).unbind(4), new.unbind(4), strict=True))
     entering = None if initial is None else initial.unflatten(1, (groups, heads // groups)).unsqueeze(3)
-    if size < length:
+    if not known(length):
+        ends, totals = _run(tokens, None)[-1], bounded(logs.sum(4), logs.dtype)
+        start = None if entering is None else entering.squeeze(3).mT
+        entering = carry(ends.movedim(-1, 3), totals.mT, start)[0].movedim(3, -1)
+    elif size < length:
         ends = _run(tokens, None)[-1]
         totals = logs.sum(4).exp().unsqueeze(-2)
         first = ends[:, :, :, 0]
@@ -174,6 +179,8 @@ def diagonal_scan_reference(
 
 def _chunk_size(length: int, wanted: int | None) -> int:
     """A chunk length: near the fewest steps, in whole chunks."""
+    if not known(length):
+        return 16 if wanted is None else wanted
     if wanted is None:
         wanted = 16
         while 16 * wanted * wanted < length:  # a quarter of the square root, in arithmetic that compilers follow

@@ -49,10 +49,10 @@ def fast_len(length: int) -> int:
     """The least fast FFT length from ``length`` on: a power of two times 1, 9/8, 5/4 or 3/2.
 
     Smoother lengths exist closer by, but the FFT of a CPU library is slow where many small odd factors meet
-    (8100 takes 1.6 times as long as 8192). Where the length is open: the next multiple of 32.
+    (8100 takes 1.6 times as long as 8192). Where the length is open: twice it, an even number.
     """
     if not known(length):
-        return -(-length // 32) * 32
+        return 2 * length
     power = power_of_two(length)
     if power >= 16:
         for sixteenths in (9, 10, 12):
@@ -81,7 +81,7 @@ def convolve(values: Tensor, taps: Tensor, start: int) -> Tensor:
     # Circular is linear on the samples that are kept once what wraps round falls short of them.
     padded = fast_len(larger(size, start + length, size + length - 1 - start))
     dtype = working_dtype(values, taps)
-    response = rfft(taps.to(dtype), padded).unsqueeze(2)
+    response = rfft(taps.to(dtype).unsqueeze(2), padded)
 
     def piece(rows: Tensor, response: Tensor) -> Tensor:
         spectrum = rfft(rows.to(dtype), padded) * response
@@ -135,6 +135,13 @@ def hermitian(spectrum: Tensor, grid: tuple[int, ...]) -> Tensor:
         grid: the grid of the real kernel.
     """
     last, others = grid[-1], tuple(range(-len(grid), -1))
+    if torch.compiler.is_compiling():  # in real pairs: exporters know no views of complex numbers, and maybe no n / 2
+        pairs, column = torch.view_as_real(spectrum), torch.arange(last // 2 + 1, device=spectrum.device)
+        axes = tuple(axis - 1 for axis in others)
+        mirrored = torch.roll(pairs.flip(axes), (1,) * len(axes), axes) if axes else pairs
+        mirrored = torch.stack((mirrored[..., 0], -mirrored[..., 1]), -1)
+        own = (2 * column % last == 0).unsqueeze(-1)
+        return torch.view_as_complex(torch.where(own, (pairs + mirrored) / 2, pairs))
     middle = spectrum.narrow(-1, 1, (last - 1) // 2)
     ends = spectrum[..., :: last // 2] if last % 2 == 0 else spectrum.narrow(-1, 0, 1)  # columns 0 and n/2
     mirrored = torch.roll(ends.flip(others), (1,) * len(others), others) if others else ends

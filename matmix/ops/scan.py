@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
-from matmix.ops.sizes import known, surely
+from matmix.ops.sizes import joined, known, leading, surely, whole
 
 CARRY = 16  # chunks that one table carries over; more are a recurrence of recurrences
 
@@ -144,7 +144,7 @@ def causal_blocks(
     """A semiseparable matrix by chunks: its diagonal blocks ``(B, G, R, Z, Q, Q)`` and the flow between them."""
     groups = outputs.shape[1]
     left, right = cut(outputs.to(dtype), size), cut(inputs.to(dtype), size)
-    upto = cut(_bounded(log_decay, dtype), size, groups).cumsum(-1)  # from the start of the chunk, token included
+    upto = cut(bounded(log_decay, dtype), size, groups).cumsum(-1)  # from the start of the chunk, token included
     end = upto[..., -1:]
     weight = None if step is None else cut(step.to(dtype), size, groups)
     keep = _lower(size, 0, log_decay.device)
@@ -172,7 +172,7 @@ def two_sided_blocks(
     left_f = cut(F.pad(lower[0].to(dtype), (0, 0, 1, -1)), size)
     left_b = cut(F.pad(upper[0].to(dtype), (0, 0, -1, 1)), size)
     right_f, right_b = cut(lower[1].to(dtype), size), cut(upper[1].to(dtype), size)
-    log_f, log_b = (cut(_bounded(part[2], dtype), size, groups) for part in (lower, upper))
+    log_f, log_b = (cut(bounded(part[2], dtype), size, groups) for part in (lower, upper))
     upto_f, upto_b = log_f.cumsum(-1), log_b.cumsum(-1)
     before_f, before_b = upto_f - log_f, upto_b - log_b
     end_f, end_b = upto_f[..., -1:], upto_b[..., -1:]
@@ -229,26 +229,25 @@ def transfer(
     return torch.addcmul(onto, flow.row.unsqueeze(-1), across), end
 
 
-def carry(states: Tensor, log_decay: Tensor, initial: Tensor | None, *, blocked: bool = True) -> tuple[Tensor, Tensor]:
+def carry(states: Tensor, log_decay: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
     """``S_z = exp(log_decay_z) S_{z-1} + states_z``: the states before every z and the one after the last.
 
     The same problem one level up, with B = C = 1: by tables of at most 16 x 17, blocks of blocks beyond that. Where
-    the count is open there is one level of blocks, and one table over all of them.
+    the count is open it is one table: up to some 1000 chunks that is less memory than the tables of the chunks.
 
     Args:
         states: ``(..., Z, K)``.
         log_decay: ``(..., Z)`` float64.
         initial: ``(..., K)``.
-        blocked: whether a count that is open is cut into blocks.
     """
     count = states.shape[-2]
-    if count > CARRY if known(count) else blocked:
-        blocks = whole(count, CARRY)
+    if known(count) and count > CARRY:
+        blocks = -(-count // CARRY)
         fill = blocks * CARRY - count
         inner = F.pad(states, (0, 0, 0, fill)).unflatten(-2, (blocks, CARRY))
         logs = F.pad(log_decay, (0, fill)).unflatten(-1, (blocks, CARRY))
         before, after = carry(inner, logs, None)
-        entering, last = carry(after, logs.sum(-1), initial, blocked=False)
+        entering, last = carry(after, logs.sum(-1), initial)
         reach = (logs.cumsum(-1) - logs).to(states.dtype).exp()
         before = before + reach.unsqueeze(-1) * entering.unsqueeze(-2)
         return leading(before.flatten(-3, -2), -2, count), last
@@ -290,26 +289,16 @@ def cut(tokens: Tensor, size: int, groups: int | None = None) -> Tensor:
     return tokens if groups is None else tokens.unflatten(1, (groups, tokens.shape[1] // groups))
 
 
-def leading(tensor: Tensor, axis: int, count: int) -> Tensor:
-    """The first ``count`` along an axis; the tensor itself where that is all (a slice costs two passes backward)."""
-    return tensor if surely(tensor.shape[axis] == count) else tensor.narrow(axis, 0, count)
-
-
-def whole(length: int, size: int) -> int:
-    """How many chunks of a size hold a length; where it is open one more, so that a single one is no special case."""
-    return -(-length // size) if known(length) else length // size + 2
-
-
 def join(tokens: Tensor, length: int) -> Tensor:
     """``(B, G, R, Z, Q, W)`` as ``(B, H, L, W)``."""
-    return leading(tokens.flatten(3, 4).flatten(1, 2), 2, length)
+    return joined(tokens.flatten(1, 2), 2, length)
 
 
 def _lower(size: int, diagonal: int, device: torch.device) -> Tensor:
     return torch.ones(size, size, dtype=torch.bool, device=device).tril(diagonal)
 
 
-def _bounded(log_decay: Tensor, dtype: torch.dtype) -> Tensor:
+def bounded(log_decay: Tensor, dtype: torch.dtype) -> Tensor:
     """In float64, with -inf as a number whose exponential is 0 in ``dtype``: sums of it can be subtracted."""
     return log_decay.double().clamp(min=-800.0 if dtype == torch.float64 else -128.0)
 

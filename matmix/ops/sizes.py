@@ -10,6 +10,8 @@ refuses: compare instead.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,12 @@ def surely(condition: bool) -> bool:
 
 def larger(*sizes: int) -> int:
     """The largest of sizes; without a condition where one is open."""
-    return max(sizes) if known(*sizes) else torch.sym_max(*sizes)  # type: ignore[return-value]
+    if known(*sizes):
+        return max(sizes)
+    largest: Any = sizes[0]
+    for size in sizes[1:]:
+        largest = torch.sym_max(largest, size)
+    return largest
 
 
 def blocks(length: int, block: int) -> list[tuple[int, int]]:
@@ -42,6 +49,32 @@ def blocks(length: int, block: int) -> list[tuple[int, int]]:
     if not known(length):
         return [(0, length)]
     return [(start, min(start + block, length)) for start in range(0, length, block)]
+
+
+def whole(length: int, size: int) -> int:
+    """How many chunks of a size hold a length; where it is open one more, at least two.
+
+    So a single chunk, which a tracer would take for a special case, does not occur; and written as one quotient the
+    number divides the padded length by the rules that the tracer knows.
+    """
+    return -(-length // size) if known(length) else (length + 2 * size - 1) // size
+
+
+def leading(tensor: Tensor, axis: int, count: int) -> Tensor:
+    """The first ``count`` along an axis; the tensor itself where that is all (a slice costs two passes backward)."""
+    if known(count, tensor.shape[axis]):
+        return tensor if tensor.shape[axis] == count else tensor.narrow(axis, 0, count)
+    # A slice would ask whether it fits, and a quotient in an inequality is more than an exporter can reason about.
+    return tensor.index_select(axis, torch.arange(count, device=tensor.device))
+
+
+def joined(chunks: Tensor, axis: int, count: int) -> Tensor:
+    """Chunks ``(..., Z, Q, ...)`` in a row, ``(..., count, ...)``, without the tail; Z stands at ``axis``."""
+    if known(count, chunks.shape[axis]):
+        return leading(chunks.flatten(axis, axis + 1), axis, count)
+    place, size = torch.arange(count, device=chunks.device), chunks.shape[axis + 1]  # for the same reason
+    index: tuple[Any, ...] = (*(slice(None),) * axis, place // size, place % size)
+    return chunks[index]
 
 
 def power_of_two(size: int) -> int:

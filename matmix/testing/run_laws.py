@@ -11,7 +11,7 @@ from torch import Tensor
 from matmix.mixers.base import Mixer
 from matmix.testing.cases import MixerCase
 from matmix.testing.compare import TOLERANCE, close
-from matmix.testing.mixer_laws import law, slow_law, some_mask, traced_law
+from matmix.testing.mixer_laws import law, slow_law, traced_law
 
 
 def _train(mixer: Mixer, x: Tensor, weight: Tensor, run: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
@@ -51,28 +51,6 @@ def compiles(case: MixerCase) -> None:
 def compiles_by_inductor(case: MixerCase) -> None:
     """The same with kernels that inductor writes."""
     _compiled(case, "inductor")
-
-
-@slow_law
-def compiles_at_several_sizes(case: MixerCase) -> None:
-    """A compiled mixer runs at other batch sizes, with a mask, and at other lengths if it promises those."""
-    mixer = case.build(torch.float32)
-    sizes = [case, case.on(case.grid, batch=case.batch + 2)]
-    if mixer.traits.length == "any" and len(case.grid) == 1:
-        sizes += [case.on((case.length + 4,)), case.on((case.length + 11,), batch=case.batch + 4)]
-    torch._dynamo.reset()
-    try:
-        run = torch.compile(mixer, fullgraph=True, backend="aot_eager")
-        for size in sizes:
-            x = size.tokens(torch.float32)
-            close(run(x), mixer(x), f"compiled, {size}")
-        if mixer.traits.mask is not None:
-            x, mask = case.tokens(torch.float32), some_mask(case)
-            close(run(x, mask=mask), mixer(x, mask=mask), "compiled, with a mask")
-    except torch._dynamo.exc.TorchDynamoException as error:
-        raise AssertionError(f"torch.compile(fullgraph=True): {str(error).strip()[:800]}") from error
-    finally:
-        torch._dynamo.reset()
 
 
 @slow_law

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from matmix.mixers import Context, Mixer, Projected
@@ -27,7 +28,17 @@ class CollectsBatches(Decay):
         return Projected(matrix, values, rest)
 
 
+class GoesThroughChunks(Decay):
+    """A loop whose number of rounds is the example's."""
+
+    def values(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        values = super().values(x, mask)
+        parts = [values[:, :, start : start + 4] for start in range(0, x.shape[1], 4)]
+        return torch.cat(parts, 2)
+
+
 WRONG_MIXERS: list[tuple[str, type[Mixer], type[Mixer], str]] = [
     ("exports", SavesTimeOnSmallBatches, Decay, "torch.export: "),
     ("exports", CollectsBatches, Decay, "unhashable"),
+    ("exports_any_length", GoesThroughChunks, Decay, "torch.export: "),
 ]
