@@ -211,6 +211,30 @@ def test_the_number_of_classes_of_a_task(tmp_path):
         ImageNet(data=str(tmp_path)).images("test")
 
 
+def test_a_split_that_the_task_does_not_use_is_left_out_and_said(tmp_path):
+    draw_tree(tmp_path, {f"{split}/{name}": 2 for split in ("train", "val", "test") for name in CLASSES})
+    assert left_out(str(tmp_path), "test") == {} and left_out(str(tmp_path), "val") == {"folder test": 1}
+
+
+def test_images_without_a_class(tmp_path, monkeypatch):
+    """As the hub's test splits have them, label -1."""
+    draw_tree(tmp_path, {f"{split}/{name}": 2 for split in ("train", "test") for name in CLASSES})
+    real = data_sources.FolderClasses.labels
+
+    def labels(self):
+        return [-1] * len(self) if self.origin == "test" else real(self)
+
+    monkeypatch.setattr(data_sources.FolderClasses, "labels", labels)
+    refused(tmp_path, "the split test of", "images without a class (label -1)", "--task.splits train=NAME")
+
+
+def test_a_path_that_no_file_system_takes(tmp_path):
+    for data in (str(tmp_path / ("x" * 300)), "a\0b", "x" * 5000):
+        refused(data, "there is no folder")
+        with pytest.raises(ValueError, match="there is no folder"):
+            pairs(data)
+
+
 def test_the_summary_says_what_was_found(tmp_path):
     draw_tree(tmp_path, {"Train/cat": 6, "Train/dog": 4, "TEST/cat": 2})
     (tmp_path / "Train" / "cat" / "notes.txt").touch()

@@ -276,7 +276,7 @@ def close_or_all(name: str, known: Sequence[str]) -> str:
 def where_missing(path: Path) -> str:
     """Of a path that is not there: how far it goes, and which close names are there."""
     above = path.absolute()
-    while not above.is_dir() and above != above.parent:
+    while not os.path.isdir(above) and above != above.parent:  # unlike Path's, it never raises
         missing, above = above.name, above.parent
     try:
         names = sorted(entry.name for entry in above.iterdir() if not entry.name.startswith("."))

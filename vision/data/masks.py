@@ -15,6 +15,7 @@ as OpenCV (so mmsegmentation) reads them; image and mask must then be of one siz
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -169,8 +170,8 @@ def pairs(data: str, splits: tuple[str, ...] = (), masks: str = "") -> dict[Spli
     root = Path(data).expanduser()
     if not data:
         raise ValueError("data: there is no folder ''; name one with images and masks: --data PATH")
-    if not root.is_dir():
-        where = "it is a file" if root.exists() else where_missing(root)
+    if not os.path.isdir(root):
+        where = "it is a file" if os.path.exists(root) else where_missing(root)
         raise ValueError(f"data: there is no folder {shown(data)!r}: {where}; name one with images and masks")
     images = _named(root, IMAGES)
     divided, _ = split_folders(root, () if images else splits, other="")

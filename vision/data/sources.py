@@ -94,20 +94,20 @@ def kind_of(data: str) -> tuple[Kind, str]:
         ValueError: for what is not there, or a folder of shards and images.
     """
     for prefix, said in KINDS.items():
-        if data.startswith(prefix) and not Path(data).exists():
+        if data.startswith(prefix) and not os.path.exists(data):
             name = data[len(prefix) :]
-            if said != "hub" and not Path(name).expanduser().is_dir():
+            if said != "hub" and not os.path.isdir(Path(name).expanduser()):
                 raise ValueError(f"data: there is no folder {shown(name)!r}: {where_missing(Path(name).expanduser())}")
             return said, name
     path = Path(data).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         return _kind_of_folder(path), data
-    if path.exists():
+    if os.path.exists(path):
         if path.suffix.lower() == ".npz" and path.is_file():
             return "npz", data
         raise ValueError(f"data: {shown(path)} is a file; name a folder (of images, or of .tar shards) or a .npz file")
     hub = re.fullmatch(r"[\w.\-]+/[\w.\-]+", data) and not data.startswith(".")
-    if not hub or Path(path.parts[0]).exists() or close_names(path.parts[0], _names_here(), 0.75):
+    if not hub or os.path.exists(path.parts[0]) or close_names(path.parts[0], _names_here(), 0.75):
         raise ValueError(
             f"data: there is no folder, .npz file or Hugging Face data set (owner/name) {shown(data)!r}: "
             + where_missing(path)

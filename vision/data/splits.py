@@ -12,7 +12,7 @@ import torch
 
 from matmix.experiments.task import Split
 from vision.data.decoding import shown
-from vision.data.folders import files_in, listed, several, subfolders
+from vision.data.folders import files_in, listed, several, splits_option, subfolders
 from vision.data.images import Images, skipped
 from vision.data.sources import Source, class_names, class_splits, kind_of, open_source
 
@@ -22,7 +22,7 @@ def sources(data: str, as_test: Split, splits: tuple[str, ...] = ()) -> dict[Spl
     """The splits that a data set has. A lone validation split is what one tests on; that alone can be evaluated on."""
     if not data:
         raise ValueError("name the data: --data PATH")
-    wanted: tuple[Split, ...] = ("train", "val") if as_test == "val" else ("train", "val", "test")
+    wanted = _wanted(as_test)
     found = {split: source for split in wanted if (source := open_source(data, split, splits)) is not None}
     if not found:
         raise ValueError(f"data: {data} has no training, validation or test split")
@@ -30,12 +30,24 @@ def sources(data: str, as_test: Split, splits: tuple[str, ...] = ()) -> dict[Spl
     if count < 2:
         raise ValueError(_single(data, found))
     for split, source in found.items():
-        last = max(source.labels())
+        labels = source.labels()
+        if not labels:
+            raise ValueError(f"data: the split {split} of {data} has no images")
+        if min(labels) < 0:
+            raise ValueError(
+                f"data: the split {split} of {data} has images without a class (label {min(labels)}); name the splits "
+                f"that have them: {splits_option()}"
+            )
+        last = max(labels)
         if last >= count:
             raise ValueError(f"data: {split} has images of class {last}, the last of the training split is {count - 1}")
     if "val" in found and (as_test == "val" or "test" not in found):
         found["test"] = found.pop("val")
     return found
+
+
+def _wanted(as_test: Split) -> tuple[Split, ...]:
+    return ("train", "val") if as_test == "val" else ("train", "val", "test")
 
 
 def _single(data: str, found: dict[Split, Source]) -> str:
@@ -102,6 +114,7 @@ def left_out(data: str, as_test: Split, splits: tuple[str, ...] = ()) -> dict[st
         return dict(found.most_common())
     path = Path(name).expanduser()
     folders, others = class_splits(path, splits)
+    others = others + [folder for split, folder in folders.items() if split not in _wanted(as_test)]
     if path not in folders.values():  # else its own files are counted with the classes
         beside = files_in(path)
         found += beside.left + Counter({"image beside the splits": len(beside.images)})
