@@ -51,7 +51,7 @@ class _Cells(NamedTuple):
         means = _means(x, grid, size)
         rows, columns = (torch.arange(n, device=x.device) // k for n, k in zip(grid, size, strict=True))
         owner = (rows.unsqueeze(1) * -(-grid[1] // size[1]) + columns).flatten()
-        counts = torch.bincount(owner, minlength=means.shape[1]).to(x.dtype).view(1, -1)
+        counts = x.new_zeros(1, means.shape[1]).index_add(1, owner, torch.ones_like(owner, dtype=x.dtype).unsqueeze(0))
         if mask is not None:
             # A mean over all positions of a cell becomes one over its real ones.
             share = _means(mask.unsqueeze(-1).to(working_dtype(x)), grid, size)

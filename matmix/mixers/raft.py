@@ -123,7 +123,7 @@ class AxisMLP(nn.Module):
                 share = torch.ones_like(strength[index])
             else:
                 index = torch.arange(wanted, device=reading.device) % hidden
-                share = 1 / index.bincount(minlength=hidden)[index].to(reading.dtype)
+                share = 1 / ((wanted - 1 - index) // hidden + 1).to(reading.dtype)  # over how many there are of it
             arrays = (reading[index], fc1.bias[index], writing[:, index] * share, offset)
         for layer, name, value in zip((fc1, fc1, fc2, fc2), ("weight", "bias") * 2, arrays, strict=True):
             setattr(layer, name, nn.Parameter(value.contiguous(), getattr(layer, name).requires_grad))

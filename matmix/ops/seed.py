@@ -16,7 +16,9 @@ def fork_seed(seed: int, name: str) -> Iterator[None]:
     A study that replaces one mixer builds it under its own name, so all other weights are bit-identical.
     """
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    # Where CUDA is the default device, what is built here may be the first to draw there.
+    there = torch.cuda.is_initialized() or torch.get_default_device().type == "cuda"
+    devices = list(range(torch.cuda.device_count())) if there else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int.from_bytes(digest[:7], "little"))
         yield

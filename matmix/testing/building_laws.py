@@ -48,6 +48,21 @@ def built_on_meta(case: MixerCase) -> None:
         _equals(mixer, plain, x, f"built on the meta device and loaded (assign={assign})")
 
 
+@traced_law
+def default_device(case: MixerCase) -> None:
+    """What runs stays where the tokens are, whatever the default device; ``resize_`` works without memory."""
+    mixer, x = case.build(), case.tokens()
+    expected, dense = mixer(x), mixer.matrix(x).to_dense()
+    with torch.device("meta"):
+        same(mixer(x), expected, "forward beside a default device")
+        same(mixer.matrix(x).to_dense(), dense, "to_dense beside a default device")
+        if mixer.traits.recurrent:
+            _, state = mixer.prefill(x[:, :1])
+            mixer.step(x[:, 0], mixer.init_state(case.batch)), mixer.step(x[:, 0], state)
+        there = case.factory(case.dim, case.grid).resize_(tuple(n + 1 for n in case.grid))
+    assert all(value.is_meta for value in _tensors(there).values()), "resize_ without memory makes some"
+
+
 @contextmanager
 def _default(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()

@@ -13,7 +13,7 @@ from matmix.testing import check as checks
 from tests.building import check_building
 from tests.laws import mixer_names, variants
 
-LAWS = ("built_on_meta", "default_dtype", "moved", "stored")
+LAWS = ("built_on_meta", "default_device", "default_dtype", "moved", "stored")
 VARIANTS = variants()
 
 

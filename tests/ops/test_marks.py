@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import peft
 import pytest
 import timm
 import timm.optim
@@ -22,6 +21,7 @@ from matmix import create_mixer, no_weight_decay
 from matmix.experiments.optimizer import new_optimizer
 from matmix.experiments.task import Recipe
 
+peft = pytest.importorskip("peft")
 SPEC, MARKED = "s6(d_state=2)", {"A_log", "D"}
 
 

@@ -24,6 +24,10 @@ def test_a_family(name: str, tmp_path: Path) -> None:
     x = torch.randn(2, 3, SIZE, SIZE)
     check_building(lambda: small(name), x, tmp_path)
     check_dtypes(lambda: small(name), x)
+    with torch.device("meta"):
+        model = small(name).resize_((SIZE + 32, SIZE))
+        assert model(torch.randn(2, 3, SIZE + 32, SIZE)).shape == (2, 5)
+    check_stored(model)
 
 
 @pytest.mark.parametrize("name", NAMES)

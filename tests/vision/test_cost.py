@@ -67,15 +67,14 @@ OTHERS: list[tuple[str, int, int, float | None, int]] = [
 ]
 
 ROWS = fixture_rows() + OTHERS
-NUMBERS = ("inception_former",)  # their mixers count indices, which needs numbers
 QUICK = ("identityformer_s12", "randformer_s12", "poolformer_s12", "poolformerv2_s12", "caformer_s18", "dfformer_s18",
          "dfformer_s18_afno", "gfformer_s18", "raftmlp_s", "gfnet_ti", "activemlp_xt")  # fmt: skip
 
 
 def built(name: str, size: int) -> tuple[torch.nn.Module, CostReport]:
-    """The model without numbers, where its mixers run so, and what a forward of one image costs."""
+    """The model without numbers, and what a forward of one image costs."""
     own = vision.model_info(name).cfg["input_size"][-1]
-    with torch.device("cpu" if name.startswith(NUMBERS) else "meta"):
+    with torch.device("meta"):
         model = vision.create_model(name, **({} if size == own else {"img_size": size}))
         return model, count(model, torch.empty(1, 3, size, size))
 

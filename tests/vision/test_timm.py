@@ -45,7 +45,6 @@ FAMILIES = ("identityformer_s12", "randformer_s12", "poolformer_s12", "poolforme
             "metaformer_ppaa_s12_224", "metaformer_ppff_s12_224", "gfnet_ti", "gfnet_h_ti", "affnet_et", "activemlp_xt",
             "raftmlp_s", "mlp_mixer_b16", "inception_former_s", "ffnet_1", "ffnet_seg", "vim2_t", "hydra_vit_b",
             "vmamba_v0_t")  # fmt: skip
-NUMBERS = ("inception_former",)  # these do not run on the meta device: their mixers count indices
 # Those that are compiled and exported in the quick suite; the others in the slow one.
 COMPILED = ("caformer_s18", "gfformer_s18")
 ALL = [pytest.param(name, marks=pytest.mark.slow) for name in vision.list_models()]
@@ -268,7 +267,7 @@ def test_onnx(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_published_shapes(name: str) -> None:
     """Configuration, resets, features and layers at the published size, without numbers where that runs."""
-    with torch.device("cpu" if name.startswith(NUMBERS) else "meta"):
+    with torch.device("meta"):
         model = vision.create_model(name)
         x = image(model, 1, min(384, model.default_cfg["input_size"][-1]))
         check_groups(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -62,10 +62,18 @@ class SaysFloat(Scaled):
 
 
 class RoundsToTheDefault(Scaled):
-    """A tensor of the default dtype in the midst of a forward."""
+    """A tensor of the default dtype and device in the midst of a forward."""
 
     def scale(self) -> Tensor:
         return self.gain * torch.linspace(1, 2, self.dim)
+
+
+class ResizesByCounting(Scaled):
+    """Sizes taken from numbers, which the meta device has not."""
+
+    def resize_(self, grid: Grid) -> Self:
+        torch.bincount(torch.arange(3, device=self.gain.device))
+        return super().resize_(grid)
 
 
 class MarksTheParameter(Scaled):
@@ -97,6 +105,8 @@ class CutsOneTensor(Scaled):
 WRONG_MIXERS: list[tuple[str, type[Mixer], type[Mixer], str]] = [
     ("built_on_meta", KeepsATable, Scaled, "loaded (assign=False): differs by nan"),
     ("built_on_meta", StartsInNumpy, Scaled, "not on the expected device"),
+    ("default_device", RoundsToTheDefault, Scaled, "meta"),
+    ("default_device", ResizesByCounting, Scaled, "aten::bincount"),
     ("default_dtype", SaysFloat, Scaled, "with float64 as default, gain is not float64"),
     ("default_dtype", RoundsToTheDefault, Scaled, "outputs with float32 and with float64 as default: differs by"),
     ("moved", MarksTheParameter, Scaled, "the parameter gain carries _no_weight_decay: its module should"),

@@ -39,7 +39,7 @@ class Filter(Matrix):
         return self._convolve(self.kernel, values.flip(2), 2 * values.shape[2]).flip(2)
 
     def to_dense(self) -> Tensor:
-        place = torch.arange(self.kernel.shape[-1])
+        place = torch.arange(self.kernel.shape[-1], device=self.device)
         gap = place[:, None] - place
         return self.kernel[..., gap.clamp(min=0)].masked_fill(gap < 0, 0)
 

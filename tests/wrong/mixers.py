@@ -30,7 +30,7 @@ class Fold(Mixer):
     def kernel(self, length: int) -> Tensor:
         wide = torch.float64 if self.decay.dtype == torch.float64 else torch.float32
         logs = nn.functional.logsigmoid(self.decay.to(wide))
-        return (logs.unsqueeze(-1) * torch.arange(length, dtype=wide)).exp().unsqueeze(0)
+        return (logs.unsqueeze(-1) * torch.arange(length, dtype=wide, device=logs.device)).exp().unsqueeze(0)
 
     def values(self, x: Tensor, mask: Tensor | None) -> Tensor:
         values = self.value(x)
