@@ -143,13 +143,15 @@ def test_dynamically_quantised_layers_run(name: str) -> None:
 CHOOSES = {"vq_attention": "a key of another code", "longvq": "a key of another code"}
 """Mixers in which rounding may turn a choice over, and what."""
 
-PEFT_CANNOT_MERGE = "peft has no merge of a convolution by groups, and its adapter mixes their channels"
-
 
 @pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups > 1")
 @pytest.mark.parametrize("name", WITH_LAYERS)
 def test_peft(name: str) -> None:
-    """LoRA on every linear layer and convolution acts, trains and merges."""
+    """LoRA on every linear layer and convolution acts, trains and merges.
+
+    That of a depthwise convolution (dynamic filters, inception, sep_conv, ss2d and what is made of them) mixes channels,
+    so peft itself cannot merge it; it acts and trains.
+    """
     peft = pytest.importorskip("peft")
     case = case_of(name)
     mixer, x = case.build(torch.float32), case.tokens(torch.float32)
@@ -173,10 +175,11 @@ def test_peft(name: str) -> None:
         with pytest.raises(NotImplementedError, match="groups > 1"):
             model.merge_and_unload()
         return
+    shown = mixer.matrix(x).to_dense()
     merged = model.merge_and_unload()
     assert not any("lora" in key for key, _ in merged.named_modules())
     close(merged(x), trained, "merged", tolerance=1e-4)
-    close(merged.matrix(x).to_dense(), merged.matrix(x).to_dense(), "the matrix")
+    close(merged.matrix(x).to_dense(), shown, "the matrix", tolerance=1e-4)
 
 
 @pytest.mark.slow
