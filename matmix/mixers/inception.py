@@ -69,8 +69,8 @@ class _Cells(NamedTuple):
         return Product(tuple(factors))
 
 
-class _High(nn.Module):
-    """The layers of the convolved and the pooled channels, by their published names."""
+class _High(nn.ModuleDict):
+    """The layers of the convolved and the pooled channels, by their published names; a container, which has no call."""
 
     def __init__(self, part: int, conv: type[nn.Conv1d] | type[nn.Conv2d]) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class _High(nn.Module):
         self.proj2 = nn.Linear(part, 2 * part)
 
 
-class _Low(nn.Module):
+class _Low(nn.ModuleDict):
     """The layer of the attending channels."""
 
     def __init__(self, low: int, bias: bool) -> None:

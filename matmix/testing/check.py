@@ -11,6 +11,7 @@ from matmix.mixers.registry import MixerInfo, mixer_info
 from matmix.testing import (  # noqa: F401  (they enrol their laws)
     building_laws,
     layer_laws,
+    memory_laws,
     padding_laws,
     run_laws,
     shape_laws,

@@ -81,7 +81,7 @@ class AveragedStage(Stage):
     def _kept(self, block: nn.Module) -> Block:
         if self.grad_checkpointing and torch.is_grad_enabled():
             return partial(checkpoint, block, use_reentrant=False)
-        return block
+        return partial(block)  # no module: what offloads weights moves the arguments of a call, modules too
 
 
 class ViM2(VisionModel):
