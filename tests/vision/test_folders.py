@@ -189,7 +189,7 @@ def test_what_a_folder_without_images_holds_is_said(tmp_path):
     refused(tmp_path, "the class folder", "dog holds no image, only 2 .heic")
     (tmp_path / "flat").mkdir()
     draw_tree(tmp_path / "flat", {"": 3})
-    refused(tmp_path / "flat", "has no folders of classes, only 3 images")
+    refused(tmp_path / "flat", "has no folders of classes, only 3 images", "--task.splits train=NAME")
 
 
 def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):

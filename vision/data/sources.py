@@ -186,7 +186,10 @@ class ClassFolders:
         classes = subfolders(folder)
         loose = files_in(folder)
         if not classes:
-            raise ValueError(f"data: {shown(folder)} has no folders of classes, {only(loose.left, len(loose.images))}")
+            raise ValueError(
+                f"data: {shown(folder)} has no folders of classes, {only(loose.left, len(loose.images))}; a split "
+                f"without them is left out where the others are named: {splits_option()}"
+            )
         if tuple(splits) != UNDIVIDED:
             for name in classes:
                 _no_splits_below(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -79,7 +80,7 @@ def _choice(
     if "test" in missing and held_out == 0:
         raise ValueError(f"held_out: with 0 there is nothing to test on, {data} has training images alone")
     reader = found["train"]
-    parts = divide(reader.labels(), held_out, len(missing), split_seed)
+    parts = divide(reader.labels(), held_out, len(missing), split_seed, class_names(reader))
     return reader, parts[missing.index(split) if split != "train" else -1]
 
 
@@ -121,6 +122,11 @@ def left_out(data: str, as_test: Split, splits: tuple[str, ...] = ()) -> dict[st
     return dict(found.most_common()) | {f"folder {shown(other.name)}": 1 for other in others}
 
 
+def in_words(left: dict[str, int]) -> str:
+    """What is left out, in one line."""
+    return ", ".join(kind if kind.startswith("folder ") else f"{count:,} {kind}" for kind, count in left.items())
+
+
 def summary(data: str, as_test: Split, splits: tuple[str, ...], held_out: float, split_seed: int) -> str:
     """What was found, for people to check: where each split comes from, its classes, and what is left out."""
     found = sources(data, as_test, splits)
@@ -143,7 +149,7 @@ def summary(data: str, as_test: Split, splits: tuple[str, ...], held_out: float,
         whole = whole or [name for name in names if name in counts]
     left = left_out(data, as_test, splits)
     if left:
-        lines.append("  left out: " + ", ".join(f"{count:,} {kind}" for kind, count in left.items()))
+        lines.append("  left out: " + in_words(left))
     return "\n".join(lines)
 
 
@@ -156,7 +162,7 @@ def _classes(counts: Counter[str], most: int = 12) -> str:
     return f"{head}, from {low:,} ({shown(smallest)}) to {high:,} ({shown(largest)}) images each"
 
 
-def divide(labels: list[int], share: float, parts: int, seed: int) -> list[list[int]]:
+def divide(labels: list[int], share: float, parts: int, seed: int, names: Sequence[str] = ()) -> list[list[int]]:
     """Indices of `parts` disjoint parts with `share` of every class (at least one image), and of the rest, last."""
     place = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
     by_class: dict[int, list[int]] = {}
@@ -166,9 +172,8 @@ def divide(labels: list[int], share: float, parts: int, seed: int) -> list[list[
     for label, members in by_class.items():
         count = max(1, math.floor(share * len(members))) if share else 0
         if count * parts >= len(members):
-            raise ValueError(
-                f"held_out: class {label} has {len(members)} images, too few to hold {parts} x {count} out"
-            )
+            name = shown(names[label]) if names else label
+            raise ValueError(f"held_out: class {name} has {len(members)} images, too few to hold {parts} x {count} out")
         for part in range(parts):
             divided[part] += members[part * count : (part + 1) * count]
         divided[-1] += members[parts * count :]

@@ -20,7 +20,7 @@ from vision.data.batches import Mix, evaluation_shares, load, training_shares
 from vision.data.folders import check_splits
 from vision.data.images import Images, Transformed
 from vision.data.sources import Source
-from vision.data.splits import left_out, sources, split_images, summary
+from vision.data.splits import in_words, left_out, sources, split_images, summary
 from vision.recipes import published
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ class Classify(Task):
         broken = [name for split in splits for name in self.images(split).broken]
         found |= {"broken": len(broken), "broken files": ", ".join(broken)} if broken else {}
         left = left_out(self.data, self.as_test, self.splits)
-        return found | ({"left out": ", ".join(f"{count} {kind}" for kind, count in left.items())} if left else {})
+        return found | ({"left out": in_words(left)} if left else {})
 
     def found(self) -> str:
         if self.data == SYNTHETIC:
