@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +14,7 @@ from matmix.matrices.circulant import Circulant
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops import fft
-from matmix.ops.fft import hermitian
+from matmix.ops.fft import complex_linear, hermitian
 from matmix.ops.pieces import pieces
 from matmix.ops.precision import full_precision, working_dtype
 
@@ -99,10 +98,11 @@ class AFF(Mixer):
         """The half spectrum of ``(B, D, *grid)`` and the eigenvalues that are made from it."""
         spectrum = fft.rfftn(maps.to(working_dtype(maps)), dim=tuple(range(2, maps.dim())), norm="ortho")
         batch, dim = spectrum.shape[:2]
-        modes = spectrum.view(batch, self.groups, dim // self.groups, math.prod(spectrum.shape[2:]))
-        hidden = _parts(_ACTIVATIONS[self.activation], _layer(modes, self.w1, self.b1))
-        mask = _parts(partial(F.softshrink, lambd=self.shrink), _layer(hidden, self.w2, self.b2))
-        return spectrum, hermitian(mask.view_as(spectrum), grid).add_(1)
+        pairs = torch.view_as_real(spectrum)
+        modes = pairs.view(batch, self.groups, dim // self.groups, math.prod(spectrum.shape[2:]), 2)
+        hidden = _ACTIVATIONS[self.activation](complex_linear(modes, self.w1, self.b1))
+        mask = F.softshrink(complex_linear(hidden, self.w2, self.b2), self.shrink)
+        return spectrum, hermitian(torch.view_as_complex(mask.view_as(pairs)), grid).add_(1)
 
     def _filtered(self, maps: Tensor, grid: Grid) -> Tensor:
         with full_precision(maps.device):
@@ -116,15 +116,3 @@ class AFF(Mixer):
     def extra_repr(self) -> str:
         options = f"groups={self.groups}, activation={self.activation!r}, shrink={self.shrink}"
         return f"{super().extra_repr()}, {options}"
-
-
-def _parts(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """A function of real numbers on real and imaginary parts."""
-    return torch.view_as_complex(function(torch.view_as_real(z)))
-
-
-def _layer(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A complex linear map of every group: ``(B, G, I, K)`` to ``(B, G, O, K)``."""
-    dtype = z.real.dtype
-    w, b = torch.complex(*weight.to(dtype).unbind(0)), torch.complex(*bias.to(dtype).unbind(0))
-    return (w.mT @ z).add_(b.unsqueeze(-1))

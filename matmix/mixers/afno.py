@@ -21,11 +21,13 @@ from matmix.matrices.selection import Selection
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops import fft
-from matmix.ops.fft import hermitian
+from matmix.ops.activations import looked_on
+from matmix.ops.fft import complex_linear, hermitian
 from matmix.ops.layers import StarReLU
 from matmix.ops.linear import linear
 from matmix.ops.pieces import pieces
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.sizes import known, larger, smaller
 
 
 @register(
@@ -103,13 +105,14 @@ class AFNO(Mixer):
         """For every axis, how many of the lowest modes from 0 up and how many of those from -1 down are kept."""
         last = grid[-1] // 2 + 1
         length = math.prod(grid) if self.published_count else grid[-1]
-        count = int((length // 2 + 1) * self.fraction)
-        kept = [(min(last, count if self.published_count else max(1, count)), 0)]
+        count = _share(length // 2 + 1, self.fraction)
+        count = count if self.published_count else larger(1, count)
+        kept = [(smaller(last, count), 0)]
         if len(grid) == 2:
             rows = grid[0]
-            count = rows if self.published_count else max(1, int((rows // 2 + 1) * self.fraction))
-            ahead = min(count, rows)
-            kept.insert(0, (ahead, min(count - 1, rows - ahead)))
+            count = rows if self.published_count else larger(1, _share(rows // 2 + 1, self.fraction))
+            ahead = smaller(count, rows)
+            kept.insert(0, (ahead, smaller(count - 1, rows - ahead)))
         return kept
 
     def project(self, x: Tensor, context: Context) -> Projected:
@@ -138,31 +141,29 @@ class AFNO(Mixer):
         with full_precision(maps.device):
             spectrum = fft.rfftn(maps.to(exact), dim=axes, norm="ortho")
             half = spectrum.shape[2:]
-            low = spectrum
+            low = torch.view_as_real(spectrum)
             for axis, (ahead, back), size in zip(axes, kept, half, strict=True):
-                if ahead + back < size:
+                if known(size) and ahead + back < size:
                     low = torch.cat((low.narrow(axis, 0, ahead), low.narrow(axis, size - back, back)), axis)
-            count = low.shape[2:]
-            low = low.reshape(maps.shape[0], self.blocks, self.width, math.prod(count))
-            hidden = _relu(self._layer(low, self.w1, self.b1))
-            low = _shrunk(self._layer(hidden, self.w2, self.b2), self.shrink)
-            low = low.reshape(maps.shape[0], maps.shape[1], *count)
+            count = low.shape[2:-1]
+            low = low.reshape(maps.shape[0], self.blocks, self.width, math.prod(count), 2)
+            hidden = _relu(complex_linear(low, self.w1, self.b1))
+            low = F.softshrink(complex_linear(hidden, self.w2, self.b2), self.shrink)
+            low = low.reshape(maps.shape[0], maps.shape[1], *count, 2)
             for axis, (ahead, back), size in zip(axes, kept, half, strict=True):
-                if ahead + back < size:
+                if not known(size):  # all modes went through the layer
+                    place = torch.arange(size, device=low.device).view(*[-1 if a == axis else 1 for a in (*axes, 0)])
+                    low = torch.where((place < ahead) | (place >= size - back), low, 0)
+                elif ahead + back < size:
                     missing = list(low.shape)
                     missing[axis] = size - ahead - back
                     parts = (low.narrow(axis, 0, ahead), low.new_zeros(missing), low.narrow(axis, ahead, back))
                     low = torch.cat(parts, axis)
-            # A CPU's inverse transform projects by itself (see hermitian).
-            low = low if low.device.type == "cpu" else hermitian(low, grid)
-            mixed = fft.irfftn(low, grid, dim=axes, norm="ortho")
+            modes = torch.view_as_complex(low)
+            # A CPU's inverse transform projects by itself (see hermitian), but not that of a program for other devices.
+            whole = low.device.type == "cpu" and not torch.compiler.is_compiling()
+            mixed = fft.irfftn(modes if whole else hermitian(modes, grid), grid, dim=axes, norm="ortho")
         return mixed.add_(maps).to(maps.dtype)  # nothing behind it needs the transform's result
-
-    def _layer(self, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """A complex linear map of every block: ``(B, G, I, K)`` to ``(B, G, O, K)``."""
-        dtype = z.real.dtype
-        w, b = torch.complex(*weight.to(dtype).unbind(0)), torch.complex(*bias.to(dtype).unbind(0))
-        return (w.mT @ z).add_(b.unsqueeze(-1))
 
     def _matrix(self, values: Tensor, grid: Grid) -> Matrix:
         """The layer as a matrix on ``[channels of a block x tokens; 1]``; frequencies are (channel, part, mode)."""
@@ -222,14 +223,11 @@ class AFNO(Mixer):
     }
 
 
-def _relu(z: Tensor) -> Tensor:
-    """ReLU on real and imaginary parts."""
-    pairs = torch.view_as_real(z)
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and z.requires_grad):
-        return torch.view_as_complex(F.relu(pairs))
-    return torch.view_as_complex(pairs.relu_())
+def _share(count: int, fraction: float) -> int:
+    """A part of a count, rounded down."""
+    return int(count * fraction) if known(count) else torch.sym_int(count * fraction)
 
 
-def _shrunk(z: Tensor, threshold: float) -> Tensor:
-    """Softshrink on real and imaginary parts."""
-    return torch.view_as_complex(F.softshrink(torch.view_as_real(z), threshold))
+def _relu(pairs: Tensor) -> Tensor:
+    """ReLU on real and imaginary parts, in place where nobody needs them."""
+    return F.relu(pairs, inplace=not looked_on(pairs))

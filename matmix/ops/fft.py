@@ -66,6 +66,22 @@ def to_complex(pairs: Tensor) -> Tensor:
     return torch.view_as_complex(pairs.to(working_dtype(pairs)).contiguous())
 
 
+def complex_linear(modes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A complex linear map of every group, in real pairs, ``(B, G, I, K, 2)`` to ``(B, G, O, K, 2)``.
+
+    Args:
+        modes: float32 or float64.
+        weight: real and imaginary part, ``(2, G, I, O)``.
+        bias: ``(2, G, O)``.
+    """
+    (real, imaginary), (b_real, b_imaginary) = weight.to(modes.dtype).mT, bias.to(modes.dtype).unsqueeze(-1)
+    if torch.compiler.is_compiling():  # compilers and exporters know few products of complex numbers
+        x, y = modes.unbind(-1)
+        return torch.stack((real @ x - imaginary @ y + b_real, real @ y + imaginary @ x + b_imaginary), -1)
+    mixed = torch.complex(real, imaginary) @ torch.view_as_complex(modes)
+    return torch.view_as_real(mixed.add_(torch.complex(b_real, b_imaginary)))
+
+
 def convolve(values: Tensor, taps: Tensor, start: int) -> Tensor:
     """Linear convolution along the tokens: ``y[i] = sum_j taps[start + i - j] values[j]``.
 

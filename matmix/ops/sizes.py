@@ -44,6 +44,11 @@ def larger(*sizes: int) -> int:
     return largest
 
 
+def smaller(*sizes: int) -> int:
+    """The least of sizes; without a condition where one is open."""
+    return min(sizes) if known(*sizes) else -larger(*(-size for size in sizes))
+
+
 def blocks(length: int, block: int) -> list[tuple[int, int]]:
     """Start and end of blocks of at most ``block`` of ``length`` things; one block where the length is open."""
     if not known(length):
