@@ -99,3 +99,23 @@ def test_training_adds_the_losses_of_its_mixers(tmp_path) -> None:
     model(next(task.batches("train", 32, seed=0)).x)
     assert logged[1][0] - logged[0][0] == pytest.approx(100 * distances[0].item(), rel=1e-3)
     assert weights[0] != weights[1]
+
+
+def test_a_codebook_goes_on_where_it_stood(tmp_path, monkeypatch) -> None:
+    """Stopped after step 7 and resumed from the checkpoint of step 6: the same weights, bit for bit."""
+    options = {"steps": 12, "batch_size": 32, "accumulate": 2, "checkpoint_every": 3, "ema": 0.9}
+    config = RunConfig("digits", steps.VQ, 0, {"patch": 4, "dim": 8, "depth": 1}, options)
+    assert execute(config, tmp_path / "whole").status == "finished"
+    real, done = steps.trainer.accumulate, []
+
+    def stop(*arguments):
+        done.append(1)
+        if len(done) == 8:
+            raise OSError("stopped")
+        return real(*arguments)
+
+    monkeypatch.setattr(steps.trainer, "accumulate", stop)
+    assert execute(config, tmp_path / "again").status == "failed"
+    assert execute(config, tmp_path / "again").status == "finished" and len(done) == 8 + 6
+    files = [(tmp_path / way / "final.safetensors").read_bytes() for way in ("whole", "again")]
+    assert files[0] == files[1]
