@@ -149,8 +149,8 @@ CHOOSES = {"vq_attention": "a key of another code", "longvq": "a key of another 
 def test_peft(name: str) -> None:
     """LoRA on every linear layer and convolution acts, trains and merges.
 
-    That of a depthwise convolution (dynamic filters, inception, sep_conv, ss2d and what is made of them) mixes channels,
-    so peft itself cannot merge it; it acts and trains.
+    That of a depthwise convolution (dynamic filters, inception, sep_conv, ss2d and what is made of them) mixes
+    channels, so peft itself cannot merge it; it acts and trains.
     """
     peft = pytest.importorskip("peft")
     case = case_of(name)
