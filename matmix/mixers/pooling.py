@@ -121,7 +121,7 @@ def _counted(grid: Grid, window: tuple[int, int], device: torch.device, dtype: t
 
 def _convolves(image: Tensor, window: tuple[int, int]) -> bool:
     # What lies behind the border is counted here and taken back line by line, in place.
-    return min(window) > 1 and runs_only(image) and image.numel() >= WORTH
+    return min(window) > 1 and runs_only(image, WORTH)
 
 
 def _mean(image: Tensor, window: tuple[int, int], itself: float = 0.0) -> Tensor:

@@ -25,12 +25,19 @@ _NAMES: dict[type[nn.Module], tuple[str, str]] = {
 _IDENTITY = nn.Identity()
 
 
-def runs_only(x: Tensor) -> bool:
+def runs_only(x: Tensor, size: int = 0) -> bool:
     """Whether a tensor is plain float32 numbers on the CPU and nobody looks on: no autograd, compiler, mode, transform.
 
-    What may then be done to it, kernels without derivatives or work in place, nobody can tell from the result.
+    What may then be done to it, kernels without derivatives or work in place, nobody can tell from the result. Where
+    that pays for ``size`` numbers or more it is soon answered for fewer: all questions take as long as a small kernel.
     """
-    return type(x) is Tensor and plain_numbers(x) and not torch.is_grad_enabled()
+    return (
+        type(x) is Tensor  # a tracer's stand-in may have no number of them
+        and not torch.compiler.is_compiling()
+        and x.numel() >= size
+        and plain_numbers(x)
+        and not torch.is_grad_enabled()
+    )
 
 
 def linear(layer: nn.Module, x: Tensor, act: nn.Module = _IDENTITY) -> Tensor:
@@ -55,8 +62,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None, act: nn.Module = _IDE
 
 def _pays(x: Tensor, outputs: int) -> bool:
     """Whether nobody looks on, and the product is large enough for a kernel of its own."""
-    # A tracer's stand-in for a tensor has no sizes: whether these are plain numbers comes first.
-    return runs_only(x) and x.numel() * outputs >= WORTH
+    return outputs > 0 and runs_only(x, -(-WORTH // outputs))
 
 
 def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, act: nn.Module) -> Tensor | None:
