@@ -104,7 +104,7 @@ class PoNet(Mixer):
         return Projected(ponet(streams, self.heads, self._runs(x, context), context), streams.values())
 
     def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
-        if context.mask is not None:
+        if context.mask is not None or not known(x.shape[1]):
             return super().product(x, context)
         # Both poolings give the largest values along with their places.
         streams, segments = self._streams(x), self._runs(x, context)
