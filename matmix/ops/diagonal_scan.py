@@ -51,7 +51,7 @@ def diagonal_scan(
         The outputs ``(B, H, L, W)`` and the state after the last token ``(B, H, W, N)``, in the widest dtype given
         (float32 at least).
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
     run = by_chunks if traced or values.device.type != "cpu" else by_tokens
     dtype = working_dtype(values, outputs, inputs, log_decay)
     if in_triton(values, outputs, inputs, log_decay, clock, step, initial, transforms=True):
