@@ -13,6 +13,7 @@ from matmix.ops import fft
 from matmix.ops.cost import Cost
 from matmix.ops.fft import fft_flops, hermitian, in_pieces, to_complex
 from matmix.ops.precision import working_dtype
+from matmix.ops.sizes import modulo
 
 
 class Circulant(Matrix):
@@ -105,7 +106,7 @@ class Circulant(Matrix):
             place = torch.arange(size, device=self.device)
             view = [1] * (2 * len(self.grid))
             view[axis], view[axis + len(self.grid)] = size, size
-            lag = lag * size + ((place[:, None] - place) % size).view(view)
+            lag = lag * size + modulo(place[:, None] - place, size).view(view)
         length = math.prod(self.grid)
         return self.kernel().flatten(2)[..., lag.reshape(length, length)].to(self.dtype)
 

@@ -13,6 +13,7 @@ from matmix.ops import fft
 from matmix.ops.cost import Cost
 from matmix.ops.fft import fft_flops
 from matmix.ops.precision import working_dtype
+from matmix.ops.sizes import modulo
 
 
 class Fourier(Matrix):
@@ -59,7 +60,7 @@ class Fourier(Matrix):
         first_back, second_back = first, second
         for axis, size in zip(axes, self.grid, strict=True):
             kept = size // 2 + 1 if axis == axes[-1] else size
-            back = -torch.arange(kept, device=values.device) % size
+            back = modulo(-torch.arange(kept, device=values.device), size)
             first, second = first.narrow(axis, 0, kept), second.narrow(axis, 0, kept)
             first_back, second_back = first_back.index_select(axis, back), second_back.index_select(axis, back)
         # (z[j] + conj z[-j]) / 2 for z = V1 - i V2
@@ -107,7 +108,7 @@ def turns(grid: tuple[int, ...], device: torch.device) -> Tensor:
         place = torch.arange(size, device=device)
         view = [1] * (2 * axes)
         view[axis], view[axis + axes] = size, size
-        total = total + ((place[:, None] * place) % size).view(view).double() / size
+        total = total + modulo(place[:, None] * place, size).view(view).double() / size
     return total.reshape(math.prod(grid), math.prod(grid))
 
 
@@ -116,5 +117,5 @@ def own_turns(grid: tuple[int, ...], device: torch.device) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=device)
     for size in grid:
         place = torch.arange(size, device=device)
-        total = total.unsqueeze(-1) + (place**2 % size).double() / size
+        total = total.unsqueeze(-1) + modulo(place**2, size).double() / size
     return total.flatten()

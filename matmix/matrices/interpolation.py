@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
 from matmix.ops.precision import working_dtype
+from matmix.ops.sizes import modulo, surely
 
 
 class Interpolation(Matrix):
@@ -34,7 +35,7 @@ class Interpolation(Matrix):
         """The place of every token on the axis (L,), the size of the axis and its stride."""
         size, stride = self.grid[self.axis], math.prod(self.grid[self.axis + 1 :])
         tokens = torch.arange(math.prod(self.grid), device=self.offset.device)
-        return tokens // stride % size, size, stride
+        return modulo(tokens // stride, size), size, stride
 
     def _reading(self) -> tuple[Tensor, Tensor]:
         """How far before its two neighbours a row reads, in whole tokens, and the share of the second: ``(B, L, H)``.
@@ -58,7 +59,7 @@ class Interpolation(Matrix):
         _, _, stride = self._along()
         grid, step = self._widened(), stride * heads
         count = batch * math.prod(grid) * heads
-        kind = torch.int32 if count < 2**31 else torch.int64  # half of the traffic
+        kind = torch.int32 if surely(count < 2**31) else torch.int64  # half of the traffic
         every = torch.arange(count, dtype=kind, device=start.device).view(batch, *grid, heads)
         own = every.narrow(1 + self.axis, 1, self.grid[self.axis]).reshape(batch, math.prod(self.grid), heads)
         return torch.add(own, start, alpha=step), step
@@ -96,7 +97,7 @@ class Interpolation(Matrix):
         there = place + self.offset.to(working_dtype(self.offset))
         hat = (1 - (there.unsqueeze(-1) - place).abs()).clamp(min=0)
         tokens = torch.arange(place.shape[0], device=place.device)
-        line = tokens // (size * stride) * stride + tokens % stride
+        line = tokens // (size * stride) * stride + modulo(tokens, stride)
         return hat.masked_fill(line.unsqueeze(1) != line, 0).to(self.offset.dtype)
 
     def cost(self, width: int) -> Cost:

@@ -103,7 +103,9 @@ class LongVQ(Mega):
     def _normalised(self, x: Tensor, normed: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, Tensor, Any]:
         query, key, values, rest = self._parts(x, normed, moved)
         size = query.shape[-1]
-        query, key = (F.layer_norm(t.to(working_dtype(t)), (size,)) * size**-0.25 for t in (query, key))
+        # As a gain: onnxruntime loses a product with a number before a matrix product when another reads it too.
+        gain = query.new_full((size,), size**-0.25, dtype=working_dtype(query))
+        query, key = (F.layer_norm(t.to(gain.dtype), (size,), gain) for t in (query, key))
         return query, key, values.to(query.dtype), rest
 
     def project(self, x: Tensor, context: Context) -> Projected:
@@ -129,8 +131,10 @@ class LongVQ(Mega):
             everywhere = Product((Dense(table), selection.mT))
 
         # The code of the token at each distance of the window, -1 beyond the sequence and where masked.
-        near = F.pad(chosen, (reach, ahead), value=-1).unfold(2, reach + ahead + 1, 1)  # (B, 1, L, distances)
-        near = near.contiguous()  # windows that overlap make a tracer ask for the length
+        # Picked, not unfolded: windows that overlap make a tracer ask for the length, and ONNX has them by loops only.
+        token, distance = (torch.arange(n, device=codes.device) for n in (chosen.shape[2], reach + ahead + 1))
+        padded = F.pad(chosen, (reach, ahead), value=-1)
+        near = padded[:, :, token.unsqueeze(1) + distance]  # (B, 1, L, distances)
         band = self._near(table, near)
         total = (table * number).sum(-1) + band.sum(-1)
         window = Banded(band, tuple(range(-reach, ahead + 1)))

@@ -148,9 +148,10 @@ class S4DKernel(nn.Module):
             dt = raw.exp() if self.step_by == "exp" else F.softplus(raw)
             decay = -self.log_A_real.to(dtype).exp()
             angle = torch.zeros_like(decay) if self.A_imag is None else self.A_imag.to(dtype)
-            rate = torch.complex(decay, angle).repeat(dt.shape[0] // self.copies, 1)
+            # Repeated as real numbers: the ONNX exporter knows no repetition of complex ones.
+            rate = torch.complex(*(part.repeat(dt.shape[0] // self.copies, 1) for part in (decay, angle)))
             if self.discretization == "zoh":
-                poles, inputs = dt * rate, torch.expm1(dt * rate) / rate
+                poles, inputs = dt * rate, _expm1(dt * rate) / rate
             else:
                 half = dt * rate / 2
                 poles, inputs = _log_bilinear(half), dt / (1 - half)
@@ -163,6 +164,14 @@ class S4DKernel(nn.Module):
 def _parameter(values: Tensor, like: Tensor) -> nn.Parameter:
     """A parameter of these values, of the dtype and on the device of another, in memory of its own."""
     return nn.Parameter(torch.empty(values.shape, dtype=like.dtype, device=like.device).copy_(values))
+
+
+def _expm1(exponent: Tensor) -> Tensor:
+    """``exp(z) - 1`` of complex numbers, exact for small ones; in real parts while exporting, for ONNX's exporter."""
+    if not torch.compiler.is_exporting():
+        return torch.expm1(exponent)
+    decay, angle = exponent.real, exponent.imag
+    return torch.complex(torch.expm1(decay) * angle.cos() - 2 * (angle / 2).sin().square(), decay.exp() * angle.sin())
 
 
 def _log_bilinear(half: Tensor) -> Tensor:

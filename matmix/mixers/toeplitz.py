@@ -15,6 +15,7 @@ from matmix.matrices.toeplitz import Toeplitz as ToeplitzMatrix
 from matmix.mixers.base import Grid, Traits
 from matmix.mixers.matrix_block import Form, MatrixBlock, Signals, Structure
 from matmix.mixers.registry import register
+from matmix.ops.sizes import modulo
 
 
 class Lags(Structure):
@@ -64,7 +65,7 @@ class Lags(Structure):
         if mask is not None:
             # The first real token gives lag 0, wherever it stands.
             first = mask.int().argmax(1, keepdim=True)
-            order = (torch.arange(taps.shape[1], device=taps.device) + first) % taps.shape[1]
+            order = modulo(torch.arange(taps.shape[1], device=taps.device) + first, taps.shape[1])
             taps = taps.gather(1, order.unsqueeze(-1).expand_as(taps))
         return self._scaled(taps.mT, size.squeeze(-1) if isinstance(size, Tensor) else size)
 

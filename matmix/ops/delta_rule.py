@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from matmix.ops.precision import working_dtype
 from matmix.ops.scan import cut
-from matmix.ops.sizes import known, leading
+from matmix.ops.sizes import known, leading, power_of_two
 
 CHUNK = 64
 MOST = 256  # width of the factors that the kernels of ``unit_lower_triton`` take
@@ -48,12 +49,10 @@ def unit_lower_solve(
         right = right.masked_fill((owner != last).unsqueeze(-1), 0)
         kept = list((last == before).unsqueeze(-1).to(dtype).unbind(2))
     if values.shape[2] == 1:
-        return torch.linalg.solve_triangular(triangle, values, upper=False, unitriangular=True).squeeze(2)
+        return _solve(triangle, values).squeeze(2)
     batch = torch.broadcast_shapes(left.shape[:1], right.shape[:1], values.shape[:1])[0]
     sides = torch.cat([t.expand(batch, -1, -1, -1, -1) for t in (values, left)], -1)
-    own, share = torch.linalg.solve_triangular(triangle, sides, upper=False, unitriangular=True).split(
-        (width, left.shape[-1]), -1
-    )
+    own, share = _solve(triangle, sides).split((width, left.shape[-1]), -1)
     # The state S = sum_j right_j u_j^T of all earlier chunks (N x W): u = own - share S.
     # Unbound once: the gradient of a slice would be as large as the whole, for every chunk.
     state, solved = None, []
@@ -64,3 +63,30 @@ def unit_lower_solve(
             new = new + (state if kept is None else kept[index] * state)
         state = new
     return leading(torch.cat(solved, 2), 2, length)
+
+
+def _solve(triangle: Tensor, sides: Tensor) -> Tensor:
+    """``(I + triangle)^-1 sides``, of strictly lower triangles ``(..., Q, Q)``."""
+    size = triangle.shape[-1]
+    if torch.compiler.is_exporting() and known(size):  # ONNX has no triangular solve
+        return _inverse(triangle) @ sides
+    return torch.linalg.solve_triangular(triangle, sides, upper=False, unitriangular=True)
+
+
+def _inverse(triangle: Tensor) -> Tensor:
+    """``(I + triangle)^-1`` of strictly lower triangles ``(..., Q, Q)``, Q a number, in log2 Q steps of products.
+
+    Blocks of the diagonal, each of two that are inverted: ``[[A, 0], [C, B]]^-1 = [[A^-1, 0], [-B^-1 C A^-1, B^-1]]``.
+    """
+    size = triangle.shape[-1]
+    most = power_of_two(size)
+    padded = F.pad(triangle, (0, most - size, 0, most - size))
+    inverse = triangle.new_ones(*triangle.shape[:-2], most, 1, 1)
+    half = 1
+    while half < most:
+        blocks = padded.unflatten(-1, (-1, 2 * half)).unflatten(-3, (-1, 2 * half)).diagonal(0, -4, -2).movedim(-1, -3)
+        upper, lower = inverse.unflatten(-3, (-1, 2)).unbind(-3)
+        corner = -lower @ blocks[..., half:, :half] @ upper
+        inverse = torch.cat((F.pad(upper, (0, half)), torch.cat((corner, lower), -1)), -2)
+        half *= 2
+    return inverse.squeeze(-3)[..., :size, :size]

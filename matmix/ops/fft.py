@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from matmix.ops.pieces import room
 from matmix.ops.precision import working_dtype
-from matmix.ops.sizes import known, larger, power_of_two
+from matmix.ops.sizes import known, larger, modulo, power_of_two
 
 # A C allocator maps blocks above 32 MiB anew at every call, and the page faults then cost more than the transform
 # (256 x 16384 real values, one thread: 97 ms in one piece, 30 ms in pieces of 2 MiB).
@@ -41,8 +41,29 @@ def _also_empty(transform: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 fftn, hfftn = _also_empty(torch.fft.fftn), _also_empty(torch.fft.hfftn)
-rfft, irfft = _also_empty(torch.fft.rfft), _also_empty(torch.fft.irfft)
-rfftn, irfftn = _also_empty(torch.fft.rfftn), _also_empty(torch.fft.irfftn)
+rfft, _irfft = _also_empty(torch.fft.rfft), _also_empty(torch.fft.irfft)
+rfftn, _irfftn = _also_empty(torch.fft.rfftn), _also_empty(torch.fft.irfftn)
+
+
+def irfft(half: Tensor, size: int, norm: str | None = None) -> Tensor:
+    """The real signals ``(..., size)`` of half spectra ``(..., size // 2 + 1)``."""
+    if known(size) or not torch.compiler.is_exporting():
+        return _irfft(half, size, norm=norm)
+    # Whole spectra, in real pairs: onnxruntime takes a half one for as long as it is where the length is open.
+    place = torch.arange(size, device=half.device)
+    mirrored = size - place
+    pairs = torch.view_as_real(half).index_select(-2, torch.minimum(place, mirrored))
+    imaginary = torch.where(place < mirrored, pairs[..., 1], -pairs[..., 1])
+    return torch.fft.ifft(torch.complex(pairs[..., 0], imaginary), norm=norm).real
+
+
+def irfftn(half: Tensor, grid: tuple[int, ...], dim: tuple[int, ...], norm: str | None = None) -> Tensor:
+    """The real signals on a grid, which lies along the axes ``dim``, of half spectra; its last axis is halved."""
+    if known(*grid) or not torch.compiler.is_exporting():
+        return _irfftn(half, grid, dim=dim, norm=norm)
+    if len(grid) > 1:
+        half = torch.fft.ifftn(half, grid[:-1], dim=dim[:-1], norm=norm)
+    return irfft(half.movedim(dim[-1], -1), grid[-1], norm).movedim(-1, dim[-1])
 
 
 def fast_len(length: int) -> int:
@@ -156,7 +177,7 @@ def hermitian(spectrum: Tensor, grid: tuple[int, ...]) -> Tensor:
         axes = tuple(axis - 1 for axis in others)
         mirrored = torch.roll(pairs.flip(axes), (1,) * len(axes), axes) if axes else pairs
         mirrored = torch.stack((mirrored[..., 0], -mirrored[..., 1]), -1)
-        own = (2 * column % last == 0).unsqueeze(-1)
+        own = (modulo(2 * column, last) == 0).unsqueeze(-1)
         return torch.view_as_complex(torch.where(own, (pairs + mirrored) / 2, pairs))
     middle = spectrum.narrow(-1, 1, (last - 1) // 2)
     ends = spectrum[..., :: last // 2] if last % 2 == 0 else spectrum.narrow(-1, 0, 1)  # columns 0 and n/2

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from matmix.ops.sizes import modulo
+
 
 def padding_first(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Orders ``(B, L)`` of the tokens that move the padding behind a sample's last real token before its first, and
@@ -15,7 +17,7 @@ def padding_first(mask: Tensor) -> tuple[Tensor, Tensor]:
     length = mask.shape[1]
     place = torch.arange(length, device=mask.device)
     last = (place * mask).amax(1, keepdim=True)
-    return (place + last + 1) % length, (place - last - 1) % length
+    return modulo(place + last + 1, length), modulo(place - last - 1, length)
 
 
 def in_order(tokens: Tensor, order: Tensor) -> Tensor:

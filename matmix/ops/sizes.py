@@ -65,6 +65,11 @@ def whole(length: int, size: int) -> int:
     return -(-length // size) if known(length) else (length + 2 * size - 1) // size
 
 
+def modulo(index: Tensor, size: int) -> Tensor:
+    """``index % size``; where the size is open by a quotient, as ONNX's exporter knows no remainder by a symbol."""
+    return index % size if known(size) else index - index // size * size
+
+
 def leading(tensor: Tensor, axis: int, count: int) -> Tensor:
     """The first ``count`` along an axis; the tensor itself where that is all (a slice costs two passes backward)."""
     if known(count, tensor.shape[axis]):
