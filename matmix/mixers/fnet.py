@@ -58,7 +58,9 @@ class FNet(Mixer):
         gain = 1 / math.sqrt(x.shape[1]) if self.norm == "ortho" else 1.0
         return Projected(Fourier.like(values, context.grid, gain, pairs=True), values)
 
-    def product(self, x: Tensor, context: Context) -> tuple[Tensor, None]:
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
+        if torch._C._get_tracing_state() is not None:  # torch.jit keeps no function with a gradient of its own
+            return super().product(x, context)
         # Both transforms at once: nothing complex is stored, and half of it is never computed.
         mixed = call(_RealTransform, self._exact(x, context), context.grid, _NORMS[self.norm])
         return mixed.mT.unsqueeze(-1), None

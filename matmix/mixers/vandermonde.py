@@ -42,7 +42,8 @@ class Cosines(Factors):
         rows, columns = (VandermondeMatrix(unit * t, length) for t in (query, key))
         both: Matrix = Sum((rows, columns.mT.scale(sign)))
         gain = (2 * size * self.qk_dim) ** -0.5
-        factor = gain if isinstance(gain, Tensor) else query.new_full((1, 1, 1, 1), gain)
+        # One number is a tensor too where torch.jit traces a length.
+        factor = gain if isinstance(gain, Tensor) and gain.dim() else query.new_ones(1, 1, 1, 1) * gain
         if self.form.published and not self.form.data_dependent:
             return Diagonal((factor * both.matmul(query.new_ones(1, self.heads, length, 1))).squeeze(-1))
         return Scale(both, factor)
