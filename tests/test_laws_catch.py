@@ -12,7 +12,7 @@ from matmix.testing import MATRIX_LAWS, MIXER_LAWS, PROPERTIES, SLOW_MIXER_LAWS,
 from tests.laws import matrix_classes
 from tests.wrong import MODULES, WRONG_MIXERS, claims, matrices, mixers
 
-SLOW = {"compiles_by_inductor"}
+SLOW = {"compiles_by_inductor", "compiles_at_several_sizes"}
 
 
 def _mark(law: str, *values: object) -> object:
@@ -54,7 +54,11 @@ def test_a_wrong_mixer_is_caught(law: str, mixer: type[Mixer], twin: type[Mixer]
     check_mixer(twin, laws=[law])
 
 
-@pytest.mark.parametrize("mixer", [mixers.Decay, mixers.Table, mixers.Average], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "mixer",
+    [mixers.Decay, *(pytest.param(mixer, marks=pytest.mark.slow) for mixer in (mixers.Table, mixers.Average))],
+    ids=lambda m: m.__name__,
+)
 def test_the_correct_mixers_pass_every_law(mixer: type[Mixer]) -> None:
     check_mixer(mixer)
 

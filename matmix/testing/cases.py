@@ -69,6 +69,11 @@ class MixerCase:
     def length(self) -> int:
         return math.prod(self.grid)
 
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """Training off and on; off alone for one number a channel, which has no variance for a batch norm."""
+        return (False, True) if self.batch * self.length > 1 else (False,)
+
     def on(self, grid: Grid, batch: int | None = None) -> MixerCase:
         """The same mixer at another size."""
         return replace(self, grid=grid, batch=self.batch if batch is None else batch)

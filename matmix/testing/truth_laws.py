@@ -43,7 +43,7 @@ def _product_is_matrix(case: MixerCase) -> None:
     mixer = case.build()
     masks = [None] if mixer.traits.mask is None else [None, some_mask(case)]
     made_of_others = type(mixer).mix is not Mixer.mix
-    for training, mask in ((training, mask) for training in (False, True) for mask in masks):
+    for training, mask in ((training, mask) for training in case.modes for mask in masks):
         what = f"{'training' if training else 'eval'} mode{'' if mask is None else ', with a mask'}"
         shorter, longer = (_run(case, way, training, mask) for way in (_as_it_runs, _by_matrix))
         largest = max((float(t.abs().max()) for name, t in longer.items() if name.startswith(_GRADIENT)), default=0.0)
@@ -105,7 +105,7 @@ def matrix_gradient(case: MixerCase) -> None:
     A mixer whose traits say ``straight_through`` has by definition the gradient of another function: of the one in
     which all that it detaches is constant. It is held to that one, and the entries' own must then differ.
     """
-    for training in (False, True):
+    for training in case.modes:
         what = f"{'training' if training else 'eval'} mode"
         line = _Line(case, training)
         through = line.mixer.traits.straight_through

@@ -47,6 +47,7 @@ def test_is_the_softmax_over_every_pair(length: int, causal: bool) -> None:
     torch.testing.assert_close(matrix.matmul(values), every_pair(mixer, x, mask) @ values)
 
 
+@pytest.mark.slow
 def test_causal_laws_of_compilers() -> None:
     factory = lambda dim, grid: LongVQ(dim, grid, z_dim=4, states=2, codes=3, window=2, causal=True)
     check_mixer(factory, laws=["compiles", "compiles_steps", "exports"])

@@ -177,6 +177,7 @@ def test_learned_numbers_start_as_large_as_those_from_tokens() -> None:
 FORMS = [(name, way) for name, structure in STRUCTURES.items() for way in structure.ways]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "way"), FORMS)
 def test_laws_of_the_forms(name: str, way: bool) -> None:
     laws = ["product", "data_dependence", "length", "mask_content", "mask_trim", "gradients", "small", "precision"]

@@ -135,6 +135,7 @@ def test_float32_kernel_keeps_its_phase_at_length_16384() -> None:
     assert float(error) < 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

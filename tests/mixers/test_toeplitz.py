@@ -100,6 +100,7 @@ def test_errors(options: str, message: str) -> None:
         create_mixer(f"toeplitz({options})", 8, (4,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

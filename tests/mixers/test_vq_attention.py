@@ -65,6 +65,7 @@ def test_causal_is_attention_over_the_quantised_keys_so_far(length: int) -> None
     torch.testing.assert_close(mixer(x, mask=mask)[mask], expected[mask])
 
 
+@pytest.mark.slow
 def test_causal_laws_of_compilers() -> None:
     factory = lambda dim, grid: VQAttention(dim, grid, head_dim=4, codes=3, causal=True)
     check_mixer(factory, laws=["compiles", "compiles_steps", "exports"])
