@@ -27,7 +27,7 @@ class Scaled(Decay):
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return super().merge(mixed * self.scale().view(-1, 1, 1), rest)
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         state = self.decay.sigmoid() * state + self.value(x)
         return self.out(state * self.scale()), state
 

@@ -43,8 +43,8 @@ class Centred(Decay):
         self.mean.lerp_(self.seen.tanh(), 0.5)
         self.seen.zero_()
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        return super().step(x - self.mean, state)
+    def advance(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return super().advance(x - self.mean, state)
 
 
 class MovesWhileLooking(Centred):
