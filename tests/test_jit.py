@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ def _holds(name: str, module: nn.Module, inputs: list[Tensor]) -> None:
             close(traced(x), module(x), f"{name}, {tuple(x.shape)}")
 
 
-def _cases() -> list[object]:
+def _cases() -> list[Any]:
     """Every mixer on a sequence if it takes one, else on an image; images of those that take both are slow tests."""
     dims = {name: matmix.mixer_info(name).traits.dims for name in matmix.list_mixers()}
     first = [pytest.param(name, (13,) if 1 in dims[name] else (3, 7), id=name) for name in dims]

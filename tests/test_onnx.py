@@ -22,6 +22,8 @@ EXCEPTIONS = {
 }
 """(mixer or model, open axis): what its conversion fails by. Where the length is open, the delta rule is one triangle,
 and ONNX has no triangular solve; a triangle of a known size is inverted by products."""
+TOO_LONG = ("vim2_t",)
+"""Models whose conversion takes the exporter more than four minutes; their mixers are converted one by one above."""
 
 BATCH = Dim("batch", max=1 << 12)
 LENGTH = Dim("length", min=2, max=1 << 16)
@@ -40,6 +42,7 @@ def _holds(name: str, axis: str, module: nn.Module, inputs: list[Tensor]) -> Non
         assert reason in f"{error.__cause__}", f"{name} fails by another reason than {reason}: {error.__cause__}"
         return
     assert reason is None, f"{name} converts with an open {axis} now: take it out of EXCEPTIONS"
+    assert program is not None
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
     for x in inputs:
         (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
@@ -75,7 +78,7 @@ def test_open_length(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in TOO_LONG])
 def test_vision_models(name: str) -> None:
     torch.manual_seed(0)
     model, images = small(name).eval(), torch.randn(5, 3, SIZE, SIZE)

@@ -45,25 +45,25 @@ rfft, _irfft = _also_empty(torch.fft.rfft), _also_empty(torch.fft.irfft)
 rfftn, _irfftn = _also_empty(torch.fft.rfftn), _also_empty(torch.fft.irfftn)
 
 
-def irfft(half: Tensor, size: int, norm: str | None = None) -> Tensor:
-    """The real signals ``(..., size)`` of half spectra ``(..., size // 2 + 1)``."""
-    if known(size) or not torch.compiler.is_exporting():
-        return _irfft(half, size, norm=norm)
+def irfft(half: Tensor, n: int, dim: int = -1, norm: str | None = None) -> Tensor:
+    """The real signals of n numbers along an axis, of half spectra of ``n // 2 + 1``."""
+    if known(n) or not torch.compiler.is_exporting():
+        return _irfft(half, n, dim, norm)
     # Whole spectra, in real pairs: onnxruntime takes a half one for as long as it is where the length is open.
-    place = torch.arange(size, device=half.device)
-    mirrored = size - place
-    pairs = torch.view_as_real(half).index_select(-2, torch.minimum(place, mirrored))
+    place = torch.arange(n, device=half.device)
+    mirrored = n - place
+    pairs = torch.view_as_real(half.movedim(dim, -1)).index_select(-2, torch.minimum(place, mirrored))
     imaginary = torch.where(place < mirrored, pairs[..., 1], -pairs[..., 1])
-    return torch.fft.ifft(torch.complex(pairs[..., 0], imaginary), norm=norm).real
+    return torch.fft.ifft(torch.complex(pairs[..., 0], imaginary), norm=norm).real.movedim(-1, dim)
 
 
-def irfftn(half: Tensor, grid: tuple[int, ...], dim: tuple[int, ...], norm: str | None = None) -> Tensor:
-    """The real signals on a grid, which lies along the axes ``dim``, of half spectra; its last axis is halved."""
-    if known(*grid) or not torch.compiler.is_exporting():
-        return _irfftn(half, grid, dim=dim, norm=norm)
-    if len(grid) > 1:
-        half = torch.fft.ifftn(half, grid[:-1], dim=dim[:-1], norm=norm)
-    return irfft(half.movedim(dim[-1], -1), grid[-1], norm).movedim(-1, dim[-1])
+def irfftn(half: Tensor, s: tuple[int, ...], dim: tuple[int, ...], norm: str | None = None) -> Tensor:
+    """The real signals on a grid, which lies along axes, of half spectra; the last axis is halved."""
+    if known(*s) or not torch.compiler.is_exporting():
+        return _irfftn(half, s, dim, norm)
+    if len(s) > 1:
+        half = torch.fft.ifftn(half, s[:-1], dim[:-1], norm)
+    return irfft(half, s[-1], dim[-1], norm)
 
 
 def fast_len(length: int) -> int:
