@@ -9,7 +9,7 @@ from torch.export import Dim
 from matmix.testing.compare import close
 from tests.vision.families import FAMILIES, SIZE, small
 
-QUICK = ("gfnet_ti", "vmamba_t_s1l8")
+QUICK = ("gfnet_ti",)  # scans take the exporter many seconds
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])

@@ -38,7 +38,7 @@ class GoesThroughChunks(Decay):
 
 
 WRONG_MIXERS: list[tuple[str, type[Mixer], type[Mixer], str]] = [
-    ("exports", SavesTimeOnSmallBatches, Decay, "torch.export: "),
+    ("exports", SavesTimeOnSmallBatches, Decay, "for batch <"),
     ("exports", CollectsBatches, Decay, "unhashable"),
-    ("exports_any_length", GoesThroughChunks, Decay, "torch.export: "),
+    ("exports_any_length", GoesThroughChunks, Decay, "specialized it to be a constant"),
 ]
