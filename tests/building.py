@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from matmix import fork_seed, no_weight_decay
 from matmix.testing import close
+from matmix.testing.building_laws import default
 
 Build = Callable[[], nn.Module]
 
@@ -94,20 +94,10 @@ def empty(build: Build) -> Iterator[tuple[str, nn.Module]]:
         yield "empty weights" if not buffers else "empty weights and buffers", made
 
 
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def check_dtypes(build: Build, x: Tensor) -> None:
     """Built under a default dtype, all that floats has it; outputs have it too, and do not hang on it afterwards."""
     for dtype in (torch.float64, torch.bfloat16):
-        with default_dtype(dtype), fork_seed(0, "building"):
+        with default(dtype), fork_seed(0, "building"):
             model = build().eval()
             wrong = [n for n, v in model.state_dict().items() if v.is_floating_point() and v.dtype != dtype]
             assert not wrong, f"not {dtype}: {wrong}"

@@ -64,7 +64,8 @@ def default_device(case: MixerCase) -> None:
 
 
 @contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
+def default(dtype: torch.dtype) -> Iterator[None]:
+    """A default dtype for what is made inside."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -80,7 +81,7 @@ def default_dtype(case: MixerCase) -> None:
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
         x = case.tokens(dtype)
-        with _default(dtype):
+        with default(dtype):
             mixer = case.factory(case.dim, case.grid).to(case.device).eval()
             other = [n for n, v in _tensors(mixer).items() if v.is_floating_point() and v.dtype != dtype]
             assert not other, f"with {name} as default, {', '.join(other)} is not {name}"
