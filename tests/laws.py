@@ -26,7 +26,7 @@ COMMON: dict[str, Any] = {
     "suppress_health_check": list(HealthCheck),
 }
 QUICK = settings(max_examples=5, **COMMON)
-MANY = settings(max_examples=60, **COMMON)
+MANY = settings(max_examples=40, **COMMON)
 
 
 def matrix_classes() -> list[type[Matrix]]:
