@@ -118,9 +118,9 @@ def samples(case: MixerCase) -> None:
 @law
 def gradients(case: MixerCase) -> None:
     """Every parameter and the tokens get a finite, non-zero gradient, of their own dtype and shape."""
-    if case.length < 4:
+    # A few tokens may all choose one code of a quantiser: then no score matters.
+    if case.length < (16 if case.build().traits.straight_through else 4):
         return
-    case = case.on(case.grid, batch=max(case.batch, 4))  # five tokens may choose one code: then no score matters
     mixer = case.build().train()
     x = case.tokens().requires_grad_()
     (mixer(x) * case.tokens(name="weight")).sum().backward()
