@@ -115,7 +115,8 @@ class Tree:
 
     def __init__(self, folder: Path, threads: int) -> None:
         environment = {**os.environ, "PYTHONPATH": str(folder.resolve())}
-        command = [sys.executable, str(Path(__file__).resolve()), "--serve", "--threads", str(threads)]
+        # -P: the folder of this file holds a vision.py too
+        command = [sys.executable, "-P", str(Path(__file__).resolve()), "--serve", "--threads", str(threads)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment
         )
