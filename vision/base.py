@@ -147,10 +147,19 @@ class VisionModel(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images ``(B, in_chans, H, W)`` to the last map ``(B, num_features, h, w)``."""
-        x = self._map(x)
+        x, kept = self._map(x), []
         for stage in self.stages:
             x = stage(x)
-        return self.norm(x).permute(0, 3, 1, 2)
+            kept += self.aside(stage, x)
+        return self.last(x, kept).permute(0, 3, 1, 2)
+
+    def aside(self, stage: nn.Module, x: Tensor) -> list[Tensor]:
+        """What ``last`` needs of a stage's map besides the last map; nothing, unless a family has shortcuts."""
+        return []
+
+    def last(self, x: Tensor, kept: list[Tensor]) -> Tensor:
+        """The last stage's map as the head gets it; ``kept`` is what ``aside`` gave, stage by stage."""
+        return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map to logits, or to what the classifier gets."""
@@ -187,20 +196,21 @@ class VisionModel(nn.Module):
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {output_fmt!r}")
         wanted, deepest = feature_take_indices(len(self.stages), indices)  # type: ignore[arg-type]
-        x, maps, last = self._map(x), [], len(self.stages) - 1
+        x, maps, kept, last = self._map(x), [], [], len(self.stages) - 1
         for index, stage in enumerate(self.stages):
             if (stop_early or intermediates_only) and index > deepest:
                 break
             x = stage(x)
+            kept += self.aside(stage, x)
             if index in wanted:
-                taken = self.norm(x) if norm and index == last else x
+                taken = self.last(x, kept) if norm and index == last else x
                 if self.feature_norms is not None:
                     taken = self.feature_norms[index](x)
                 maps.append(taken if output_fmt == "NHWC" else taken.permute(0, 3, 1, 2))
         if intermediates_only:
             return maps
         if not stop_early or deepest == last:
-            x = self.norm(x)
+            x = self.last(x, kept)
         return x.permute(0, 3, 1, 2), maps
 
     def prune_intermediate_layers(

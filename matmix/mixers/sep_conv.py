@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from matmix.ops.linear import linear
 from matmix.ops.masks import continued
 from matmix.ops.plain import is_plain
 
+Act = Literal["star_relu", "gelu", "relu", "silu"]
+_ACTS: dict[str, type[nn.Module]] = {"star_relu": StarReLU, "gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
 
 @register(
     "sep_conv",
@@ -28,14 +31,19 @@ from matmix.ops.plain import is_plain
     paper="2210.13452, equation 7",
 )
 class SepConv(Mixer):
-    """``y = W2 T StarReLU(W1 x)``: pointwise, depthwise and pointwise convolution (ConvFormer; MobileNetV2's block).
+    """``y = W2 act2(T act(W1 x))``: pointwise, depthwise and pointwise convolution (ConvFormer; MobileNetV2's block).
 
     The matrix T is a convolution with one kernel a channel of the inner width, zeros beyond the border. Whether it
     slides along a sequence or over an image is settled by the number of axes of ``grid`` (a sequence where absent).
+    ``merge`` applies ``act2``: with one it is not linear, and the matrix shows what comes before it. The published
+    class also takes a padding; any but half the kernel gives a map of another size, which no block can add to its own.
 
     Args:
         expansion: inner width over ``dim``.
         kernel: taps along every axis; odd unless causal.
+        act: the activation before the convolution: ``"star_relu"``, ``"gelu"``, ``"relu"`` or ``"silu"``.
+        act2: the one behind it, of the same names; None for none, as in all published models.
+        bias: whether the three layers have biases.
         causal: look back only (sequences); then the mixer also runs token by token on its last ``kernel - 1`` inputs.
     """
 
@@ -48,6 +56,9 @@ class SepConv(Mixer):
         *,
         expansion: float = 2.0,
         kernel: int = 7,
+        act: Act = "star_relu",
+        act2: Act | None = None,
+        bias: bool = False,
         causal: bool = False,
     ) -> None:
         if causal:
@@ -59,19 +70,24 @@ class SepConv(Mixer):
         inner = int(expansion * dim)
         if inner < 1:
             raise ValueError(f"expansion must leave an inner width of at least 1, got {expansion!r} of dim={dim}")
+        if act not in _ACTS:
+            raise ValueError(f"act must be one of {', '.join(_ACTS)}, got {act!r}")
+        if act2 is not None and act2 not in _ACTS:
+            raise ValueError(f"act2 must be one of {', '.join(_ACTS)} or None, got {act2!r}")
         self.kernel, self.inner, self.causal = kernel, inner, causal
-        self.pwconv1 = nn.Linear(dim, inner, bias=False)
-        self.act1 = StarReLU()
+        self.pwconv1 = nn.Linear(dim, inner, bias=bias)
+        self.act1 = _ACTS[act]()
         kind = nn.Conv1d if self.axes == 1 else nn.Conv2d
-        self.dwconv = kind(inner, inner, kernel, groups=inner, bias=False)
-        self.pwconv2 = nn.Linear(inner, dim, bias=False)
+        self.dwconv = kind(inner, inner, kernel, groups=inner, bias=bias)
+        self.act2 = None if act2 is None else _ACTS[act2]()
+        self.pwconv2 = nn.Linear(inner, dim, bias=bias)
 
     def project(self, x: Tensor, context: Context) -> Projected:
         matrix, bias = self._matrix(context.grid)
         return Projected(matrix, self._inner(x, context).mT.unsqueeze(-1), bias)
 
     def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
-        """By the convolution itself; a bias, which there is none of until the layer is replaced, is in the product."""
+        """By the convolution itself; its bias, where there is one, is in the product."""
         image = image_of(self._inner(x, context), context.grid)
         # A part of a channels-last image: its values as they come from tokens.
         return conv(self.dwconv, image, self._margins()).flatten(2).unsqueeze(-1), None
@@ -79,7 +95,7 @@ class SepConv(Mixer):
     def _inner(self, x: Tensor, context: Context) -> Tensor:
         if len(context.grid) != self.axes:
             raise ValueError(f"SepConv was built for a grid of {self.axes} axes, got the grid {context.grid}")
-        # StarReLU does not keep zeros, so padding is dropped after it.
+        # Neither biases nor StarReLU keep zeros, so padding is dropped after it.
         return drop_padding(linear(self.pwconv1, x, self.act1), context.mask)
 
     def _margins(self) -> list[tuple[int, int]]:
@@ -94,7 +110,11 @@ class SepConv(Mixer):
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         mixed = merge_heads(mixed)
-        return linear(self.pwconv2, mixed if rest is None else mixed + rest)
+        return self._out(mixed if rest is None else mixed + rest)
+
+    def _out(self, mixed: Tensor) -> Tensor:
+        """What was convolved, ``(..., inner)``, to the width of the model."""
+        return linear(self.pwconv2, mixed if self.act2 is None else self.act2(mixed))
 
     def resize_(self, grid: Grid) -> SepConv:
         if len(grid) != self.axes:
@@ -112,7 +132,7 @@ class SepConv(Mixer):
         state = self.init_state(x.shape[0]) if state is None else state
         seen = continued(state, self._inner(x, Context(x.shape[1:2], mask)), mask)
         mixed = conv(self.dwconv, image_of(seen, seen.shape[1:2]), self._margins()).flatten(2).mT
-        return linear(self.pwconv2, mixed[:, self.kernel - 1 :]), seen[:, x.shape[1] :]
+        return self._out(mixed[:, self.kernel - 1 :]), seen[:, x.shape[1] :]
 
     def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         now = self.act1(self.pwconv1(x)).unsqueeze(1)
@@ -122,6 +142,6 @@ class SepConv(Mixer):
             mixed = mixed if self.dwconv.bias is None else mixed + self.dwconv.bias
         else:
             mixed = self.dwconv(window.mT).squeeze(-1)
-        return self.pwconv2(mixed), window[:, 1:]
+        return self.pwconv2(mixed if self.act2 is None else self.act2(mixed)), window[:, 1:]
 
     published: ClassVar[dict[str, Any]] = {"sail-sg/metaformer": lambda module, state: state}

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import vision
 from matmix.inspect import matrices
 from tests.fixtures import load_fixture
-from tests.vision.checks import check_count, check_names, check_output, check_training
+from tests.vision.checks import check_count, check_output, check_training
 from vision.models.inception_former import InceptionFormer
 
 SOURCE = "sail-sg/iFormer"
@@ -38,13 +38,6 @@ def test_tiny() -> None:
 @pytest.mark.slow
 def test_full_size() -> None:
     check_output(load_fixture("vision/iformer_small_224"), vision.create_model("inception_former_s"), SOURCE)
-
-
-@pytest.mark.parametrize(
-    ("case", "name"), [("iformer_base_names", "inception_former_b"), ("iformer_small_224", "inception_former_s")]
-)
-def test_names(case: str, name: str) -> None:
-    check_names(load_fixture(f"vision/{case}"), name, SOURCE)
 
 
 @pytest.mark.parametrize(

@@ -53,12 +53,14 @@ def count(model: torch.nn.Module) -> tuple[int, int]:
         ("cdfformer_tiny_64", "cdfformer_s18", DFFORMER, {"img_size": 64}),
         ("gfformer_tiny_64", "gfformer_s18", DFFORMER, {"img_size": 64}),
         ("afno_tiny_64", "dfformer_s18_afno", DFFORMER, {"img_size": 64}),
+        ("metaformer_ppaa_tiny_64", "metaformer_ppaa_s12_224", POOLFORMER, {"img_size": 64}),
     ],
 )
 def test_tiny_outputs(case: str, name: str, source: str, options: dict[str, Any]) -> None:
     fixture = load_fixture(f"vision/{case}")
     model = loaded(fixture, name, source, **TINY, **options)
-    assert count(model) == (fixture.data["num_params"], fixture.data["num_params_trainable"])
+    total = fixture.data["num_params"]
+    assert count(model) == (total, fixture.data.get("num_params_trainable", total))
     fixture.check(model(fixture.input()), output_key(fixture))
 
 
@@ -107,36 +109,6 @@ def test_full_outputs(case: str, source: str) -> None:
         single = model.float()(fixture.input(dtype=torch.float32))
     scale = fixture.data["float32_vs_float64_max_abs"]
     fixture.check(single, output_key(fixture), atol=10 * scale, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("case", "source"),
-    [
-        ("identityformer_s24_names", BASELINES),
-        ("randformer_s24_names", BASELINES),
-        ("poolformerv2_s24_names", BASELINES),
-        ("convformer_s36_names", BASELINES),
-        ("caformer_s36_names", BASELINES),
-        ("caformer_b36_names", BASELINES),
-        ("dfformer_s36_names", DFFORMER),
-        ("dfformer_b36_names", DFFORMER),
-        ("cdfformer_s36_names", DFFORMER),
-        ("poolformer_s36_names", POOLFORMER),
-        # the full-size ones too: their outputs are checked in the slow suite
-        ("identityformer_s12_224", BASELINES),
-        ("gfformer_s18_224", DFFORMER),
-        ("poolformer_s12_224", POOLFORMER),
-        ("metaformer_ppff_s12_224", POOLFORMER),
-    ],
-)
-def test_names(case: str, source: str) -> None:
-    fixture = load_fixture(f"vision/{case}")
-    name = case if case == "metaformer_ppff_s12_224" else case.removesuffix("_names").removesuffix("_224")
-    with torch.device("meta"):
-        model = vision.create_model(name)
-        state = {key: torch.empty(shape) for key, shape in fixture.data["parameters"].items()}
-    load_published(model, state, source)
-    assert count(model) == (fixture.data["num_params"], fixture.data["num_params_trainable"])
 
 
 def test_map_norm_is_the_published_one() -> None:
@@ -337,13 +309,6 @@ def test_position_embedding_stands_before_the_first_attention() -> None:
     assert model.stages[2].downsample.positions is not None and model.stages[3].downsample.positions is None
     assert model.stages[2].downsample.positions.pos_embed.shape == (1, 4, 4, 32)
     assert model.no_weight_decay() == {"stages.2.downsample.positions.pos_embed"}
-    state = {"network.4.pos": torch.randn(1, 32, 4, 4)}
-    assert type(model).published[POOLFORMER](model, state)["stages.2.downsample.positions.pos_embed"].shape == (
-        1,
-        4,
-        4,
-        32,
-    )
     assert model.resize_(96)(torch.randn(1, 3, 96, 96)).shape == (1, 10)
     with pytest.raises(ValueError, match="pos_embed"):
         MetaFormer(**TINY, mixers="pooling", pos_embed=True)

@@ -14,7 +14,7 @@ from matmix.inspect import matrices
 from matmix.mixers.mlp import TokenMLP
 from matmix.mixers.raft import Raft
 from tests.fixtures import Fixture, load_fixture
-from tests.vision.checks import Tokens, check_count, check_names, check_output, check_training
+from tests.vision.checks import Tokens, check_count, check_output, check_training
 from vision.models.raftmlp import MultiScaleDownsample, MultiScaleStem, RaftBlock, RaftMLP
 
 SOURCE = "okojoalg/raft-mlp"
@@ -31,6 +31,7 @@ def configured(fixture: Fixture, **options: Any) -> RaftMLP:
         **{
             "img_size": fixture.config.get("pretrained_image_size", 224),
             "num_classes": fixture.config.get("num_classes", 1000),
+            "shortcut": fixture.config.get("shortcut", False),
             **options,
         },
     )
@@ -52,7 +53,13 @@ def small(**options: Any) -> RaftMLP:
 
 @pytest.mark.parametrize(
     "name",
-    ["raftmlp_tiny_48", "raftmlp_tiny_built48_at_64x56", "raftmlp_tiny_single_level_48", "mlp_mixer_tiny_48"],
+    [
+        "raftmlp_tiny_48",
+        "raftmlp_tiny_built48_at_64x56",
+        "raftmlp_tiny_single_level_48",
+        "raftmlp_tiny_shortcut_48",
+        "mlp_mixer_tiny_48",
+    ],
 )
 def test_tiny(name: str) -> None:
     fixture = load_fixture(f"vision/{name}")
@@ -63,14 +70,6 @@ def test_tiny(name: str) -> None:
 @pytest.mark.parametrize(("case", "name"), [("raftmlp_s_224", "raftmlp_s"), ("mlp_mixer_b16_224", "mlp_mixer_b16")])
 def test_full_size(case: str, name: str) -> None:
     check_output(load_fixture(f"vision/{case}"), vision.create_model(name), SOURCE)
-
-
-@pytest.mark.parametrize(
-    ("case", "name"),
-    [("raftmlp_l_names", "raftmlp_l"), ("raftmlp_s_224", "raftmlp_s"), ("mlp_mixer_b16_224", "mlp_mixer_b16")],
-)
-def test_names(case: str, name: str) -> None:
-    check_names(load_fixture(f"vision/{case}"), name, SOURCE)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +150,24 @@ def test_other_sizes(rafts: tuple[int, ...] | None) -> None:
     assert not torch.allclose(model(x), before)
 
 
+def test_shortcuts_reach_the_last_map() -> None:
+    """Levels, not stages: a level that is cut into stages has one shortcut, at its end."""
+    options = {"depths": (1, 1, 1), "dims": (8, 8, 12), "kernels": ((4, 8), (), (2,)), "rafts": (2, 2, 2)}
+    model = small(shortcut=True, **options).eval()
+    assert [stage.shortcut is not None for stage in model.stages] == [False, True, False]
+    x = torch.randn(2, 3, 32, 32)
+    plain = small(**options).eval()
+    state = model.state_dict()
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    last, maps = model.forward_intermediates(x, norm=True)
+    torch.testing.assert_close(maps[-1], last)
+    scale, shift = model.stages[1].shortcut(maps[1].permute(0, 2, 3, 1)).chunk(2, -1)
+    torch.testing.assert_close(last, plain.forward_features(x) * scale[..., None, None] + shift[..., None, None])
+    torch.testing.assert_close(model.forward_head(last), model(x))
+    model.prune_intermediate_layers([1])
+    assert not any("shortcut" in name for name, _ in model.named_parameters())
+
+
 def test_an_image_is_enlarged_to_whole_patches() -> None:
     model = small().eval()
     x = torch.randn(1, 3, 30, 33)
@@ -187,7 +204,7 @@ def test_drop_path_is_the_same_in_every_block() -> None:
 
 @pytest.mark.parametrize("rafts", [(2, 2), None])
 def test_training(rafts: tuple[int, ...] | None) -> None:
-    check_training(small(rafts=rafts, drop_path_rate=0.1), torch.randn(4, 3, 32, 40))
+    check_training(small(rafts=rafts, drop_path_rate=0.1, shortcut=True), torch.randn(4, 3, 32, 40))
 
 
 def test_refuses() -> None:

@@ -34,7 +34,7 @@ def _from_poolformer(model: MetaFormer, state: State) -> State:
             patterns.append((rf"^network\.{place}\.proj\.", f"stages.{i}.downsample.conv."))
             place += 1
             if getattr(stage.downsample, "positions", None) is not None:
-                patterns.append((rf"^network\.{place}\.pos$", f"stages.{i}.downsample.positions.pos_embed"))
+                patterns.append((rf"^network\.{place}\.pos_embed$", f"stages.{i}.downsample.positions.pos_embed"))
                 place += 1
         patterns.append((rf"^network\.{place}\.(\d+)\.", rf"stages.{i}.blocks.\1."))
         norms.append((rf"^norm{place}\.", f"feature_norms.{i}."))
@@ -106,7 +106,7 @@ for _name, _mixers, _more in (
         PoolFormer,
         {**_BLOCK, **_more, "depths": _depths, "dims": _dims, "mixers": _mixers, "layer_scale": 1e-5},
         checkpoint=f"{_WEIGHTS}/{_name}.pth.tar",
-        crop_pct=0.9,
+        crop_pct=0.9 if _name in ("metaformer_id_s12", "metaformer_pppf_s12_224") else 0.95,
         fixed_input_size=_name.endswith("_224"),
         **_PAPER,
     )

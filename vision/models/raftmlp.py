@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from timm.layers import DropPath, register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -115,6 +116,27 @@ class RaftBlock(nn.Module):
     }
 
 
+class Shortcut(nn.Module):
+    """Layer norm, mean over the map and a linear layer: map ``(B, h, w, dim)`` to a scale and a shift ``(B, out_dim)``
+    for the channels of the last map."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.fc = nn.Linear(dim, 2 * out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(x).mean((1, 2)))
+
+
+class RaftStage(Stage):
+    """A stage, and the shortcut from its map to the head where there is one."""
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        super().__init__(downsample, blocks)
+        self.shortcut: Shortcut | None = None
+
+
 class RaftMLP(VisionModel):
     """Levels of a patch embedding and blocks; layer norm, mean, classifier.
 
@@ -128,6 +150,8 @@ class RaftMLP(VisionModel):
         rafts: channels of a raft's bundle, for each stage; None for perceptrons over all tokens at once (MLP-Mixer).
         token_expansion: hidden width of the perceptrons over tokens over what they read.
         mlp_ratio: hidden width of the MLPs over the channels.
+        shortcut: whether every level before the last scales and shifts the channels of the last map, by its own mean
+            (the published class does unless told otherwise; all of the published configurations tell it so).
         img_size: the size that the weights are for.
         drop_path_rate: the same in every block, and drawn for each direction and for the MLP.
     """
@@ -140,6 +164,7 @@ class RaftMLP(VisionModel):
         rafts: Sequence[int] | None = (2, 2, 2, 2),
         token_expansion: float = 2.0,
         mlp_ratio: float = 4.0,
+        shortcut: bool = False,
         img_size: Size = 224,
         num_classes: int = 1000,
         in_chans: int = 3,
@@ -176,7 +201,9 @@ class RaftMLP(VisionModel):
                 RaftBlock(mixer(dim, rafts[i] if rafts else None), int(dim * mlp_ratio), drop_path_rate)
                 for _ in range(depth)
             ]
-            stages.append(Stage(downsample, blocks))
+            stages.append(RaftStage(downsample, blocks))
+            if shortcut and i and kernels[i]:  # a new level begins: the one before has its end
+                stages[i - 1].shortcut = Shortcut(dims[i - 1], dims[-1])
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(dims[-1])
         self.head = Head(dims[-1], num_classes, global_pool, drop_rate=drop_rate)
@@ -184,6 +211,28 @@ class RaftMLP(VisionModel):
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
         self.finish(dims, reductions)
+
+    def aside(self, stage: nn.Module, x: Tensor) -> list[Tensor]:
+        shortcut = stage.shortcut
+        return [] if shortcut is None else [shortcut(x)]  # type: ignore[operator]
+
+    def last(self, x: Tensor, kept: list[Tensor]) -> Tensor:
+        x = self.norm(x)
+        # Published after pooling; a scale and a shift of channels are the same before the mean.
+        for both in reversed(kept):
+            scale, shift = both[:, None, None].chunk(2, -1)
+            x = torch.addcmul(shift, scale, x)
+        return x
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        depth = len(self.stages)
+        wanted = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_norm or len(self.stages) < depth:  # nothing is left that they would lead to
+            for stage in self.stages:
+                stage.shortcut = None  # type: ignore[assignment]
+        return wanted
 
     published: ClassVar[dict[str, Callable[[Any, State], State]]] = {
         SOURCE: lambda model, state: _published(model, state)
@@ -259,7 +308,15 @@ def _published(model: RaftMLP, state: State) -> State:
         for j, block in enumerate(stage.blocks):
             put(f"stages.{i}.blocks.{j}", block, below(f"levels.{level}.fn.{number}."))
             number += 1
-    return ours | rename(rest, [(r"^heads\.0\.1\.", "norm."), (r"^classifier\.", "head.fc.")])
+    patterns, number = [(r"^classifier\.", "head.fc.")], 0
+    for i, stage in enumerate(model.stages):  # heads of the levels with a shortcut, then that of the last
+        if stage.shortcut is not None:
+            patterns += [
+                (rf"^heads\.{number}\.1\.", f"stages.{i}.shortcut.norm."),
+                (rf"^heads\.{number}\.4\.", f"stages.{i}.shortcut.fc."),
+            ]
+            number += 1
+    return ours | rename(rest, [*patterns, (rf"^heads\.{number}\.1\.", "norm.")])
 
 
 _SIZES = {"s": (64, 128, 256, 512), "m": (96, 192, 384, 768), "l": (128, 192, 512, 1024)}
