@@ -52,6 +52,20 @@ def test_image_in_any_memory_format(training: bool) -> None:
     torch.testing.assert_close(layer(image.contiguous(memory_format=torch.channels_last)), out)
 
 
+class Doubled(nn.ReLU):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("act", [nn.GELU("tanh"), Doubled(), nn.ReLU6()])
+def test_an_activation_put_in_its_place_is_the_one_that_runs(act: nn.Module) -> None:
+    layer = ConvNorm(4, 8, 3, act="relu").eval()
+    layer.act = act
+    x = torch.randn(2, 5, 6, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), act(layer.norm(layer.conv(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1))
+
+
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="act must be one of"):
         ConvNorm(4, 4, act="sine")

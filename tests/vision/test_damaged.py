@@ -17,11 +17,12 @@ from PIL import Image
 
 from tests.vision.folders import DAMAGED, REPLACED, damage, write_shard
 from vision.data import images as reading
+from vision.data.class_folders import FolderClasses
 from vision.data.decoding import BadData, BrokenImage, decoding, in_colour
 from vision.data.folders import image_endings
 from vision.data.images import Images
 from vision.data.masks import Pairs
-from vision.data.sources import FolderClasses, TarShards
+from vision.data.shards import TarShards
 
 ALL = sorted([*DAMAGED, *REPLACED])
 PIXELS = np.full((36, 40, 3), (200, 40, 30), np.uint8)

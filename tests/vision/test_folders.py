@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.vision.folders import draw_tree, write_shard
-from vision.data import sources as data_sources
+from vision.data import class_folders, hub
 from vision.data.folders import NAMES, split_of
 from vision.data.masks import Pairs, pairs
 from vision.data.sources import kind_of, open_source
@@ -219,12 +219,12 @@ def test_a_split_that_the_task_does_not_use_is_left_out_and_said(tmp_path):
 def test_images_without_a_class(tmp_path, monkeypatch):
     """As the hub's test splits have them, label -1."""
     draw_tree(tmp_path, {f"{split}/{name}": 2 for split in ("train", "test") for name in CLASSES})
-    real = data_sources.FolderClasses.labels
+    real = class_folders.FolderClasses.labels
 
     def labels(self):
         return [-1] * len(self) if self.origin == "test" else real(self)
 
-    monkeypatch.setattr(data_sources.FolderClasses, "labels", labels)
+    monkeypatch.setattr(class_folders.FolderClasses, "labels", labels)
     refused(tmp_path, "the split test of", "images without a class (label -1)", "--task.splits train=NAME")
 
 
@@ -305,7 +305,7 @@ def test_a_mistyped_folder_asks_no_hub(tmp_path, monkeypatch):
     def asked(name):
         raise AssertionError(f"the hub was asked for {name}")
 
-    monkeypatch.setattr(data_sources, "_hub_answers", asked)
+    monkeypatch.setattr(hub, "hub_answers", asked)
     began = time.perf_counter()
     for data in ("data/imags", "dta/images", "./data/imags", "Data/images"):
         refused(data, "there is no folder", "did you mean", data)
@@ -324,7 +324,7 @@ def test_a_mistyped_folder_asks_no_hub(tmp_path, monkeypatch):
 
 def test_a_hub_out_of_reach_is_said_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data_sources, "_hub_answers", lambda name: False)
+    monkeypatch.setattr(hub, "hub_answers", lambda name: False)
     refused("someone/pictures", "there is no folder 'someone/pictures'", "the Hugging Face hub", "cannot be reached")
 
 

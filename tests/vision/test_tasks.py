@@ -20,8 +20,7 @@ from matmix.experiments import trainer
 from matmix.experiments.checkpoint import write_tensors
 from matmix.experiments.run import Result, RunConfig, execute, read_metrics
 from tests.vision.folders import QUICK, SETTINGS, break_file, make_folder
-from vision.data import sources as data_sources
-from vision.data import splits
+from vision.data import hub, splits
 from vision.data.batches import Mix, training_shares
 from vision.data.decoding import BrokenImage
 from vision.data.splits import divide
@@ -158,7 +157,7 @@ def test_a_hub_data_set(folder, monkeypatch):
         }
         made[name] = datasets.Dataset.from_dict(columns, features=features)
     builder = type("Builder", (), {"info": datasets.DatasetInfo(features=features)})
-    monkeypatch.setattr(data_sources, "_hub_answers", lambda name: True)
+    monkeypatch.setattr(hub, "hub_answers", lambda name: True)
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: list(made))
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: builder)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split, **options: made[split])

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from vision.data.decoding import BadData, BrokenImage, decoding, in_colour
-from vision.data.sources import Source
+from vision.data.source import Source
 
 MODES = {1: "L", 3: "RGB"}
 

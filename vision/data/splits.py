@@ -12,10 +12,12 @@ from typing import Literal
 import torch
 
 from matmix.experiments.task import Split
+from vision.data.class_folders import class_splits
 from vision.data.decoding import shown
 from vision.data.folders import files_in, listed, several, splits_option, subfolders
 from vision.data.images import Images, skipped
-from vision.data.sources import Source, class_names, class_splits, kind_of, open_source
+from vision.data.source import Source, class_names
+from vision.data.sources import kind_of, open_source
 
 
 @cache

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 from timm.layers import register_notrace_module
@@ -18,10 +17,11 @@ from matmix.ops.precision import working_dtype
 from vision.layers.mlp import ACTIVATIONS
 from vision.layers.stems import Grid, conv_grid
 
-_IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
-    nn.ReLU: torch.relu_,
-    nn.SiLU: partial(F.silu, inplace=True),
-    nn.GELU: torch.ops.aten.gelu_,
+# What writes an activation's result over its input, by its class; the module comes along for its options.
+_IN_PLACE: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
+    nn.ReLU: lambda act, x: torch.relu_(x),
+    nn.SiLU: lambda act, x: F.silu(x, inplace=True),
+    nn.GELU: lambda act, x: torch.ops.aten.gelu_(x, approximate=act.approximate),
 }
 
 
@@ -108,9 +108,11 @@ class ConvNorm(nn.Module):
 
     def _activate(self, x: Tensor) -> Tensor:
         """The activation of a map that was made here: in place unless autograd looks on or a hook would see it."""
-        act = self.act
-        in_place = _IN_PLACE.get(type(act))
-        return act(x) if in_place is None or looked_on(x) or not is_plain(act, type(act)) else in_place(x)
+        if not looked_on(x):
+            for kind, in_place in _IN_PLACE.items():
+                if is_plain(self.act, kind):
+                    return in_place(self.act, x)
+        return self.act(x)
 
 
 class ImageConvNorm(ConvNorm):

@@ -19,7 +19,7 @@ from matmix.ops.seed import fork_seed
 from vision.data.batches import Mix, evaluation_shares, load, training_shares
 from vision.data.folders import check_splits
 from vision.data.images import Images, Transformed
-from vision.data.sources import Source
+from vision.data.source import Source
 from vision.data.splits import in_words, left_out, sources, split_images, summary
 from vision.recipes import published
 

@@ -1,0 +1,60 @@
+"""Encoded images end to end in the arrays of a .npz file."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from matmix.experiments.task import Split
+from vision.data.decoding import decoding
+from vision.data.source import Source
+
+
+class JpegArrays(Source):
+    """Encoded images in one array of bytes: image i is `data[offsets[i] : offsets[i + 1]]`."""
+
+    def __init__(
+        self, name: str, data: np.ndarray, offsets: np.ndarray, labels: np.ndarray, classes: list[str]
+    ) -> None:
+        self.name, self.data, self.offsets = name, data, offsets
+        self.targets = [int(label) for label in labels]
+        self.class_to_idx = {label: index for index, label in enumerate(classes)}
+        self.left = Counter()
+
+    @classmethod
+    def open(cls, path: Path, split: Split) -> JpegArrays | None:
+        wanted = [f"{part}_{split}" for part in ("jpeg", "off", "y")]
+        with decoding(str(path)), np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in (*wanted, "classes") if name in arrays}
+        if not found.keys() & set(wanted):
+            return None
+        missing = [name for name in (*wanted, "classes") if name not in found]
+        if missing:
+            raise ValueError(f"data: {path} has no array {', '.join(missing)}")
+        data, offsets, labels, classes = found.values()
+        if len(offsets) != len(labels) + 1 or (np.diff(offsets) < 0).any() or offsets[-1] > len(data):
+            raise ValueError(
+                f"data: {path}: off_{split} must rise from 0 to the bytes, one more than {len(labels)} labels"
+            )
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+            raise ValueError(
+                f"data: {path}: y_{split} must be from 0 to {len(classes) - 1}, the last of the classes, got "
+                f"{labels.min()} to {labels.max()}"
+            )
+        return cls(f"{path}:{split}", data, offsets, labels, [str(name) for name in classes])
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        return io.BytesIO(self.data[self.offsets[index] : self.offsets[index + 1]].tobytes()), self.targets[index]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def labels(self) -> list[int]:
+        return self.targets
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        return f"{self.name}[{index}]"
