@@ -82,18 +82,77 @@ def load_published(module: _ModuleT, state_dict: Mapping[str, Tensor | np.ndarra
     if source not in known:
         listed = ", ".join(sorted(known)) or "none"
         raise ValueError(f"source: {name} loads no weights of {source!r}; it knows: {listed}")
-    state = _Read({key: _tensor(key, value) for key, value in state_dict.items()})
-    try:
-        ours = known[source](module, state)
-    except KeyError as error:
-        raise ValueError(f"{name} cannot load weights of {source!r}: missing: {error.args[0]}") from error
-    problems = mismatches(module.state_dict(), ours)
-    if ours is not state and state.unread:
-        problems.append(f"left over: {', '.join(sorted(state.unread))}")
+    ours, problems = _converted(module, state_dict, source)
     if problems:
         raise ValueError(f"{name} cannot load weights of {source!r}: {'; '.join(problems)}")
     module.load_state_dict(ours, strict=True)
     return module
+
+
+def find_source(
+    module: nn.Module, state_dict: Mapping[str, Tensor | np.ndarray], *, names_but: str | None = None
+) -> tuple[str, dict[str, Tensor]]:
+    """Find by its names whose weights a state dict holds.
+
+    Args:
+        module: a module; it is left as it is.
+        state_dict: what a file holds.
+        names_but: where given, names alone count, shapes do not, and those that begin so (a classifier) may differ or
+            lack: for a loader that fits such weights by itself.
+
+    Returns:
+        The source, "" for our own naming, and the weights under our names.
+
+    Raises:
+        ValueError: if it is nobody's; the message says what is wrong in the naming with the least to complain about.
+    """
+    reasons = []
+    for source in ("", *sorted(getattr(type(module), "published", {}))):
+        try:
+            ours, problems = _converted(module, state_dict, source)
+        except (ValueError, AttributeError) as error:  # of a converter that met names which are not its own
+            ours, problems = {}, [str(error)]
+        else:
+            if names_but is not None:
+                given, wanted = (
+                    {name for name in names if not name.startswith(names_but)} for names in (ours, module.state_dict())
+                )
+                listed = (("missing", wanted - given), ("unexpected", given - wanted)) if ours else ()
+                problems = [f"{what}: {', '.join(sorted(names))}" for what, names in listed if names] or (
+                    [] if ours else problems
+                )
+        if not problems:
+            return source, ours
+        reasons.append((f"as weights of {source}: " if source else "") + "; ".join(problems))
+    reason = min(reasons, key=lambda text: text.count(", "))
+    raise ValueError(reason if len(reason) < 2000 else f"{reason[:2000]} ... and so on")
+
+
+def unwrap(checkpoint: Any) -> Any:
+    """What stands in the usual wrappings of a checkpoint: "state_dict", "model", and "module." before every name."""
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):  # averages are the ones that papers score
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    if isinstance(checkpoint, dict) and all(str(name).startswith("module.") for name in checkpoint):
+        checkpoint = {name.removeprefix("module."): value for name, value in checkpoint.items()}
+    return checkpoint
+
+
+def _converted(
+    module: nn.Module, state_dict: Mapping[str, Tensor | np.ndarray], source: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict under our names ("" as source: it has them), and what keeps it from being loaded; {} if nothing
+    comes of it."""
+    state = _Read({key: _tensor(key, value) for key, value in state_dict.items()})
+    try:
+        ours = type(module).published[source](module, state) if source else dict(state)  # type: ignore[attr-defined]
+    except KeyError as error:
+        return {}, [f"missing: {error.args[0]}"]
+    problems = mismatches(module.state_dict(), ours)
+    if ours is not state and state.unread:
+        problems.append(f"left over: {', '.join(sorted(state.unread))}")
+    return ours, problems
 
 
 def _tensor(name: str, value: Any) -> Tensor:

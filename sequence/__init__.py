@@ -1,1 +1,1 @@
-"""Long-sequence and time-series models built from matmix mixers."""
+"""Long-sequence and time-series models built from matmix mixers, and their tasks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # From the bottom up: a layer imports itself and those below it. "matmix" is the package itself and what stands on the
-# mixers: surgery, adapters, inspect, cost, published, testing.
+# mixers: surgery, adapters, inspect, cost, published, sampling, testing.
 LAYERS = ("matmix.ops", "matmix.matrices", "matmix.mixers", "matmix", "matmix.experiments")
 CORE = {"torch", "einops", "numpy", "scipy", "matmix", *sys.stdlib_module_names}
 # What else a module below the experiments may import, inside the function that needs it.
@@ -27,6 +28,15 @@ MAY = {
     "matmix.ops.channel_scan_triton": {"triton"},
     "matmix.ops.gated_triton": {"triton"},
 }
+# Modules that may know each other: a kernel and its reference, which hands over to it on a GPU; and the base class of
+# the matrices, whose operators (+, @, permuted) make objects of the algebra. All within functions.
+CIRCLES = (
+    {"matmix.ops.scan", "matmix.ops.scan_triton"},
+    {"matmix.ops.diagonal_scan", "matmix.ops.diagonal_scan_triton"},
+    {"matmix.ops.channel_scan", "matmix.ops.channel_scan_triton"},
+    {"matmix.ops.depthwise", "matmix.ops.depthwise_triton"},
+    {"matmix.matrices.base", "matmix.matrices.algebra", "matmix.matrices.dense", "matmix.matrices.permutation"},
+)
 HEAVY = (
     "timm", "accelerate", "pandas", "matplotlib", "tyro", "rich", "sklearn", "ray", "transformers", "hypothesis",
     "triton",
@@ -112,6 +122,8 @@ def test_no_arrow_points_up() -> None:
         ("matmix.mixers.ssd", "def f():\n    import timm", "the core knows torch"),
         ("matmix.inspect", "from matmix.experiments.task import Task", "the arrow points up"),
         ("matmix.cost", "from matmix import experiments", "the arrow points up"),
+        ("matmix.sampling", "from matmix.experiments.task import Batch", "the arrow points up"),
+        ("matmix.experiments.study", "from sequence.tasks.digits import Digits", "by entry point"),
         ("matmix.testing.check", "import hypothesis", "the core knows torch"),
         ("matmix.experiments.study", "from vision import models", "by entry point"),
         ("vision.models", "import sequence.lra", "never import each other"),
@@ -129,6 +141,69 @@ def test_the_rule_itself(module: str, line: str, problem: str | None) -> None:
     package = module in ("matmix.mixers", "matmix")
     found = [text for text in (complaint(module, name) for name in imports(line, module, package)) if text]
     assert (problem is None and not found) or (len(found) == 1 and problem is not None and problem in found[0]), found
+
+
+def arrows(sources: dict[str, tuple[str, bool]]) -> dict[str, set[str]]:
+    """Module -> the modules among these that it imports, at any depth; the source goes with whether it is a package."""
+
+    def known(name: str) -> str:
+        while name and name not in sources:  # ``from a import b``: b may be a function of the module a
+            name = name.rpartition(".")[0]
+        return name
+
+    return {
+        module: {known(name) for name in imports(source, module, package)} - {"", module}
+        for module, (source, package) in sources.items()
+    }
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """The sets of modules from each of which every other one can be reached."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [start]
+        while todo:
+            new = graph[todo.pop()] - seen
+            seen |= new
+            todo += new
+        return seen
+
+    reach = {module: reached(module) for module in graph}
+    found: list[set[str]] = []
+    for module in graph:
+        if module in reach[module] and not any(module in circle for circle in found):
+            found.append({other for other in reach[module] if module in reach[other]})
+    return found
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    packages = ("matmix", "vision", "sequence")
+    sources = {
+        module_of(path): (path.read_text(), path.name == "__init__.py")
+        for package in packages
+        for path in files(package)
+    }
+    found = circles(arrows(sources))
+    assert [sorted(circle) for circle in found if circle not in CIRCLES] == []
+    assert [sorted(circle) for circle in CIRCLES if circle not in found] == [], "no circle any more: take it out"
+
+
+def test_the_rule_finds_circles() -> None:
+    sources = {"a": ("def f():\n    import a.b", True), "a.b": ("from c import name", False), "c": ("import a", False)}
+    assert circles(arrows(sources)) == [{"a", "a.b", "c"}]
+    assert circles(arrows({**sources, "c": ("import d", False), "d": ("", False)})) == []
+
+
+def test_the_experiments_have_no_task_and_no_model_of_their_own() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = project["entry-points"]
+    for group in ("matmix.tasks", "matmix.models", "matmix.pictures"):
+        assert groups[group] and not any(within(value.split(":")[0], "matmix") for value in groups[group].values())
+    for path in files("matmix/experiments"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
+            assert not {"nn.Module", "Module"} & set(bases), f"{path.name}: {bases}"
 
 
 def _python(code: str) -> str:

@@ -1,4 +1,4 @@
-"""Weights of others: renaming helpers for a family's ``published``, and telling the sources apart.
+"""Weights of others: renaming helpers for a family's ``published``, and what timm asks for.
 
 ``matmix.load_published(model, state, source=...)`` is the strict way. ``adapt`` finds the source by itself, for
 ``create_model(..., pretrained=True)``.
@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer
+from matmix.published import find_source, unwrap
 
 State = dict[str, Tensor]
 
@@ -46,44 +47,14 @@ def mixer_states(model: nn.Module, state: State, source: str) -> State:
     return result
 
 
-def unwrap(checkpoint: Any) -> State:
-    """The state dict in a checkpoint file: ``{"state_dict": ...}``, ``{"model": ...}``, or the dict itself."""
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
-            checkpoint = checkpoint[key]
-    return {name.removeprefix("module."): value for name, value in checkpoint.items()}
-
-
-def source_of(model: nn.Module, state: State) -> str | None:
-    """Whose naming a state dict has: a key of ``published``, None for our own. A classifier may differ or lack.
+def adapt(checkpoint: Any, model: nn.Module) -> State:
+    """A checkpoint of any known source as our state dict (timm calls this with what it has loaded, and fits the first
+    convolution and the classifier itself).
 
     Raises:
         ValueError: if it is nobody's; the message says what does not match in the nearest one.
     """
-    return _match(model, state)[0]
-
-
-def adapt(checkpoint: Any, model: nn.Module) -> State:
-    """A checkpoint of any known source as our state dict (timm calls this with what it has loaded)."""
-    return _match(model, unwrap(checkpoint))[1]
-
-
-def _match(model: nn.Module, state: State) -> tuple[str | None, State]:
-    def body(names: Iterable[str]) -> set[str]:
-        return {name for name in names if not name.startswith("head.fc")}
-
-    ours, nearest, least = body(model.state_dict()), "our own naming", None
-    published: dict[str | None, Any] = {None: lambda module, state: state, **getattr(type(model), "published", {})}
-    for source, convert in published.items():
-        try:
-            converted = convert(model, dict(state))
-        except (KeyError, ValueError, AttributeError):
-            continue
-        differ = ours ^ body(converted)
-        if not differ:
-            return source, converted
-        if least is None or len(differ) < len(least):
-            nearest, least = source or nearest, differ
-    names = sorted(least or ())
-    listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    raise ValueError(f"these are no weights of this {type(model).__name__}: read as {nearest}, {listed} do not match")
+    try:
+        return find_source(model, unwrap(checkpoint), names_but="head.fc")[1]
+    except ValueError as error:
+        raise ValueError(f"these are no weights of this {type(model).__name__}: {error}") from None

@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         close = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
         _stop(f"unknown command {words[0]!r}; {hint}")
-    from matmix.experiments.run import RunError
+    from matmix.experiments.folder import RunError
 
     try:
         if command in OWN_PARSERS:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 if TYPE_CHECKING:
-    from matmix.experiments.run import Result
+    from matmix.experiments.folder import Result
     from matmix.experiments.task import Recipe, Task
 
 Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import")]
@@ -23,9 +23,10 @@ def train(words: Sequence[str]) -> int:
 
     A run that was stopped or killed goes on with the same command; a finished one is not run again.
     """
+    from matmix.experiments.config import RunConfig
     from matmix.experiments.environment import is_main_process
     from matmix.experiments.progress import watch
-    from matmix.experiments.run import RunConfig, execute
+    from matmix.experiments.run import execute
 
     name, given, changed = parse(words, _Train, "train", train.__doc__)
     if given.steps is not None:
@@ -50,7 +51,8 @@ def train(words: Sequence[str]) -> int:
 
 def evaluate(words: Sequence[str]) -> int:
     """Score weights from a file, one's own or published ones, on a split of a task."""
-    from matmix.experiments.trainer import Scorer, new_accelerator
+    from matmix.experiments.scoring import Scorer
+    from matmix.experiments.step import new_accelerator
     from matmix.experiments.weights import load_weights
 
     name, given, _ = parse(words, _Evaluate, "evaluate", evaluate.__doc__)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from matmix.experiments.run import Progress
-
+Progress = Callable[[dict[str, Any]], None]
+"""Called with `step`, `steps`, `loss`, `samples_per_second`, `seconds_left` and the newest validation metric."""
 _HIDDEN = ("step", "steps", "samples_per_second", "seconds_left")
 
 

@@ -28,8 +28,8 @@ import torch
 from matmix.experiments.board import Board, name
 from matmix.experiments.cluster import require_ray, run_on_ray
 from matmix.experiments.environment import environment
+from matmix.experiments.folder import Result, last_logged_step, write_json
 from matmix.experiments.plugins import IMPORTED, import_all
-from matmix.experiments.run import Result, last_logged_step, write_json
 from matmix.experiments.study import Study, StudyRun
 from matmix.experiments.workers import run_in_workers, run_one
 

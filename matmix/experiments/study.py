@@ -33,8 +33,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from matmix.experiments.config import RunConfig
 from matmix.experiments.plugins import absolute, import_all, import_code
-from matmix.experiments.run import RunConfig
 from matmix.experiments.task import build
 from matmix.mixers import list_mixers
 

@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from matmix.published import load_published, mismatches
-
-NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights are the ones that papers score
+from matmix.published import find_source, load_published, unwrap
 
 
 def load_weights(model: nn.Module, path: Path | str, source: str = "") -> None:
@@ -25,20 +23,13 @@ def load_weights(model: nn.Module, path: Path | str, source: str = "") -> None:
         ValueError: if the file cannot be read or does not fit; the message names the file and the weights.
     """
     state = read_weights(path)
-    problem = "" if source else "; ".join(mismatches(model.state_dict(), state))
-    known = sorted(getattr(type(model), "published", {})) if problem else [source] if source else []
-    reasons = [problem] if problem else []
-    for name in known:
-        try:
-            load_published(model, state, name)
-            return
-        except ValueError as error:
-            reasons.append(f"as weights of {name}: {str(error).partition(f'{name!r}: ')[2] or error}")
-    if reasons:  # the naming with the least to complain about is the one that was meant
-        reason = min(reasons, key=lambda text: text.count(", "))
-        reason = reason if len(reason) < 2000 else f"{reason[:2000]} ... and so on"
-        raise ValueError(f"{path} does not fit {type(model).__name__}: {reason}")
-    model.load_state_dict(state)
+    try:
+        if source:
+            load_published(model, state, source)
+        else:
+            model.load_state_dict(find_source(model, state)[1])
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit {type(model).__name__}: {error}") from None
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -57,13 +48,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} cannot be read as weights: {reason} (only safetensors, and torch files without other objects)"
         ) from error
-    for key in NESTED:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-            break
+    found = unwrap(found)
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         kinds = ", ".join(map(str, list(found)[:6])) if isinstance(found, dict) else type(found).__name__
         raise ValueError(f"{path} holds no state dict of tensors but: {kinds or 'nothing'}")
-    if all(name.startswith("module.") for name in found):  # saved from DistributedDataParallel
-        found = {name.removeprefix("module."): value for name, value in found.items()}
     return found

@@ -16,8 +16,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from matmix.experiments.config import RunConfig
+from matmix.experiments.folder import RunError
 from matmix.experiments.plugins import import_all
-from matmix.experiments.run import RunConfig, RunError, execute
+from matmix.experiments.run import execute
 from matmix.experiments.study import StudyRun
 
 Listener = Callable[[StudyRun, str, Any], None]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from matmix.experiments import trainer
 from matmix.experiments.task import Batch, Task
-from matmix.experiments.tasks.co2 import CO2
-from matmix.experiments.tasks.digits import Digits
-from matmix.experiments.tasks.recall import Recall
 from matmix.training import after_step, having
+from sequence.tasks.co2 import CO2
+from sequence.tasks.digits import Digits
+from sequence.tasks.recall import Recall
 
 BATCH = 16
 VQ = "vq_attention(head_dim=4, codes=3, commitment=0.5)"  # state of its own, and a loss of its own

@@ -134,7 +134,7 @@ def test_show_draws(tmp_path, capsys):
 def test_settings_of_the_task_move_the_recipe(tmp_path, monkeypatch, capsys):
     """Where a recipe follows from the settings, only what was typed overrides it."""
     from matmix.experiments.task import Recipe
-    from matmix.experiments.tasks.digits import Digits
+    from sequence.tasks.digits import Digits
 
     monkeypatch.setattr(Digits, "recipe", lambda self: Recipe(steps=2, lr=self.dim / 1000, batch_size=32))
     here(f"train digits --mixer identity --task.dim 16 --task.depth 1 --quiet --out {tmp_path}/a", capsys)

@@ -24,7 +24,7 @@ from matmix.experiments.run import (
     read_config,
     read_metrics,
 )
-from matmix.experiments.tasks.digits import Digits, splits
+from sequence.tasks.digits import Digits, splits
 
 SMALL = {"patch": 4, "dim": 8, "depth": 1}
 QUICK = {"steps": 12, "batch_size": 32, "log_every": 4, "eval_every": 6}

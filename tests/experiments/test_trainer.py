@@ -16,7 +16,7 @@ from matmix.experiments import trainer
 from matmix.experiments.memory import step_memory
 from matmix.experiments.run import Result, RunConfig, execute, read_metrics
 from matmix.experiments.task import Batch, Recipe
-from matmix.experiments.tasks.digits import Digits
+from sequence.tasks.digits import Digits
 
 SMALL = {"patch": 4, "dim": 8, "depth": 1}
 QUICK = {"steps": 12, "batch_size": 32, "log_every": 4, "eval_every": 6}

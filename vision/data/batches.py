@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader, Dataset
 
-from matmix.experiments.task import once, order, stream
+from matmix.sampling import once, order, stream
 from vision.data.decoding import BadData
 from vision.data.images import Share
 

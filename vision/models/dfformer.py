@@ -5,7 +5,7 @@ of GFFormer and the ablations. ``vision.create_model("dfformer_s18", pretrained=
 that is already here::
 
     model = vision.create_model("dfformer_s18")
-    state = vision.published.unwrap(torch.load("dfformer_s18.pth", weights_only=True))
+    state = matmix.published.unwrap(torch.load("dfformer_s18.pth", weights_only=True))
     matmix.load_published(model, state, source="okojoalg/dfformer")
 
 Filters are tied to the grids of ``img_size``. To other sizes: load, then ``model.resize_(384)``, which carries the

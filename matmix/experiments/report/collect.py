@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matmix.experiments.run import Result, read_metrics
+from matmix.experiments.folder import Result, read_metrics
 from matmix.experiments.study import Study, run_folder
 
 

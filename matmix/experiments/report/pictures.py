@@ -171,7 +171,7 @@ def matrices_picture(setting: Setting, path: Path) -> tuple[bool, list[str]]:
 
     Of a pyramid, the last layer that still has `TOKENS` tokens: the 2 x 2 tokens at its end show nothing.
     """
-    from matmix.experiments.run import load_model
+    from matmix.experiments.folder import load_model
     from matmix.inspect.pictures import Panel, dense, draw, kind, short
     from matmix.inspect.recording import matrices, outer_mixers
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from matmix.experiments.folder import Result
 from matmix.experiments.report.collect import Collected, Run, Setting
-from matmix.experiments.run import Result
 from matmix.experiments.statistics import Difference, Ranks, Summary, paired_difference, rank, summarize, t_factor
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from matmix.experiments.backbone import Encoder, Patches, pool
 from matmix.mixers import list_mixers, mixer_info
+from sequence.encoder import Encoder, Patches, pool
 from tests.building import check_building, check_dtypes
 
 

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from matmix.experiments.task import Batch, Recipe, Split, Task, once, order, stream
+from matmix.experiments.task import Batch, Recipe, Split, Task
+from matmix.sampling import once, order, stream
+from sequence.encoder import Encoder
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -68,8 +70,6 @@ class Recall(Task):
         return Recipe(steps=320, batch_size=128, lr=2.5e-3, lr_end=0.2, eval_every=80, log_every=10, weight_decay=0.0)
 
     def model(self, mixer: str, seed: int) -> nn.Module:
-        from matmix.experiments.backbone import Encoder
-
         return Encoder(
             lambda: nn.Embedding(self.vocabulary, self.dim),
             mixer,

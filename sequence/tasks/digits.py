@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from matmix.experiments.task import Batch, Recipe, Split, Task, once, order
+from matmix.experiments.task import Batch, Recipe, Split, Task
+from matmix.sampling import once, order
+from sequence.encoder import Encoder, Patches
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -49,8 +51,6 @@ class Digits(Task):
         return Recipe(steps=420, batch_size=32, lr=6e-3, eval_every=60, log_every=10, eval_batch_size=512)
 
     def model(self, mixer: str, seed: int) -> nn.Module:
-        from matmix.experiments.backbone import Encoder, Patches
-
         side = 8 // self.patch
         return Encoder(
             lambda: Patches(1, self.dim, self.patch),

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from matmix.experiments.task import Batch, Recipe, Split, Task, once, order
+from matmix.experiments.task import Batch, Recipe, Split, Task
+from matmix.sampling import once, order
+from sequence.encoder import Encoder
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -58,8 +60,6 @@ class CO2(Task):
         return Recipe(steps=400, batch_size=64, lr=2e-3, eval_every=50, log_every=20)
 
     def model(self, mixer: str, seed: int) -> nn.Module:
-        from matmix.experiments.backbone import Encoder
-
         return Encoder(
             lambda: nn.Linear(2, self.dim),
             mixer,

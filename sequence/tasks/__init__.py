@@ -1,0 +1,1 @@
+"""Sequence tasks that run offline."""
