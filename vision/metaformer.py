@@ -8,6 +8,7 @@ them, pooling, a classifier. The families in ``vision/models`` are settings of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -50,6 +51,12 @@ def stage_specs(mixers: str | Sequence[str], depths: Sequence[int]) -> list[list
         [str(call) for call in layer_specs(part, depth)] if depth else []
         for part, depth in zip(parts, depths, strict=True)
     ]
+
+
+def with_options(spec: str, name: str, **options: Any) -> str:
+    """A spec of the mixer ``name`` with these options where it does not say them itself; another mixer's as it is."""
+    (call,) = parse_spec(spec)
+    return spec if call.name != name else str(replace(call, options=tuple({**options, **dict(call.options)}.items())))
 
 
 def per_stage(name: str, value: Any, stages: int) -> list[Any]:

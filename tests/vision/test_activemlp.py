@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vision
-from matmix import load_published
+from matmix import create_mixer, load_published
 from matmix.inspect import matrices
 from tests.fixtures import load_fixture
 from tests.vision.checks import check_count, check_output, check_training
@@ -28,7 +28,7 @@ def test_tiny() -> None:
 def test_block() -> None:
     """The published block gives its distances too, channel by channel."""
     fixture = load_fixture("vision/active_block")
-    block = ActiveBlock(8, 32, 4, (6, 5), 0.0, offset=True).double()
+    block = ActiveBlock(create_mixer("active(share=4)", 8, (6, 5)), 32, 0.0, makes=True).double()
     load_published(block, fixture.state(), source=SOURCE)
     x = fixture.input()
     assert block.offset_layer is not None
@@ -67,6 +67,17 @@ def test_distances_are_those_of_the_run() -> None:
     entries = [(m.to_dense() != 0) for m in found[:2]]
     assert torch.equal(*entries) and not torch.equal(found[2].to_dense() != 0, found[4].to_dense() != 0)
     assert all(block.given.offsets is None for stage in model.stages for block in stage.blocks)
+
+
+def test_distances_among_other_mixers() -> None:
+    """The first active block of a run makes them, and one that shares them otherwise makes its own."""
+    model = small(
+        depths=(4, 1, 1, 1),
+        mixers="pooling, active(share=2), active(share=2), active(share=4); pooling; pooling; pooling",
+        interval=4,
+    )
+    assert [block.offset_layer is not None for block in model.stages[0].blocks] == [False, True, False, True]
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 10)
 
 
 def test_any_size() -> None:

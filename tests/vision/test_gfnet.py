@@ -26,7 +26,7 @@ def small(**options: Any) -> GFNet:
 def test_tiny(depths: tuple[int, ...]) -> None:
     """However the blocks are cut into stages."""
     patches = (4, *(1,) * (len(depths) - 1))
-    model = GFNet(depths, 12, patches, img_size=32, num_classes=10)
+    model = GFNet(depths, 12, patches=patches, img_size=32, num_classes=10)
     check_output(load_fixture("vision/gfnet_tiny"), model, SOURCE)
 
 
@@ -38,7 +38,7 @@ def test_full_size(name: str) -> None:
 
 def test_tiny_afno() -> None:
     """Another mixer in the same frame."""
-    model = GFNet((2,), 16, (4,), mixers="afno(blocks=4)", img_size=32, num_classes=10)
+    model = GFNet((2,), 16, "afno(blocks=4)", patches=(4,), img_size=32, num_classes=10)
     check_output(load_fixture("vision/afnonet_tiny"), model, AFNO)
 
 
@@ -136,9 +136,9 @@ def test_training() -> None:
 
 
 def test_refuses() -> None:
-    with pytest.raises(ValueError, match="dims and patches must have an entry per stage"):
-        GFNet((1, 1), (8,), (4, 2))
+    with pytest.raises(ValueError, match="dims must be one value or 2, one a stage"):
+        GFNet((1, 1), (8,), patches=(4, 2))
     with pytest.raises(ValueError, match="dims may change where a stage has patches only"):
-        GFNet((1, 1), (8, 12), (4, 1))
+        GFNet((1, 1), (8, 12), patches=(4, 1))
     with pytest.raises(ValueError, match="unknown mixer"):
         small(mixers="global_filters")

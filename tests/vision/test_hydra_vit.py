@@ -16,7 +16,7 @@ from vision.models.hydra_vit import HydraViT
 
 def small(**options: Any) -> HydraViT:
     return HydraViT(
-        **{"depths": (1, 2), "dim": 24, "patch": 8, "mixers": "hydra(d_state=8)", "num_classes": 5, **options}
+        **{"depths": (1, 2), "dims": 24, "patch": 8, "mixers": "hydra(d_state=8)", "num_classes": 5, **options}
     )
 
 

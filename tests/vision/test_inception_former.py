@@ -15,6 +15,7 @@ from tests.vision.checks import check_count, check_output, check_training
 from vision.models.inception_former import InceptionFormer
 
 SOURCE = "sail-sg/iFormer"
+HEADS = (1, 3, 7, 11)
 
 
 def small(**options: Any) -> InceptionFormer:
@@ -22,8 +23,9 @@ def small(**options: Any) -> InceptionFormer:
         **{
             "depths": (1, 1, 2, 1),
             "dims": (32, 48, 64, 64),
-            "heads": (4, 4, 4, 4),
-            "attention_heads": (1, 2, (2, 3), 3),
+            "mixers": "inception(head_dim=8, pool=2); inception(head_dim=12, attention_heads=2, pool=2); "
+            "inception(head_dim=16, attention_heads=2), inception(head_dim=16, attention_heads=3); "
+            "inception(head_dim=16, attention_heads=3)",
             "num_classes": 10,
             "img_size": 64,
             **options,
@@ -53,12 +55,12 @@ def test_published_counts(name: str, at_224: int, at_384: int) -> None:
 
 
 def test_heads_change_inside_a_stage() -> None:
-    """Published: 4 blocks with 7 heads of 10 attending, then 5 with 9; in another depth they share it alike."""
+    """Published: 4 blocks with 7 heads of 10 attending, then 5 with 9; another depth asks for other mixers."""
     with torch.device("meta"):
         model = vision.create_model("inception_former_s")
-        shorter = vision.create_model("inception_former_s", depths=(1, 1, 4, 1))
     assert [block.token_mixer.heads for block in model.stages[2].blocks] == [7] * 4 + [9] * 5
-    assert [block.token_mixer.heads for block in shorter.stages[2].blocks] == [7, 7, 9, 9]
+    with pytest.raises(ValueError, match=r"does not divide depth=4"):
+        vision.create_model("inception_former_s", depths=(3, 3, 4, 3))
 
 
 def test_other_sizes() -> None:
@@ -91,7 +93,9 @@ def test_its_matrices() -> None:
 
 def test_initialisation_is_the_published_one() -> None:
     torch.manual_seed(0)
-    model = vision.create_model("inception_former_s", depths=(1, 1, 1, 1))
+    model = vision.create_model(
+        "inception_former_s", depths=(1, 1, 1, 1), mixers=", ".join(f"inception(attention_heads={n})" for n in HEADS)
+    )
     for name in ("stem.conv2", "stages.1.downsample.conv", "stages.3.blocks.0.token_mixer.low_mixer.qkv",
                  "stages.2.blocks.0.token_mixer.conv_fuse", "stages.3.blocks.0.mlp.fc1", "head.fc"):  # fmt: skip
         module = model.get_submodule(name)
@@ -108,8 +112,6 @@ def test_training() -> None:
 
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="entry per stage"):
-        small(heads=(4, 4))
-    with pytest.raises(ValueError, match="heads must divide the channels of each stage, got 5 for 32"):
-        small(heads=(5, 4, 4, 4))
+        small(dims=(32, 48))
     with pytest.raises(ValueError, match="attention_heads"):
-        small(attention_heads=(4, 2, 2, 3))
+        small(mixers="inception(head_dim=8, attention_heads=4)")

@@ -20,14 +20,18 @@ from vision.models.raftmlp import MultiScaleDownsample, MultiScaleStem, RaftBloc
 SOURCE = "okojoalg/raft-mlp"
 
 
+MIXER = "mlp(hidden=128), mlp(hidden=32)"  # two hidden units a token, on 8 x 8 and 4 x 4 patches
+KINDS = ["raft", MIXER]
+
+
 def configured(fixture: Fixture, **options: Any) -> RaftMLP:
     """The model of a published configuration."""
     layers = fixture.config["layers"]
     return RaftMLP(
         [layer["depth"] for layer in layers],
         [layer["dim"] for layer in layers],
-        [layer.get("embedding_kernels", [layer["patch_size"]]) for layer in layers],
-        [layer["raft_size"] for layer in layers] if "raft_size" in layers[0] else None,
+        [f"raft(raft={layer['raft_size']})" if "raft_size" in layer else "mlp(hidden=72)" for layer in layers],
+        kernels=[layer.get("embedding_kernels", [layer["patch_size"]]) for layer in layers],
         **{
             "img_size": fixture.config.get("pretrained_image_size", 224),
             "num_classes": fixture.config.get("num_classes", 1000),
@@ -43,7 +47,6 @@ def small(**options: Any) -> RaftMLP:
             "depths": (1, 1),
             "dims": (8, 12),
             "kernels": ((4, 8), (2,)),
-            "rafts": (2, 2),
             "num_classes": 5,
             "img_size": 32,
             **options,
@@ -75,11 +78,11 @@ def test_full_size(case: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "count"),
     [
-        ({"depths": (12,), "dims": (768,), "kernels": ((16,),), "rafts": (1,)}, 58105432),
-        ({"depths": (12,), "dims": (768,), "kernels": ((16,),), "rafts": (2,)}, 58162888),
-        ({"depths": (12,), "dims": (768,), "kernels": ((16,),), "rafts": (4,)}, 58390696),
-        ({"depths": (12,), "dims": (768,), "kernels": ((16, 32),), "rafts": (2,)}, 60522184),
-        ({"depths": (36,), "dims": (384,), "kernels": ((16,),), "rafts": (2,)}, 43532296),
+        ({"depths": (12,), "dims": (768,), "kernels": ((16,),), "mixers": "raft(raft=1)"}, 58105432),
+        ({"depths": (12,), "dims": (768,), "kernels": ((16,),)}, 58162888),
+        ({"depths": (12,), "dims": (768,), "kernels": ((16,),), "mixers": "raft(raft=4)"}, 58390696),
+        ({"depths": (12,), "dims": (768,), "kernels": ((16, 32),)}, 60522184),
+        ({"depths": (36,), "dims": (384,), "kernels": ((16,),)}, 43532296),
         ({"dims": (96, 192, 384, 768), "kernels": ((4,), (2,), (2,), (2,))}, 19920640),
         ({"dims": (96, 192, 384, 768)}, 21413632),
     ],
@@ -92,7 +95,7 @@ def test_counts_of_the_published_configurations(options: dict[str, Any], count: 
 
 def test_widths_of_the_original_mixer() -> None:
     """MLP-Mixer B/16 (2105.01601, table 1: 59 M) has 384 hidden units where this repository has 392."""
-    model = check_count("mlp_mixer_b16", 59880472, token_expansion=384 / 196)
+    model = check_count("mlp_mixer_b16", 59880472, mixers="mlp(hidden=384)")
     assert model.stages[0].blocks[0].token_mixer.fc1.out_features == 384
 
 
@@ -131,11 +134,11 @@ def test_weights_of_another_model_are_named() -> None:
         load_published(small(), fixture.state(), source=SOURCE)
 
 
-@pytest.mark.parametrize("rafts", [(2, 2), None])
-def test_other_sizes(rafts: tuple[int, ...] | None) -> None:
+@pytest.mark.parametrize("mixers", KINDS)
+def test_other_sizes(mixers: str) -> None:
     """Any size runs by the published rule; weights for a size come from ``img_size`` or ``resize_``."""
     torch.manual_seed(0)
-    model = small(rafts=rafts).double().eval()
+    model = small(mixers=mixers).double().eval()
     x = torch.randn(2, 3, 37, 50, dtype=torch.float64)
     assert model.stage_grids((37, 50)) == [(10, 13), (5, 7)]
     assert [m.shape[2:] for m in model.forward_intermediates(x)[1]] == [(10, 13), (5, 7)]
@@ -143,16 +146,14 @@ def test_other_sizes(rafts: tuple[int, ...] | None) -> None:
     before = model(x)
     model.resize_((37, 50))
     assert {block.token_mixer.grid for stage in model.stages for block in stage.blocks} == {(10, 13), (5, 7)}
-    # Mixer's hidden width is a number of its own, which stays what it was.
-    fresh = small(rafts=rafts, img_size=(37, 50), **({} if rafts else {"token_expansion": 128 / 130}))
-    same = {name: p.shape for name, p in fresh.named_parameters() if rafts or "stages.1" not in name}
-    assert same.items() <= {name: p.shape for name, p in model.named_parameters()}.items()
+    fresh = small(mixers=mixers, img_size=(37, 50))
+    assert {name: p.shape for name, p in fresh.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     assert not torch.allclose(model(x), before)
 
 
 def test_shortcuts_reach_the_last_map() -> None:
     """Levels, not stages: a level that is cut into stages has one shortcut, at its end."""
-    options = {"depths": (1, 1, 1), "dims": (8, 8, 12), "kernels": ((4, 8), (), (2,)), "rafts": (2, 2, 2)}
+    options = {"depths": (1, 1, 1), "dims": (8, 8, 12), "kernels": ((4, 8), (), (2,))}
     model = small(shortcut=True, **options).eval()
     assert [stage.shortcut is not None for stage in model.stages] == [False, True, False]
     x = torch.randn(2, 3, 32, 32)
@@ -178,7 +179,7 @@ def test_an_image_is_enlarged_to_whole_patches() -> None:
 def test_its_matrices() -> None:
     found = matrices(small(), torch.randn(2, 3, 32, 32))
     assert [tuple(m.shape) for m in found.values()] == [(2, 4, 128, 129), (2, 6, 32, 33)]
-    found = matrices(small(rafts=None), torch.randn(2, 3, 48, 48))
+    found = matrices(small(mixers=MIXER), torch.randn(2, 3, 48, 48))
     assert [tuple(m.shape) for m in found.values()] == [(2, 8, 64, 65), (2, 12, 16, 17)]
 
 
@@ -202,17 +203,17 @@ def test_drop_path_is_the_same_in_every_block() -> None:
     assert mixer.stages[0].blocks[0].drop_path.drop_prob == 0.1
 
 
-@pytest.mark.parametrize("rafts", [(2, 2), None])
-def test_training(rafts: tuple[int, ...] | None) -> None:
-    check_training(small(rafts=rafts, drop_path_rate=0.1, shortcut=True), torch.randn(4, 3, 32, 40))
+@pytest.mark.parametrize("mixers", KINDS)
+def test_training(mixers: str) -> None:
+    check_training(small(mixers=mixers, drop_path_rate=0.1, shortcut=True), torch.randn(4, 3, 32, 40))
 
 
 def test_refuses() -> None:
     with pytest.raises(ValueError, match=r"kernels must be multiples of the smallest .* got \(3, 6\)"):
         MultiScaleDownsample(4, 4, (3, 6))
-    with pytest.raises(ValueError, match="dims, kernels and rafts must have an entry per stage"):
-        RaftMLP((1, 1), (8,), ((4,), (2,)), (2, 2))
+    with pytest.raises(ValueError, match="dims and kernels must have an entry per stage"):
+        RaftMLP((1, 1), (8,), kernels=((4,), (2,)))
     with pytest.raises(ValueError, match="the first stage needs patches"):
-        RaftMLP((1,), (8,), ((),), (2,))
+        RaftMLP((1,), (8,), kernels=((),))
     with pytest.raises(ValueError, match="dims may change where a stage has patches only"):
-        RaftMLP((1, 1), (8, 12), ((4,), ()), (2, 2))
+        RaftMLP((1, 1), (8, 12), kernels=((4,), ()))

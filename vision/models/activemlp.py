@@ -8,7 +8,7 @@ Weights of ``microsoft/TokenMixers``: ``ActivexTiny``, ``ActiveTiny``, ``ActiveS
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,11 +16,13 @@ from timm.layers import DropPath, register_notrace_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from matmix.mixers import Mixer, create_mixer
 from matmix.mixers.active import Active
 from matmix.ops.marks import spare
-from vision.base import Size, VisionModel, drop_paths, image_size
+from vision.base import Size, VisionModel, drop_paths, image_size, isolated
 from vision.layers import ConvDownsample, ConvStem, Head, Mlp, Stage
 from vision.layers.block import add
+from vision.metaformer import stage_specs
 from vision.published import State, mixer_states, rename
 from vision.registry import register
 
@@ -39,32 +41,32 @@ class Given(nn.Module):
 
 @register_notrace_module  # torch.fx would not see how the distances reach the mixer
 class ActiveBlock(nn.Module):
-    """``x <- x + drop(mixer(norm1 x))``, then ``x <- x + drop(mlp(norm2 x))``; where the mixer reads comes in by hand.
+    """``x <- x + drop(mixer(norm1 x))``, then ``x <- x + drop(mlp(norm2 x))``; where an active mixer reads comes in by
+    hand.
 
     Args:
-        dim: channels.
+        mixer: a matmix mixer.
         hidden: width of the MLP's hidden layer.
-        share: neighbouring channels that read at the same distance.
-        grid: rows and columns.
         drop_path: rate of stochastic depth, the same for both branches.
-        offset: whether the block has the layer that makes distances (for itself and for those behind it).
+        makes: whether the block keeps its active mixer's layer that makes distances (for itself and for those behind
+            it).
     """
 
-    def __init__(
-        self, dim: int, hidden: int, share: int, grid: tuple[int, int], drop_path: float, offset: bool
-    ) -> None:
+    def __init__(self, mixer: Mixer, hidden: int, drop_path: float, makes: bool) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.token_mixer = Active(dim, grid, share=share)
-        made = self.token_mixer.offset_layer
-        self.token_mixer.offset_layer = self.given = Given()
-        self.offset_layer = made if offset else None
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, hidden, act="gelu")
+        self.norm1 = nn.LayerNorm(mixer.dim)
+        self.token_mixer = mixer
+        self.given, self.offset_layer = Given(), None
+        if isinstance(mixer, Active):
+            made, mixer.offset_layer = mixer.offset_layer, self.given
+            self.offset_layer = made if makes else None
+        self.norm2 = nn.LayerNorm(mixer.dim)
+        self.mlp = Mlp(mixer.dim, hidden, act="gelu")
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
-        """Map ``(B, h, w, dim)`` and distances ``(B, h w, 2 dim / share)``, those along the row first."""
+    def forward(self, x: Tensor, offsets: Tensor | None) -> Tensor:
+        """Map ``(B, h, w, dim)`` and distances ``(B, h w, 2 dim / share)``, those along the row first; None for a mixer
+        that needs none."""
         grid = x.shape[1], x.shape[2]
         self.given.offsets = offsets
         mixed = self.token_mixer(self.norm1(x).flatten(1, 2), grid=grid).unflatten(1, grid)
@@ -78,21 +80,29 @@ class ActiveBlock(nn.Module):
 
 
 class ActiveStage(Stage):
-    """Blocks that share distances in runs; before each run a depthwise 3 x 3 convolution (one for all of them) is
-    added to the map and tells the block where it stands."""
+    """Blocks in runs that share distances; before each run a depthwise 3 x 3 convolution (one for all of them) is
+    added to the map and tells the block where it stands.
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[ActiveBlock], dim: int) -> None:
+    Args:
+        downsample, blocks: as in ``Stage``.
+        dim: channels.
+        starts: the first block of every run.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[ActiveBlock], dim: int, starts: Collection[int]) -> None:
         super().__init__(downsample, blocks)
+        self.starts = frozenset(starts)
         self.positions = nn.Conv2d(dim, dim, 3, 1, 1, groups=dim)
         spare(self.positions, ("weight", "bias"))  # as published
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         offsets = None
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             assert isinstance(block, ActiveBlock)
-            if block.offset_layer is not None:
+            if number in self.starts:
                 x = x + self.positions(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            if block.offset_layer is not None:
                 offsets = block.offset_layer(x.flatten(1, 2))
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, offsets, use_reentrant=False)
@@ -106,12 +116,13 @@ class ActiveMLP(VisionModel):
 
     Nothing is tied to the image's size. Every ``interval``-th block of a stage makes new distances, from its input
     before the norm; the blocks behind it read at the same ones. The last block of a stage never does, unless it is the
-    only one (the published code would then fail or use the previous stage's).
+    only one (the published code would then fail or use the previous stage's). Among mixers of other kinds, the first
+    active one of a run makes them, and one that shares them among other channels makes its own.
 
     Args:
         depths, dims: blocks and channels of each stage.
+        mixers: see ``vision.metaformer.stage_specs``.
         mlp_ratios: hidden width of the MLPs over the channels, for each stage.
-        shares: neighbouring channels that read at the same distance, for each stage.
         interval: blocks from one set of distances to the next.
         img_size: only noted; every size works.
     """
@@ -120,8 +131,9 @@ class ActiveMLP(VisionModel):
         self,
         depths: Sequence[int] = (2, 2, 4, 2),
         dims: Sequence[int] = (64, 128, 320, 512),
+        mixers: str | Sequence[str] = "active(share=2), active(share=4), active(share=4), active(share=8)",
+        *,
         mlp_ratios: Sequence[float] = (4, 4, 4, 4),
-        shares: Sequence[int] = (2, 4, 4, 8),
         interval: int = 2,
         img_size: Size = 224,
         num_classes: int = 1000,
@@ -131,10 +143,11 @@ class ActiveMLP(VisionModel):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans)
-        if not len(depths) == len(dims) == len(mlp_ratios) == len(shares):
-            raise ValueError(f"dims, mlp_ratios and shares must have an entry per stage, got {depths=}")
+        if not len(depths) == len(dims) == len(mlp_ratios) > 0:
+            raise ValueError(f"dims and mlp_ratios must have an entry per stage, got {depths=}")
         if not isinstance(interval, int) or interval < 1:
             raise ValueError(f"interval must be a positive integer, got {interval!r}")
+        specs, seed = stage_specs(mixers, depths), int(torch.randint(2**31, (), device="cpu"))
         self.stem = ConvStem(in_chans, dims[0], norm=None)
         grid = self.stem.out_grid(image_size(img_size))
         stages = []
@@ -143,23 +156,24 @@ class ActiveMLP(VisionModel):
             if i:
                 downsample = down = ConvDownsample(dims[i - 1], dim, norm=None)
                 grid = down.out_grid(grid)
-            last = len(rates) - 1
-            blocks = [
-                ActiveBlock(
-                    dim,
-                    int(dim * mlp_ratios[i]),
-                    shares[i],
-                    grid,
-                    rate,
-                    offset=j == 0 or (j % interval == 0 and j != last),
-                )
-                for j, rate in enumerate(rates)
-            ]
-            stages.append(ActiveStage(downsample, blocks, dim))
+            last, blocks, made = len(rates) - 1, [], None
+            starts = {j for j in range(len(rates)) if j == 0 or (j % interval == 0 and j != last)}
+            for j, rate in enumerate(rates):
+                with isolated(seed, f"stages.{i}.blocks.{j}.token_mixer"):
+                    mixer = create_mixer(specs[i][j], dim, grid)
+                    if isinstance(mixer, Active):
+                        mixer.apply(_init)
+                share = mixer.share if isinstance(mixer, Active) else None
+                made = None if j in starts else made  # the channels that share the distances made last
+                blocks.append(ActiveBlock(mixer, int(dim * mlp_ratios[i]), rate, makes=share != made))
+                made = made if share is None else share
+            stages.append(ActiveStage(downsample, blocks, dim, starts))
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(dims[-1])
         self.head = Head(dims[-1], num_classes, global_pool, drop_rate=drop_rate)
-        self.apply(_init)
+        for name, module in self.named_modules():
+            if "token_mixer" not in name and "offset_layer" not in name:
+                _init(module)
         self.finish(dims, [4 * 2**i for i in range(len(dims))])
 
     published: ClassVar[dict[str, Callable[[Any, State], State]]] = {

@@ -21,9 +21,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from matmix.mixers import parse_spec
 from vision.base import Size, image_size
-from vision.metaformer import MetaFormer, stage_specs
+from vision.metaformer import MetaFormer, stage_specs, with_options
 from vision.models.metaformer_baselines import SIZES_18
 from vision.registry import register
 
@@ -53,18 +52,9 @@ class DFFormer(MetaFormer):
             specs = []
             for i, stage in enumerate(stage_specs(mixers, depths)):
                 home = {"built": (rows // 2 ** (i + 2), columns // 2 ** (i + 2)), "resize": "bicubic"}
-                specs.append(", ".join(_with_options(spec, home) for spec in stage))
+                specs.append(", ".join(with_options(spec, "dynamic_filter", **home) for spec in stage))
             mixers = specs
         super().__init__(depths, dims, mixers, img_size=img_size, **options)
-
-
-def _with_options(spec: str, options: dict[str, Any]) -> str:
-    """A dynamic filter's spec with more options, another mixer's as it is."""
-    (call,) = parse_spec(spec)
-    if call.name != "dynamic_filter":
-        return spec
-    merged = {**dict(call.options), **options}
-    return f"{call.name}({', '.join(f'{key}={value!r}' for key, value in merged.items())})"
 
 
 _WEIGHTS = "https://github.com/okojoalg/dfformer/releases/download/weights"

@@ -19,6 +19,7 @@ from vision.base import Size, VisionModel, drop_paths, image_size, isolated
 from vision.layers import Head, Mlp, Stage
 from vision.layers.block import add
 from vision.layers.patches import PatchDownsample, PatchStem, PositionEmbedding
+from vision.metaformer import per_stage, stage_specs
 from vision.published import State, mixer_states, rename
 from vision.registry import register
 
@@ -72,8 +73,8 @@ class GFNet(VisionModel):
     Args:
         depths: blocks of each stage; fewer than there are ``patches`` are the first stages.
         dims: channels, of all stages or of each.
+        mixers: see ``vision.metaformer.stage_specs``.
         patches: stride of each stage's patches, those of the stem first; 1 for none.
-        mixers: spec of the token mixer, such as ``"global_filter"`` or ``"afno(blocks=4)"``.
         mlp_ratio: hidden width of the MLPs over the channels.
         layer_scale: initial scale of every block's branch; None for none.
         double_skip: see ``FilterBlock``.
@@ -84,8 +85,9 @@ class GFNet(VisionModel):
         self,
         depths: Sequence[int] = (3, 3, 3, 3),
         dims: int | Sequence[int] = 256,
+        mixers: str | Sequence[str] = "global_filter",
+        *,
         patches: Sequence[int] = (16, 1, 1, 1),
-        mixers: str = "global_filter",
         mlp_ratio: float = 4.0,
         layer_scale: float | None = None,
         double_skip: bool = False,
@@ -97,7 +99,7 @@ class GFNet(VisionModel):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans)
-        widths = [dims] * len(depths) if isinstance(dims, int) else list(dims)
+        widths, specs = per_stage("dims", dims, len(depths)), stage_specs(mixers, depths)
         strides = list(patches)[: len(depths)]
         if not len(widths) == len(strides) == len(depths) > 0:
             raise ValueError(f"dims and patches must have an entry per stage, got {dims!r}, {patches!r} for {depths!r}")
@@ -116,7 +118,7 @@ class GFNet(VisionModel):
             blocks = []
             for i, rate in enumerate(rates):
                 with isolated(seed, f"stages.{number}.blocks.{i}.token_mixer"):
-                    mixer = create_mixer(mixers, dim, grid)
+                    mixer = create_mixer(specs[number][i], dim, grid)
                 blocks.append(FilterBlock(mixer, int(dim * mlp_ratio), rate, layer_scale, double_skip))
             stages.append(Stage(downsample, blocks))
             before = dim

@@ -25,6 +25,7 @@ from vision.base import Size, VisionModel, drop_paths, image_size, isolated
 from vision.layers import Head, Stage
 from vision.layers.block import add
 from vision.layers.patches import PatchStem
+from vision.metaformer import per_stage, stage_specs
 from vision.registry import register
 
 
@@ -50,18 +51,19 @@ class HydraViT(VisionModel):
 
     Args:
         depths: layers of each stage.
-        dim: channels.
+        dims: channels; the same in all stages, since nothing lies between them.
+        mixers: see ``vision.metaformer.stage_specs``.
         patch: side of a patch.
-        mixers: spec of the layers' mixer.
         img_size: the grid that mixers of fixed length are built for; Hydra only notes it.
     """
 
     def __init__(
         self,
         depths: Sequence[int] = (6, 6, 6, 6),
-        dim: int = 768,
+        dims: int | Sequence[int] = 768,
+        mixers: str | Sequence[str] = "hydra",
+        *,
         patch: int = 16,
-        mixers: str = "hydra",
         img_size: Size = 224,
         num_classes: int = 1000,
         in_chans: int = 3,
@@ -70,6 +72,10 @@ class HydraViT(VisionModel):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans)
+        widths, specs = per_stage("dims", dims, len(depths)), stage_specs(mixers, depths)
+        dim = widths[0]
+        if set(widths) != {dim}:
+            raise ValueError(f"dims must be one width for all stages, got {dims!r}")
         self.stem = PatchStem(in_chans, dim, patch)
         grid = self.stem.out_grid(image_size(img_size))
         seed = int(torch.randint(2**31, (), device="cpu"))
@@ -78,14 +84,14 @@ class HydraViT(VisionModel):
             blocks = []
             for j, rate in enumerate(rates):
                 with isolated(seed, f"stages.{i}.blocks.{j}.token_mixer"):
-                    mixer = create_mixer(mixers, dim, grid)
+                    mixer = create_mixer(specs[i][j], dim, grid)
                     mixer.apply(_init)
                 blocks.append(MixerBlock(mixer, rate))
             stages.append(Stage(nn.Identity(), blocks))
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(dim)
         self.head = Head(dim, num_classes, global_pool, drop_rate=drop_rate)
-        self.finish([dim] * len(depths), [patch] * len(depths))
+        self.finish(widths, [patch] * len(depths))
 
 
 def _init(module: nn.Module) -> None:
@@ -98,7 +104,7 @@ def _init(module: nn.Module) -> None:
 register(
     "hydra_vit_b",
     HydraViT,
-    {"depths": (6, 6, 6, 6), "dim": 768},
+    {"depths": (6, 6, 6, 6), "dims": 768},
     paper="2407.09941",
     source="goombalab/hydra",
     crop_pct=0.9,

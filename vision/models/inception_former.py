@@ -13,11 +13,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from matmix.mixers import create_mixer
 from matmix.mixers.inception import Inception
-from vision.base import Size, VisionModel, drop_paths, image_size
+from vision.base import Size, VisionModel, drop_paths, image_size, isolated
 from vision.layers import Block, Head, Mlp, Stage, conv_grid
 from vision.layers.patches import PositionEmbedding
 from vision.layers.stems import Grid
+from vision.metaformer import per_stage, stage_specs
 from vision.published import State, mixer_states, rename
 from vision.registry import register
 
@@ -74,12 +76,10 @@ class InceptionFormer(VisionModel):
 
     Args:
         depths, dims: blocks and channels of each stage.
-        heads: for each stage, what the channels are divided into.
-        attention_heads: for each stage, how many of them attend: a number, or several that its blocks share out in
-            order, evenly (one for each block of the published depth).
+        mixers: see ``vision.metaformer.stage_specs``. As published, ever more channels attend, in the third stage from
+            block to block too, and the first two attend between cells of 2 x 2 tokens.
         mlp_ratio: hidden width of the MLPs over the channels.
-        layer_scale: initial layer scale of the stages without pooling (3 and 4); None for none.
-        pools: tokens a side of an attention cell, for each stage.
+        layer_scale: initial value of the vectors on the branches, one or one a stage; None for none.
         img_size: the size that the position embeddings are for.
         dynamic_img_size: whether other sizes are accepted.
     """
@@ -88,11 +88,11 @@ class InceptionFormer(VisionModel):
         self,
         depths: Sequence[int] = (3, 3, 9, 3),
         dims: Sequence[int] = (96, 192, 320, 384),
-        heads: Sequence[int] = (3, 6, 10, 12),
-        attention_heads: Sequence[int | Sequence[int]] = (1, 3, (7,) * 4 + (9,) * 5, 11),
+        mixers: str | Sequence[str] = "inception(pool=2); inception(attention_heads=3, pool=2); "
+        "inception(attention_heads=7)*4, inception(attention_heads=9)*5; inception(attention_heads=11)",
+        *,
         mlp_ratio: float = 4.0,
-        layer_scale: float | None = 1e-6,
-        pools: Sequence[int] = (2, 2, 1, 1),
+        layer_scale: float | Sequence[float | None] | None = (None, None, 1e-6, 1e-6),
         img_size: Size = 224,
         dynamic_img_size: bool = False,
         num_classes: int = 1000,
@@ -102,37 +102,33 @@ class InceptionFormer(VisionModel):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans)
-        if not len(depths) == len(dims) == len(heads) == len(attention_heads) == len(pools):
-            raise ValueError(f"dims, heads, attention_heads and pools must have an entry per stage, got {depths=}")
+        if not len(depths) == len(dims) > 0:
+            raise ValueError(f"dims must have an entry per stage of depths={depths!r}, got {dims!r}")
+        specs, scales = stage_specs(mixers, depths), per_stage("layer_scale", layer_scale, len(depths))
+        seed = int(torch.randint(2**31, (), device="cpu"))
         grid = conv_grid(image_size(img_size), 3, 2, 1)
         stages: list[Stage] = []
         for i, (dim, rates) in enumerate(zip(dims, drop_paths(drop_path_rate, depths), strict=True)):
-            if dim % heads[i]:
-                raise ValueError(f"heads must divide the channels of each stage, got {heads[i]!r} for {dim}")
             grid = conv_grid(grid, 3, 2, 1)
             positions = PositionEmbedding(dim, grid, "bilinear", dynamic_img_size)
-            each = attention_heads[i]
-            counts = [each] if isinstance(each, int) else list(each)
-            attending = [counts[j * len(counts) // len(rates)] for j in range(len(rates))]
-            scale = layer_scale if pools[i] == 1 else None
-            blocks = [
-                Block(
-                    Inception(dim, grid, head_dim=dim // heads[i], attention_heads=count, pool=pools[i]),
-                    Mlp(dim, int(dim * mlp_ratio), act="gelu"),
-                    nn.LayerNorm(dim, eps=1e-6),
-                    nn.LayerNorm(dim, eps=1e-6),
-                    drop_path=rate,
-                    layer_scale=scale,
-                )
-                for count, rate in zip(attending, rates, strict=True)
-            ]
+            blocks = []
+            for j, rate in enumerate(rates):
+                with isolated(seed, f"stages.{i}.blocks.{j}.token_mixer"):
+                    mixer = create_mixer(specs[i][j], dim, grid)
+                    if isinstance(mixer, Inception):
+                        mixer.apply(_init)
+                mlp = Mlp(dim, int(dim * mlp_ratio), act="gelu")
+                norms = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+                blocks.append(Block(mixer, mlp, *norms, drop_path=rate, layer_scale=scales[i]))
             if i == 0:
                 self.stem = InceptionStem(in_chans, dim, positions)
             stages.append(Stage(InceptionDownsample(dims[i - 1], dim, positions) if i else nn.Identity(), blocks))
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
         self.head = Head(dims[-1], num_classes, global_pool, drop_rate=drop_rate)
-        self.apply(_init)
+        for name, module in self.named_modules():
+            if "token_mixer" not in name:
+                _init(module)
         self.finish(dims, [4 * 2**i for i in range(len(dims))])
 
     published: ClassVar[dict[str, Callable[[Any, State], State]]] = {
@@ -166,41 +162,23 @@ def _published(model: InceptionFormer, state: State) -> State:
     return mixer_states(model, rename(state, patterns), "sail-sg/iFormer")
 
 
-_SIZES: dict[str, tuple[dict[str, Any], str]] = {
-    "s": (
-        {
-            "depths": (3, 3, 9, 3),
-            "dims": (96, 192, 320, 384),
-            "heads": (3, 6, 10, 12),
-            "attention_heads": (1, 3, (7,) * 4 + (9,) * 5, 11),
-        },
-        "iformer_small.pth",
-    ),
-    "b": (
-        {
-            "depths": (4, 6, 14, 6),
-            "dims": (96, 192, 384, 512),
-            "heads": (3, 6, 12, 16),
-            "attention_heads": (1, 3, (8,) * 7 + (10,) * 7, 15),
-        },
-        "iformer_base.pth",
-    ),
-    "l": (
-        {
-            "depths": (4, 6, 18, 8),
-            "dims": (96, 192, 448, 640),
-            "heads": (3, 6, 14, 20),
-            "attention_heads": (1, 3, (10,) * 9 + (12,) * 9, 19),
-        },
-        "iformer_large.pth",
-    ),
+# Depths, dims, heads that attend in stages 3 (first and second half) and 4, file.
+_SIZES = {
+    "s": ((3, 3, 9, 3), (96, 192, 320, 384), ("7)*4", "9)*5", "11)"), "iformer_small.pth"),
+    "b": ((4, 6, 14, 6), (96, 192, 384, 512), ("8)*7", "10)*7", "15)"), "iformer_base.pth"),
+    "l": ((4, 6, 18, 8), (96, 192, 448, 640), ("10)*9", "12)*9", "19)"), "iformer_large.pth"),
 }
 
-for _size, (_options, _file) in _SIZES.items():
+for _size, (_depths, _dims, _heads, _file) in _SIZES.items():
+    _first, _second, _last = (f"inception(attention_heads={text}" for text in _heads)
     register(
         f"inception_former_{_size}",
         InceptionFormer,
-        _options,
+        {
+            "depths": _depths,
+            "dims": _dims,
+            "mixers": f"inception(pool=2); inception(attention_heads=3, pool=2); {_first}, {_second}; {_last}",
+        },
         paper="2205.12956",
         source="sail-sg/iFormer",
         checkpoint=f"https://huggingface.co/sail/dl2/resolve/main/iformer/{_file}",

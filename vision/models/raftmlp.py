@@ -2,14 +2,13 @@
 MLP-Mixer (2105.01601) of its repository.
 
 ``mlp_mixer_b16`` is that repository's baseline: its token MLPs are twice as wide as there are tokens (392), where
-MLP-Mixer B/16 has 384, so weights of Google's Mixer are not its weights (``token_expansion=384 / 196`` builds those
+MLP-Mixer B/16 has 384, so weights of Google's Mixer are not its weights (``mixers="mlp(hidden=384)"`` builds those
 shapes; their layer norms have ``eps=1e-6``). ``okojoalg/raft-mlp`` publishes code and configurations
 (``configs/settings/imagenet-raft-mlp-cross-mlp-emb-{s,m,l}.yaml``, ``imagenet-org-mixer.yaml``).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -18,14 +17,14 @@ from timm.layers import DropPath, register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matmix.mixers import Mixer
-from matmix.mixers.mlp import TokenMLP
+from matmix.mixers import Mixer, create_mixer
 from matmix.mixers.raft import Raft
 from matmix.ops import interpolate
-from vision.base import Size, VisionModel, image_size
+from vision.base import Size, VisionModel, image_size, isolated
 from vision.layers import Head, Mlp, Stage
 from vision.layers.block import add
 from vision.layers.stems import Grid
+from vision.metaformer import stage_specs, with_options
 from vision.published import State, mixer_states, rename
 from vision.registry import register
 
@@ -83,8 +82,8 @@ class MultiScaleDownsample(MultiScaleStem):
 class RaftBlock(nn.Module):
     """Token mixing with its residuals, then ``x <- x + drop(mlp(norm2 x))``, on ``(B, h, w, dim)``.
 
-    The mixer is tied to a grid. A map of another one is resized to it before and back afterwards (bicubic, skip
-    included, as published): detail beyond the mixer's grid does not get past the block.
+    A mixer of fixed length is tied to a grid. A map of another one is resized to it before and back afterwards
+    (bicubic, skip included, as published): detail beyond the mixer's grid does not get past the block.
 
     Args:
         mixer: ``raft``, which has norms and residuals inside; any other is a branch ``x + drop(mixer(norm1 x))``.
@@ -96,20 +95,22 @@ class RaftBlock(nn.Module):
         super().__init__()
         self.norm1 = None if isinstance(mixer, Raft) else nn.LayerNorm(mixer.dim)
         self.token_mixer = mixer
+        self.tied = mixer.traits.length == "fixed"
         self.norm2 = nn.LayerNorm(mixer.dim)
         self.mlp = Mlp(mixer.dim, hidden, act="gelu")
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        grid, home = (x.shape[1], x.shape[2]), self.token_mixer.grid
+        grid = x.shape[1], x.shape[2]
+        home = self.token_mixer.grid if self.tied else grid
         assert home is not None and len(home) == 2
-        x = resample(self._mix(resample(x, home)), grid)
+        x = resample(self._mix(resample(x, home), home), grid)
         return add(x, self.drop_path(self.mlp(self.norm2(x))))
 
-    def _mix(self, x: Tensor) -> Tensor:
+    def _mix(self, x: Tensor, grid: Grid) -> Tensor:
         if self.norm1 is None:
-            return self.token_mixer(x.flatten(1, 2)).view(x.shape)
-        return add(x, self.drop_path(self.token_mixer(self.norm1(x).flatten(1, 2)).view(x.shape)))
+            return self.token_mixer(x.flatten(1, 2), grid=grid).view(x.shape)
+        return add(x, self.drop_path(self.token_mixer(self.norm1(x).flatten(1, 2), grid=grid).view(x.shape)))
 
     published: ClassVar[dict[str, Callable[[Any, State], State]]] = {
         SOURCE: lambda block, state: _published_block(block, state)
@@ -146,9 +147,9 @@ class RaftMLP(VisionModel):
 
     Args:
         depths, dims: blocks and channels of each stage; fewer depths are the first stages.
+        mixers: see ``vision.metaformer.stage_specs``; ``"mlp(hidden=392)"`` for perceptrons over all tokens at once
+            (MLP-Mixer).
         kernels: for each stage the sides of its patches, the smallest being their stride; () for none.
-        rafts: channels of a raft's bundle, for each stage; None for perceptrons over all tokens at once (MLP-Mixer).
-        token_expansion: hidden width of the perceptrons over tokens over what they read.
         mlp_ratio: hidden width of the MLPs over the channels.
         shortcut: whether every level before the last scales and shifts the channels of the last map, by its own mean
             (the published class does unless told otherwise; all of the published configurations tell it so).
@@ -160,9 +161,9 @@ class RaftMLP(VisionModel):
         self,
         depths: Sequence[int] = (2, 2, 6, 2),
         dims: Sequence[int] = (64, 128, 256, 512),
+        mixers: str | Sequence[str] = "raft",
+        *,
         kernels: Sequence[Sequence[int]] = ((4, 8), (2, 4), (2, 4), (2,)),
-        rafts: Sequence[int] | None = (2, 2, 2, 2),
-        token_expansion: float = 2.0,
         mlp_ratio: float = 4.0,
         shortcut: bool = False,
         img_size: Size = 224,
@@ -173,20 +174,16 @@ class RaftMLP(VisionModel):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans)
-        if len(depths) > min(len(dims), len(kernels), len(depths if rafts is None else rafts)):
-            raise ValueError(f"dims, kernels and rafts must have an entry per stage, got {depths=}")
+        if len(depths) > min(len(dims), len(kernels)):
+            raise ValueError(f"dims and kernels must have an entry per stage, got {depths=}")
         if not kernels[0]:
             raise ValueError(f"the first stage needs patches, got kernels={kernels!r}")
         self.stem = MultiScaleStem(in_chans, dims[0], kernels[0])
         grid = self.stem.out_grid(image_size(img_size))
         dims, reductions = list(dims[: len(depths)]), [self.stem.stride]
 
-        def mixer(dim: int, raft: int | None) -> Mixer:
-            if raft is None:
-                return TokenMLP(dim, grid, hidden=round(math.prod(grid) * token_expansion))
-            return Raft(dim, grid, raft=raft, expansion=token_expansion, drop_path=drop_path_rate)
-
-        stages = []
+        specs, seed = stage_specs(mixers, depths), int(torch.randint(2**31, (), device="cpu"))
+        stages: list[RaftStage] = []
         for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
             downsample: nn.Module = nn.Identity()
             if i and kernels[i]:
@@ -197,10 +194,11 @@ class RaftMLP(VisionModel):
                 reductions.append(reductions[-1])
                 if dim != dims[i - 1]:
                     raise ValueError(f"dims may change where a stage has patches only, got {dims!r} with {kernels!r}")
-            blocks = [
-                RaftBlock(mixer(dim, rafts[i] if rafts else None), int(dim * mlp_ratio), drop_path_rate)
-                for _ in range(depth)
-            ]
+            blocks = []
+            for j in range(depth):
+                with isolated(seed, f"stages.{i}.blocks.{j}.token_mixer"):
+                    mixer = create_mixer(with_options(specs[i][j], "raft", drop_path=drop_path_rate), dim, grid)
+                blocks.append(RaftBlock(mixer, int(dim * mlp_ratio), drop_path_rate))
             stages.append(RaftStage(downsample, blocks))
             if shortcut and i and kernels[i]:  # a new level begins: the one before has its end
                 stages[i - 1].shortcut = Shortcut(dims[i - 1], dims[-1])
@@ -334,7 +332,7 @@ for _size, _dims in _SIZES.items():
 register(
     "mlp_mixer_b16",
     RaftMLP,
-    {"depths": (3, 3, 3, 3), "dims": (768,) * 4, "kernels": ((16,), (), (), ()), "rafts": None},
+    {"depths": (3, 3, 3, 3), "dims": (768,) * 4, "mixers": "mlp(hidden=392)", "kernels": ((16,), (), (), ())},
     paper="2105.01601",
     source=SOURCE,
     crop_pct=0.875,

@@ -33,6 +33,7 @@ from matmix.mixers import Mixer, create_mixer
 from matmix.ops.averages import Block, WeightedAverages
 from vision.base import Size, VisionModel, drop_paths, image_size, isolated
 from vision.layers import Head, Stage
+from vision.metaformer import stage_specs
 from vision.models.hydra_vit import MixerBlock
 from vision.models.vmamba import PatchMerging, PatchStem, init
 from vision.registry import register
@@ -90,9 +91,9 @@ class ViM2(VisionModel):
     Args:
         depths: blocks of each stage.
         dims: channels of each stage.
+        mixers: the token mixers, see ``vision.metaformer.stage_specs``; all of a block are alike.
+        channel_mixers: the channel mixers, in the same form.
         tokens: token mixers of a block.
-        mixers: spec of the token mixers.
-        channel_mixers: spec of the channel mixers.
         averaging: whether the stages average; blocks in a row otherwise.
         residual: whether each mixer has a residual connection.
         img_size: for mixers of fixed length; the defaults only note it.
@@ -102,9 +103,10 @@ class ViM2(VisionModel):
         self,
         depths: Sequence[int] = (1, 1, 3, 1),
         dims: Sequence[int] = (96, 192, 384, 768),
+        mixers: str | Sequence[str] = "selective_token",
+        *,
+        channel_mixers: str | Sequence[str] = "selective_channel",
         tokens: int = 2,
-        mixers: str = "selective_token",
-        channel_mixers: str = "selective_channel",
         averaging: bool = True,
         residual: bool = True,
         img_size: Size = 224,
@@ -119,6 +121,7 @@ class ViM2(VisionModel):
             raise ValueError(f"depths must be positive and dims have an entry each, got {depths!r} and {dims!r}")
         if not isinstance(tokens, int) or tokens < 1:
             raise ValueError(f"tokens must be a positive integer, got {tokens!r}")
+        specs, channel_specs = stage_specs(mixers, depths), stage_specs(channel_mixers, depths)
         self.stem = PatchStem(in_chans, dims[0])
         grid = self.stem.out_grid(image_size(img_size))
         seed = int(torch.randint(2**31, (), device="cpu"))
@@ -139,8 +142,8 @@ class ViM2(VisionModel):
             blocks = []
             for j, rate in enumerate(rates):
                 name = f"stages.{i}.blocks.{j}"
-                parts = [kind(mixer(mixers, f"{name}.token.{k}"), rate) for k in range(tokens)]
-                blocks.append((parts, kind(mixer(channel_mixers, f"{name}.channel"), rate)))
+                parts = [kind(mixer(specs[i][j], f"{name}.token.{k}"), rate) for k in range(tokens)]
+                blocks.append((parts, kind(mixer(channel_specs[i][j], f"{name}.channel"), rate)))
             if averaging:
                 stages.append(AveragedStage(downsample, [AveragedBlock(*block) for block in blocks]))
             else:

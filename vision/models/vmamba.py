@@ -18,6 +18,7 @@ from matmix.mixers import create_mixer
 from vision.base import Size, VisionModel, drop_paths, image_size, isolated
 from vision.layers import Block, Head, Mlp, Stage
 from vision.layers.stems import Grid, conv_grid
+from vision.metaformer import stage_specs
 from vision.models.hydra_vit import MixerBlock
 from vision.published import State, mixer_states, rename
 from vision.registry import register
@@ -91,7 +92,7 @@ class VMamba(VisionModel):
     Args:
         depths: blocks of each stage.
         dims: channels of each stage.
-        mixers: spec of the token mixer, one for all blocks.
+        mixers: see ``vision.metaformer.stage_specs``.
         mlp_ratio: hidden width of the MLPs over the channels; 0 for none.
         stem: ``"patch"`` (one convolution of 4 x 4) or ``"conv"`` (two of 3 x 3).
         down: ``"merge"`` (Swin's) or ``"conv"`` (3 x 3 with stride 2, then a norm).
@@ -102,7 +103,8 @@ class VMamba(VisionModel):
         self,
         depths: Sequence[int] = (2, 2, 9, 2),
         dims: Sequence[int] = (96, 192, 384, 768),
-        mixers: str = "ss2d",
+        mixers: str | Sequence[str] = "ss2d",
+        *,
         mlp_ratio: float = 0.0,
         stem: Literal["patch", "conv"] = "patch",
         down: Literal["merge", "conv"] = "merge",
@@ -118,6 +120,7 @@ class VMamba(VisionModel):
             raise ValueError(f"dims must have an entry per stage of depths={depths!r}, got {dims!r}")
         if stem not in ("patch", "conv") or down not in ("merge", "conv"):
             raise ValueError(f"stem must be 'patch' or 'conv', down 'merge' or 'conv', got {stem!r} and {down!r}")
+        specs = stage_specs(mixers, depths)
         self.stem = PatchStem(in_chans, dims[0]) if stem == "patch" else ConvStem(in_chans, dims[0])
         grid = self.stem.out_grid(image_size(img_size))
         seed = int(torch.randint(2**31, (), device="cpu"))
@@ -131,7 +134,7 @@ class VMamba(VisionModel):
             blocks: list[nn.Module] = []
             for j, rate in enumerate(rates):
                 with isolated(seed, f"stages.{i}.blocks.{j}.token_mixer"):
-                    mixer = create_mixer(mixers, dim, grid)
+                    mixer = create_mixer(specs[i][j], dim, grid)
                     mixer.apply(init)
                 if mlp_ratio:
                     mlp = Mlp(dim, int(mlp_ratio * dim), "gelu")

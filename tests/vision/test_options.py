@@ -1,0 +1,53 @@
+"""What every family takes, under the same names and in the same order."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+import vision
+from matmix.mixers.pooling import Pooling
+from tests.vision.families import FAMILIES, SIZE, small
+from vision.base import VisionModel
+
+CLASSES = {vision.model_info(name).cls: name for name in reversed(vision.list_models())}
+FORMS = {vision.model_info(name).cls: name for name in FAMILIES}  # the last small form of every class
+
+
+def mixers_of(model: torch.nn.Module) -> list[list[str]]:
+    """The kinds of the token mixers, stage by stage, as far as a stage has any."""
+    stages = [
+        [type(module).__name__ for name, module in stage.named_modules() if name.endswith("token_mixer")]
+        for stage in model.stages
+    ]
+    return [kinds for kinds in stages if kinds]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_only_depths_dims_and_mixers_go_by_position(cls: type[VisionModel]) -> None:
+    positional = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == ["depths", "dims", "mixers"]
+
+
+def test_every_class_has_a_small_form() -> None:
+    assert set(FORMS) == set(CLASSES)
+
+
+@pytest.mark.parametrize("name", FORMS.values())
+def test_any_mixer_in_every_family(name: str) -> None:
+    """One for all, or one a stage: they run, and gradients reach every weight."""
+    for one in (True, False):
+        depth = len(mixers_of(small(name)))
+        each = ["pooling", *["sep_conv(kernel=3)"] * (depth - 1)]
+        extra = {"channel_mixers": "identity"} if name == "vim2_t" else {}
+        options = {"mixers": "pooling" if one else each, **extra}
+        model = small(name, **options).train()
+        found = mixers_of(model)
+        if name != "vim2_t":
+            assert [set(kinds) for kinds in found] == [{"Pooling"}] + [{"Pooling" if one else "SepConv"}] * (depth - 1)
+        assert any(isinstance(module, Pooling) for module in model.modules())
+        model(torch.randn(2, 3, SIZE, SIZE)).square().sum().backward()
+        without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert not without, without
