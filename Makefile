@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: study test slow lint types
+.PHONY: study test slow lint types docs
 
 study: $(READY)
 	$(BIN)/matmix study quickstart
@@ -22,6 +22,9 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+docs: $(READY)  # the site: build/site/index.html, readable from the disk
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "matmix needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

@@ -209,7 +209,7 @@ def main() -> None:
             tree.close()
         return found
 
-    spread = max(1, len(every) // options.controls)
+    spread = max(1, len(every) // max(1, options.controls))
     control = run((here, here), every[::spread]) if options.controls else {}
     apart = sorted(a / b for times in control.values() for a, b in times.values())
     measured = run((options.before, here), every)

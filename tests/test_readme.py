@@ -66,7 +66,11 @@ COMMANDS = sorted({line.split("#")[0].strip() for line in README.splitlines() if
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each command of the README names a subcommand and options that exist."""
+    check_command(command, capsys)
+
+
+def check_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command names a subcommand and options that exist."""
     words = shlex.split(command)
     options = [word for word in words if word.startswith("--")]
     named = list(itertools.takewhile(lambda word: not word.startswith("--"), words[1:]))  # the options follow from them
