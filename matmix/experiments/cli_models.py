@@ -70,7 +70,7 @@ def cost(
 
 def _is_mixer(spec: str) -> bool:
     from matmix.mixers import list_mixers
-    from matmix.mixers.registry import parse_spec
+    from matmix.spec import parse_spec
 
     try:
         return all(call.name in list_mixers() for call in parse_spec(spec))

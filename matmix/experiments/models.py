@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import nn
 
-from matmix.mixers.registry import parse_spec
+from matmix.spec import parse_spec
 
 BY_PREFIX = ("timm",)
 

@@ -8,12 +8,11 @@ from matmix.mixers.registry import (
     MixerInfo,
     create_mixer,
     create_mixers,
-    layer_specs,
     list_mixers,
     mixer_info,
-    parse_spec,
     register,
 )
+from matmix.spec import layer_specs, parse_spec
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

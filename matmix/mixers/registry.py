@@ -1,17 +1,7 @@
-"""Names of mixers, and the spec strings that build them.
-
-A spec is Python call syntax, read with ``ast`` and never evaluated::
-
-    hydra                                   a mixer with its defaults
-    hydra(expand=1, d_state=32)             with options
-    heads("attention", "ssd")               side by side, each on its share of the channels
-    ssd*3, attention                        by depth (create_mixers)
-"""
+"""Names of mixers, and what builds them from spec strings (``matmix.spec``): one, or one a layer."""
 
 from __future__ import annotations
 
-import ast
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +10,7 @@ from typing import Any, TypeVar
 
 from matmix.matrices.base import Matrix
 from matmix.mixers.base import Grid, Mixer, Traits
+from matmix.spec import Spec, hint, layer_specs, parse_spec, unknown_option
 
 _MixerT = TypeVar("_MixerT", bound=type[Mixer])
 
@@ -100,60 +91,12 @@ def mixer_info(name: str) -> MixerInfo:
     """What the registry knows about a mixer.
 
     Raises:
-        ValueError: for an unknown name; the message lists the close ones.
+        ValueError: for an unknown name; the message lists the close ones, or all.
     """
     _load_plugins()
     if name not in _REGISTRY:
-        close = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(close)}?" if close else "."
-        raise ValueError(f"unknown mixer {name!r}{hint} Known: {', '.join(sorted(_REGISTRY))}")
+        raise ValueError(f"unknown mixer {name!r}{hint(name, sorted(_REGISTRY))}")
     return _REGISTRY[name]
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One call of a spec string, read but not built."""
-
-    name: str
-    args: tuple[Any, ...] = ()
-    options: tuple[tuple[str, Any], ...] = ()
-
-    def __str__(self) -> str:
-        inner = [repr(a) for a in self.args] + [f"{k}={v!r}" for k, v in self.options]
-        return f"{self.name}({', '.join(inner)})" if inner else self.name
-
-
-def parse_spec(spec: str) -> list[Spec]:
-    """Read a spec string into calls, ``"ssd*2, attention"`` into three.
-
-    Raises:
-        ValueError: for anything but names, calls with literal arguments, ``* count`` and commas.
-    """
-    if not isinstance(spec, str) or not spec.strip():
-        raise ValueError(f"spec must be a non-empty string such as 'hydra(expand=2)', got {spec!r}")
-    try:
-        body = ast.parse(spec.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(f"spec {spec!r} is not Python call syntax: {error.msg}") from None
-    return [call for item in (body.elts if isinstance(body, ast.Tuple) else [body]) for call in _read(item, spec)]
-
-
-def _read(node: ast.expr, spec: str) -> list[Spec]:
-    if isinstance(node, ast.Name):
-        return [Spec(node.id)]
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-        count = node.right.value if isinstance(node.right, ast.Constant) else None
-        if type(count) is not int or count < 1:
-            raise ValueError(f"spec {spec!r}: the count after * must be a positive integer")
-        return _read(node.left, spec) * count
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        try:
-            args = tuple(ast.literal_eval(arg) for arg in node.args)
-            options = tuple((k.arg or "**", ast.literal_eval(k.value)) for k in node.keywords)
-        except ValueError:
-            raise ValueError(f"spec {spec!r}: arguments must be literals (numbers, strings, tuples)") from None
-        return [Spec(node.func.id, args, options)]
-    raise ValueError(f"spec {spec!r}: expected a name, a call, * count or a comma at {ast.unparse(node)!r}")
 
 
 def _build(call: Spec, dim: int, grid: Grid | None) -> Mixer:
@@ -165,7 +108,7 @@ def _build(call: Spec, dim: int, grid: Grid | None) -> Mixer:
         raise ValueError(f"{call.name}: options are given by name, as in {call.name}({(allowed or ['option'])[0]}=...)")
     for name, _ in call.options:
         if name not in allowed:
-            raise ValueError(f"{call.name} has no option {name!r}; it has: {', '.join(allowed) or 'none'}")
+            raise ValueError(unknown_option(call.name, name, allowed))
     options: dict[str, Any] = dict(call.options)
     if positional:
         return info.cls(dim, grid, *call.args, **options)
@@ -197,14 +140,6 @@ def create_mixers(spec: str, depth: int, dim: int, grid: Grid | int | None = Non
     """
     grid = (grid,) if isinstance(grid, int) else grid
     return [_build(call, dim, grid) for call in layer_specs(spec, depth)]
-
-
-def layer_specs(spec: str, depth: int) -> list[Spec]:
-    """The spec of each of ``depth`` layers; the pattern repeats."""
-    calls = parse_spec(spec)
-    if depth < 1 or depth % len(calls):
-        raise ValueError(f"spec {spec!r} is a pattern of {len(calls)} layers, which does not divide depth={depth}")
-    return calls * (depth // len(calls))
 
 
 def markdown_table() -> str:

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import matmix
-from matmix.mixers import create_mixer, create_mixers, layer_specs, list_mixers, mixer_info, parse_spec, register
-from matmix.mixers.registry import Spec
+from matmix.mixers import create_mixer, create_mixers, list_mixers, mixer_info, register
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,16 +29,16 @@ def test_names_are_sorted_and_known() -> None:
 
 
 def test_an_unknown_name_lists_the_close_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown mixer 'idenity'; did you mean identity[^?]*\? Known: .*identity"):
+    with pytest.raises(ValueError, match=r"^unknown mixer 'idenity'; did you mean identity\?$"):
         create_mixer("idenity", 8)
-    with pytest.raises(ValueError, match=r"unknown mixer 'zzzzzz'\. Known: "):
+    with pytest.raises(ValueError, match=r"^unknown mixer 'zzzzzz'; known: active, .*vq_attention$"):
         mixer_info("zzzzzz")
 
 
 def test_an_unknown_option_is_an_error_that_lists_the_options() -> None:
-    with pytest.raises(ValueError, match="identity has no option 'expand'; it has: none"):
+    with pytest.raises(ValueError, match="identity has no option 'expand'; there is none"):
         create_mixer("identity(expand=2)", 8)
-    with pytest.raises(ValueError, match="attention has no option 'head_dims'; it has: head_dim, "):
+    with pytest.raises(ValueError, match=r"attention has no option 'head_dims'; did you mean head_dim\?"):
         create_mixer("attention(head_dims=4)", 8)
     with pytest.raises(ValueError, match="has no option 'dim'"):
         create_mixer("attention(dim=4)", 8)
@@ -85,27 +84,7 @@ def test_nothing_in_a_spec_is_evaluated(tmp_path: Path) -> None:
     assert not target.exists()
 
 
-@pytest.mark.parametrize("spec", ["", "  ", None, 3, "attention(", "a b", "attention;ssd"])
-def test_what_is_no_spec_is_said(spec: object) -> None:
-    with pytest.raises(ValueError, match="spec"):
-        parse_spec(spec)  # type: ignore[arg-type]
-
-
-def test_specs_read_and_print_the_same() -> None:
-    calls = parse_spec("attention(head_dim=4, causal=True)*2, heads('ssd', 'identity'), identity")
-    assert [str(call) for call in calls] == [
-        "attention(head_dim=4, causal=True)",
-        "attention(head_dim=4, causal=True)",
-        "heads('ssd', 'identity')",
-        "identity",
-    ]
-    assert all(parse_spec(str(call)) == [call] for call in calls)
-    assert calls[2] == Spec("heads", ("ssd", "identity"))
-
-
 def test_a_pattern_repeats_over_the_depth() -> None:
-    names = [spec.name for spec in layer_specs("pooling*3, attention", 8)]
-    assert names == ["pooling", "pooling", "pooling", "attention"] * 2
     stack = create_mixers("pooling*2, attention(head_dim=4)", depth=6, dim=8, grid=(3, 5))
     assert [type(mixer).__name__ for mixer in stack] == ["Pooling", "Pooling", "Attention"] * 2
     assert len({id(mixer) for mixer in stack}) == 6
@@ -116,8 +95,6 @@ def test_a_pattern_that_does_not_fit_the_depth_is_an_error() -> None:
         create_mixers("pooling*3, attention", depth=6, dim=8)
     with pytest.raises(ValueError, match="names 2 mixers"):
         create_mixer("pooling, attention", 8)
-    with pytest.raises(ValueError, match="depth=0"):
-        layer_specs("pooling", 0)
 
 
 def test_a_name_is_taken_once() -> None:

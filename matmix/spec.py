@@ -1,0 +1,147 @@
+"""Specs, the strings that name a mixer or a model with its options, and what is said of a word that nobody knows.
+
+A spec is Python call syntax, read with ``ast`` and never evaluated::
+
+    hydra                                   a name with its defaults
+    hydra(expand=1, d_state=32)             with options
+    heads("attention", "ssd")               with positional arguments
+    ssd*3, attention                        several, one a layer
+
+This module imports nothing of matmix, so that mixers, models, tasks and the command line all read specs and word their
+errors by it.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+CLOSE = 0.6
+"""How alike two words are at least, from 0 to 1 as difflib counts, for one to be offered in place of the other."""
+NAMED = 60
+"""How many known words an error lists at most: all mixers, but not the 1,500 models of timm."""
+
+RENAMED: dict[str, tuple[str, ...]] = {
+    "activation": ("act",),
+    "attention_heads": ("heads",),
+    "blocks": ("groups",),
+    "chunk": ("block",),
+    "conv_size": ("d_conv",),
+    "expansion": ("expand",),
+    "gate": ("out_gate",),
+    "hdim": ("hidden",),
+    "headdim": ("head_dim",),
+    "hidden": ("mlp_ratio",),
+    "max_positions": ("max_len",),
+    "ngroups": ("groups",),
+    "norm": ("out_norm",),
+    "norm_eps": ("eps",),
+    "output_gate": ("out_gate",),
+    "ratio": ("mlp_ratio",),
+    "rmsnorm": ("out_norm",),
+    "states": ("d_state",),
+    "z_dim": ("qk_dim",),
+}
+"""Words of published code, or of this project before, and the word that stands for their idea here. Where a word stood
+for several ideas, the first one that the owner of the option knows is meant."""
+
+
+def close_names(word: str, known: Iterable[str]) -> list[str]:
+    """The at most three known words that ``word`` may be a slip of, the closest first; upper and lower case are one."""
+    folded: dict[str, list[str]] = {}
+    for name in known:
+        folded.setdefault(name.casefold(), []).append(name)
+    found = difflib.get_close_matches(word.casefold(), folded, n=3, cutoff=CLOSE)
+    return [name for key in found for name in folded[key]][:3]
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """What an error says after an unknown word: ``"; did you mean a, b?"``, or ``"; known: a, b, c"`` if none is close.
+
+    Known words are listed in the order given, at most 60 of them.
+    """
+    known = list(known)
+    close = close_names(word, known)
+    if close:
+        return f"; did you mean {', '.join(close)}?"
+    if not known:
+        return "; there is none"
+    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
+    return f"; known: {', '.join(known[:NAMED])}{more}"
+
+
+def unknown_option(owner: str, option: str, known: Iterable[str], kind: str = "option") -> str:
+    """The error for an option that ``owner`` does not have.
+
+    Args:
+        owner: whose option it would be, such as ``"hydra"``.
+        option: the word that was given.
+        known: the options that the owner has.
+        kind: what the owner calls them: option, setting, argument.
+    """
+    known = list(known)
+    for new in RENAMED.get(option, ()):
+        if new in known:
+            return f"{owner} has no {kind} {option!r}: {option} is called {new} here"
+    return f"{owner} has no {kind} {option!r}{hint(option, known)}"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One call of a spec string, read but not built; ``str`` writes it so that it reads the same."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        inner = [repr(a) for a in self.args] + [f"{k}={v!r}" for k, v in self.options]
+        return f"{self.name}({', '.join(inner)})" if inner else self.name
+
+
+def parse_spec(spec: str) -> list[Spec]:
+    """Read a spec string into calls, ``"ssd*2, attention"`` into three.
+
+    Raises:
+        ValueError: for anything but names, calls with literal arguments, ``* count`` and commas.
+    """
+    if not isinstance(spec, str) or not spec.strip():
+        raise ValueError(f"spec must be a non-empty string such as 'hydra(expand=2)', got {spec!r}")
+    try:
+        body = ast.parse(spec.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"spec {spec!r} is not Python call syntax: {error.msg}") from None
+    return [call for item in (body.elts if isinstance(body, ast.Tuple) else [body]) for call in _read(item, spec)]
+
+
+def _read(node: ast.expr, spec: str) -> list[Spec]:
+    if isinstance(node, ast.Name):
+        return [Spec(node.id)]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        count = node.right.value if isinstance(node.right, ast.Constant) else None
+        if type(count) is not int or count < 1:
+            raise ValueError(f"spec {spec!r}: the count after * must be a positive integer")
+        return _read(node.left, spec) * count
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        try:
+            args = tuple(ast.literal_eval(arg) for arg in node.args)
+            options = tuple((k.arg or "**", ast.literal_eval(k.value)) for k in node.keywords)
+        except ValueError:
+            raise ValueError(f"spec {spec!r}: arguments must be literals (numbers, strings, tuples)") from None
+        return [Spec(node.func.id, args, options)]
+    raise ValueError(f"spec {spec!r}: expected a name, a call, * count or a comma at {ast.unparse(node)!r}")
+
+
+def layer_specs(spec: str, depth: int) -> list[Spec]:
+    """The spec of each of ``depth`` layers; the pattern repeats.
+
+    Raises:
+        ValueError: if the pattern's length does not divide ``depth``.
+    """
+    calls = parse_spec(spec)
+    if depth < 1 or depth % len(calls):
+        raise ValueError(f"spec {spec!r} is a pattern of {len(calls)} layers, which does not divide depth={depth}")
+    return calls * (depth // len(calls))
