@@ -127,7 +127,7 @@ def _s6(mixer: Any, grid: Grid) -> list[Peer]:
         from transformers.models.mamba.modeling_mamba import MambaMixer
 
         config = MambaConfig(
-            hidden_size=mixer.dim, state_size=mixer.states, conv_kernel=mixer.conv1d.size, num_hidden_layers=1
+            hidden_size=mixer.dim, state_size=mixer.d_state, conv_kernel=mixer.conv1d.size, num_hidden_layers=1
         )
         module = MambaMixer(config, 0)
         module.load_state_dict(mixer.state_dict())
@@ -144,8 +144,8 @@ def _ssd(mixer: Any, grid: Grid) -> list[Peer]:
         config = Mamba2Config(
             hidden_size=mixer.dim,
             num_heads=mixer.heads,
-            head_dim=mixer.width,
-            state_size=mixer.states,
+            head_dim=mixer.head_dim,
+            state_size=mixer.d_state,
             n_groups=mixer.groups,
             conv_kernel=mixer.conv1d.size,
             num_hidden_layers=1,
@@ -153,7 +153,7 @@ def _ssd(mixer: Any, grid: Grid) -> list[Peer]:
         module = Mamba2Mixer(config, 0)
         module.load_state_dict(mixer.state_dict())
         peers += _tokens("transformers Mamba-2", module, module)
-    return peers + _mamba_ssm("Mamba2", mixer, d_conv=mixer.conv1d.size, headdim=mixer.width, ngroups=mixer.groups)
+    return peers + _mamba_ssm("Mamba2", mixer, d_conv=mixer.conv1d.size, headdim=mixer.head_dim, ngroups=mixer.groups)
 
 
 # ------------------------------------------------------------------ CUDA only
@@ -166,7 +166,7 @@ def _mamba_ssm(name: str, mixer: Any, **options: Any) -> list[Peer]:
     # By the module's own path: the package's front imports language models too.
     path = {"Mamba": "mamba_simple", "Mamba2": "mamba2", "Mamba3": "mamba3"}[name]
     layer = getattr(importlib.import_module(f"mamba_ssm.modules.{path}"), name)
-    module = layer(mixer.dim, d_state=mixer.states, **options).cuda()
+    module = layer(mixer.dim, d_state=mixer.d_state, **options).cuda()
     module.load_state_dict(mixer.state_dict())
     if importlib.util.find_spec("causal_conv1d") is None:
         module.use_mem_eff_path = False  # Mamba-2's one kernel for all, which asks for that package
@@ -228,7 +228,7 @@ _PEERS: dict[str, list[Callable[[Any, Grid], list[Peer]]]] = {
     "fnet": [_fnet],
     "s6": [_s6],
     "ssd": [_ssd],
-    "mamba3": [lambda mixer, grid: _mamba_ssm("Mamba3", mixer, headdim=mixer.width)],
+    "mamba3": [lambda mixer, grid: _mamba_ssm("Mamba3", mixer, headdim=mixer.head_dim)],
     "retention": [_fla("retention", "chunk_retention", _own_decay)],
     "gla": [_fla("gla", "chunk_gla", _channel_decay)],
     "simple_gla": [_fla("simple_gla", "chunk_simple_gla", _scalar_decay)],

@@ -25,17 +25,21 @@ NAMED = 60
 """How many known words an error lists at most: all mixers, but not the 1,500 models of timm."""
 
 RENAMED: dict[str, tuple[str, ...]] = {
+    "D_has_hdim": ("D_per_channel",),
     "activation": ("act",),
     "attention_heads": ("heads",),
+    "bidirectional": ("causal",),
     "blocks": ("groups",),
     "chunk": ("block",),
     "conv_size": ("d_conv",),
-    "expansion": ("expand",),
+    "expand": ("mlp_ratio",),
+    "expansion": ("expand", "bottleneck", "mlp_ratio"),
     "gate": ("out_gate",),
     "hdim": ("hidden",),
     "headdim": ("head_dim",),
     "hidden": ("mlp_ratio",),
     "max_positions": ("max_len",),
+    "n_ssm": ("groups",),
     "ngroups": ("groups",),
     "norm": ("out_norm",),
     "norm_eps": ("eps",),
@@ -47,6 +51,8 @@ RENAMED: dict[str, tuple[str, ...]] = {
 }
 """Words of published code, or of this project before, and the word that stands for their idea here. Where a word stood
 for several ideas, the first one that the owner of the option knows is meant."""
+OPPOSITE = frozenset({"bidirectional"})
+"""Renamed switches that were turned round: what was True is False now."""
 
 
 def close_names(word: str, known: Iterable[str]) -> list[str]:
@@ -85,7 +91,8 @@ def unknown_option(owner: str, option: str, known: Iterable[str], kind: str = "o
     known = list(known)
     for new in RENAMED.get(option, ()):
         if new in known:
-            return f"{owner} has no {kind} {option!r}: {option} is called {new} here"
+            turned = ", where True was False" if option in OPPOSITE else ""
+            return f"{owner} has no {kind} {option!r}: {option} is called {new} here{turned}"
     return f"{owner} has no {kind} {option!r}{hint(option, known)}"
 
 

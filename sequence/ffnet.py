@@ -20,17 +20,17 @@ class SeriesChannelMixer(nn.Module):
         variates: series side by side.
         width: channels of each.
         kernel, small: taps of the convolution and of its branch, odd.
-        expansion: hidden units of the perceptron for every entry.
+        mlp_ratio: hidden units of the perceptron for every entry.
     """
 
     published: ClassVar[dict[str, Any]] = {"ysj9909/FFNet": lambda module, state: from_published(module, state)}
 
-    def __init__(self, variates: int, width: int, *, kernel: int = 51, small: int = 5, expansion: int = 2) -> None:
+    def __init__(self, variates: int, width: int, *, kernel: int = 51, small: int = 5, mlp_ratio: int = 2) -> None:
         super().__init__()
         self.variates, self.width = variates, width
         self.conv = BranchedConv(variates * width, {"conv": (kernel,), "conv1": (small,)})
         self.norm = nn.BatchNorm1d(width)
-        self.mlp = CrossMlp(width, variates, expansion)
+        self.mlp = CrossMlp(width, variates, mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, L, variates * width)`` to the same."""

@@ -54,7 +54,7 @@ def aff(m: Any, x: Tensor, grid: Grid) -> Tensor:
     def product(z: Tensor, weight: Tensor) -> Tensor:
         return torch.einsum("bgik, gio -> bgok", z, weight)
 
-    act = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}[m.activation]
+    act = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}[m.act]
     w1, b1, w2, b2 = m.w1, m.b1.unsqueeze(-1), m.w2, m.b2.unsqueeze(-1)
     real = act(product(parts.real, w1[0]) - product(parts.imag, w1[1]) + b1[0])
     imag = act(product(parts.imag, w1[0]) + product(parts.real, w1[1]) + b1[1])
@@ -73,7 +73,7 @@ def aff(m: Any, x: Tensor, grid: Grid) -> Tensor:
 def afno(m: Any, x: Tensor, grid: Grid) -> Tensor:
     """AFNO, equation 7: channels last, a complex perceptron on parts, a skip."""
     axes = tuple(range(1, 1 + len(grid)))
-    spectrum = torch.fft.rfftn(x.unflatten(1, grid), dim=axes, norm="ortho").unflatten(-1, (m.blocks, m.width))
+    spectrum = torch.fft.rfftn(x.unflatten(1, grid), dim=axes, norm="ortho").unflatten(-1, (m.groups, m.width))
 
     def product(z: Tensor, weight: Tensor) -> Tensor:
         return torch.einsum("...gi, gio -> ...go", z, weight)

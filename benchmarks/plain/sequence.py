@@ -118,7 +118,7 @@ def ema(m: Any, x: Tensor, grid: Grid) -> Tensor:
     length = x.shape[1]
     p, alpha = torch.sigmoid(m.delta), torch.sigmoid(m.alpha)
     powers = torch.arange(length, device=x.device) * torch.log(1 - p * alpha)
-    kernel = torch.einsum("dnl, dn -> dl", p * m.beta * torch.exp(powers), m.gamma * m.states**-0.5)
+    kernel = torch.einsum("dnl, dn -> dl", p * m.beta * torch.exp(powers), m.gamma * m.d_state**-0.5)
     ahead, back = kernel.chunk(2)
     both = F.pad(ahead, (length - 1, 0)) + F.pad(back.flip(-1), (0, length - 1))
     y = F.pad(x.transpose(1, 2), (length - 1, 0))

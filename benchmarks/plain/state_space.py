@@ -111,8 +111,8 @@ def scan(m: Any, x: Tensor, grid: Grid) -> Tensor:
 def ssd(m: Any, x: Tensor, grid: Grid) -> Tensor:
     """Mamba-2: the minimal SSD listing of the paper around its layer."""
     gate, signal, raw = m.in_proj(x).split(m.sizes[2:], -1)
-    inner = m.heads * m.width
-    u, write, read = F.silu(short_conv(m.conv1d, signal)).split((inner, m.states, m.states), -1)
+    inner = m.heads * m.head_dim
+    u, write, read = F.silu(short_conv(m.conv1d, signal)).split((inner, m.d_state, m.d_state), -1)
     step = F.softplus(raw + m.dt_bias)
     u = rearrange(u, "b l (h p) -> b l h p", h=m.heads)
     y = ssd_minimal(u * step.unsqueeze(-1), -m.A_log.exp() * step, write, read)

@@ -46,18 +46,18 @@ class Active(Mixer):
 
     Args:
         share: neighbouring channels that read at the same distance; must divide ``dim``.
-        ratio: hidden width of the shares' MLP over ``dim``.
+        mlp_ratio: hidden width of the shares' MLP over ``dim``.
     """
 
     traits = Traits(data_dependent=True, mask="trim")
 
-    def __init__(self, dim: int, grid: Grid | None = None, *, share: int = 1, ratio: float = 0.25) -> None:
+    def __init__(self, dim: int, grid: Grid | None = None, *, share: int = 1, mlp_ratio: float = 0.25) -> None:
         super().__init__(dim, grid)
         if not isinstance(share, int) or share < 1 or dim % share:
             raise ValueError(f"share must be a positive divisor of dim={dim}, got {share!r}")
-        hidden = int(dim * ratio)
+        hidden = int(dim * mlp_ratio)
         if hidden < 1:
-            raise ValueError(f"ratio must leave a hidden width of at least 1, got {ratio!r} of dim={dim}")
+            raise ValueError(f"mlp_ratio must leave a hidden width of at least 1, got {mlp_ratio!r} of dim={dim}")
         self.axes, self.share = 1 if self.grid is None else len(self.grid), share
         self.atm_c = nn.Linear(dim, dim, bias=False)
         self.atm_w = nn.Linear(dim, dim)

@@ -43,8 +43,8 @@ class AFF(Mixer):
 
     Args:
         groups: channel groups; must divide ``dim`` (8 in AFFNet).
-        expand: hidden width of a group over its width.
-        activation: ``"silu"`` (the released models, by report), ``"relu"`` (the paper's figure) or ``"gelu"``.
+        mlp_ratio: hidden width of a group over its width.
+        act: the activation, ``"silu"`` (the released models, by report), ``"relu"`` (the paper's figure) or ``"gelu"``.
         shrink: threshold of the softshrink, at least 0.
     """
 
@@ -57,22 +57,24 @@ class AFF(Mixer):
         grid: Grid | None = None,
         *,
         groups: int = 8,
-        expand: float = 1.0,
-        activation: str = "silu",
+        mlp_ratio: float = 1.0,
+        act: str = "silu",
         shrink: float = 0.01,
     ) -> None:
         super().__init__(dim, grid)
         if not isinstance(groups, int) or groups < 1 or dim % groups:
             raise ValueError(f"groups must be a positive divisor of dim={dim}, got {groups!r}")
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+        if act not in _ACTIVATIONS:
+            raise ValueError(f"act must be one of {', '.join(_ACTIVATIONS)}, got {act!r}")
         if shrink < 0:
             raise ValueError(f"shrink must be at least 0, got {shrink!r}")
         width = dim // groups
-        hidden = int(width * expand)
+        hidden = int(width * mlp_ratio)
         if hidden < 1:
-            raise ValueError(f"expand must leave a hidden width of at least 1, got {expand!r} of {width} channels")
-        self.groups, self.activation, self.shrink = groups, activation, shrink
+            raise ValueError(
+                f"mlp_ratio must leave a hidden width of at least 1, got {mlp_ratio!r} of {width} channels"
+            )
+        self.groups, self.act, self.shrink = groups, act, shrink
         # The first axis holds real and imaginary part.
         self.w1 = nn.Parameter(0.02 * torch.randn(2, groups, width, hidden))
         self.b1 = nn.Parameter(0.02 * torch.randn(2, groups, hidden))
@@ -100,7 +102,7 @@ class AFF(Mixer):
         batch, dim = spectrum.shape[:2]
         pairs = torch.view_as_real(spectrum)
         modes = pairs.view(batch, self.groups, dim // self.groups, math.prod(spectrum.shape[2:]), 2)
-        hidden = _ACTIVATIONS[self.activation](complex_linear(modes, self.w1, self.b1))
+        hidden = _ACTIVATIONS[self.act](complex_linear(modes, self.w1, self.b1))
         mask = F.softshrink(complex_linear(hidden, self.w2, self.b2), self.shrink)
         return spectrum, hermitian(torch.view_as_complex(mask.view_as(pairs)), grid).add_(1)
 
@@ -114,5 +116,5 @@ class AFF(Mixer):
         return merge_heads(mixed)
 
     def extra_repr(self) -> str:
-        options = f"groups={self.groups}, activation={self.activation!r}, shrink={self.shrink}"
+        options = f"groups={self.groups}, act={self.act!r}, shrink={self.shrink}"
         return f"{super().extra_repr()}, {options}"

@@ -1,4 +1,4 @@
-"""Adaptive Fourier neural operator: a small complex perceptron at every frequency, over blocks of channels."""
+"""Adaptive Fourier neural operator: a small complex perceptron at every frequency, over groups of channels."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from matmix.ops.sizes import known, larger, smaller
 
 @register(
     "afno",
-    matrix="I + F^-1 shrink (W2 relu W1) F per sample and block of channels",
-    cost="O(L D (log L + D / blocks))",
+    matrix="I + F^-1 shrink (W2 relu W1) F per sample and group of channels",
+    cost="O(L D (log L + D / groups))",
     source="NVlabs/AFNO-transformer, okojoalg/dfformer",
     paper="2111.13587, equation 7",
-    smallest={"blocks": 2},
+    smallest={"groups": 2},
 )
 class AFNO(Mixer):
     """``y = x + F^-1 softshrink(W2 relu(W1 F x + b1) + b2)``: token mixing in the frequency domain, 1-D and 2-D.
 
     F is the orthonormal DFT over the grid; at every frequency the same complex two-layer network, block-diagonal over
     the channels, gives the new coefficients. ReLU and softshrink act on real and imaginary parts apart, which makes
-    the map linear over the reals only: the matrix has the tokens times the channels of a block as its axis (channel by
-    channel), the blocks are its heads. With the gates of both activations given it is exact; its last column
+    the map linear over the reals only: the matrix has the tokens times the channels of a group as its axis (channel by
+    channel), the groups are its heads. With the gates of both activations given it is exact; its last column
     takes a constant 1 that is appended to the tokens. What is not a real image's spectrum is projected onto those.
 
     Modes beyond a ``fraction`` of the lowest are not passed on. The published 2-D code takes ``int((L // 2 + 1) *
@@ -52,11 +52,11 @@ class AFNO(Mixer):
     rows alike. The published code casts to float32; here float64 stays.
 
     Args:
-        blocks: of channels; must divide the inner width (8 in both published models).
-        hidden: width of the hidden layer of a block over its own.
+        groups: channel groups; must divide the inner width (8 in both published models).
+        mlp_ratio: hidden width of a group over its width.
         shrink: threshold of the softshrink, at least 0.
         fraction: of the modes of an axis, lowest first; more than 0, at most 1. At least the constant mode is kept.
-        expansion: None for AFNO itself; a number puts it into an inverted bottleneck of ``int(expansion * dim)``
+        bottleneck: None for AFNO itself; a number puts it into an inverted bottleneck of ``int(bottleneck * dim)``
             channels, ``W_out AFNO(StarReLU(W_in x))`` (the AFNO model of DFFormer: 2).
         published: the published count of kept columns.
     """
@@ -68,38 +68,40 @@ class AFNO(Mixer):
         dim: int,
         grid: Grid | None = None,
         *,
-        blocks: int = 8,
-        hidden: float = 1.0,
+        groups: int = 8,
+        mlp_ratio: float = 1.0,
         shrink: float = 0.01,
         fraction: float = 1.0,
-        expansion: float | None = None,
+        bottleneck: float | None = None,
         published: bool = False,
     ) -> None:
         super().__init__(dim, grid)
-        inner = dim if expansion is None else int(expansion * dim)
+        inner = dim if bottleneck is None else int(bottleneck * dim)
         if inner < 1:
-            raise ValueError(f"expansion must leave an inner width of at least 1, got {expansion!r} of dim={dim}")
-        if not isinstance(blocks, int) or blocks < 1 or inner % blocks:
-            raise ValueError(f"blocks must be a positive divisor of the {inner} inner channels, got {blocks!r}")
+            raise ValueError(f"bottleneck must leave an inner width of at least 1, got {bottleneck!r} of dim={dim}")
+        if not isinstance(groups, int) or groups < 1 or inner % groups:
+            raise ValueError(f"groups must be a positive divisor of the {inner} inner channels, got {groups!r}")
         if shrink < 0:
             raise ValueError(f"shrink must be at least 0, got {shrink!r}")
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be more than 0 and at most 1, got {fraction!r}")
-        width = inner // blocks
-        wide = int(width * hidden)
+        width = inner // groups
+        wide = int(width * mlp_ratio)
         if wide < 1:
-            raise ValueError(f"hidden must leave a hidden width of at least 1, got {hidden!r} of {width} channels")
-        self.blocks, self.width, self.shrink, self.fraction = blocks, width, shrink, fraction
+            raise ValueError(
+                f"mlp_ratio must leave a hidden width of at least 1, got {mlp_ratio!r} of {width} channels"
+            )
+        self.groups, self.width, self.shrink, self.fraction = groups, width, shrink, fraction
         self.published_count = published
         self.pwconv1 = self.act1 = self.pwconv2 = None
-        if expansion is not None:
+        if bottleneck is not None:
             self.pwconv1, self.act1 = nn.Linear(dim, inner, bias=False), StarReLU()
             self.pwconv2 = nn.Linear(inner, dim, bias=False)
         # The first axis holds real and imaginary part.
-        self.w1 = nn.Parameter(0.02 * torch.randn(2, blocks, width, wide))
-        self.b1 = nn.Parameter(0.02 * torch.randn(2, blocks, wide))
-        self.w2 = nn.Parameter(0.02 * torch.randn(2, blocks, wide, width))
-        self.b2 = nn.Parameter(0.02 * torch.randn(2, blocks, width))
+        self.w1 = nn.Parameter(0.02 * torch.randn(2, groups, width, wide))
+        self.b1 = nn.Parameter(0.02 * torch.randn(2, groups, wide))
+        self.w2 = nn.Parameter(0.02 * torch.randn(2, groups, wide, width))
+        self.b2 = nn.Parameter(0.02 * torch.randn(2, groups, width))
 
     def _kept(self, grid: Grid) -> list[tuple[int, int]]:
         """For every axis, how many of the lowest modes from 0 up and how many of those from -1 down are kept."""
@@ -117,8 +119,8 @@ class AFNO(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         maps, length = self._maps(x, context), x.shape[1]
-        stacked = maps.view(x.shape[0], self.blocks, self.width * length)
-        one = maps.new_ones(1, 1, 1).expand(x.shape[0], self.blocks, 1)
+        stacked = maps.view(x.shape[0], self.groups, self.width * length)
+        one = maps.new_ones(1, 1, 1).expand(x.shape[0], self.groups, 1)
         values = torch.cat((stacked, one), 2).unsqueeze(-1)
         return Projected(self._matrix(values, context.grid), values, length)
 
@@ -126,7 +128,7 @@ class AFNO(Mixer):
         # Both gates of the matrix need the frequencies' hidden units, which are the product but for its last step.
         done = [self._mix(piece, context.grid) for piece in pieces(self._maps(x, context), self, 2.0)]
         mixed = torch.cat(done) if len(done) > 1 else done[0]
-        return mixed.reshape(x.shape[0], self.blocks, self.width * x.shape[1], 1), x.shape[1]
+        return mixed.reshape(x.shape[0], self.groups, self.width * x.shape[1], 1), x.shape[1]
 
     def _maps(self, x: Tensor, context: Context) -> Tensor:
         """Inner channels ``(B, D, *grid)``: transforms along the last axes are the fast ones."""
@@ -146,7 +148,7 @@ class AFNO(Mixer):
                 if known(size) and ahead + back < size:
                     low = torch.cat((low.narrow(axis, 0, ahead), low.narrow(axis, size - back, back)), axis)
             count = low.shape[2:-1]
-            low = low.reshape(maps.shape[0], self.blocks, self.width, math.prod(count), 2)
+            low = low.reshape(maps.shape[0], self.groups, self.width, math.prod(count), 2)
             hidden = _relu(complex_linear(low, self.w1, self.b1))
             low = F.softshrink(complex_linear(hidden, self.w2, self.b2), self.shrink)
             low = low.reshape(maps.shape[0], maps.shape[1], *count, 2)
@@ -166,7 +168,7 @@ class AFNO(Mixer):
         return mixed.add_(maps).to(maps.dtype)  # nothing behind it needs the transform's result
 
     def _matrix(self, values: Tensor, grid: Grid) -> Matrix:
-        """The layer as a matrix on ``[channels of a block x tokens; 1]``; frequencies are (channel, part, mode)."""
+        """The layer as a matrix on ``[channels of a group x tokens; 1]``; frequencies are (channel, part, mode)."""
         length, dtype, device = math.prod(grid), values.dtype, values.device
         each = Identity(length, 1, dtype, device)
         channels = Identity(self.width, 1, dtype, device)
@@ -210,11 +212,11 @@ class AFNO(Mixer):
         return (weights * (before + twice)).flatten()
 
     def merge(self, mixed: Tensor, rest: int) -> Tensor:
-        tokens = mixed.reshape(mixed.shape[0], self.blocks * self.width, rest).mT
+        tokens = mixed.reshape(mixed.shape[0], self.groups * self.width, rest).mT
         return tokens if self.pwconv2 is None else linear(self.pwconv2, tokens)
 
     def extra_repr(self) -> str:
-        options = f"blocks={self.blocks}, shrink={self.shrink}, fraction={self.fraction}"
+        options = f"groups={self.groups}, shrink={self.shrink}, fraction={self.fraction}"
         return f"{super().extra_repr()}, {options}, published={self.published_count}"
 
     published: ClassVar[dict[str, Any]] = {

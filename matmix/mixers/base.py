@@ -8,7 +8,10 @@ values and gradients of the two together, so the matrix that ``matrix()`` return
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Self, final
 
@@ -21,6 +24,7 @@ from matmix.ops.marks import undecayed
 from matmix.ops.masks import in_order, padding_first, runs
 from matmix.ops.reparam import still
 from matmix.ops.sizes import is_size, known
+from matmix.spec import unknown_option
 
 Grid = tuple[int, ...]
 State = Any  # a pytree of tensors, (B, ...) each
@@ -61,6 +65,23 @@ class Projected(NamedTuple):
     rest: Any = None  # what merge needs besides the product: gates, skips
 
 
+def _naming_options(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that meets an option it does not have by the error of specs, which says what it is called."""
+    parameters = inspect.signature(init).parameters.values()
+    allowed = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)][1:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return init
+
+    @functools.wraps(init)
+    def checked(self: Mixer, *args: Any, **options: Any) -> None:
+        for option in options:
+            if option not in allowed:
+                raise TypeError(unknown_option(type(self).__name__, option, allowed))
+        init(self, *args, **options)
+
+    return checked
+
+
 class Mixer(nn.Module):
     """A sequence mixer, ``x (B, L, D) -> (B, L, D)``: a structured matrix times values.
 
@@ -73,6 +94,12 @@ class Mixer(nn.Module):
     traits: Traits  # set on the class; an instance may narrow it (attention(causal=True)) by setting self.traits
     undecayed: ClassVar[frozenset[str]] = frozenset()  # its own parameters that weight decay leaves alone, by name
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _naming_options(cls.__init__)  # type: ignore[method-assign]
+
+    @_naming_options
     def __init__(self, dim: int, grid: Grid | None = None) -> None:
         super().__init__()
         if not isinstance(dim, int) or dim < 1:

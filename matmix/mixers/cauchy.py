@@ -46,7 +46,7 @@ class Reciprocals(Factors):
     cost="O(L^2 H qk_dim + L^2 D)",
     source="goombalab/hydra",
     paper="2407.09941, section 2.3",
-    smallest={"qk_dim": 3, "headdim": 4, "d_conv": 3},
+    smallest={"qk_dim": 3, "head_dim": 4, "d_conv": 3},
 )
 class Cauchy(MatrixBlock):
     """``M[i, j] = sum_d 1 / (exp q_{i,d} + exp k_{j,d} + 2 c) / sqrt(L qk_dim)`` in Hydra's block.

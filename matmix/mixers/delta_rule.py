@@ -27,7 +27,7 @@ from matmix.ops.precision import working_dtype
     cost="O(L D E + L D^2)",
     source="fla-org/flash-linear-attention",
     paper="2406.06484, equations 4 to 8",
-    smallest={"heads": 2, "conv_size": 3},
+    smallest={"heads": 2, "d_conv": 3},
 )
 class DeltaRule(FastWeights):
     """``M = tril(Q K^T) (I + strictly_lower(diag(b) K K^T))^-1 diag(b)``, Q scaled by 1 / sqrt(E).
@@ -41,10 +41,10 @@ class DeltaRule(FastWeights):
         heads: number of heads H.
         expand_k: width of all queries over the model width.
         expand_v: width of all values over the model width.
-        output_gate: a SiLU gate.
-        conv_size: taps of the causal convolution over queries, keys and values; None leaves SiLU alone.
+        out_gate: a SiLU gate.
+        d_conv: taps of the causal convolution over queries, keys and values; None leaves SiLU alone.
         negative_eigenvalues: shares from 0 to 2, so that a key can turn what it reads round (arXiv 2411.12537).
-        norm_eps: added to the mean square of a head.
+        eps: added to the mean square of a head.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class DeltaRule(FastWeights):
         heads: int = 4,
         expand_k: float = 1.0,
         expand_v: float = 1.0,
-        output_gate: bool = False,
-        conv_size: int | None = 4,
+        out_gate: bool = False,
+        d_conv: int | None = 4,
         negative_eigenvalues: bool = False,
-        norm_eps: float = 1e-5,
+        eps: float = 1e-5,
     ) -> None:
-        super().__init__(dim, grid, heads, expand_k, expand_v, output_gate, conv_size, norm_eps, extra=heads)
+        super().__init__(dim, grid, heads, expand_k, expand_v, out_gate, d_conv, eps, extra=heads)
         self.negative_eigenvalues = negative_eigenvalues
 
     def _split(self, mixed: Tensor, *rest: Any) -> FastWeightTokens:

@@ -26,7 +26,7 @@ _ACTS: dict[str, type[nn.Module]] = {"star_relu": StarReLU, "gelu": nn.GELU, "re
     cost="O(L D (log L + D))",
     source="okojoalg/dfformer",
     paper="2303.03932, equation 5",
-    smallest={"filters": 2, "ratio": 1.0},
+    smallest={"filters": 2, "mlp_ratio": 1.0},
 )
 class DynamicFilter(Mixer):
     """``y = W2 F^-1 diag(sum_k r_k F_k) F StarReLU(W1 x)`` a channel of the inner width (DFFormer).
@@ -39,9 +39,9 @@ class DynamicFilter(Mixer):
     mean token, but the circle is still the whole grid: a padded sequence is not the trimmed one.
 
     Args:
-        expansion: inner width over ``dim``.
+        expand: inner width over ``dim``.
         filters: number K of filters.
-        ratio: hidden width of the MLP of the coefficients over ``dim``.
+        mlp_ratio: hidden width of the MLP of the coefficients over ``dim``.
         act: the activation after ``W1`` (the coefficients always use StarReLU).
         resize: how filters go to another grid. ``"kernel"`` keeps the impulse response, padded or cropped;
             ``"bicubic"`` interpolates the half spectrum as an image with aligned corners, as published.
@@ -56,9 +56,9 @@ class DynamicFilter(Mixer):
         dim: int,
         grid: Grid | None = None,
         *,
-        expansion: float = 2.0,
+        expand: float = 2.0,
         filters: int = 4,
-        ratio: float = 0.25,
+        mlp_ratio: float = 0.25,
         act: Literal["star_relu", "gelu", "relu"] = "star_relu",
         resize: Literal["kernel", "bicubic"] = "kernel",
         built: Grid | None = None,
@@ -66,11 +66,11 @@ class DynamicFilter(Mixer):
         if built is not None:
             self.traits = replace(type(self).traits, length="any")
         super().__init__(dim, grid)
-        inner, hidden = int(expansion * dim), int(ratio * dim)
+        inner, hidden = int(expand * dim), int(mlp_ratio * dim)
         if inner < 1:
-            raise ValueError(f"expansion must leave an inner width of at least 1, got {expansion!r} of dim={dim}")
+            raise ValueError(f"expand must leave an inner width of at least 1, got {expand!r} of dim={dim}")
         if hidden < 1:
-            raise ValueError(f"ratio must leave a hidden width of at least 1, got {ratio!r} of dim={dim}")
+            raise ValueError(f"mlp_ratio must leave a hidden width of at least 1, got {mlp_ratio!r} of dim={dim}")
         if not isinstance(filters, int) or filters < 1:
             raise ValueError(f"filters must be a positive integer, got {filters!r}")
         if act not in _ACTS:

@@ -26,7 +26,7 @@ from matmix.ops.precision import full_precision, working_dtype
     cost="O(L D log L)",
     source="facebookresearch/mega",
     paper="2209.10655, equations 2 and 3",
-    smallest={"states": 3},
+    smallest={"d_state": 3},
 )
 class EMA(Mixer):
     """``y = silu(K * x + omega x)`` with ``K[l] = sum_n p_n beta_n gamma_n (1 - p_n a_n)^l / sqrt(N)`` per channel.
@@ -37,25 +37,25 @@ class EMA(Mixer):
     Images are read row by row.
 
     Args:
-        states: averages N of a channel.
+        d_state: averages N of a channel.
         causal: look back only; then the mixer also runs token by token.
     """
 
     traits = Traits(mask="trim", aligned=True)
 
-    def __init__(self, dim: int, grid: Grid | None = None, *, states: int = 16, causal: bool = False) -> None:
+    def __init__(self, dim: int, grid: Grid | None = None, *, d_state: int = 16, causal: bool = False) -> None:
         if causal:
             self.traits = replace(type(self).traits, causal=True, recurrent=True)
         super().__init__(dim, grid)
-        if not isinstance(states, int) or states < 1:
-            raise ValueError(f"states must be a positive integer, got {states!r}")
-        self.states, self.causal = states, causal
+        if not isinstance(d_state, int) or d_state < 1:
+            raise ValueError(f"d_state must be a positive integer, got {d_state!r}")
+        self.d_state, self.causal = d_state, causal
         kernels = dim if causal else 2 * dim
-        self.delta = nn.Parameter(0.2 * torch.randn(kernels, states, 1))
-        self.alpha = nn.Parameter(0.2 * torch.randn(kernels, states, 1))
-        signs = (-1.0) ** torch.arange(states).unsqueeze(1)
-        self.beta = nn.Parameter(signs + 0.02 * torch.randn(kernels, states, 1))
-        self.gamma = nn.Parameter(torch.randn(kernels, states))
+        self.delta = nn.Parameter(0.2 * torch.randn(kernels, d_state, 1))
+        self.alpha = nn.Parameter(0.2 * torch.randn(kernels, d_state, 1))
+        signs = (-1.0) ** torch.arange(d_state).unsqueeze(1)
+        self.beta = nn.Parameter(signs + 0.02 * torch.randn(kernels, d_state, 1))
+        self.gamma = nn.Parameter(torch.randn(kernels, d_state))
         self.omega = nn.Parameter(torch.randn(dim))
 
     def _modes(self) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ class EMA(Mixer):
         weight, damping = (torch.sigmoid(t.squeeze(-1).to(dtype)) for t in (self.delta, self.alpha))
         # A pole of 0 has no logarithm; 1e-7 is one as good, and its gradient is finite.
         poles = torch.log1p(-(weight * damping).clamp(max=1 - 1e-7))
-        return poles, weight * self.beta.squeeze(-1) * self.gamma * self.states**-0.5
+        return poles, weight * self.beta.squeeze(-1) * self.gamma * self.d_state**-0.5
 
     def _one_way(self, poles: Tensor, weights: Tensor, length: int) -> DecayingToeplitz:
         logs, coefficients = (torch.stack((t, torch.zeros_like(t)), -1).unsqueeze(0) for t in (poles, weights))
@@ -91,7 +91,7 @@ class EMA(Mixer):
     def init_state(self, batch: int) -> State:
         if not self.causal:
             return super().init_state(batch)
-        return self.delta.new_zeros(batch, self.dim, self.states, dtype=working_dtype(self.delta))
+        return self.delta.new_zeros(batch, self.dim, self.d_state, dtype=working_dtype(self.delta))
 
     def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
         values = drop_padding(x, mask).mT.unsqueeze(-1)

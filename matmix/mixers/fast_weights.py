@@ -49,9 +49,9 @@ class FastWeights(Mixer):
         heads: number of heads H.
         expand_k: width of all queries over the model width.
         expand_v: width of all values over the model width.
-        output_gate: the SiLU gate.
-        conv_size: taps of a causal convolution (with SiLU) over queries, keys and values; None is without.
-        norm_eps: added to the mean square of a head.
+        out_gate: the SiLU gate.
+        d_conv: taps of a causal convolution (with SiLU) over queries, keys and values; None is without.
+        eps: added to the mean square of a head.
         extra: further columns of the projection, for decays or strengths.
     """
 
@@ -64,9 +64,9 @@ class FastWeights(Mixer):
         heads: int,
         expand_k: float,
         expand_v: float,
-        output_gate: bool,
-        conv_size: int | None,
-        norm_eps: float,
+        out_gate: bool,
+        d_conv: int | None,
+        eps: float,
         *,
         extra: int = 0,
     ) -> None:
@@ -78,10 +78,10 @@ class FastWeights(Mixer):
             if size < 1 or size % heads:
                 raise ValueError(f"{name} * dim must be a multiple of heads={heads}, got {factor!r} * {dim} = {size}")
         self.heads, self.key_dim, self.head_dim = heads, keys // heads, width // heads
-        self.sizes = (2 * keys + width, width if output_gate else 0, extra)
+        self.sizes = (2 * keys + width, width if out_gate else 0, extra)
         self.in_proj = nn.Linear(dim, sum(self.sizes), bias=False)
-        self.conv1d = None if conv_size is None else ShortConv(self.sizes[0], conv_size, bias=False)
-        self.norm = (GatedRMSNorm if output_gate else nn.RMSNorm)(self.head_dim, eps=norm_eps)
+        self.conv1d = None if d_conv is None else ShortConv(self.sizes[0], d_conv, bias=False)
+        self.norm = (GatedRMSNorm if out_gate else nn.RMSNorm)(self.head_dim, eps=eps)
         self.out_proj = nn.Linear(width, dim, bias=False)
 
     # ------------------------------------------------------------------ what a subclass writes

@@ -36,11 +36,11 @@ class GLA(Forgetting):
         heads: number of heads H.
         expand_k: width of all queries over the model width.
         expand_v: width of all values over the model width.
-        output_gate: the SiLU gate.
-        conv_size: taps of a causal convolution (with SiLU) over queries, keys and values; None is without.
+        out_gate: the SiLU gate.
+        d_conv: taps of a causal convolution (with SiLU) over queries, keys and values; None is without.
         gate_rank: rows of W_1.
         gate_normalizer: divides the log of the gate, so that a fresh one forgets slowly.
-        norm_eps: added to the mean square of a head.
+        eps: added to the mean square of a head.
     """
 
     kind: ClassVar = GatedSemiseparable
@@ -53,13 +53,13 @@ class GLA(Forgetting):
         heads: int = 4,
         expand_k: float = 0.5,
         expand_v: float = 1.0,
-        output_gate: bool = True,
-        conv_size: int | None = None,
+        out_gate: bool = True,
+        d_conv: int | None = None,
         gate_rank: int = 16,
         gate_normalizer: float = 16.0,
-        norm_eps: float = 1e-5,
+        eps: float = 1e-5,
     ) -> None:
-        super().__init__(dim, grid, heads, expand_k, expand_v, output_gate, conv_size, norm_eps, extra=gate_rank)
+        super().__init__(dim, grid, heads, expand_k, expand_v, out_gate, d_conv, eps, extra=gate_rank)
         self.gate_normalizer = gate_normalizer
         self.gate_proj = nn.Linear(gate_rank, self.heads * self.key_dim)
 

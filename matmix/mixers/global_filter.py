@@ -22,7 +22,7 @@ def _gfnet(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 @register(
     "global_filter",
     matrix="Circulant per channel",
-    cost="O(L D log L), with expansion also O(L D^2)",
+    cost="O(L D log L), with a bottleneck also O(L D^2)",
     source="raoyongming/GFNet, okojoalg/dfformer",
     paper="2107.00645, equation 6; 2303.03932, GFFormer",
 )
@@ -37,20 +37,20 @@ class GlobalFilter(Mixer):
     casts float64 tokens to float32 first; here float64 stays.
 
     Args:
-        expansion: None for GFNet's form; a number for GFFormer's (2 there), which has
-            ``int(expansion * dim)`` inner channels.
+        bottleneck: None for GFNet's form; a number for GFFormer's (2 there), which has
+            ``int(bottleneck * dim)`` inner channels.
     """
 
     traits = Traits(length="fixed", mask="content")
     published: ClassVar = {"raoyongming/GFNet": _gfnet, "okojoalg/dfformer": lambda module, state: state}
 
-    def __init__(self, dim: int, grid: Grid, *, expansion: float | None = None) -> None:
+    def __init__(self, dim: int, grid: Grid, *, bottleneck: float | None = None) -> None:
         super().__init__(dim, grid)
-        inner = dim if expansion is None else int(expansion * dim)
+        inner = dim if bottleneck is None else int(bottleneck * dim)
         if inner < 1:
-            raise ValueError(f"expansion must leave an inner width of at least 1, got {expansion!r} of dim={dim}")
-        self.expansion, self.inner = expansion, inner
-        if expansion is not None:
+            raise ValueError(f"bottleneck must leave an inner width of at least 1, got {bottleneck!r} of dim={dim}")
+        self.bottleneck, self.inner = bottleneck, inner
+        if bottleneck is not None:
             self.pwconv1 = nn.Linear(dim, inner, bias=False)
             self.act1 = StarReLU()
             self.pwconv2 = nn.Linear(inner, dim, bias=False)
@@ -72,7 +72,7 @@ class GlobalFilter(Mixer):
 
     def _inner(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Values ``(B, D, L, 1)`` and the learned half spectra ``(1, D, *half)``."""
-        if self.expansion is not None:
+        if self.bottleneck is not None:
             x = linear(self.pwconv1, x, self.act1)
         # StarReLU does not keep zeros, so padding is dropped after it.
         values = drop_padding(x, context.mask).mT.unsqueeze(-1)
@@ -80,7 +80,7 @@ class GlobalFilter(Mixer):
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         tokens = merge_heads(mixed)
-        return tokens if self.expansion is None else linear(self.pwconv2, tokens)
+        return tokens if self.bottleneck is None else linear(self.pwconv2, tokens)
 
     def resize_(self, grid: Grid, *, method: str = "kernel") -> Self:
         """Adapt the filters to another grid, in place.
@@ -114,4 +114,4 @@ class GlobalFilter(Mixer):
         return self
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, expansion={self.expansion}"
+        return f"{super().extra_repr()}, bottleneck={self.bottleneck}"

@@ -28,7 +28,7 @@ from matmix.ops.state_space import add_dynamics, check_limit, head_width, initia
     cost="O(L D N + L D dim)",
     source="goombalab/hydra",
     paper="2407.09941, section 3",
-    smallest={"d_state": 4, "headdim": 4, "d_conv": 3},
+    smallest={"d_state": 4, "head_dim": 4, "d_conv": 3},
 )
 class Hydra(Mixer):
     """Both triangles of the matrix are semiseparable, each one token late, around a diagonal of its own.
@@ -45,8 +45,8 @@ class Hydra(Mixer):
         expand: inner width over model width.
         d_state: state size N.
         d_conv: taps of the centred convolution, odd.
-        headdim: width W of a head; None is the largest divisor of ``expand * dim`` up to 64.
-        ngroups: sets of B and C for each direction; each serves an equal share of the heads.
+        head_dim: width W of a head; None is the largest divisor of ``expand * dim`` up to 64.
+        groups: sets of B and C for each direction; each serves an equal share of the heads.
         learnable_init_states: a learned state at both ends; N more columns of the matrix read it.
         bias: biases of the input and output projections.
         conv_bias: bias of the convolution.
@@ -70,8 +70,8 @@ class Hydra(Mixer):
         expand: int = 2,
         d_state: int = 64,
         d_conv: int = 7,
-        headdim: int | None = None,
-        ngroups: int = 1,
+        head_dim: int | None = None,
+        groups: int = 1,
         learnable_init_states: bool = False,
         bias: bool = False,
         conv_bias: bool = True,
@@ -85,16 +85,16 @@ class Hydra(Mixer):
         if d_conv < 1 or d_conv % 2 == 0:
             raise ValueError(f"d_conv must be odd, as the convolution is centred, got {d_conv!r}")
         inner = int(expand * dim)
-        self.width = head_width(inner, headdim, ngroups, "expand * dim")
-        self.heads, self.groups = inner // self.width, ngroups
+        self.head_dim = head_width(inner, head_dim, groups, "expand * dim")
+        self.heads, self.groups = inner // self.head_dim, groups
         self.limit, self.chunk = check_limit(dt_limit), chunk
-        shared = ngroups * d_state
+        shared = groups * d_state
         self.inner_sizes = (inner, shared, shared, shared, shared)  # x, B and C forward, B and C backward
         self.sizes = (inner, sum(self.inner_sizes), 2 * self.heads)
 
         self.in_proj = nn.Linear(dim, sum(self.sizes), bias=bias)
         self.conv1d = ShortConv(self.sizes[1], d_conv, causal=False, bias=conv_bias)
-        state = (self.width, d_state) if learnable_init_states else None
+        state = (self.head_dim, d_state) if learnable_init_states else None
         add_dynamics(self, self.heads, step=(dt_min, dt_max, dt_init_floor), state=state)
         self.fc_D = nn.Linear(inner, self.heads, bias=False)
         self.norm = GatedRMSNorm(inner)

@@ -98,7 +98,7 @@ class _Low(nn.ModuleDict):
 class Inception(Mixer):
     """Three mixers side by side on the channels, and a fusion (iFormer).
 
-    The last ``attention_heads * head_dim`` channels attend to each other, over cells of ``pool`` tokens a side:
+    The last ``heads * head_dim`` channels attend to each other, over cells of ``pool`` tokens a side:
     averaged before, copied back to their tokens afterwards. Of the others, the first half is widened twofold and
     convolved, the second half max pooled (a matrix that selects one token of the window in every channel).
 
@@ -112,7 +112,7 @@ class Inception(Mixer):
 
     Args:
         head_dim: channels of an attention head.
-        attention_heads: heads of the attention; what they leave of ``dim`` must be even and positive.
+        heads: heads of the attention; what they leave of ``dim`` must be even and positive.
         pool: tokens a side of a cell (2 in the first two stages of iFormer, 1 in the others).
         qkv_bias: biases of queries, keys and values.
     """
@@ -125,25 +125,25 @@ class Inception(Mixer):
         grid: Grid | None = None,
         *,
         head_dim: int = 32,
-        attention_heads: int = 1,
+        heads: int = 1,
         pool: int = 1,
         qkv_bias: bool = True,
     ) -> None:
         if pool != 1:
             self.traits = replace(type(self).traits, mask="content")
         super().__init__(dim, grid)
-        for name, number in (("head_dim", head_dim), ("attention_heads", attention_heads), ("pool", pool)):
+        for name, number in (("head_dim", head_dim), ("heads", heads), ("pool", pool)):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name} must be a positive integer, got {number!r}")
-        low = attention_heads * head_dim
+        low = heads * head_dim
         half, odd = divmod(dim - low, 2)
         if half < 1 or odd:
             raise ValueError(
-                f"attention_heads * head_dim must leave an even, positive number of the dim={dim} channels, "
-                f"got {attention_heads} * {head_dim} = {low}"
+                f"heads * head_dim must leave an even, positive number of the dim={dim} channels, "
+                f"got {heads} * {head_dim} = {low}"
             )
         self.axes = 1 if self.grid is None else len(self.grid)
-        self.head_dim, self.heads, self.pool, self.low, self.part = head_dim, attention_heads, pool, low, half
+        self.head_dim, self.heads, self.pool, self.low, self.part = head_dim, heads, pool, low, half
         kind = nn.Conv1d if self.axes == 1 else nn.Conv2d
         self.high_mixer = _High(half, kind)
         self.low_mixer = _Low(low, qkv_bias)
@@ -236,7 +236,7 @@ class Inception(Mixer):
         return super().resize_(grid)
 
     def extra_repr(self) -> str:
-        options = f"head_dim={self.head_dim}, attention_heads={self.heads}, pool={self.pool}"
+        options = f"head_dim={self.head_dim}, heads={self.heads}, pool={self.pool}"
         return f"{super().extra_repr()}, {options}"
 
     # Published linear maps of the channels are 1 x 1 convolutions.

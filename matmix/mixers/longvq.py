@@ -30,7 +30,7 @@ from matmix.ops.vector_quantizer import VectorQuantizer
     cost="O(L D (S + w + D) + L D log L)",
     source="no published code",
     paper="2404.11163",
-    smallest={"z_dim": 4, "states": 2, "codes": 3, "window": 2},
+    smallest={"qk_dim": 4, "d_state": 2, "codes": 3, "window": 2},
 )
 class LongVQ(Mega):
     """``M[i, j] = exp(q_i . c_{z_j} + b_{j-i}) / sum``, b only within a window: rank S and a band, rows scaled to one.
@@ -58,9 +58,9 @@ class LongVQ(Mega):
       last w tokens.
 
     Args:
-        z_dim: width E of queries and keys.
-        hdim: width of values; None is ``2 * dim``.
-        states: averages of a channel.
+        qk_dim: width E of queries and keys.
+        hidden: width of values; None is ``2 * dim``.
+        d_state: averages of a channel.
         codes: codewords S.
         window: distance w up to which pairs have a bias.
         decay: of the codebook's moving averages.
@@ -75,9 +75,9 @@ class LongVQ(Mega):
         dim: int,
         grid: Grid | None = None,
         *,
-        z_dim: int = 64,
-        hdim: int | None = None,
-        states: int = 16,
+        qk_dim: int = 64,
+        hidden: int | None = None,
+        d_state: int = 16,
         codes: int = 512,
         window: int = 16,
         decay: float = 0.99,
@@ -87,13 +87,13 @@ class LongVQ(Mega):
         for name, value in (("codes", codes), ("window", window)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        super().__init__(dim, grid, z_dim=z_dim, hdim=hdim, states=states, causal=causal, max_positions=window + 1)
+        super().__init__(dim, grid, qk_dim=qk_dim, hidden=hidden, d_state=d_state, causal=causal, max_len=window + 1)
         # Queries and keys are normalised, so their size is free, and keys that start alike would share one code.
         nn.init.normal_(self.gamma, mean=1.0, std=0.02)
         with torch.no_grad():
-            self.mx_proj.weight[dim : dim + z_dim].normal_(std=dim**-0.5)
+            self.mx_proj.weight[dim : dim + qk_dim].normal_(std=dim**-0.5)
         self.window = window
-        self.quantizer = VectorQuantizer(1, codes, z_dim, decay, z_dim**-0.25, commitment)
+        self.quantizer = VectorQuantizer(1, codes, qk_dim, decay, qk_dim**-0.25, commitment)
 
     def _inner(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Any]:
         """Normalised queries and keys ``(B, 1, L, E)`` in float32 at least, values, and what the end needs."""

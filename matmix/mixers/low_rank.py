@@ -31,7 +31,7 @@ class Scores(Factors):
     cost="O(L D (qk_dim + dim))",
     source="goombalab/hydra",
     paper="2407.09941, table 1",
-    smallest={"qk_dim": 3, "headdim": 4, "d_conv": 3},
+    smallest={"qk_dim": 3, "head_dim": 4, "d_conv": 3},
 )
 class LowRank(MatrixBlock):
     """``M[i, j] = q_i . k_j / sqrt(L qk_dim)`` in Hydra's block; q and k go through SiLU. See :class:`MatrixBlock`."""

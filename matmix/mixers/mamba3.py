@@ -55,7 +55,7 @@ class _Parts(NamedTuple):
     cost="O(L D N + L D dim)",
     source="state-spaces/mamba",
     paper="2603.15569, section 3 (as coded in mamba-ssm 2.3, one input and output)",
-    smallest={"d_state": 4, "headdim": 4},
+    smallest={"d_state": 4, "head_dim": 4},
 )
 class Mamba3(Mixer):
     """``y_i = C_i . S_i + D v_i``, ``S_i = a_i S_{i-1} + (1 - t_i) dt_i a_i B_{i-1} v_{i-1} + t_i dt_i B_i v_i``.
@@ -75,8 +75,8 @@ class Mamba3(Mixer):
     Args:
         expand: inner width over model width.
         d_state: state size N.
-        headdim: width W of a head; None is the largest divisor of ``expand * dim`` up to 64.
-        ngroups: sets of B and C; each serves an equal share of the heads.
+        head_dim: width W of a head; None is the largest divisor of ``expand * dim`` up to 64.
+        groups: sets of B and C; each serves an equal share of the heads.
         rope_fraction: share of the states that turn, 0.5 or 1.
         out_norm: RMS norm of every head before the gate; the end is then not linear in the product.
         dt_min, dt_max, dt_init_floor: initial steps, log-uniform.
@@ -94,8 +94,8 @@ class Mamba3(Mixer):
         *,
         expand: int = 2,
         d_state: int = 128,
-        headdim: int | None = None,
-        ngroups: int = 1,
+        head_dim: int | None = None,
+        groups: int = 1,
         rope_fraction: float = 0.5,
         out_norm: bool = False,
         dt_min: float = 0.001,
@@ -111,10 +111,10 @@ class Mamba3(Mixer):
         if self.angles < 1 or d_state % 2:
             raise ValueError(f"d_state must be even, and d_state * rope_fraction at least 2, got d_state={d_state!r}")
         inner = int(expand * dim)
-        self.width = head_width(inner, headdim, ngroups, "expand * dim")
-        self.heads, self.groups, self.states = inner // self.width, ngroups, d_state
+        self.head_dim = head_width(inner, head_dim, groups, "expand * dim")
+        self.heads, self.groups, self.d_state = inner // self.head_dim, groups, d_state
         self.floor, self.chunk = A_floor, chunk
-        shared, heads = ngroups * d_state, self.heads
+        shared, heads = groups * d_state, self.heads
         self.sizes = (inner, inner, shared, shared, heads, heads, heads, self.angles)
 
         self.in_proj = nn.Linear(dim, sum(self.sizes), bias=False)
@@ -137,7 +137,7 @@ class Mamba3(Mixer):
         rate = (rate.clamp(min=0) + 1 / (1 - rate.clamp(max=0))).clamp(min=self.floor)
         turn = (math.pi * torch.tanh(angles.to(dtype))).unsqueeze(2) * step.unsqueeze(-1)  # (B, L, H, S)
         vectors = [
-            exactly(norm, part.unflatten(-1, (self.groups, self.states))).to(dtype)
+            exactly(norm, part.unflatten(-1, (self.groups, self.d_state))).to(dtype)
             for norm, part in ((self.B_norm, inputs), (self.C_norm, outputs))
         ]
         inputs, outputs = (
@@ -184,7 +184,7 @@ class Mamba3(Mixer):
     def init_state(self, batch: int) -> Mamba3State:
         weight = numbers(self.in_proj, self)
         like: dict[str, Any] = {"dtype": working_dtype(weight), "device": weight.device}
-        sizes = ((self.angles,), (self.width, self.states), (self.states,), (self.width,))
+        sizes = ((self.angles,), (self.head_dim, self.d_state), (self.d_state,), (self.head_dim,))
         return Mamba3State(*(torch.zeros(batch, self.heads, *size, **like) for size in sizes))
 
     def absorb(self, x: Tensor, mask: Tensor | None, state: Mamba3State | None) -> tuple[Tensor, Mamba3State]:

@@ -142,7 +142,7 @@ class MatrixBlock(Mixer):
         published: reproduce the published code where it is wrong or starts badly (see the structure), for its
             checkpoints.
         expand: inner width over model width.
-        headdim: width of a head; None is the largest divisor of ``expand * dim`` up to 64.
+        head_dim: width of a head; None is the largest divisor of ``expand * dim`` up to 64.
         qk_dim: numbers a token and head in q, and in k; None is 16 in the structures that have them.
         d_conv: taps of the convolution, odd unless causal.
         bias: biases of the input and output projections.
@@ -162,7 +162,7 @@ class MatrixBlock(Mixer):
         data_dependent: bool | None = None,
         published: bool = False,
         expand: int = 2,
-        headdim: int | None = None,
+        head_dim: int | None = None,
         qk_dim: int | None = None,
         d_conv: int = 7,
         bias: bool = False,
@@ -193,7 +193,7 @@ class MatrixBlock(Mixer):
         if d_conv < 1 or (d_conv % 2 == 0 and not self.causal):
             raise ValueError(f"d_conv must be odd, as the convolution is centred, got {d_conv!r}")
         inner = expand * dim
-        width = head_width(inner, headdim, 1, "expand * dim")
+        width = head_width(inner, head_dim, 1, "expand * dim")
         self.heads, self.max_len = inner // width, max_len
         self.matrix_mixer = structure(self.heads, width, sizes["qk_dim"], self.grid, form)
         own = sum(self.matrix_mixer.streams)

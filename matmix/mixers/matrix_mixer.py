@@ -113,12 +113,12 @@ class BothWays(Structure):
 
     def __init__(self, heads: int, width: int, qk_dim: int, grid: Grid | None, form: Form) -> None:
         super().__init__(heads, width, qk_dim, grid, form)
-        self.states = heads * qk_dim
+        self.d_state = heads * qk_dim
         if form.data_dependent:
-            self.streams, self.raw = (self.states, self.states), 2 * heads
+            self.streams, self.raw = (self.d_state, self.d_state), 2 * heads
         else:
             assert grid is not None
-            self.BC = self._draw(math.prod(grid), 2 * self.states)
+            self.BC = self._draw(math.prod(grid), 2 * self.d_state)
         add_dynamics(self, heads)
         self.fc_D = nn.Linear(heads * width, heads, bias=False)
 
@@ -130,7 +130,7 @@ class BothWays(Structure):
         streams, raw, mask = signals.streams, signals.raw, signals.context.mask
         if not self.form.data_dependent:
             streams, raw = self.BC.to(streams.dtype).unsqueeze(0), raw.new_zeros(1, raw.shape[1], 2 * self.heads)
-        inputs, outputs = (split_heads(part, 1) for part in streams.split(self.states, -1))
+        inputs, outputs = (split_heads(part, 1) for part in streams.split(self.d_state, -1))
         lower, upper = triangles(self, (outputs, inputs), (outputs, inputs), raw, mask)
         return Quasiseparable(lower, upper, (self.fc_D(merge_heads(signals.values)) + self.D).mT)
 
@@ -152,7 +152,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     cost="O(L D H qk_dim + L D dim); that of the structure",
     source="goombalab/hydra",
     paper="2407.09941, section 2, tables 1 and 2",
-    smallest={"headdim": 4, "d_conv": 3},
+    smallest={"head_dim": 4, "d_conv": 3},
 )
 class MatrixMixer(MatrixBlock):
     """``y = W_o (norm(M v + v) silu(z))``: Hydra's block with the structure of M as an option.
@@ -179,7 +179,7 @@ class MatrixMixer(MatrixBlock):
         data_dependent: bool | None = None,
         published: bool = False,
         expand: int = 2,
-        headdim: int | None = None,
+        head_dim: int | None = None,
         qk_dim: int | None = None,
         d_conv: int = 7,
         bias: bool = False,
@@ -195,7 +195,7 @@ class MatrixMixer(MatrixBlock):
             data_dependent=data_dependent,
             published=published,
             expand=expand,
-            headdim=headdim,
+            head_dim=head_dim,
             qk_dim=qk_dim,
             d_conv=d_conv,
             bias=bias,

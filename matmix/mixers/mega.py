@@ -25,11 +25,11 @@ WEIGHTS: dict[str, Callable[..., Matrix]] = {"softmax": Softmax, "laplace": Lapl
 
 @register(
     "mega",
-    matrix="Softmax, Laplace or SquaredReLU, one head; in chunks: ChunkDiagonal",
-    cost="O(L^2 D + L D^2); in chunks of C: O(L C D + L D^2 + L D log L)",
+    matrix="Softmax, Laplace or SquaredReLU, one head; in blocks: ChunkDiagonal",
+    cost="O(L^2 D + L D^2); in blocks of C: O(L C D + L D^2 + L D log L)",
     source="facebookresearch/mega",
     paper="2209.10655, equations 7 to 16",
-    smallest={"z_dim": 4, "states": 2, "max_positions": 8},
+    smallest={"qk_dim": 4, "d_state": 2, "max_len": 8},
 )
 class Mega(Mixer):
     """``x + u (silu(h + W_h (r * attention)) - x)``: norm, residual and gates belong to the mixer, as published.
@@ -44,19 +44,21 @@ class Mega(Mixer):
     padding too.
 
     The bias of a distance is a number of its own, or rotary: ``sum_n Re(conj(a_n) b_n e^(i (j - i) w_n))`` with two
-    learned vectors of z_dim / 2 complex numbers and ``w_n = 10000^(-2 n / z_dim)``, for any distance.
+    learned vectors of qk_dim / 2 complex numbers and ``w_n = 10000^(-2 n / qk_dim)``, for any distance.
 
     Args:
-        z_dim: width E of queries and keys.
-        hdim: width of values and of r; None is ``2 * dim``.
-        states: averages of a channel.
-        activation: "softmax" (published for text), "laplace" (for pixels and speech) or "relu2".
+        qk_dim: width E of queries and keys.
+        hidden: width of values and of r; None is ``2 * dim``.
+        d_state: averages of a channel.
+        act: the attention function, what turns scores into weights: "softmax" (published for text), "laplace" (for
+            pixels and speech) or "relu2".
         rel_pos_bias: "simple" (a number a distance, as published for all tasks) or "rotary".
-        causal: look back only; unless in chunks, the mixer then also runs token by token.
-        chunk: tokens of a chunk, which attend to one another only; None is the whole sequence. A mask is then a
-            promise of content only, as padding on the left moves the borders. Lengths need not be multiples.
-        max_positions: distances with a bias of their own (if simple); longer ones share that of the longest. Chunks
-            need only their own.
+        causal: look back only; unless in blocks, the mixer then also runs token by token.
+        block: tokens of a block (the published chunk), which attend to one another only; None is the whole sequence.
+            With blocks a mask is a promise of content only, as padding on the left moves the borders. Lengths need
+            not be multiples.
+        max_len: distances with a bias of their own (if simple); longer ones share that of the longest. Blocks need
+            only their own.
     """
 
     traits = Traits(data_dependent=True, mask="trim")
@@ -66,42 +68,42 @@ class Mega(Mixer):
         dim: int,
         grid: Grid | None = None,
         *,
-        z_dim: int = 64,
-        hdim: int | None = None,
-        states: int = 16,
-        activation: Literal["softmax", "laplace", "relu2"] = "softmax",
+        qk_dim: int = 64,
+        hidden: int | None = None,
+        d_state: int = 16,
+        act: Literal["softmax", "laplace", "relu2"] = "softmax",
         rel_pos_bias: Literal["simple", "rotary"] = "simple",
         causal: bool = False,
-        chunk: int | None = None,
-        max_positions: int = 1024,
+        block: int | None = None,
+        max_len: int = 1024,
     ) -> None:
         traits = type(self).traits
         if causal:
-            traits = replace(traits, causal=True, aligned=True, recurrent=chunk is None)
-        self.traits = traits if chunk is None else replace(traits, mask="content")
+            traits = replace(traits, causal=True, aligned=True, recurrent=block is None)
+        self.traits = traits if block is None else replace(traits, mask="content")
         super().__init__(dim, grid)
-        if activation not in WEIGHTS:
-            raise ValueError(f"activation must be one of {', '.join(WEIGHTS)}, got {activation!r}")
+        if act not in WEIGHTS:
+            raise ValueError(f"act must be one of {', '.join(WEIGHTS)}, got {act!r}")
         if rel_pos_bias not in ("simple", "rotary"):
             raise ValueError(f"rel_pos_bias must be 'simple' or 'rotary', got {rel_pos_bias!r}")
-        if rel_pos_bias == "rotary" and z_dim % 2:
-            raise ValueError(f"rel_pos_bias='rotary' needs an even z_dim, got {z_dim!r}")
-        hdim = 2 * dim if hdim is None else hdim
-        for name, value in (("z_dim", z_dim), ("hdim", hdim), ("max_positions", max_positions), ("chunk", chunk or 1)):
+        if rel_pos_bias == "rotary" and qk_dim % 2:
+            raise ValueError(f"rel_pos_bias='rotary' needs an even qk_dim, got {qk_dim!r}")
+        hidden = 2 * dim if hidden is None else hidden
+        for name, value in (("qk_dim", qk_dim), ("hidden", hidden), ("max_len", max_len), ("block", block or 1)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        self.activation, self.causal, self.chunk = activation, causal, chunk
-        self.sizes = (dim, z_dim, hdim, dim)  # u, z, r, h
+        self.act, self.causal, self.block = act, causal, block
+        self.sizes = (dim, qk_dim, hidden, dim)  # u, z, r, h
         self.norm = nn.LayerNorm(dim)
-        self.move = EMA(dim, states=states, causal=causal)
+        self.move = EMA(dim, d_state=d_state, causal=causal)
         self.v_proj, self.mx_proj, self.h_proj = (
-            nn.Linear(dim, hdim),
+            nn.Linear(dim, hidden),
             nn.Linear(dim, sum(self.sizes)),
-            nn.Linear(hdim, dim),
+            nn.Linear(hidden, dim),
         )
-        self.gamma, self.beta = nn.Parameter(0.02 * torch.randn(2, z_dim)), nn.Parameter(torch.zeros(2, z_dim))
-        reach = max_positions if chunk is None else chunk
-        shape = (2, z_dim) if rel_pos_bias == "rotary" else (2 * reach - 1,)
+        self.gamma, self.beta = nn.Parameter(0.02 * torch.randn(2, qk_dim)), nn.Parameter(torch.zeros(2, qk_dim))
+        reach = max_len if block is None else block
+        shape = (2, qk_dim) if rel_pos_bias == "rotary" else (2 * reach - 1,)
         self.rel_pos_bias = nn.Parameter(0.02 * torch.randn(shape))
         for layer in (self.v_proj, self.mx_proj, self.h_proj):
             nn.init.normal_(layer.weight, std=0.02)
@@ -128,21 +130,21 @@ class Mega(Mixer):
         """The matrix of queries and keys ``(B, 1, L, E)``."""
         columns = torch.arange(key.shape[2], device=query.device)
         bias = self._bias(columns[key.shape[2] - query.shape[2] :], key.shape[2])
-        return WEIGHTS[self.activation](query, key, mask, bias, causal=self.causal)
+        return WEIGHTS[self.act](query, key, mask, bias, causal=self.causal)
 
-    def _in_chunks(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Matrix:
+    def _in_blocks(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Matrix:
         length = query.shape[2]
-        size = min(self.chunk or length, length)
-        chunks = -(-length // size)
-        fill = chunks * size - length
+        size = min(self.block or length, length)
+        blocks = -(-length // size)
+        fill = blocks * size - length
         if fill and mask is None:
             mask = query.new_ones(query.shape[0], length, dtype=torch.bool)
         query, key = (F.pad(t, (0, 0, 0, fill)).reshape(-1, 1, size, t.shape[3]) for t in (query, key))
         mask = None if mask is None else F.pad(mask, (0, fill)).reshape(-1, size)
-        return ChunkDiagonal(self._attention(query, key, mask), chunks, length)
+        return ChunkDiagonal(self._attention(query, key, mask), blocks, length)
 
     def _parts(self, x: Tensor, normed: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
-        """Queries and keys ``(B, 1, L, E)``, values ``(B, 1, L, hdim)``, and what the end needs."""
+        """Queries and keys ``(B, 1, L, E)``, values ``(B, 1, L, hidden)``, and what the end needs."""
         gate, shared, reset, straight = self.mx_proj(moved).split(self.sizes, -1)
         shared = F.silu(shared).unsqueeze(1)
         query, key = (shared * gamma + beta for gamma, beta in zip(self.gamma, self.beta, strict=True))
@@ -152,7 +154,7 @@ class Mega(Mixer):
     def project(self, x: Tensor, context: Context) -> Projected:
         normed = self.norm(x)
         query, key, values, rest = self._parts(x, normed, self.move(normed, grid=context.grid, mask=context.mask))
-        mixing = self._attention if self.chunk is None else self._in_chunks
+        mixing = self._attention if self.block is None else self._in_blocks
         return Projected(mixing(query, key, context.mask), values, rest)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
@@ -192,7 +194,7 @@ class Mega(Mixer):
         keys, values = torch.cat((keys.to(key.dtype), key), 2), torch.cat((values.to(value.dtype), value), 2)
         real = torch.cat((real, real.new_ones(x.shape[0], 1)), 1)
         last = torch.full((1,), keys.shape[2] - 1, device=x.device)
-        weights = WEIGHTS[self.activation](query, keys, real, self._bias(last, keys.shape[2]))
+        weights = WEIGHTS[self.act](query, keys, real, self._bias(last, keys.shape[2]))
         mixed = weights.matmul(values)
         return self.merge(mixed, rest).squeeze(1), (averages, keys, values, real)
 

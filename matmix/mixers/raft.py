@@ -37,17 +37,17 @@ class AxisMLP(nn.Module):
     a bundle at one place of the other axis. Its weights are shared by all bundles and places.
     """
 
-    def __init__(self, dim: int, size: int, raft: int, expansion: float, drop_path: float) -> None:
+    def __init__(self, dim: int, size: int, raft: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
         width = raft * size
-        self.raft, self.expansion, self.drop_path = raft, expansion, drop_path
+        self.raft, self.mlp_ratio, self.drop_path = raft, mlp_ratio, drop_path
         self.norm = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(width, self.hidden(size))
         self.fc2 = nn.Linear(self.hidden(size), width)
 
     def hidden(self, size: int) -> int:
         """Hidden units for an axis of this size."""
-        return int(self.raft * size * self.expansion)
+        return int(self.raft * size * self.mlp_ratio)
 
     def forward(self, image: Tensor, axis: int, keep: Tensor | None = None) -> Tensor:
         """Mix ``(B, rows, columns, D)`` along axis 1 or 2; the branch counts ``keep`` times, as ``draw`` gave it."""
@@ -137,7 +137,7 @@ class AxisMLP(nn.Module):
     cost="O(L D (raft * side + 1))",
     source="okojoalg/raft-mlp",
     paper="2108.04384, equation 4",
-    smallest={"expansion": 1.0},
+    smallest={"mlp_ratio": 1.0},
 )
 class Raft(Mixer):
     """``y = x + V(norm x); z = y + H(norm y)``: the token mixing of RaftMLP's block, norms and residuals included.
@@ -150,7 +150,7 @@ class Raft(Mixer):
 
     Args:
         raft: channels r of a bundle; must divide ``dim``.
-        expansion: hidden width of the perceptrons over their width (raft times the side).
+        mlp_ratio: hidden width of the perceptrons over their width (raft times the side).
         axis: ``"both"``, or one direction alone: ``"vertical"`` or ``"horizontal"``.
         built: a grid to keep the weights for; every other grid is resized to it before and back afterwards, bicubic,
             the residual included (published: detail beyond the built grid is lost in every block). The mixer is then
@@ -167,7 +167,7 @@ class Raft(Mixer):
         grid: Grid | None = None,
         *,
         raft: int = 2,
-        expansion: float = 2.0,
+        mlp_ratio: float = 2.0,
         axis: Literal["both", "vertical", "horizontal"] = "both",
         built: Grid | None = None,
         drop_path: float = 0.0,
@@ -181,8 +181,8 @@ class Raft(Mixer):
             raise ValueError(f"axis must be 'both', 'vertical' or 'horizontal', got {axis!r}")
         if not isinstance(raft, int) or raft < 1 or dim % raft:
             raise ValueError(f"raft must be a positive divisor of dim={dim}, got {raft!r}")
-        if not expansion * raft >= 1:
-            raise ValueError(f"expansion must leave at least one hidden unit a place, got {expansion!r}")
+        if not mlp_ratio * raft >= 1:
+            raise ValueError(f"mlp_ratio must leave at least one hidden unit a place, got {mlp_ratio!r}")
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path must be at least 0 and below 1, got {drop_path!r}")
         self.built = None if built is None else check_grid(built, self.traits, type(self).__name__)
@@ -192,9 +192,9 @@ class Raft(Mixer):
         self.raft, self.axis, self.axes = raft, axis, len(home)
         self.vertical = self.horizontal = None
         if axis != "horizontal" and len(home) == 2:
-            self.vertical = AxisMLP(dim, home[0], raft, expansion, drop_path)
+            self.vertical = AxisMLP(dim, home[0], raft, mlp_ratio, drop_path)
         if axis != "vertical":
-            self.horizontal = AxisMLP(dim, home[-1], raft, expansion, drop_path)
+            self.horizontal = AxisMLP(dim, home[-1], raft, mlp_ratio, drop_path)
 
     def _home(self) -> Grid:
         """The grid of the weights."""
@@ -230,7 +230,7 @@ class Raft(Mixer):
     def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
         # The matrix is made from norms and hidden units on the way, which are the product itself.
         image, sides, keeps = self._prepared(x, context)
-        inside = max(part.expansion for part, _ in self._directions())
+        inside = max(part.mlp_ratio for part, _ in self._directions())
         # In training, where samples go without a direction, the batch is in one piece.
         done = [self._mix(piece, sides, keeps) for piece in pieces(image, self, inside)]
         image = done[0] if len(done) == 1 else torch.cat(done)

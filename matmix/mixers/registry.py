@@ -145,15 +145,15 @@ def create_mixers(spec: str, depth: int, dim: int, grid: Grid | int | None = Non
 def markdown_table() -> str:
     """The registry as a Markdown table, for the README."""
     lines = [
-        "| mixer | matrix | cost | causal | data dependent | length | mask | recurrent | source |",
-        "|---|" + "---|" * 8,
+        "| mixer | matrix | cost | causal | data dependent | length | mask | recurrent | packed | source |",
+        "|---|" + "---|" * 9,
     ]
     for name in list_mixers():
         info = mixer_info(name)
         traits = info.traits
         paper = f"{info.source}; {info.paper}" if info.paper else info.source
         cells = [f"`{name}`", info.matrix, info.cost, *(_tick(t) for t in (traits.causal, traits.data_dependent))]
-        cells += [traits.length, traits.mask or "", _tick(traits.recurrent), paper]
+        cells += [traits.length, traits.mask or "", _tick(traits.recurrent), _tick(traits.packed), paper]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

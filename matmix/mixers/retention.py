@@ -34,10 +34,10 @@ class Retention(Forgetting):
         heads: number of heads H; head h forgets at 2^(-5 - h).
         expand_k: width of all queries over the model width; the width of a head must be even.
         expand_v: width of all values over the model width.
-        output_gate: the SiLU gate.
-        conv_size: taps of a causal convolution (with SiLU) over queries, keys and values; None is without.
+        out_gate: the SiLU gate.
+        d_conv: taps of a causal convolution (with SiLU) over queries, keys and values; None is without.
         rotary: the turning of queries and keys; the published function alone has none.
-        norm_eps: added to the mean square of a head.
+        eps: added to the mean square of a head.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Retention(Forgetting):
         heads: int = 8,
         expand_k: float = 1.0,
         expand_v: float = 2.0,
-        output_gate: bool = True,
-        conv_size: int | None = None,
+        out_gate: bool = True,
+        d_conv: int | None = None,
         rotary: bool = True,
-        norm_eps: float = 1e-5,
+        eps: float = 1e-5,
     ) -> None:
-        super().__init__(dim, grid, heads, expand_k, expand_v, output_gate, conv_size, norm_eps)
+        super().__init__(dim, grid, heads, expand_k, expand_v, out_gate, d_conv, eps)
         if rotary and self.key_dim % 2:
             raise ValueError(f"rotary needs an even width of a head, got expand_k * dim / heads = {self.key_dim}")
         self.rotary = rotary

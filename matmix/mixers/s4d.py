@@ -95,7 +95,7 @@ class S4DKernel(nn.Module):
         discretization: of the continuous system.
         step: how dt comes from ``log_dt``.
         real: modes and weights are real: the real parts of the spectrum, no ``A_imag``.
-        copies: sets of A; channel h has set ``h % copies``. None is one a channel.
+        groups: sets of A; channel h has set ``h % groups``. None is one a channel.
         dt_min, dt_max: initial steps are log-uniform between them.
     """
 
@@ -111,7 +111,7 @@ class S4DKernel(nn.Module):
         discretization: str = "zoh",
         step: str = "exp",
         real: bool = False,
-        copies: int | None = None,
+        groups: int | None = None,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
     ) -> None:
@@ -124,16 +124,16 @@ class S4DKernel(nn.Module):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if not 0 < dt_min <= dt_max:
             raise ValueError(f"need 0 < dt_min <= dt_max, got {dt_min!r}, {dt_max!r}")
-        copies = dim if copies is None else copies
-        if not isinstance(copies, int) or copies < 1 or dim % copies:
-            raise ValueError(f"n_ssm must be a positive divisor of dim={dim}, got {copies!r}")
-        self.discretization, self.step_by, self.copies = discretization, step, copies
+        groups = dim if groups is None else groups
+        if not isinstance(groups, int) or groups < 1 or dim % groups:
+            raise ValueError(f"groups must be a positive divisor of dim={dim}, got {groups!r}")
+        self.discretization, self.step_by, self.groups = discretization, step, groups
         # On the CPU whatever the default device is, as eigenvectors are numpy's; then where other parameters are made.
-        drawn = [spectrum(init, 2 * d_state if real else d_state) for _ in range(copies if init == "rand" else 1)]
-        eigenvalues, weights = (torch.stack(part).expand(copies, -1) for part in zip(*drawn, strict=True))
+        drawn = [spectrum(init, 2 * d_state if real else d_state) for _ in range(groups if init == "rand" else 1)]
+        eigenvalues, weights = (torch.stack(part).expand(groups, -1) for part in zip(*drawn, strict=True))
         lead = (dim, weights.shape[1]) if kernels == 1 else (kernels, dim, weights.shape[1])
         normal = torch.view_as_complex(torch.randn(*lead, 2, dtype=torch.float64, device="cpu") * 0.5**0.5)
-        mixed = weights.repeat(dim // copies, 1) * normal
+        mixed = weights.repeat(dim // groups, 1) * normal
         dt = torch.empty(dim).uniform_(math.log(dt_min), math.log(dt_max))
         self.C = _parameter(mixed.real if real else torch.view_as_real(mixed), dt)
         self.log_dt = nn.Parameter(dt if step == "exp" else dt.exp() + torch.log(-torch.expm1(-dt.exp())))
@@ -149,7 +149,7 @@ class S4DKernel(nn.Module):
             decay = -self.log_A_real.to(dtype).exp()
             angle = torch.zeros_like(decay) if self.A_imag is None else self.A_imag.to(dtype)
             # Repeated as real numbers: the ONNX exporter knows no repetition of complex ones.
-            rate = torch.complex(*(part.repeat(dt.shape[0] // self.copies, 1) for part in (decay, angle)))
+            rate = torch.complex(*(part.repeat(dt.shape[0] // self.groups, 1) for part in (decay, angle)))
             if self.discretization == "zoh":
                 poles, inputs = dt * rate, _expm1(dt * rate) / rate
             else:
@@ -196,7 +196,7 @@ def _state_spaces(module: S4D, state: dict[str, Tensor]) -> dict[str, Tensor]:
             ours["kernel.C"] = complex_product(inputs, outputs)
         else:
             ours["kernel.C"] = inputs * outputs
-        if not module.bidirectional:
+        if module.causal:
             ours["kernel.C"] = ours["kernel.C"].squeeze(0)
     ours = {name.replace("output_linear.0.", "output_linear."): value for name, value in ours.items()}
     if ours["output_linear.weight"].dim() == 3:  # a convolution of one tap
@@ -218,19 +218,19 @@ class S4D(Mixer):
     The matrix is a decaying Toeplitz matrix plus the skip D, per channel, and does not depend on the data. After the
     product come GELU, a linear map and a GLU, so ``merge`` is not linear. An image is read row by row.
 
-    Defaults are those of the minimal published code; ``dt_transform="softplus"``, ``n_ssm`` and the other spectra are
+    Defaults are those of the minimal published code; ``dt_transform="softplus"``, ``groups`` and the other spectra are
     options of the full one. Its B is absorbed in C here. Not taken over: its experimental forms (DSS's
     discretisation, band limits, sinh steps, a step a mode), and S4 proper, whose state matrix is not diagonal.
 
     Args:
         d_state: state size N, even unless real.
-        bidirectional: a second kernel, of the same A and dt, for later tokens. It starts at lag 1, so that the token
-            itself counts once; the mixer is then no recurrence.
+        causal: look back only. Where it is False, a second kernel of the same A and dt reads later tokens. That one
+            starts at lag 1, so that the token itself counts once; the mixer is then no recurrence.
         spectrum: initial A (see :func:`spectrum`).
         discretization: of the continuous system.
         dt_transform: what makes a step of its parameter.
         real: real modes and weights, N of them; then only the real parts of the spectrum count.
-        n_ssm: sets of A that the channels share in turn; None is one a channel.
+        groups: sets of A, which the channels share in turn; None is one a channel.
         dt_min, dt_max: initial steps are log-uniform between them.
     """
 
@@ -243,29 +243,29 @@ class S4D(Mixer):
         grid: Grid | None = None,
         *,
         d_state: int = 64,
-        bidirectional: bool = False,
+        causal: bool = True,
         spectrum: Literal["lin", "inv", "inv2", "quad", "legs", "real", "rand"] = "lin",
         discretization: Literal["zoh", "bilinear"] = "zoh",
         dt_transform: Literal["exp", "softplus"] = "exp",
         real: bool = False,
-        n_ssm: int | None = None,
+        groups: int | None = None,
         dt_min: float = 0.001,
         dt_max: float = 0.1,
     ) -> None:
-        if bidirectional:
+        if not causal:
             self.traits = replace(type(self).traits, causal=False, recurrent=False)
         super().__init__(dim, grid)
-        self.bidirectional = bidirectional
+        self.causal = causal
         self.D = nn.Parameter(torch.randn(dim))
         self.kernel = S4DKernel(
             dim,
             d_state,
-            1 + bidirectional,
+            1 if causal else 2,
             init=spectrum,
             discretization=discretization,
             step=dt_transform,
             real=real,
-            copies=n_ssm,
+            groups=groups,
             dt_min=dt_min,
             dt_max=dt_max,
         )
@@ -288,7 +288,8 @@ class S4D(Mixer):
 
     def init_state(self, batch: int) -> Tensor:
         """Zeros ``(B, D, N/2, 1, 2)`` (N if real), real pairs, in float32 or float64."""
-        self._refuse_bidirectional()
+        if not self.causal:
+            raise NotImplementedError("S4D(causal=False) is not recurrent: a token also sees later ones")
         modes = self.kernel.log_A_real
         shape = (batch, self.dim, modes.shape[1], 1, 2)
         return torch.zeros(shape, dtype=working_dtype(modes), device=modes.device)
@@ -304,9 +305,5 @@ class S4D(Mixer):
         mixed = mixed.to(x.dtype) + (self.D * x).unsqueeze(-1)
         return self.merge(mixed.unsqueeze(2), None).squeeze(1), state
 
-    def _refuse_bidirectional(self) -> None:
-        if self.bidirectional:
-            raise NotImplementedError("S4D(bidirectional=True) is not recurrent: a token also sees later ones")
-
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, bidirectional={self.bidirectional}"
+        return f"{super().extra_repr()}, causal={self.causal}"

@@ -189,7 +189,7 @@ class S6(Mixer):
     ) -> None:
         super().__init__(dim, grid)
         inner, rank = inner_sizes(dim, expand, d_state, dt_rank)
-        self.inner, self.states, self.chunk = inner, d_state, chunk
+        self.inner, self.d_state, self.chunk = inner, d_state, chunk
 
         self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)
         self.conv1d = ShortConv(inner, d_conv, bias=conv_bias)
@@ -221,7 +221,7 @@ class S6(Mixer):
         signal, gate = linear(self.in_proj, x).chunk(2, -1)
         apart = {} if segments is None else {"segments": segments}
         tokens = drop_padding(self.conv1d(drop_padding(signal, mask), silu=True, **apart), mask)
-        given = (*projected(tokens, self.x_proj, self.dt_proj, self.states), self.A_log, self.D)
+        given = (*projected(tokens, self.x_proj, self.dt_proj, self.d_state), self.A_log, self.D)
         return tokens.mT.unsqueeze(-1), given, gate
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
@@ -232,14 +232,14 @@ class S6(Mixer):
     def init_state(self, batch: int) -> S6State:
         weight = numbers(self.in_proj, self)
         window = weight.new_zeros(batch, self.inner, self.conv1d.size)
-        return S6State(window, weight.new_zeros(batch, self.inner, self.states, dtype=working_dtype(weight)))
+        return S6State(window, weight.new_zeros(batch, self.inner, self.d_state, dtype=working_dtype(weight)))
 
     def absorb(self, x: Tensor, mask: Tensor | None, state: S6State | None) -> tuple[Tensor, S6State]:
         signal, gate = self.in_proj(x).chunk(2, -1)
         window, memory = (None, None) if state is None else (state.window, state.memory.unsqueeze(2))
         signal, window = self.conv1d.absorb(drop_padding(signal, mask), mask, window, silu=True)
         tokens = drop_padding(signal, mask)
-        selected = select(tokens, self.x_proj, self.dt_proj, self.states, mask)
+        selected = select(tokens, self.x_proj, self.dt_proj, self.d_state, mask)
         values = tokens.mT.unsqueeze(-1)
         mixed, memory = diagonal_scan(values, *selected.factors(self.A_log), initial=memory, chunk=self.chunk)
         out = self.merge(mixed.to(values.dtype) + self.D.view(-1, 1, 1) * values, gate)
@@ -250,7 +250,7 @@ class S6(Mixer):
         convolved, window = self.conv1d.step(signal, state.window.to(signal.dtype))
         values = F.silu(convolved)  # (B, D)
         # (B, N), (B, N), (B, D)
-        inputs, outputs, step = select(values, self.x_proj, self.dt_proj, self.states, None)
+        inputs, outputs, step = select(values, self.x_proj, self.dt_proj, self.d_state, None)
         decay = (-self.A_log.to(step.dtype).exp() * step.unsqueeze(-1)).exp()
         memory = decay * state.memory + (step * values).unsqueeze(-1) * inputs.unsqueeze(1)
         mixed = (memory * outputs.unsqueeze(1)).sum(-1).to(values.dtype)

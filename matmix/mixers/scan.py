@@ -22,7 +22,7 @@ from matmix.ops.orders import CROSS, check_orders, scan_order
     cost="that of its mixer, for every order",
     source="the cross-scan of VMamba, around any mixer",
     paper="2401.10166, section 4.2",
-    smallest={"spec": "ssd(headdim=4, d_state=2, d_conv=3)", "orders": ("rows", "columns_back")},
+    smallest={"spec": "ssd(head_dim=4, d_state=2, d_conv=3)", "orders": ("rows", "columns_back")},
 )
 class Scan(Mixer):
     """``y = mean_k P_k^T f(P_k x)``: the mixer f reads the tokens in several orders, and the outputs are averaged.

@@ -54,7 +54,7 @@ class SelectiveToken(SS2D):
             d_state=d_state,
             d_conv=d_conv,
             dt_rank=dt_rank,
-            norm=False,
+            out_norm=False,
             orders=orders,
             conv_bias=conv_bias,
             bias=bias,

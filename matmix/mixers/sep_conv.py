@@ -39,7 +39,7 @@ class SepConv(Mixer):
     class also takes a padding; any but half the kernel gives a map of another size, which no block can add to its own.
 
     Args:
-        expansion: inner width over ``dim``.
+        expand: inner width over ``dim``.
         kernel: taps along every axis; odd unless causal.
         act: the activation before the convolution: ``"star_relu"``, ``"gelu"``, ``"relu"`` or ``"silu"``.
         act2: the one behind it, of the same names; None for none, as in all published models.
@@ -54,7 +54,7 @@ class SepConv(Mixer):
         dim: int,
         grid: Grid | None = None,
         *,
-        expansion: float = 2.0,
+        expand: float = 2.0,
         kernel: int = 7,
         act: Act = "star_relu",
         act2: Act | None = None,
@@ -67,9 +67,9 @@ class SepConv(Mixer):
         self.axes = 1 if self.grid is None else len(self.grid)
         if not isinstance(kernel, int) or kernel < 1 or (kernel % 2 == 0 and not causal):
             raise ValueError(f"kernel must be a positive integer, odd unless causal, got {kernel!r}")
-        inner = int(expansion * dim)
+        inner = int(expand * dim)
         if inner < 1:
-            raise ValueError(f"expansion must leave an inner width of at least 1, got {expansion!r} of dim={dim}")
+            raise ValueError(f"expand must leave an inner width of at least 1, got {expand!r} of dim={dim}")
         if act not in _ACTS:
             raise ValueError(f"act must be one of {', '.join(_ACTS)}, got {act!r}")
         if act2 is not None and act2 not in _ACTS:

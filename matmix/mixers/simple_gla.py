@@ -21,7 +21,7 @@ from matmix.ops.precision import working_dtype
     cost="O(L D E + L D^2)",
     source="fla-org/flash-linear-attention",
     paper="2312.06635, section 4, with the gate of a head",
-    smallest={"heads": 2, "conv_size": 3},
+    smallest={"heads": 2, "d_conv": 3},
 )
 class SimpleGLA(Forgetting):
     """``M[i, j] = exp(g_{j+1} + ... + g_i) q_i . k_j / sqrt(E)`` for ``i >= j``: Mamba-2's matrix with a learned gate.
@@ -34,10 +34,10 @@ class SimpleGLA(Forgetting):
         heads: number of heads H.
         expand_k: width of all queries over the model width.
         expand_v: width of all values over the model width.
-        output_gate: the SiLU gate.
-        conv_size: taps of a causal convolution (with SiLU) over queries, keys and values; None is without.
+        out_gate: the SiLU gate.
+        d_conv: taps of a causal convolution (with SiLU) over queries, keys and values; None is without.
         gate_normalizer: divides the log of the gate, so that a fresh one forgets slowly.
-        norm_eps: added to the mean square of a head.
+        eps: added to the mean square of a head.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class SimpleGLA(Forgetting):
         heads: int = 4,
         expand_k: float = 1.0,
         expand_v: float = 1.0,
-        output_gate: bool = True,
-        conv_size: int | None = 4,
+        out_gate: bool = True,
+        d_conv: int | None = 4,
         gate_normalizer: float = 16.0,
-        norm_eps: float = 1e-5,
+        eps: float = 1e-5,
     ) -> None:
-        super().__init__(dim, grid, heads, expand_k, expand_v, output_gate, conv_size, norm_eps, extra=heads)
+        super().__init__(dim, grid, heads, expand_k, expand_v, out_gate, d_conv, eps, extra=heads)
         self.gate_normalizer = gate_normalizer
         self.gate_bias = nn.Parameter(torch.empty(heads).uniform_(-(dim**-0.5), dim**-0.5))
 

@@ -45,8 +45,8 @@ class SS2D(Mixer):
         d_state: state size N; 16 in VMamba's v0, 1 in its faster models.
         d_conv: taps of the convolution along each axis, odd.
         dt_rank: rank of the projections to steps; None is ``ceil(dim / 16)``.
-        gate: whether the product is gated; without is VMamba's ``noz``.
-        norm: whether the product is normalised.
+        out_gate: whether the product is gated; without is VMamba's ``noz``.
+        out_norm: whether the product is normalised.
         orders: the scans, of ``matmix.ops.orders.ORDERS``; as default rows and columns, forward and back.
         conv_bias: bias of the convolution.
         bias: biases of the input and output projections.
@@ -67,8 +67,8 @@ class SS2D(Mixer):
         d_state: int = 16,
         d_conv: int = 3,
         dt_rank: int | None = None,
-        gate: bool = True,
-        norm: bool = True,
+        out_gate: bool = True,
+        out_norm: bool = True,
         orders: tuple[str, ...] = CROSS,
         conv_bias: bool = True,
         bias: bool = False,
@@ -82,11 +82,11 @@ class SS2D(Mixer):
         inner, rank = inner_sizes(dim, expand, d_state, dt_rank)
         if d_conv < 1 or d_conv % 2 == 0:
             raise ValueError(f"d_conv must be odd, as the convolution is centred, got {d_conv!r}")
-        self.inner, self.gate, self.chunk = inner, gate, chunk
+        self.inner, self.out_gate, self.chunk = inner, out_gate, chunk
         self.orders = check_orders(orders)
         scans = len(self.orders)
 
-        self.in_proj = nn.Linear(dim, (2 if gate else 1) * inner, bias=bias)
+        self.in_proj = nn.Linear(dim, (2 if out_gate else 1) * inner, bias=bias)
         self.conv2d = nn.Conv2d(inner, inner, d_conv, padding=d_conv // 2, groups=inner, bias=conv_bias)
         bound = inner**-0.5  # as nn.Linear draws them
         self.x_proj_weight = nn.Parameter(torch.empty(scans, rank + 2 * d_state, inner).uniform_(-bound, bound))
@@ -95,7 +95,7 @@ class SS2D(Mixer):
         bias_of_steps = step_bias(scans * inner, dt_min, dt_max, dt_init_floor)
         self.dt_projs_bias = nn.Parameter(bias_of_steps.view(scans, inner))
         self.A_logs, self.Ds = spectrum(scans * inner, d_state), skips(scans * inner)
-        self.out_norm = nn.LayerNorm(inner) if norm else None
+        self.out_norm = nn.LayerNorm(inner) if out_norm else None
         self.out_proj = nn.Linear(inner, dim, bias=bias)
 
     def project(self, x: Tensor, context: Context) -> Projected:

@@ -49,7 +49,7 @@ class _Parts(NamedTuple):
     cost="O(L D N + L D dim)",
     source="state-spaces/mamba",
     paper="2405.21060, equation 16 and section 7",
-    smallest={"d_state": 4, "headdim": 4, "d_conv": 3},
+    smallest={"d_state": 4, "head_dim": 4, "d_conv": 3},
 )
 class SSD(Mixer):
     """Mamba-2: ``M[i, j] = C_i . B_j exp(A (dt_{j+1} + ... + dt_i)) dt_j + D [i = j]`` per head, on convolved values.
@@ -59,20 +59,20 @@ class SSD(Mixer):
     RMS norm comes before the output projection. Images are read row by row.
 
     Two published defects are not repeated. Masks: zeros at the input are not enough to pad, since biases fill them
-    again before the scan. And with ``ngroups > 1`` Mamba2Simple normalises by groups or over all channels depending
+    again before the scan. And with ``groups > 1`` Mamba2Simple normalises by groups or over all channels depending
     on its code path; here ``norm_groups`` says which.
 
     Args:
         expand: inner width over model width.
         d_state: state size N.
         d_conv: taps of the causal convolution.
-        headdim: width W of a head; None is the largest divisor of the mixed channels up to 64.
-        ngroups: sets of B and C; each serves an equal share of the heads.
+        head_dim: width W of a head; None is the largest divisor of the mixed channels up to 64.
+        groups: sets of B and C; each serves an equal share of the heads.
         d_ssm: channels that are mixed; the rest is a gated linear unit. None is all, ``expand * dim``.
-        rmsnorm: the gated norm; without it the gate alone.
+        out_norm: the gated norm; without it the gate alone.
         norm_before_gate: order of the norm and the gate.
-        norm_groups: groups of channels that are normalised by themselves; None is ``ngroups``, as in Mamba-2.
-        D_has_hdim: one skip factor a channel and not a head. It is then added after the product, as no matrix that
+        norm_groups: groups of channels that are normalised by themselves; None is ``groups``, as in Mamba-2.
+        D_per_channel: one skip factor a channel and not a head. It is then added after the product, as no matrix that
             the channels of a head share can hold it.
         learnable_init_states: a learned state before the first token; N more columns of the matrix read it.
         bias: biases of the input and output projections.
@@ -97,13 +97,13 @@ class SSD(Mixer):
         expand: int = 2,
         d_state: int = 128,
         d_conv: int = 4,
-        headdim: int | None = None,
-        ngroups: int = 1,
+        head_dim: int | None = None,
+        groups: int = 1,
         d_ssm: int | None = None,
-        rmsnorm: bool = True,
+        out_norm: bool = True,
         norm_before_gate: bool = False,
         norm_groups: int | None = None,
-        D_has_hdim: bool = False,
+        D_per_channel: bool = False,
         learnable_init_states: bool = False,
         bias: bool = False,
         conv_bias: bool = True,
@@ -122,9 +122,9 @@ class SSD(Mixer):
         mixed = inner if d_ssm is None else d_ssm
         if not 0 < mixed <= inner:
             raise ValueError(f"d_ssm must be 1 to expand * dim = {inner}, got {d_ssm!r}")
-        self.width = head_width(mixed, headdim, ngroups, "expand * dim" if d_ssm is None else "d_ssm")
-        self.heads, self.groups, self.states = mixed // self.width, ngroups, d_state
-        self.sizes = (inner - mixed, inner - mixed, mixed, mixed + 2 * ngroups * d_state, self.heads)
+        self.head_dim = head_width(mixed, head_dim, groups, "expand * dim" if d_ssm is None else "d_ssm")
+        self.heads, self.groups, self.d_state = mixed // self.head_dim, groups, d_state
+        self.sizes = (inner - mixed, inner - mixed, mixed, mixed + 2 * groups * d_state, self.heads)
         self.limit, self.chunk, self.norm_before_gate = check_limit(dt_limit), chunk, norm_before_gate
 
         self.in_proj = nn.Linear(dim, sum(self.sizes), bias=bias)
@@ -134,12 +134,12 @@ class SSD(Mixer):
             self.heads,
             step=(dt_min, dt_max, dt_init_floor),
             rate=A_init_range,
-            skips=mixed if D_has_hdim else None,
-            state=(self.width, d_state) if learnable_init_states else None,
+            skips=mixed if D_per_channel else None,
+            state=(self.head_dim, d_state) if learnable_init_states else None,
         )
-        self.D_has_hdim = D_has_hdim
-        groups = ngroups if norm_groups is None else norm_groups
-        self.norm = GatedRMSNorm(mixed, groups, gate_first=not norm_before_gate) if rmsnorm else None
+        self.D_per_channel = D_per_channel
+        norm_groups = groups if norm_groups is None else norm_groups
+        self.norm = GatedRMSNorm(mixed, norm_groups, gate_first=not norm_before_gate) if out_norm else None
         self.out_proj = nn.Linear(inner, dim, bias=bias)
 
     # ------------------------------------------------------------------ tokens to matrix and values
@@ -151,8 +151,8 @@ class SSD(Mixer):
 
     def _factors(self, signal: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Values ``(B, H, L, W)``, B and C ``(B, G, L, N)``."""
-        shared = self.groups * self.states
-        parts = drop_padding(signal, mask).split((self.heads * self.width, shared, shared), -1)
+        shared = self.groups * self.d_state
+        parts = drop_padding(signal, mask).split((self.heads * self.head_dim, shared, shared), -1)
         return tuple(split_heads(p, n) for p, n in zip(parts, (self.heads, self.groups, self.groups), strict=True))  # type: ignore[return-value]
 
     def _log_decay(self, step: Tensor) -> Tensor:
@@ -165,9 +165,9 @@ class SSD(Mixer):
         step = parts.step.mT
         log_decay = forgetting(self._log_decay(parts.step).mT, context.segments)
         matrix: Matrix = Semiseparable(outputs, inputs, log_decay, step, self.chunk)
-        if not self.D_has_hdim:
+        if not self.D_per_channel:
             matrix = matrix + Diagonal(self.D.view(1, -1, 1).expand(1, -1, x.shape[1]))
-        rest = (*parts.passed, values if self.D_has_hdim else None)
+        rest = (*parts.passed, values if self.D_per_channel else None)
         if self.init_states is None:
             return Projected(matrix, values, rest)
         matrix = ColumnCat((matrix, Dense(initial_reading(outputs, log_decay))))
@@ -190,7 +190,7 @@ class SSD(Mixer):
         dtype = working_dtype(weight)
         if self.init_states is not None:
             return SSDState(window, self.init_states.to(dtype).expand(batch, -1, -1, -1))
-        return SSDState(window, weight.new_zeros(batch, self.heads, self.width, self.states, dtype=dtype))
+        return SSDState(window, weight.new_zeros(batch, self.heads, self.head_dim, self.d_state, dtype=dtype))
 
     def absorb(self, x: Tensor, mask: Tensor | None, state: SSDState | None) -> tuple[Tensor, SSDState]:
         parts = self._parts(x, mask)
@@ -218,7 +218,7 @@ class SSD(Mixer):
     def _finish(self, mixed: Tensor, values: Tensor, passed: tuple[Tensor, Tensor | None]) -> Tensor:
         """The skip, which the matrix holds in ``project``, and the end."""
         mixed = mixed.to(values.dtype)
-        if self.D_has_hdim:
+        if self.D_per_channel:
             return self.merge(mixed, (*passed, values))
         return self.merge(mixed + self.D.to(mixed.dtype).view(-1, 1, 1) * values, (*passed, None))
 

@@ -104,7 +104,7 @@ class Lags(Structure):
     cost="O(L D log L + L D^2)",
     source="goombalab/hydra",
     paper="2407.09941, section 2.3",
-    smallest={"headdim": 4, "d_conv": 3},
+    smallest={"head_dim": 4, "d_conv": 3},
 )
 class Toeplitz(MatrixBlock):
     """``y = W_o (norm(M v + v) silu(z))`` with ``M[i, j] = t_(i-j) / (2 sqrt(length))``; an image row by row.
@@ -115,7 +115,7 @@ class Toeplitz(MatrixBlock):
         data_dependent: taps from the tokens, else learned.
         causal: lags from 0 on only, and a convolution that looks back.
         published: the shift of the published code, for its checkpoints; not with ``causal``.
-        expand, headdim, d_conv, bias, conv_bias: of the block.
+        expand, head_dim, d_conv, bias, conv_bias: of the block.
         max_len: the length that scales M where the taps are data-dependent; None is the number of real tokens.
     """
 
@@ -131,7 +131,7 @@ class Toeplitz(MatrixBlock):
         causal: bool = False,
         published: bool = False,
         expand: int = 2,
-        headdim: int | None = None,
+        head_dim: int | None = None,
         d_conv: int = 7,
         bias: bool = False,
         conv_bias: bool = True,
@@ -144,7 +144,7 @@ class Toeplitz(MatrixBlock):
             data_dependent=data_dependent,
             published=published,
             expand=expand,
-            headdim=headdim,
+            head_dim=head_dim,
             d_conv=d_conv,
             bias=bias,
             conv_bias=conv_bias,

@@ -65,7 +65,7 @@ class Cosines(Factors):
     cost="O(L^2 H qk_dim + L^2 D)",
     source="goombalab/hydra",
     paper="2407.09941, section 2.3",
-    smallest={"qk_dim": 3, "headdim": 4, "d_conv": 3},
+    smallest={"qk_dim": 3, "head_dim": 4, "d_conv": 3},
 )
 class Vandermonde(MatrixBlock):
     """``M[i, j] = sum_d cos(2 pi e q_{i,d} j) - cos(2 pi e k_{j,d} i)``, over ``sqrt(2 L qk_dim)``, in Hydra's block.

@@ -155,29 +155,29 @@ class CrossMlp(nn.Module):
     Args:
         first: size of P.
         second: size of Q.
-        expansion: hidden units for every entry, at least 1.
+        mlp_ratio: hidden units for every entry, at least 1.
     """
 
-    def __init__(self, first: int, second: int, expansion: int = 2) -> None:
+    def __init__(self, first: int, second: int, mlp_ratio: int = 2) -> None:
         super().__init__()
-        if not isinstance(expansion, int) or expansion < 1:
-            raise ValueError(f"expansion must be a positive integer, got {expansion!r}")
+        if not isinstance(mlp_ratio, int) or mlp_ratio < 1:
+            raise ValueError(f"mlp_ratio must be a positive integer, got {mlp_ratio!r}")
 
         def draw(fan_in: int, *shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5))
 
-        self.first, self.second, self.expansion = first, second, expansion
-        self.weight1 = draw(first, second, first * expansion, first)  # (Q, (P, e), P)
-        self.bias1 = draw(first, second, first * expansion)
-        self.weight2 = draw(second * expansion, first, second, expansion * second)  # (P, Q, (e, Q))
-        self.bias2 = draw(second * expansion, first, second)
+        self.first, self.second, self.mlp_ratio = first, second, mlp_ratio
+        self.weight1 = draw(first, second, first * mlp_ratio, first)  # (Q, (P, e), P)
+        self.bias1 = draw(first, second, first * mlp_ratio)
+        self.weight2 = draw(second * mlp_ratio, first, second, mlp_ratio * second)  # (P, Q, (e, Q))
+        self.bias2 = draw(second * mlp_ratio, first, second)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., P, Q)`` to ``(..., P, Q)``."""
         hidden = gelu(torch.einsum("...pq,qop->...qo", x, self.weight1) + self.bias1)
-        hidden = hidden.unflatten(-1, (self.first, self.expansion))
-        weight = self.weight2.unflatten(-1, (self.expansion, self.second))
+        hidden = hidden.unflatten(-1, (self.first, self.mlp_ratio))
+        weight = self.weight2.unflatten(-1, (self.mlp_ratio, self.second))
         return torch.einsum("...qpe,pkeq->...pk", hidden, weight) + self.bias2
 
     def extra_repr(self) -> str:
-        return f"first={self.first}, second={self.second}, expansion={self.expansion}"
+        return f"first={self.first}, second={self.second}, mlp_ratio={self.mlp_ratio}"

@@ -12,26 +12,26 @@ from matmix.ops.marks import spare
 from matmix.ops.precision import working_dtype
 
 
-def head_width(channels: int, headdim: int | None, ngroups: int, origin: str) -> int:
+def head_width(channels: int, head_dim: int | None, groups: int, origin: str) -> int:
     """Width of a head: the one asked for, else the largest divisor of ``channels`` up to 64.
 
     Args:
         channels: that the heads share.
-        headdim: width asked for, or None.
-        ngroups: groups that the heads must fill evenly.
+        head_dim: width asked for, or None.
+        groups: groups that the heads must fill evenly.
         origin: how ``channels`` came about, for the message.
 
     Raises:
         ValueError: if the width does not divide the channels, or the groups the heads.
     """
-    if headdim is None:
-        headdim = next(w for w in range(min(64, channels), 0, -1) if channels % w == 0 and channels // w % ngroups == 0)
-    if not isinstance(headdim, int) or headdim < 1 or channels % headdim:
+    if head_dim is None:
+        head_dim = next(w for w in range(min(64, channels), 0, -1) if channels % w == 0 and channels // w % groups == 0)
+    if not isinstance(head_dim, int) or head_dim < 1 or channels % head_dim:
         divisors = ", ".join(str(w) for w in range(1, channels + 1) if channels % w == 0)
-        raise ValueError(f"headdim must divide {origin} = {channels} (one of {divisors}), got {headdim!r}")
-    if ngroups < 1 or channels // headdim % ngroups:
-        raise ValueError(f"ngroups must divide the {channels // headdim} heads ({origin} / headdim), got {ngroups!r}")
-    return headdim
+        raise ValueError(f"head_dim must divide {origin} = {channels} (one of {divisors}), got {head_dim!r}")
+    if groups < 1 or channels // head_dim % groups:
+        raise ValueError(f"groups must divide the {channels // head_dim} heads ({origin} / head_dim), got {groups!r}")
+    return head_dim
 
 
 def step_bias(count: int, smallest: float, largest: float, floor: float) -> Tensor:

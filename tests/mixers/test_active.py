@@ -69,7 +69,7 @@ def test_refuses() -> None:
     with pytest.raises(ValueError, match="share must be a positive divisor of dim=8, got 3"):
         Active(8, (3, 5), share=3)
     with pytest.raises(ValueError, match="ratio must leave"):
-        Active(8, (3, 5), ratio=0.1)
+        Active(8, (3, 5), mlp_ratio=0.1)
     with pytest.raises(ValueError, match="grid of 2 axes"):
         Active(8, (3, 5)).resize_((15,))
 

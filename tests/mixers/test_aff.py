@@ -21,7 +21,7 @@ def test_published(name: str, dtype: torch.dtype) -> None:
         tuple(image.shape[2:]),
         groups=config["num_blocks"],
         expand=config["hidden_size_factor"],
-        activation={"swish": "silu"}.get(config["activation"], config["activation"]),
+        act={"swish": "silu"}.get(config["activation"], config["activation"]),
         shrink=config["sparsity_threshold"],
     ).to(dtype)
     load_published(module, fixture.state(dtype), source="microsoft/TokenMixers")
@@ -47,7 +47,7 @@ def test_frequencies_share_their_weights() -> None:
     assert shape == ((2, 8, 1, 1), (2, 8, 1, 1))
     # Not exactly equivariant: the activation looks at real and imaginary parts, which a shift turns into each other.
     assert not torch.allclose(moved, out.roll((2, 3), (1, 2)), atol=1e-4)
-    flat = AFF(8, activation="relu", shrink=0.0).double()
+    flat = AFF(8, act="relu", shrink=0.0).double()
     with torch.no_grad():
         flat.w1.zero_(), flat.b1.fill_(1.0), flat.b2[1].zero_()
     out = flat(image.flatten(1, 2), grid=(6, 5)).view_as(image)

@@ -19,7 +19,7 @@ def test_published_output(name: str, grid: tuple[int, ...]) -> None:
     mixer = AFNO(
         config["hidden_size"],
         grid,
-        blocks=config["num_blocks"],
+        groups=config["num_blocks"],
         shrink=config["sparsity_threshold"],
         fraction=config["hard_thresholding_fraction"],
         published=True,
@@ -32,7 +32,7 @@ def test_published_bottleneck() -> None:
     """DFFormer's AFNO model, in float64 and as published in float32."""
     fixture = load_fixture("vision/mixer_afno2d_8x8")
     for dtype, key in ((torch.float64, "output_float64"), (torch.float32, "output")):
-        mixer = AFNO(8, (8, 8), expansion=2.0).to(dtype)
+        mixer = AFNO(8, (8, 8), bottleneck=2.0).to(dtype)
         load_published(mixer, fixture.state(dtype), source="okojoalg/dfformer")
         x = fixture.input(dtype=dtype)
         tolerance = fixture.data["tolerance"]["float64" if dtype == torch.float64 else "float32"]
@@ -43,7 +43,7 @@ def test_published_bottleneck() -> None:
 @pytest.mark.parametrize("published", [False, True])
 def test_laws_of_fewer_modes(fraction: float, published: bool) -> None:
     def build(dim: int, grid: tuple[int, ...]) -> AFNO:
-        return AFNO(dim, grid, blocks=2, fraction=fraction, published=published, hidden=2.0)
+        return AFNO(dim, grid, groups=2, fraction=fraction, published=published, mlp_ratio=2.0)
 
     check_mixer(build, laws=["product", "length", "small"])
 
@@ -51,7 +51,7 @@ def test_laws_of_fewer_modes(fraction: float, published: bool) -> None:
 @pytest.mark.parametrize(("grid", "fraction"), [((9,), 0.5), ((8, 9), 0.5), ((7, 10), 0.3), ((6, 6), 1.0)])
 def test_keeps_the_lowest_modes(grid: tuple[int, ...], fraction: float) -> None:
     """What the mixer adds has only modes below the fraction of every axis, in both directions of the rows."""
-    mixer = AFNO(4, grid, blocks=2, fraction=fraction, shrink=0.0).double()
+    mixer = AFNO(4, grid, groups=2, fraction=fraction, shrink=0.0).double()
     length = torch.Size(grid).numel()
     x = torch.randn(2, length, 4, dtype=torch.float64)
     added = (mixer(x) - x).mT.unflatten(-1, grid)
@@ -65,7 +65,7 @@ def test_keeps_the_lowest_modes(grid: tuple[int, ...], fraction: float) -> None:
 
 def test_the_bottleneck_obeys_the_laws() -> None:
     def build(dim: int, grid: tuple[int, ...]) -> AFNO:
-        return AFNO(dim, grid, blocks=4, expansion=1.5)
+        return AFNO(dim, grid, groups=4, bottleneck=1.5)
 
     check_mixer(build, laws=["product", "gradients", "mask_content", "precision", "keeps"])
 

@@ -18,7 +18,7 @@ def _load(fixture: Fixture, dtype: torch.dtype) -> tuple[DynamicFilter, torch.Te
     mixer = DynamicFilter(
         config["dim"],
         tuple(x.shape[1:3]),
-        ratio=config.get("reweight_expansion_ratio", 0.25),
+        mlp_ratio=config.get("reweight_expansion_ratio", 0.25),
         act=config.get("act1_layer", "star_relu").lower(),
         resize="bicubic" if config.get("weight_resize") else "kernel",
         built=size if config.get("weight_resize") else None,
@@ -46,7 +46,7 @@ def test_published_resize(name: str) -> None:
 @pytest.mark.parametrize("resize", ["kernel", "bicubic"])
 def test_laws_on_filters_of_their_own_grid(resize: str) -> None:
     def build(dim: int, grid: tuple[int, ...]) -> DynamicFilter:
-        return DynamicFilter(dim, grid, filters=2, ratio=1.0, resize=resize, built=(4, 7)[-len(grid) :])
+        return DynamicFilter(dim, grid, filters=2, mlp_ratio=1.0, resize=resize, built=(4, 7)[-len(grid) :])
 
     check_mixer(build, laws=["product", "length", "mixes", "mask_content", "gradients", "small", "keeps"])
 
@@ -62,7 +62,7 @@ def test_each_channel_mixes_the_filters() -> None:
 
 def test_resize_keeps_the_kernel() -> None:
     """A local kernel does the same to its neighbourhood on a larger grid."""
-    mixer = DynamicFilter(4, (7, 9), ratio=1.0).double()
+    mixer = DynamicFilter(4, (7, 9), mlp_ratio=1.0).double()
     kernel = torch.zeros(4, 7, 9, dtype=torch.float64)
     kernel[:, :2, :2] = torch.randn(4, 2, 2, dtype=torch.float64)
     with torch.no_grad():

@@ -163,7 +163,7 @@ def test_layer_is_the_published_one(kind: str, spec: str, sizes: dict[str, Any])
 def test_holes_are_as_if_cut_out(spec: str) -> None:
     """Where no convolution reaches over it, a masked token in the middle is as if it had never been."""
     torch.manual_seed(1)
-    mixer = create_mixer(spec if "rule" not in spec and "simple" not in spec else spec[:-1] + ", conv_size=None)", 8)
+    mixer = create_mixer(spec if "rule" not in spec and "simple" not in spec else spec[:-1] + ", d_conv=None)", 8)
     mixer = mixer.double()
     x = torch.randn(1, 9, 8, dtype=torch.float64)
     mask = torch.tensor([[1, 0, 1, 1, 0, 0, 1, 1, 0]]).bool()

@@ -25,7 +25,7 @@ def test_gfnet(name: str, grid: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_gfformer(grid: tuple[int, int], dtype: torch.dtype) -> None:
     fixture = load_fixture(f"vision/mixer_global_filter_{grid[0]}x{grid[1]}")
-    module = GlobalFilter(8, grid, expansion=2).to(dtype)
+    module = GlobalFilter(8, grid, bottleneck=2).to(dtype)
     load_published(module, fixture.state(dtype), source="okojoalg/dfformer")
     image = fixture.input(dtype=dtype)
     out = module(image.flatten(1, 2)).view_as(image)
@@ -88,7 +88,7 @@ def test_resize_bicubic_is_the_published_one() -> None:
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match="inner width of at least 1, got 0"):
-        GlobalFilter(8, (4, 4), expansion=0.0)
+        GlobalFilter(8, (4, 4), bottleneck=0.0)
     with pytest.raises(ValueError, match="method must be 'kernel' or 'bicubic', got 'area'"):
         drawn((4, 4)).resize_((5, 5), method="area")
     module = drawn((4, 4))
@@ -99,4 +99,4 @@ def test_errors() -> None:
 
 def test_laws_of_the_bottleneck() -> None:
     laws = ["product", "length", "mask_content", "gradients", "small", "compiles"]
-    check_mixer(lambda dim, grid: GlobalFilter(dim, grid, expansion=1.5), laws=laws)
+    check_mixer(lambda dim, grid: GlobalFilter(dim, grid, bottleneck=1.5), laws=laws)

@@ -38,9 +38,9 @@ def test_published_layer(name: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"ngroups": 2, "headdim": 4, "bias": True, "conv_bias": False},
-        {"learnable_init_states": True, "headdim": 4, "bias": True},
-        {"expand": 1, "headdim": 2, "chunk": 2, "dt_limit": (0.01, 1.0)},
+        {"groups": 2, "head_dim": 4, "bias": True, "conv_bias": False},
+        {"learnable_init_states": True, "head_dim": 4, "bias": True},
+        {"expand": 1, "head_dim": 2, "chunk": 2, "dt_limit": (0.01, 1.0)},
     ],
     ids=lambda options: ",".join(options),
 )
@@ -58,7 +58,7 @@ def test_parameters_of_the_published_size() -> None:
 
 def test_any_chunk_gives_the_same_outputs() -> None:
     x = torch.randn(2, 33, 8, dtype=torch.float64)
-    mixer = Hydra(8, headdim=4, d_state=5).double()
+    mixer = Hydra(8, head_dim=4, d_state=5).double()
     expected = mixer(x)
     for chunk in (1, 4, 32, 64):
         mixer.chunk = chunk
@@ -67,7 +67,7 @@ def test_any_chunk_gives_the_same_outputs() -> None:
 
 def test_reversal_swaps_the_directions() -> None:
     """Weights of both ways exchanged and the filter turned round: the reversed sequence gives the reversed outputs."""
-    mixer = Hydra(8, headdim=4, d_state=3, d_conv=5).double()
+    mixer = Hydra(8, head_dim=4, d_state=3, d_conv=5).double()
     x = torch.randn(2, 11, 8, dtype=torch.float64)
     expected = mixer(x)
     # Rows of in_proj: z 16 | x 16 | B, C forward 6 | B, C backward 6 | dt forward 4 | dt backward 4.
@@ -83,8 +83,8 @@ def test_reversal_swaps_the_directions() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"headdim": 24}, r"headdim must divide expand \* dim = 64 .*, got 24"),
-        ({"headdim": 16, "ngroups": 3}, r"ngroups must divide the 4 heads .*, got 3"),
+        ({"head_dim": 24}, r"head_dim must divide expand \* dim = 64 .*, got 24"),
+        ({"head_dim": 16, "groups": 3}, r"groups must divide the 4 heads .*, got 3"),
         ({"d_conv": 4}, r"d_conv must be odd.*, got 4"),
     ],
 )

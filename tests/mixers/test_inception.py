@@ -21,7 +21,7 @@ def test_published_output(name: str) -> None:
         config["dim"],
         tuple(x.shape[1:3]),
         head_dim=config["dim"] // config["num_heads"],
-        attention_heads=config["attention_head"],
+        heads=config["attention_head"],
         pool=config["pool_size"],
         qkv_bias=config["qkv_bias"],
     ).double()
@@ -57,7 +57,7 @@ def test_published_high() -> None:
 def test_published_low() -> None:
     fixture = load_fixture("vision/mixer_inception_low_pool2_4x4")
     x = fixture.input().flatten(2).mT
-    mixer = Inception(10, (4, 4), head_dim=4, attention_heads=2, pool=2).double()
+    mixer = Inception(10, (4, 4), head_dim=4, heads=2, pool=2).double()
     mixer.low_mixer.load_state_dict(fixture.state())
     out = _branches(mixer, F.pad(x, (2, 0)))[..., -8:]
     fixture.check(out.mT.reshape(2, 8, 4, 4))
@@ -79,7 +79,7 @@ def test_heads_are_what_they_are_called() -> None:
 @pytest.mark.parametrize("pool", [2, 3])
 def test_laws_of_pooling(pool: int) -> None:
     def build(dim: int, grid: tuple[int, ...]) -> Inception:
-        return Inception(dim, grid, head_dim=2, attention_heads=2, pool=pool)
+        return Inception(dim, grid, head_dim=2, heads=2, pool=pool)
 
     check_mixer(build, laws=["product", "length", "mask_content", "gradients", "small", "samples", "precision"])
 

@@ -37,7 +37,7 @@ def every_pair(mixer: LongVQ, x: Tensor, mask: Tensor) -> Tensor:
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("length", [3, 19, 70])
 def test_is_the_softmax_over_every_pair(length: int, causal: bool) -> None:
-    mixer = mixer_of(f"longvq(z_dim=4, states=2, codes=5, window=3, causal={causal})")
+    mixer = mixer_of(f"longvq(qk_dim=4, d_state=2, codes=5, window=3, causal={causal})")
     x = torch.randn(2, length, 6, dtype=torch.float64)
     mask = torch.ones(2, length).bool()
     mask[0, 1] = mask[1, -1] = False
@@ -49,12 +49,12 @@ def test_is_the_softmax_over_every_pair(length: int, causal: bool) -> None:
 
 @pytest.mark.slow
 def test_causal_laws_of_compilers() -> None:
-    factory = lambda dim, grid: LongVQ(dim, grid, z_dim=4, states=2, codes=3, window=2, causal=True)
+    factory = lambda dim, grid: LongVQ(dim, grid, qk_dim=4, d_state=2, codes=3, window=2, causal=True)
     check_mixer(factory, laws=["compiles", "compiles_steps", "exports"])
 
 
 def test_codes_know_no_distance_and_the_window_does() -> None:
-    mixer = mixer_of("longvq(z_dim=4, states=2, codes=3, window=2)")
+    mixer = mixer_of("longvq(qk_dim=4, d_state=2, codes=3, window=2)")
     x = torch.randn(1, 20, 6, dtype=torch.float64)
     _, key, _, _ = mixer._inner(x, Context((20,), None))
     same = mixer.quantizer(key)[0, 0]
@@ -68,7 +68,7 @@ def test_codes_know_no_distance_and_the_window_does() -> None:
 
 
 def test_the_codebook_moves_after_the_step_by_real_tokens_alone() -> None:
-    mixer = mixer_of("longvq(z_dim=4, states=2, codes=3, window=2, decay=0.5)").train()
+    mixer = mixer_of("longvq(qk_dim=4, d_state=2, codes=3, window=2, decay=0.5)").train()
     x = torch.randn(2, 8, 6, dtype=torch.float64)
     mask = torch.ones(2, 8).bool()
     mask[:, 5:] = False

@@ -34,13 +34,13 @@ def test_published_layer(name: str) -> None:
 
 def test_laws_hold_with_other_options() -> None:
     laws = ["product", "gradients", "small", "mask_content", "mask_trim", "recurrent", "causal", "precision", "aligned"]
-    options = {"out_norm": True, "rope_fraction": 1.0, "ngroups": 2, "d_state": 6, "headdim": 2, "chunk": 3}
+    options = {"out_norm": True, "rope_fraction": 1.0, "groups": 2, "d_state": 6, "head_dim": 2, "chunk": 3}
     check_mixer(lambda dim, grid: Mamba3(dim, grid, **options), dim=8, laws=laws)
 
 
 def test_angles_add_up_over_4096_tokens() -> None:
     torch.manual_seed(0)
-    mixer = Mamba3(8, d_state=4, headdim=4)
+    mixer = Mamba3(8, d_state=4, head_dim=4)
     x = torch.randn(1, 4096, 8)
     exact = mixer.double()(x.double())
     assert float((mixer.float()(x) - exact).detach().abs().max()) <= 1e-4 * float(exact.detach().abs().max())

@@ -82,7 +82,7 @@ def test_averages_start_as_blocks_in_a_row_and_recover_vmamba() -> None:
 
 def test_selective_token_is_the_cross_scan_without_a_norm() -> None:
     torch.manual_seed(0)
-    mixer, twin = SelectiveToken(8, (3, 4)), SS2D(8, (3, 4), norm=False)
+    mixer, twin = SelectiveToken(8, (3, 4)), SS2D(8, (3, 4), out_norm=False)
     twin.load_state_dict(mixer.state_dict())
     x = torch.randn(2, 12, 8)
     torch.testing.assert_close(mixer(x), twin(x))
@@ -102,7 +102,7 @@ def test_selective_channel_mixes_the_channels_of_a_token_in_both_directions() ->
 
 
 def test_channels_holds_any_sequence_mixer() -> None:
-    for spec, width in (("hydra(headdim=4, d_state=4)", 4), ("mlp", 2), ("fnet", 3), ("s6", 1)):
+    for spec, width in (("hydra(head_dim=4, d_state=4)", 4), ("mlp", 2), ("fnet", 3), ("s6", 1)):
         mixer, x = Channels(12, (3, 2), spec=spec, width=width), torch.randn(2, 6, 12)
         matrix, values, rest = mixer.project(x, mixer._context(x, None, None))
         torch.testing.assert_close(mixer.merge(matrix.to_dense() @ values, rest), mixer(x), rtol=1e-4, atol=1e-5)
@@ -110,7 +110,7 @@ def test_channels_holds_any_sequence_mixer() -> None:
         Channels(12, None, spec="s6", width=5)
 
 
-@pytest.mark.parametrize("spec", ["ssd(headdim=4, d_state=4)", "hydra(headdim=4, d_state=4)", "s6", "ponet(heads=2)"])
+@pytest.mark.parametrize("spec", ["ssd(head_dim=4, d_state=4)", "hydra(head_dim=4, d_state=4)", "s6", "ponet(heads=2)"])
 @pytest.mark.parametrize("orders", list(pairwise(ORDERS)))
 def test_scan_is_the_mean_over_orders(spec: str, orders: tuple[str, ...]) -> None:
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def test_scan_is_the_mean_over_orders(spec: str, orders: tuple[str, ...]) -> Non
 
 def test_scan_holds_the_laws_around_several_mixers() -> None:
     laws = ["product", "gradients", "small", "mask_content", "mask_trim", "precision", "length"]
-    for spec in ("hydra(headdim=4, d_state=2, learnable_init_states=True)", "ponet(heads=2, segments=3)", "toeplitz"):
+    for spec in ("hydra(head_dim=4, d_state=2, learnable_init_states=True)", "ponet(heads=2, segments=3)", "toeplitz"):
         check_mixer(
             lambda dim, grid, spec=spec: Scan(dim, grid, spec=spec, orders=("snake_rows", "columns")), laws=laws
         )

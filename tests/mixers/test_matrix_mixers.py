@@ -76,7 +76,7 @@ def test_published_block(name: str) -> None:
         structure=named(name),  # type: ignore[arg-type]
         data_dependent=config["is_data_dependent"],
         published=True,
-        headdim=config["headdim"],
+        head_dim=config["headdim"],
         **options,
     ).double()
     assert sum(p.numel() for p in mixer.parameters()) == fixture.data["num_params"]
@@ -183,7 +183,7 @@ def test_laws_of_the_forms(name: str, way: bool) -> None:
     laws = ["product", "data_dependence", "length", "mask_content", "mask_trim", "gradients", "small", "precision"]
 
     def build(dim: int, grid: Any) -> MatrixMixer:
-        return MatrixMixer(dim, grid, structure=name, data_dependent=way, headdim=4, d_conv=3)  # type: ignore[arg-type]
+        return MatrixMixer(dim, grid, structure=name, data_dependent=way, head_dim=4, d_conv=3)  # type: ignore[arg-type]
 
     check_mixer(build, laws=[*laws, "extremes", "compiles"])
 
@@ -192,8 +192,8 @@ def test_thin_names_are_the_block() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 7, 8)
     for name in ("toeplitz", "vandermonde", "cauchy", "low_rank"):
-        thin = create_mixer(f"{name}(headdim=4, data_dependent=False)", 8, (7,))
-        whole = create_mixer(f"matrix_mixer(structure={name!r}, headdim=4, data_dependent=False)", 8, (7,))
+        thin = create_mixer(f"{name}(head_dim=4, data_dependent=False)", 8, (7,))
+        whole = create_mixer(f"matrix_mixer(structure={name!r}, head_dim=4, data_dependent=False)", 8, (7,))
         whole.load_state_dict(thin.state_dict())
         torch.testing.assert_close(whole(x), thin(x))
 

@@ -17,7 +17,7 @@ SOURCE = "facebookresearch/mega"
 
 def test_averages_are_published() -> None:
     fixture = load_fixture("sequence/mega_ema_causal")
-    mixer = load_published(create_mixer("ema(states=4, causal=True)", 6).double(), fixture.state(), SOURCE)
+    mixer = load_published(create_mixer("ema(d_state=4, causal=True)", 6).double(), fixture.state(), SOURCE)
     assert isinstance(mixer, EMA)
     x = fixture.input().transpose(0, 1)
     fixture.check(mixer(x).transpose(0, 1))
@@ -33,8 +33,8 @@ def published(fixture: Fixture) -> Mega:
     config = fixture.config
     chunk = None if config["chunk_size"] < 0 else config["chunk_size"]
     spec = (
-        f"mega(z_dim={config['zdim']}, hdim={config['hdim']}, states={config['ndim']}, chunk={chunk}, "
-        f"activation={config['attention_activation']!r}, max_positions={config['max_positions']})"
+        f"mega(qk_dim={config['zdim']}, hidden={config['hdim']}, d_state={config['ndim']}, block={chunk}, "
+        f"act={config['attention_activation']!r}, max_len={config['max_positions']})"
     )
     mixer = load_published(create_mixer(spec, config["embed_dim"]).double(), fixture.state(), SOURCE)
     assert isinstance(mixer, Mega)
@@ -87,9 +87,9 @@ def plain(mixer: Mega, x: Tensor) -> Tensor:
         else:
             bias = torch.stack([mixer.rel_pos_bias[reach + max(j - i, -reach)] for j in range(i + 1)])
         score = key[: i + 1] @ query[i] / (i + 1) + bias
-        if mixer.activation == "relu2":
+        if mixer.act == "relu2":
             weight = score.relu().square()
-        elif mixer.activation == "laplace":
+        elif mixer.act == "laplace":
             weight = 0.5 * (1 + torch.erf((score - 0.5**0.5) / (0.25 / torch.pi) ** 0.5 / 2**0.5))
         else:
             weight = (key[: i + 1] @ query[i] * len(query[i]) ** -0.5 + bias).softmax(0)
@@ -102,7 +102,7 @@ def plain(mixer: Mega, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("activation", ["softmax", "laplace", "relu2"])
 def test_causal_attention_is_its_definition_beyond_the_longest_distance(activation: str, bias: str) -> None:
     torch.manual_seed(0)
-    spec = f"mega(z_dim=4, states=2, causal=True, activation={activation!r}, rel_pos_bias={bias!r}, max_positions=5)"
+    spec = f"mega(qk_dim=4, d_state=2, causal=True, act={activation!r}, rel_pos_bias={bias!r}, max_len=5)"
     mixer = create_mixer(spec, 6).double()
     assert isinstance(mixer, Mega)
     torch.nn.init.normal_(mixer.gamma)
@@ -113,7 +113,7 @@ def test_causal_attention_is_its_definition_beyond_the_longest_distance(activati
 
 def test_rotary_weights_load() -> None:
     torch.manual_seed(0)
-    mixer = create_mixer("mega(z_dim=4, states=2, rel_pos_bias='rotary')", 6)
+    mixer = create_mixer("mega(qk_dim=4, d_state=2, rel_pos_bias='rotary')", 6)
     state = {name.replace("norm.", "norm.norm."): value for name, value in mixer.state_dict().items()}
     del state["rel_pos_bias"]
     state |= {f"rel_pos_bias.{name}": torch.randn(1, 4) for name in ("alpha", "beta")}
@@ -124,7 +124,7 @@ def test_rotary_weights_load() -> None:
 
 def test_chunks_do_not_meet_but_in_the_averages() -> None:
     torch.manual_seed(1)
-    mixer = create_mixer("mega(z_dim=4, states=2, chunk=4)", 6).double()
+    mixer = create_mixer("mega(qk_dim=4, d_state=2, block=4)", 6).double()
     dense = mixer.matrix(torch.randn(2, 10, 6, dtype=torch.float64)).to_dense()  # 10: no multiple of the chunk
     place = torch.arange(10) // 4
     assert torch.equal(dense != 0, (place[:, None] == place).expand_as(dense))
@@ -133,10 +133,10 @@ def test_chunks_do_not_meet_but_in_the_averages() -> None:
 
 def test_errors_say_what_is_allowed() -> None:
     with pytest.raises(ValueError, match="activation must be one of softmax, laplace, relu2, got 'relu'"):
-        create_mixer("mega(activation='relu')", 8)
-    with pytest.raises(ValueError, match="rel_pos_bias='rotary' needs an even z_dim, got 3"):
-        create_mixer("mega(rel_pos_bias='rotary', z_dim=3)", 8)
+        create_mixer("mega(act='relu')", 8)
+    with pytest.raises(ValueError, match="rel_pos_bias='rotary' needs an even qk_dim, got 3"):
+        create_mixer("mega(rel_pos_bias='rotary', qk_dim=3)", 8)
     with pytest.raises(ValueError, match="states must be a positive integer, got 0"):
-        create_mixer("ema(states=0)", 8)
+        create_mixer("ema(d_state=0)", 8)
     with pytest.raises(NotImplementedError, match="not recurrent"):
-        create_mixer("mega(causal=True, chunk=4)", 8).init_state(1)
+        create_mixer("mega(causal=True, block=4)", 8).init_state(1)

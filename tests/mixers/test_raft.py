@@ -62,7 +62,7 @@ def test_one_row_is_a_sequence() -> None:
 @pytest.mark.parametrize("axis", ["both", "vertical", "horizontal"])
 def test_laws_of_a_built_grid(axis: str) -> None:
     def build(dim: int, grid: tuple[int, ...]) -> Raft:
-        return Raft(dim, grid, axis=axis, expansion=1.0, built=(4, 3)[-len(grid) :])
+        return Raft(dim, grid, axis=axis, mlp_ratio=1.0, built=(4, 3)[-len(grid) :])
 
     check_mixer(build, laws=["product", "length", "mask_content", "gradients", "small", "keeps", "dims"])
 

@@ -37,7 +37,7 @@ def test_published_kernel_of_the_full_code(name: str, discretization: str, bidir
     """Its two channels are the two ways of a bidirectional model, or a model each; loaded as a whole S4Block."""
     fixture = load_fixture(f"sequence/s4_kernel_diag_{name}")
     spec = f"s4d(d_state=8, discretization={discretization!r}, dt_transform={name.split('_')[1]!r}"
-    mixer = create_mixer(f"{spec}, bidirectional={bidirectional}, n_ssm=6)", 6).double()
+    mixer = create_mixer(f"{spec}, causal={not bidirectional}, groups=6)", 6).double()
     state = fixture.state()
     whole = {"layer.D": torch.randn(1, 6), "output_linear.0.weight": torch.randn(12, 6, 1)}
     whole |= {f"layer.kernel.{key}": value for key, value in state.items()} | {"output_linear.0.bias": torch.randn(12)}
@@ -53,7 +53,7 @@ def test_shared_and_real_systems_load() -> None:
     """Sets of A and B for all channels in turn, real modes: K[l] = 2 sum_n C_n B_n (e^(dt A) - 1) / A e^(l dt A)."""
     torch.manual_seed(0)
     raw, decay, inputs, outputs = torch.randn(6), torch.randn(2, 5), torch.randn(1, 2, 5), torch.randn(1, 6, 5)
-    mixer = create_mixer("s4d(d_state=5, real=True, n_ssm=2, dt_transform='softplus')", 6).double()
+    mixer = create_mixer("s4d(d_state=5, real=True, groups=2, dt_transform='softplus')", 6).double()
     kernel = {"inv_dt": raw.unsqueeze(-1), "A_real": decay, "B": inputs, "C": outputs}
     state = {f"layer.kernel.{key}": value for key, value in kernel.items()}
     rest = {
@@ -108,7 +108,7 @@ def test_legs_is_the_normal_part_of_hippo() -> None:
 
 
 def test_the_reverse_kernel_starts_at_lag_1() -> None:
-    mixer = S4D(3, d_state=4, bidirectional=True).double()
+    mixer = S4D(3, d_state=4, causal=False).double()
     dense = mixer.matrix(torch.zeros(1, 7, 3, dtype=torch.float64)).to_dense()[0]
     forward, reverse = (kernel.taps()[0] for kernel in mixer.kernel(7))
     for i in range(7):
@@ -139,10 +139,10 @@ def test_float32_kernel_keeps_its_phase_at_length_16384() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"bidirectional": True},
+        {"causal": False},
         {"spectrum": "legs", "discretization": "bilinear"},
-        {"real": True, "spectrum": "real", "bidirectional": True},
-        {"n_ssm": 2, "dt_transform": "softplus"},
+        {"real": True, "spectrum": "real", "causal": False},
+        {"groups": 2, "dt_transform": "softplus"},
     ],
 )
 def test_laws_of_the_options(options: dict[str, object]) -> None:
@@ -157,12 +157,12 @@ def test_laws_of_the_options(options: dict[str, object]) -> None:
         ("d_state=3", "d_state must be a positive even integer, got 3"),
         ("discretization='euler'", "discretization must be one of zoh, bilinear, got 'euler'"),
         ("dt_transform='relu'", "dt_transform must be one of exp, softplus, got 'relu'"),
-        ("n_ssm=3", "n_ssm must be a positive divisor of dim=4, got 3"),
+        ("groups=3", "groups must be a positive divisor of dim=4, got 3"),
         ("dt_min=1.0", "need 0 < dt_min <= dt_max, got 1.0, 0.1"),
     ],
 )
 def test_errors(options: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_mixer(f"s4d({options})", 4)
-    with pytest.raises(NotImplementedError, match="bidirectional"):
-        create_mixer("s4d(bidirectional=True)", 4).init_state(1)
+    with pytest.raises(NotImplementedError, match=r"S4D\(causal=False\) is not recurrent"):
+        create_mixer("s4d(causal=False)", 4).init_state(1)

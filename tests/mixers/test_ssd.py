@@ -55,12 +55,12 @@ def test_the_shown_matrix_is_all_that_mixes(name: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"d_ssm": 8, "headdim": 4},
-        {"ngroups": 2, "headdim": 4, "bias": True, "conv_bias": False},
-        {"D_has_hdim": True, "headdim": 8, "norm_before_gate": True},
-        {"learnable_init_states": True, "headdim": 4, "bias": True},
-        {"rmsnorm": False, "headdim": 4, "dt_limit": (0.01, 1.0)},
-        {"expand": 1, "headdim": 2, "chunk": 2},
+        {"d_ssm": 8, "head_dim": 4},
+        {"groups": 2, "head_dim": 4, "bias": True, "conv_bias": False},
+        {"D_per_channel": True, "head_dim": 8, "norm_before_gate": True},
+        {"learnable_init_states": True, "head_dim": 4, "bias": True},
+        {"out_norm": False, "head_dim": 4, "dt_limit": (0.01, 1.0)},
+        {"expand": 1, "head_dim": 2, "chunk": 2},
     ],
     ids=lambda options: ",".join(options),
 )
@@ -71,7 +71,7 @@ def test_laws_hold_for_every_option(options: dict[str, Any]) -> None:
 
 def test_channels_beside_the_mixing_are_a_gated_linear_unit() -> None:
     """d_ssm: the projections are z0, x0, z, x B C, dt in the published order, and silu(z0) x0 goes first."""
-    mixer = SSD(8, d_ssm=4, headdim=2, d_state=3, rmsnorm=False).double()
+    mixer = SSD(8, d_ssm=4, head_dim=2, d_state=3, out_norm=False).double()
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     with torch.no_grad():
         mixer.out_proj.weight[:, 12:] = 0
@@ -83,7 +83,7 @@ def test_channels_beside_the_mixing_are_a_gated_linear_unit() -> None:
 def test_any_chunk_gives_the_same_outputs() -> None:
     x: Tensor = torch.randn(2, 33, 8, dtype=torch.float64)
     torch.manual_seed(0)
-    mixer = SSD(8, headdim=4, d_state=5).double()
+    mixer = SSD(8, head_dim=4, d_state=5).double()
     expected = mixer(x)
     for chunk in (1, 4, 32, 64):
         mixer.chunk = chunk
@@ -93,15 +93,15 @@ def test_any_chunk_gives_the_same_outputs() -> None:
 @pytest.mark.parametrize(("dim", "width"), [(8, 16), (48, 48), (64, 64), (192, 64), (37, 37), (1, 2)])
 def test_the_default_head_width_fits_any_dim(dim: int, width: int) -> None:
     mixer = SSD(dim)
-    assert mixer.width == width
+    assert mixer.head_dim == width
     assert mixer(torch.randn(1, 3, dim)).shape == (1, 3, dim)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"headdim": 24}, r"headdim must divide expand \* dim = 64 .*, got 24"),
-        ({"headdim": 16, "ngroups": 3}, r"ngroups must divide the 4 heads .*, got 3"),
+        ({"head_dim": 24}, r"head_dim must divide expand \* dim = 64 .*, got 24"),
+        ({"head_dim": 16, "groups": 3}, r"groups must divide the 4 heads .*, got 3"),
         ({"d_ssm": 65}, r"d_ssm must be 1 to expand \* dim = 64, got 65"),
         ({"dt_limit": (1.0, 0.5)}, r"dt_limit must be 0 <= low <= high"),
         ({"dt_min": 0.0}, r"0 < dt_min <= dt_max"),

@@ -20,7 +20,7 @@ from tests.fixtures import Fixture, load_fixture
 def test_published_block(kind: str) -> None:
     fixture = load_fixture(f"sequence/hydra_block_toeplitz_{kind}_L24")
     options = "max_len=24" if kind == "dd" else "data_dependent=False"
-    mixer = create_mixer(f"toeplitz(headdim=16, published=True, {options})", 32, (24,)).double()
+    mixer = create_mixer(f"toeplitz(head_dim=16, published=True, {options})", 32, (24,)).double()
     load_published(mixer, fixture.state(), source="goombalab/hydra")
     fixture.check(mixer(fixture.input("u")))
 
@@ -30,7 +30,7 @@ def published_class(fixture: Fixture, *, published: bool = True) -> Matrix:
     config = fixture.config
     length, inner = config["max_seq_len"], config["expand"] * config["d_model"]
     dependent = config["is_data_dependent"]
-    mixer = Toeplitz(inner, (length,), data_dependent=dependent, published=published, expand=1, headdim=8).double()
+    mixer = Toeplitz(inner, (length,), data_dependent=dependent, published=published, expand=1, head_dim=8).double()
     lags = mixer.matrix_mixer
     assert isinstance(lags, Lags)
     if dependent:
@@ -70,7 +70,7 @@ def entries(mixer: Toeplitz, length: int) -> Tensor:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_resize_keeps_the_entries(causal: bool) -> None:
-    mixer = Toeplitz(4, (6,), data_dependent=False, causal=causal, headdim=4).double()
+    mixer = Toeplitz(4, (6,), data_dependent=False, causal=causal, head_dim=4).double()
     before = entries(mixer, 6)
     larger = entries(mixer.resize_((9,)), 9)
     torch.testing.assert_close(larger[..., :6, :6], before)
@@ -79,7 +79,7 @@ def test_resize_keeps_the_entries(causal: bool) -> None:
 
 
 def test_a_causal_prefix_has_the_leading_block() -> None:
-    mixer = Toeplitz(8, causal=True, headdim=4, max_len=16).double()
+    mixer = Toeplitz(8, causal=True, head_dim=4, max_len=16).double()
     assert mixer.traits == replace(Toeplitz.traits, causal=True, aligned=True)
     x = torch.randn(2, 12, 8, dtype=torch.float64)
     whole, prefix = mixer.matrix(x).to_dense(), mixer.matrix(x[:, :7]).to_dense()
@@ -122,5 +122,5 @@ def test_laws_of_the_options(options: dict[str, object]) -> None:
         "gradients",
         "small",
     ]
-    factory = lambda dim, grid: Toeplitz(dim, grid, headdim=4, d_conv=3, **options)  # type: ignore[arg-type]
+    factory = lambda dim, grid: Toeplitz(dim, grid, head_dim=4, d_conv=3, **options)  # type: ignore[arg-type]
     check_mixer(factory, laws=[*laws, "small", "compiles"])

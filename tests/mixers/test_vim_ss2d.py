@@ -34,7 +34,7 @@ def test_published_ss2d() -> None:
         expand=config["ssm_ratio"],
         d_state=config["d_state"],
         dt_rank=config["dt_rank"],
-        gate=config["gate"],
+        out_gate=config["gate"],
     ).double()
     load_published(mixer, case.state(), source="MzeroMiko/VMamba")
     image = case.input()

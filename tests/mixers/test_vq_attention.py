@@ -154,7 +154,9 @@ def test_a_step_that_overflowed_moves_nothing() -> None:
     assert not torch.equal(trained(mixer, x), before)
 
 
-@pytest.mark.parametrize("spec", ["vq_attention(head_dim=4, codes=3)", "longvq(z_dim=4, states=2, codes=3, window=2)"])
+@pytest.mark.parametrize(
+    "spec", ["vq_attention(head_dim=4, codes=3)", "longvq(qk_dim=4, d_state=2, codes=3, window=2)"]
+)
 def test_training_compiles(spec: str) -> None:
     """One graph each way, the count of the codebook and the commitment loss included; twice before one step."""
     torch.manual_seed(2)

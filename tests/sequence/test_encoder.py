@@ -118,7 +118,7 @@ def test_building_leaves_the_global_generator_alone():
 def test_is_built_and_saved_in_every_way(tmp_path: Path) -> None:
     def build() -> Encoder:
         return Encoder(
-            lambda: nn.Linear(2, 8), "ssd(headdim=4, d_state=2), attention", dim=8, depth=2, grid=(9,), head="pool",
+            lambda: nn.Linear(2, 8), "ssd(head_dim=4, d_state=2), attention", dim=8, depth=2, grid=(9,), head="pool",
             outputs=3, position=True,
         )  # fmt: skip
 

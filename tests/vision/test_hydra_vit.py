@@ -25,7 +25,7 @@ def test_the_reading() -> None:
     model = check_count("hydra_vit_b", 93203368)
     blocks = [block for stage in model.stages for block in stage.blocks]
     assert len(blocks) == 24 and not any("mlp" in name or "pos" in name for name, _ in model.named_parameters())
-    assert blocks[0].token_mixer.conv1d.weight.shape[-1] == 7 and blocks[0].token_mixer.width == 64
+    assert blocks[0].token_mixer.conv1d.weight.shape[-1] == 7 and blocks[0].token_mixer.head_dim == 64
     assert round(check_count("hydra_vit_b", 90819496, mixers="hydra(d_state=32)").stem.conv.weight.shape[2]) == 16
     assert len(model.no_weight_decay()) == 3 * 24
 

@@ -258,7 +258,7 @@ def test_synthetic_data(tmp_path):
 
 def test_arms_of_a_study_share_all_other_weights(folder):
     one = task(folder)
-    arms = [one.model(mixer, 7).state_dict() for mixer in ("attention", "identity", "sep_conv(expansion=1)")]
+    arms = [one.model(mixer, 7).state_dict() for mixer in ("attention", "identity", "sep_conv(expand=1)")]
     others = [name for name in arms[1] if ".token_mixer." not in name]
     assert len(others) > 20
     assert all(torch.equal(arms[0][name], arm[name]) for arm in arms[1:] for name in others)

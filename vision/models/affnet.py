@@ -206,7 +206,7 @@ class AFFNet(VisionModel):
             raise ValueError(f"depths and dims must be five positive integers each, got {depths!r} and {dims!r}")
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
-        specs = stage_specs(f"aff(activation={act!r})" if mixers is None else mixers, depths[2:])
+        specs = stage_specs(f"aff(act={act!r})" if mixers is None else mixers, depths[2:])
         fusions = per_stage("fusion", fusion, 3)
         rates = drop_paths(drop_path_rate, depths[2:])
         seed = int(torch.randint(2**31, (), device="cpu"))

@@ -75,10 +75,10 @@ for _family, _mixers in {
         register(_name, DFFormer, _settings, checkpoint=f"{_WEIGHTS}/{_name}.pth", **_PAPER)
 
 for _name, _mixers, _act in (
-    ("gfformer_s18", "global_filter(expansion=2)", "star_relu"),
-    ("dfformer_s18_afno", "afno(expansion=2)", "star_relu"),
+    ("gfformer_s18", "global_filter(bottleneck=2)", "star_relu"),
+    ("dfformer_s18_afno", "afno(bottleneck=2)", "star_relu"),
     ("dfformer_s18_k2", "dynamic_filter(filters=2)", "star_relu"),
-    ("dfformer_s18_d8", "dynamic_filter(ratio=0.125)", "star_relu"),
+    ("dfformer_s18_d8", "dynamic_filter(mlp_ratio=0.125)", "star_relu"),
     ("dfformer_s18_gelu", "dynamic_filter(act='gelu')", "gelu"),
     ("dfformer_s18_relu", "dynamic_filter(act='relu')", "relu"),
 ):

@@ -217,7 +217,7 @@ for _name, _depth, _dims, _ratio, _file in (
         {
             "depths": (2, 2, _depth, 2),
             "dims": _dims,
-            "mixers": f"ss2d(expand={_ratio}, d_state=1, gate=False, conv_bias=False)",
+            "mixers": f"ss2d(expand={_ratio}, d_state=1, out_gate=False, conv_bias=False)",
             "mlp_ratio": 4.0,
             "stem": "conv",
             "down": "conv",
