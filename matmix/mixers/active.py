@@ -88,7 +88,6 @@ class Active(Mixer):
         grid = context.grid
         if len(grid) != self.axes:
             raise ValueError(f"Active was built for a grid of {self.axes} axes, got the grid {grid}")
-        x = drop_padding(x, context.mask)
         batch, length, dim = x.shape
         groups = dim // self.share
         offsets = self.offset_layer(x).mT.view(batch, self.axes, groups, length).unbind(1)

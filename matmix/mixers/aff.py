@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.matrices.circulant import Circulant
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops import fft
 from matmix.ops.fft import complex_linear, hermitian
@@ -94,7 +94,7 @@ class AFF(Mixer):
 
     def _maps(self, x: Tensor, context: Context) -> Tensor:
         """Channels ``(B, D, *grid)``: transforms along the last axes are the fast ones."""
-        return drop_padding(x, context.mask).mT.contiguous().unflatten(-1, context.grid)
+        return x.mT.contiguous().unflatten(-1, context.grid)
 
     def _eigenvalues(self, maps: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """The half spectrum of ``(B, D, *grid)`` and the eigenvalues that are made from it."""

@@ -133,8 +133,8 @@ class AFNO(Mixer):
     def _maps(self, x: Tensor, context: Context) -> Tensor:
         """Inner channels ``(B, D, *grid)``: transforms along the last axes are the fast ones."""
         if self.pwconv1 is not None and self.act1 is not None:
-            x = linear(self.pwconv1, x, self.act1)
-        return drop_padding(x, context.mask).mT.contiguous().unflatten(-1, context.grid)
+            x = drop_padding(linear(self.pwconv1, x, self.act1), context.mask)  # StarReLU does not keep zeros
+        return x.mT.contiguous().unflatten(-1, context.grid)
 
     def _mix(self, maps: Tensor, grid: Grid) -> Tensor:
         """The layer itself on ``(B, D, *grid)``."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.matrices.butterfly import Butterfly as ButterflyMatrix
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, split_heads
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, split_heads
 from matmix.mixers.registry import register
 
 
@@ -44,7 +44,7 @@ class Butterfly(Mixer):
         self.blocks = nn.Parameter(rotation.unflatten(-1, (2, 2)))
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        values = split_heads(drop_padding(x, context.mask), self.heads)
+        values = split_heads(x, self.heads)
         return Projected(ButterflyMatrix(self.blocks.unsqueeze(0), x.shape[1]), values)
 
     def resize_(self, grid: Grid) -> Self:

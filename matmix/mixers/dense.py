@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from matmix.matrices.base import Matrix
 from matmix.matrices.dense import Dense as DenseMatrix
 from matmix.matrices.identity import Identity
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, split_heads
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, split_heads
 from matmix.mixers.registry import register
 from matmix.ops import interpolate
 
@@ -49,7 +49,7 @@ class Dense(Mixer):
             nn.init.normal_(self.M, std=length**-0.5)
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        values = split_heads(drop_padding(x, context.mask), self.heads)
+        values = split_heads(x, self.heads)
         matrix: Matrix = DenseMatrix(self.M.unsqueeze(0))
         if self.inner_residual:
             matrix = DenseMatrix(self.M.unsqueeze(0) * x.shape[1] ** -0.5) + Identity.like(values)

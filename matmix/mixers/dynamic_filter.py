@@ -101,7 +101,7 @@ class DynamicFilter(Mixer):
         if len(grid) != self.axes:
             raise ValueError(f"DynamicFilter was built for a grid of {self.axes} axes, got the grid {grid}")
         values = drop_padding(linear(self.pwconv1, x, self.act1), mask)
-        mean = x.mean(1) if mask is None else drop_padding(x, mask).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        mean = x.mean(1) if mask is None else x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         weights = self.reweight(mean).unflatten(-1, (self.filters, -1))  # (B, K, inner)
         spectra = torch.view_as_real(self._spectra(grid))  # (K, *half, 2)
         with full_precision(x.device):

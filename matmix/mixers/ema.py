@@ -81,7 +81,7 @@ class EMA(Mixer):
         return Toeplitz(two_sided(back, now, ahead))
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        return Projected(self._mixing(x.shape[1]), drop_padding(x, context.mask).mT.unsqueeze(-1))
+        return Projected(self._mixing(x.shape[1]), x.mT.unsqueeze(-1))
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return F.silu(merge_heads(mixed))

@@ -141,7 +141,8 @@ class FFNified(Mixer):
     def _held(self) -> bool:
         """Whether somebody may hold what comes out of the first convolution."""
         conv = self.conv1
-        return not (conv.is_plain() if isinstance(conv, BranchedConv) else is_plain(conv, type(conv)))
+        kind: type[nn.Module] = nn.Conv1d if self.axes == 1 else nn.Conv2d
+        return not (conv.is_plain() if isinstance(conv, BranchedConv) else is_plain(conv, kind))
 
     def _query(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """``BN(W x)``, tokens."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.fourier import Fourier
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits
 from matmix.mixers.registry import register
 from matmix.ops import fft
 from matmix.ops.function import Function, call
@@ -53,7 +53,7 @@ class FNet(Mixer):
         self.norm = norm
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        transformed = fft.fftn(self._exact(x, context), dim=2, norm=_NORMS[self.norm]).mT
+        transformed = fft.fftn(self._exact(x), dim=2, norm=_NORMS[self.norm]).mT
         values = torch.view_as_real(transformed.contiguous()).flatten(2).unsqueeze(-1)
         gain = 1 / math.sqrt(x.shape[1]) if self.norm == "ortho" else 1.0
         return Projected(Fourier.like(values, context.grid, gain, pairs=True), values)
@@ -62,12 +62,12 @@ class FNet(Mixer):
         if torch._C._get_tracing_state() is not None:  # torch.jit keeps no function with a gradient of its own
             return super().product(x, context)
         # Both transforms at once: nothing complex is stored, and half of it is never computed.
-        mixed = call(_RealTransform, self._exact(x, context), context.grid, _NORMS[self.norm])
+        mixed = call(_RealTransform, self._exact(x), context.grid, _NORMS[self.norm])
         return mixed.mT.unsqueeze(-1), None
 
-    def _exact(self, x: Tensor, context: Context) -> Tensor:
-        """Tokens without padding, in a dtype that transforms are exact in."""
-        return drop_padding(x, context.mask).to(working_dtype(x))
+    def _exact(self, x: Tensor) -> Tensor:
+        """Tokens in a dtype that transforms are exact in."""
+        return x.to(working_dtype(x))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, norm={self.norm!r}"

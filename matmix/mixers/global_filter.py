@@ -73,9 +73,8 @@ class GlobalFilter(Mixer):
     def _inner(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Values ``(B, D, L, 1)`` and the learned half spectra ``(1, D, *half)``."""
         if self.bottleneck is not None:
-            x = linear(self.pwconv1, x, self.act1)
-        # StarReLU does not keep zeros, so padding is dropped after it.
-        values = drop_padding(x, context.mask).mT.unsqueeze(-1)
+            x = drop_padding(linear(self.pwconv1, x, self.act1), context.mask)  # StarReLU does not keep zeros
+        values = x.mT.unsqueeze(-1)
         return values, to_complex(self.complex_weights.movedim(-2, 0).unsqueeze(0))
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:

@@ -183,7 +183,7 @@ class Inception(Mixer):
         if len(grid) != self.axes:
             raise ValueError(f"Inception was built for a grid of {self.axes} axes, got the grid {grid}")
         rest = _Rest(grid if self.axes == 2 else (1, *grid), context.mask)
-        wide, peak, low = drop_padding(x, context.mask).split((self.part, self.part, self.low), 2)
+        wide, peak, low = x.split((self.part, self.part, self.low), 2)
         return self.high_mixer.conv1(wide), peak, low, rest
 
     def _max_pool(self, x: Tensor, rest: _Rest) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.max_pool import MaxPool
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits
 from matmix.mixers.registry import register
 from matmix.ops.layout import image_of
 from matmix.ops.maxima import largest_around
@@ -40,7 +40,7 @@ class MaxPooling(Mixer):
     def project(self, x: Tensor, context: Context) -> Projected:
         mask, grid = context.mask, context.grid
         matrix = MaxPool(x, grid, (self.window,) * len(grid), mask)
-        return Projected(matrix, drop_padding(x, mask).mT.unsqueeze(-1))
+        return Projected(matrix, x.mT.unsqueeze(-1))
 
     def product(self, x: Tensor, context: Context) -> tuple[Tensor, None]:
         mask, grid = context.mask, context.grid

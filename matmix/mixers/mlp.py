@@ -14,7 +14,7 @@ from matmix.matrices.base import Matrix
 from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.gate import Gate
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits
 from matmix.mixers.registry import register
 from matmix.ops import interpolate
 from matmix.ops.activations import gelu, looked_on
@@ -55,7 +55,6 @@ class TokenMLP(Mixer):
         self.fc2 = nn.Linear(hidden, length)
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        x = drop_padding(x, context.mask)
         values = torch.cat((x, x.new_ones(1, 1, 1).expand(x.shape[0], 1, self.dim)), 1).mT.unsqueeze(-1)
         weight1, bias1 = affine_of(self.fc1, x.shape[1])
         weight2, bias2 = affine_of(self.fc2, len(bias1))
@@ -63,7 +62,7 @@ class TokenMLP(Mixer):
 
     def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
         # The matrix would need the hidden units for its gates, which are most of the product, and then again.
-        return self._mix(drop_padding(x, context.mask)).unsqueeze(-1), None
+        return self._mix(x).unsqueeze(-1), None
 
     def _mix(self, x: Tensor) -> Tensor:
         """The perceptron itself, tokens to ``(B, D, L)``."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.matrices.monarch import Monarch as MonarchMatrix
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, split_heads
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, split_heads
 from matmix.mixers.registry import register
 from matmix.ops import interpolate
 
@@ -43,7 +43,7 @@ class Monarch(Mixer):
         return MonarchMatrix.split(self.grid[0]) if len(self.grid) == 1 else (self.grid[0], self.grid[1])
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        values = split_heads(drop_padding(x, context.mask), self.heads)
+        values = split_heads(x, self.heads)
         return Projected(MonarchMatrix(self.left.unsqueeze(0), self.right.unsqueeze(0)), values)
 
     def resize_(self, grid: Grid) -> Self:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -109,14 +108,9 @@ def _shares(image: Tensor, window: tuple[int, int]) -> Tensor:
     On CUDA windows are summed, and this divides: the kernel that counts for itself has a wrong gradient there for
     channels-last images (torch 2.11).
     """
-    sizes = (tuple(image.shape[2:]), window, image.device, torch.promote_types(image.dtype, torch.float32))
-    # What stands in for numbers is not kept.
-    return (_counted if torch._C._len_torch_dispatch_stack() == 0 else _counted.__wrapped__)(*sizes)
-
-
-@lru_cache(maxsize=64)
-def _counted(grid: Grid, window: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    return AveragePool(grid, window, None, dtype, device)._weights().view(1, 1, *grid)
+    ones = image.new_ones(1, 1, *image.shape[2:], dtype=torch.promote_types(image.dtype, torch.float32))
+    pad = (window[0] // 2, window[1] // 2)
+    return F.avg_pool2d(ones, window, 1, pad, divisor_override=1).reciprocal()
 
 
 def _convolves(image: Tensor, window: tuple[int, int]) -> bool:

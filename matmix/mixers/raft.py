@@ -18,7 +18,7 @@ from matmix.matrices.identity import Identity
 from matmix.matrices.normalise import Normalise
 from matmix.matrices.permutation import Permutation
 from matmix.matrices.selection import Selection
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, check_grid, drop_padding
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, check_grid
 from matmix.mixers.registry import register
 from matmix.ops import interpolate
 from matmix.ops.activations import gelu
@@ -242,7 +242,6 @@ class Raft(Mixer):
         if len(context.grid) != self.axes:
             raise ValueError(f"Raft was built for a grid of {self.axes} axes, got the grid {context.grid}")
         grid = context.grid if self.axes == 2 else (1, *context.grid)
-        x = drop_padding(x, context.mask)
         image = x.view(x.shape[0], *grid, self.dim)
         return image, self._sides(grid, x), [part.draw(image) for part, _ in self._directions()]
 

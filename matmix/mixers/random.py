@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.dense import Dense
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits
 from matmix.mixers.registry import register
 from matmix.ops import interpolate
 
@@ -33,7 +33,6 @@ class RandomMixing(Mixer):
         self.register_buffer("random_matrix", torch.rand(length, length).softmax(-1))
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        x = drop_padding(x, context.mask)
         return Projected(Dense(self.random_matrix[None, None]), x.unsqueeze(1))
 
     def resize_(self, grid: Grid) -> Self:

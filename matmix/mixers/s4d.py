@@ -16,7 +16,7 @@ from matmix.matrices.base import Matrix
 from matmix.matrices.decaying_toeplitz import DecayingToeplitz, complex_product
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.toeplitz import Toeplitz
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops.fft import to_complex
 from matmix.ops.masks import padding_before
@@ -272,7 +272,7 @@ class S4D(Mixer):
         self.output_linear = nn.Linear(dim, 2 * dim)
 
     def project(self, x: Tensor, context: Context) -> Projected:
-        values = drop_padding(x, context.mask).mT.unsqueeze(-1)
+        values = x.mT.unsqueeze(-1)
         length = values.shape[2]
         causal, *reverse = self.kernel(length)
         matrix: Matrix = causal

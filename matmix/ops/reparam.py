@@ -105,6 +105,7 @@ class NormedBranch(nn.Module):
             kind in (nn.Linear, nn.Conv1d, nn.Conv2d)
             and is_plain(self.c, kind)
             and is_plain(self.bn, BatchNorm)
+            and type(self) in (NormedLinear, NormedConv)  # no subclass, which may have a forward of its own
             and is_plain_but_for_children(self, type(self))
         )
 
