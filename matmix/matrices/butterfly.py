@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops.cost import Cost
 from matmix.ops.scan import share, unshare
-from matmix.ops.sizes import known, leading
+from matmix.ops.sizes import first_entries, known
 
 
 class Butterfly(Matrix):
@@ -93,7 +93,7 @@ class Butterfly(Matrix):
             rounds = list(pairwise(borders))
             for start, stop in reversed(rounds) if transposed else rounds:
                 mixed = self._round(start, stop, mixed, transposed)
-        return unshare(leading(mixed, 2, self.length), values, batch, heads)
+        return unshare(first_entries(mixed, 2, self.length), values, batch, heads)
 
     def _matmul(self, values: Tensor) -> Tensor:
         return self._apply(values, transposed=False)

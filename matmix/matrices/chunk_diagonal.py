@@ -13,7 +13,7 @@ from matmix.matrices.base import Matrix, Shape, static
 from matmix.matrices.dense import Dense
 from matmix.ops.cost import Cost
 from matmix.ops.scan import share, unshare
-from matmix.ops.sizes import leading
+from matmix.ops.sizes import first_entries
 
 
 class ChunkDiagonal(Matrix):
@@ -39,7 +39,7 @@ class ChunkDiagonal(Matrix):
         tokens = F.pad(shared, (0, 0, 0, self.chunks * size - self.length)).unflatten(2, (self.chunks, size))
         mixed = getattr(self.inner, name)(tokens.expand(batch, -1, -1, -1, -1).transpose(1, 2).flatten(0, 1))
         mixed = mixed.unflatten(0, (batch, self.chunks)).transpose(1, 2).flatten(2, 3)
-        return unshare(leading(mixed, 2, self.length), values, batch, heads)
+        return unshare(first_entries(mixed, 2, self.length), values, batch, heads)
 
     def _matmul(self, values: Tensor) -> Tensor:
         return self._apply("matmul", values)

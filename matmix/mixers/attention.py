@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, merge_heads
 from matmix.mixers.registry import register
-from matmix.ops.effective import numbers
+from matmix.ops.effective import tensor_of
 from matmix.ops.linear import linear
 
 
@@ -82,7 +82,7 @@ class Attention(Mixer):
     def init_state(self, batch: int) -> State:
         if not self.causal:
             return super().init_state(batch)
-        empty = numbers(self.qkv, self).new_zeros(batch, self.heads, 0, self.head_dim)
+        empty = tensor_of(self.qkv, self).new_zeros(batch, self.heads, 0, self.head_dim)
         return empty, empty, torch.ones(batch, 0, dtype=torch.bool, device=empty.device)
 
     def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:

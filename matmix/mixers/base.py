@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from matmix.matrices.base import Matrix
 from matmix.ops.marks import undecayed
 from matmix.ops.masks import in_order, padding_first, runs
-from matmix.ops.reparam import still
+from matmix.ops.reparam import keeping_statistics
 from matmix.ops.sizes import is_size, known
 from matmix.spec import unknown_option
 
@@ -197,7 +197,7 @@ class Mixer(nn.Module):
         training moves, or a loss of its own, does as ``matmix.training`` says.
         """
         context = self._context(x, grid, mask, segments)
-        with still(self):
+        with keeping_statistics(self):
             return self.project(drop_padding(x, mask), context).matrix
 
     @final

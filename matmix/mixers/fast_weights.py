@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from matmix.matrices.base import Matrix
 from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, split_heads
-from matmix.ops.effective import numbers
+from matmix.ops.effective import tensor_of
 from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.linear import linear
 from matmix.ops.masks import forgetting
@@ -133,7 +133,7 @@ class FastWeights(Mixer):
     # ------------------------------------------------------------------ token by token
 
     def init_state(self, batch: int) -> FastWeightState:
-        weight = numbers(self.in_proj, self)
+        weight = tensor_of(self.in_proj, self)
         taps = 0 if self.conv1d is None else self.conv1d.size
         memory = weight.new_zeros(batch, self.heads, self.head_dim, self.key_dim, dtype=working_dtype(weight))
         return FastWeightState(

@@ -13,7 +13,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits
 from matmix.mixers.registry import register
 from matmix.ops import fft
 from matmix.ops.function import Function, call
-from matmix.ops.pieces import room
+from matmix.ops.pieces import piece_bytes
 from matmix.ops.precision import working_dtype
 
 _NORMS = {"none": "backward", "ortho": "ortho"}  # ours and that of the transforms
@@ -90,7 +90,7 @@ class _RealTransform(Function):
         whole = x.is_cuda or torch.compiler.is_compiling()
         mixed = torch.empty_like(x, memory_format=torch.contiguous_format)
         maps = mixed.unflatten(1, grid)
-        few = 0 if whole else max(1, room() // max(1, x[:1].nbytes))  # samples that stay in the caches
+        few = 0 if whole else max(1, piece_bytes() // max(1, x[:1].nbytes))  # samples that stay in the caches
         parts = zip(x.split(few), maps.split(few), strict=True) if few else [(x, maps)]
         for samples, into in parts:
             half = fft.rfftn(samples.unflatten(1, grid), dim=axes, norm=norm).real

@@ -13,7 +13,7 @@ from matmix.mixers.base import Grid, split_heads
 from matmix.mixers.fast_weights import FastWeightTokens, Forgetting, from_fla
 from matmix.mixers.registry import register
 from matmix.ops.channel_scan import channel_scan
-from matmix.ops.effective import numbers
+from matmix.ops.effective import tensor_of
 from matmix.ops.precision import working_dtype
 
 
@@ -66,7 +66,7 @@ class GLA(Forgetting):
     def _log_decay(self, tokens: FastWeightTokens, mask: Tensor | None) -> Tensor:
         assert tokens.control is not None
         # Where autocast is off, as in a step, what it made before is in its dtype still.
-        gate = self.gate_proj(tokens.control.to(numbers(self.gate_proj).dtype))
+        gate = self.gate_proj(tokens.control.to(tensor_of(self.gate_proj).dtype))
         gate = F.logsigmoid(gate.to(working_dtype(gate))) / self.gate_normalizer
         return split_heads(gate if mask is None else gate.masked_fill(~mask.unsqueeze(-1), 0), self.heads)
 

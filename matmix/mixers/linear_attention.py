@@ -15,7 +15,7 @@ from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops.activations import untransformed
-from matmix.ops.effective import numbers
+from matmix.ops.effective import tensor_of
 from matmix.ops.linear import linear
 from matmix.ops.masks import forgetting
 from matmix.ops.precision import full_precision, working_dtype
@@ -90,7 +90,7 @@ class LinearAttention(Mixer):
     def init_state(self, batch: int) -> State:
         if not self.causal:
             return super().init_state(batch)
-        zeros = numbers(self.qkv, self).new_zeros(batch, self.heads, self.head_dim, self.head_dim)
+        zeros = tensor_of(self.qkv, self).new_zeros(batch, self.heads, self.head_dim, self.head_dim)
         zeros = zeros.to(working_dtype(zeros))
         return zeros, zeros[..., 0]
 

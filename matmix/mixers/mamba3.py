@@ -17,7 +17,7 @@ from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
-from matmix.ops.effective import exactly, numbers
+from matmix.ops.effective import exactly, tensor_of
 from matmix.ops.gated import gated
 from matmix.ops.layers import GatedRMSNorm
 from matmix.ops.linear import linear
@@ -182,7 +182,7 @@ class Mamba3(Mixer):
     # ------------------------------------------------------------------ token by token
 
     def init_state(self, batch: int) -> Mamba3State:
-        weight = numbers(self.in_proj, self)
+        weight = tensor_of(self.in_proj, self)
         like: dict[str, Any] = {"dtype": working_dtype(weight), "device": weight.device}
         sizes = ((self.angles,), (self.head_dim, self.d_state), (self.d_state,), (self.head_dim,))
         return Mamba3State(*(torch.zeros(batch, self.heads, *size, **like) for size in sizes))

@@ -16,7 +16,7 @@ from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
 from matmix.mixers.registry import register
 from matmix.ops.diagonal_scan import diagonal_scan
-from matmix.ops.effective import numbers
+from matmix.ops.effective import tensor_of
 from matmix.ops.gated import gated
 from matmix.ops.gpu import in_triton
 from matmix.ops.layers import ShortConv
@@ -230,7 +230,7 @@ class S6(Mixer):
     # ------------------------------------------------------------------ token by token
 
     def init_state(self, batch: int) -> S6State:
-        weight = numbers(self.in_proj, self)
+        weight = tensor_of(self.in_proj, self)
         window = weight.new_zeros(batch, self.inner, self.conv1d.size)
         return S6State(window, weight.new_zeros(batch, self.inner, self.d_state, dtype=working_dtype(weight)))
 

@@ -12,7 +12,7 @@ from matmix.matrices.convolution import Convolution
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
 from matmix.ops.depthwise import conv
-from matmix.ops.effective import depthwise_of, numbers
+from matmix.ops.effective import depthwise_of, tensor_of
 from matmix.ops.layers import StarReLU
 from matmix.ops.layout import image_of
 from matmix.ops.linear import linear
@@ -126,7 +126,7 @@ class SepConv(Mixer):
     def init_state(self, batch: int) -> State:
         if not self.causal:
             return super().init_state(batch)
-        return numbers(self).new_zeros(batch, self.kernel - 1, self.inner)
+        return tensor_of(self).new_zeros(batch, self.kernel - 1, self.inner)
 
     def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
         state = self.init_state(x.shape[0]) if state is None else state

@@ -18,7 +18,7 @@ from matmix.matrices.semiseparable import Semiseparable
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
 from matmix.ops.activations import silu
-from matmix.ops.effective import numbers
+from matmix.ops.effective import tensor_of
 from matmix.ops.gated import gated
 from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.linear import linear
@@ -185,7 +185,7 @@ class SSD(Mixer):
     # ------------------------------------------------------------------ token by token
 
     def init_state(self, batch: int) -> SSDState:
-        weight = numbers(self.in_proj, self)
+        weight = tensor_of(self.in_proj, self)
         window = weight.new_zeros(batch, self.sizes[3], self.conv1d.size)
         dtype = working_dtype(weight)
         if self.init_states is not None:

@@ -16,7 +16,7 @@ from matmix.matrices.semiseparable import Semiseparable
 from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads, split_heads
 from matmix.mixers.registry import register
-from matmix.ops.effective import exactly, numbers
+from matmix.ops.effective import exactly, tensor_of
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.vector_quantizer import VectorQuantizer
 
@@ -118,7 +118,7 @@ class VQAttention(Mixer):
         if not self.causal:
             return super().init_state(batch)
         heads, codes, size = self.quantizer.c_sum.shape
-        like = numbers(self.key, self)
+        like = tensor_of(self.key, self)
         zeros = like.new_zeros(batch, heads, codes, size, dtype=working_dtype(like))
         return zeros[..., 0], zeros
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from matmix.ops.precision import working_dtype
 from matmix.ops.scan import cut
-from matmix.ops.sizes import known, leading, power_of_two
+from matmix.ops.sizes import first_entries, known, power_of_two
 
 CHUNK = 64
 MOST = 256  # width of the factors that the kernels of ``unit_lower_triton`` take
@@ -62,7 +62,7 @@ def unit_lower_solve(
         if state is not None:
             new = new + (state if kept is None else kept[index] * state)
         state = new
-    return leading(torch.cat(solved, 2), 2, length)
+    return first_entries(torch.cat(solved, 2), 2, length)
 
 
 def _solve(triangle: Tensor, sides: Tensor) -> Tensor:

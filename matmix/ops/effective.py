@@ -14,7 +14,7 @@ from matmix.ops.plain import is_plain
 from matmix.ops.precision import working_dtype
 
 
-def numbers(*modules: nn.Module) -> Tensor:
+def tensor_of(*modules: nn.Module) -> Tensor:
     """A tensor of the dtype and on the device that a module computes in: its first, or that of the next module.
 
     A quantised layer has none that are numbers, and takes and gives the default dtype.
@@ -38,7 +38,7 @@ def exactly(layer: nn.Module, x: Tensor) -> Tensor:
     if is_plain(layer, nn.RMSNorm) and layer.weight is not None:
         dtype = working_dtype(x, layer.weight)
         return F.rms_norm(x.to(dtype), layer.normalized_shape, layer.weight.to(dtype), layer.eps)
-    out = layer(x.to(numbers(layer).dtype))
+    out = layer(x.to(tensor_of(layer).dtype))
     return out.to(working_dtype(x, out))
 
 
@@ -49,7 +49,7 @@ def linear_of(layer: nn.Module, inputs: int) -> tuple[Tensor, Tensor | None]:
     """
     if is_plain(layer, nn.Linear):
         return layer.weight, layer.bias
-    like = numbers(layer)
+    like = tensor_of(layer)
     out = layer(torch.cat((like.new_zeros(1, inputs), torch.eye(inputs, dtype=like.dtype, device=like.device))))
     return (out[1:] - out[0]).mT, out[0]
 
@@ -73,7 +73,7 @@ def depthwise_of(layer: nn.Module, channels: int, size: Sequence[int]) -> tuple[
     kind = nn.Conv1d if len(size) == 1 else nn.Conv2d
     if is_plain(layer, kind):
         return layer.weight, layer.bias
-    like = numbers(layer)
+    like = tensor_of(layer)
     middle: tuple[Any, ...] = (..., *(k - 1 for k in size))
     signal = like.new_zeros(3, channels, *(2 * k - 1 for k in size))
     signal[1][middle] = 1

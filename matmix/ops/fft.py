@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matmix.ops.pieces import room
+from matmix.ops.pieces import piece_bytes
 from matmix.ops.precision import working_dtype
 from matmix.ops.sizes import known, larger, modulo, power_of_two
 
@@ -142,12 +142,12 @@ def in_pieces(piece: Callable[[Tensor, Tensor], Tensor], rows: Tensor, response:
     if (
         rows.device.type != "cpu"
         or torch.compiler.is_compiling()
-        or batch * heads * width * row <= 2 * room(_PIECE_BYTES)
+        or batch * heads * width * row <= 2 * piece_bytes(_PIECE_BYTES)
         or 0 in rows.shape
         or 0 in response.shape
     ):
         return piece(rows, response)
-    few = max(1, room(_PIECE_BYTES) // row)  # rows in a piece
+    few = max(1, piece_bytes(_PIECE_BYTES) // row)  # rows in a piece
     samples, some = max(1, few // (heads * width)), max(1, few // width)
     rows = rows.expand(batch, heads, width, length)
     response = response.expand(batch, heads, *response.shape[2:])

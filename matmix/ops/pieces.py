@@ -12,7 +12,7 @@ from matmix.ops.plain import is_unwatched
 PIECE_BYTES = 1 << 20
 
 
-def room(each: int = PIECE_BYTES) -> int:
+def piece_bytes(each: int = PIECE_BYTES) -> int:
     """Bytes of a piece, of which every thread of the CPU has ``each``: starting threads costs some of the gain."""
     return each * torch.get_num_threads()
 
@@ -31,6 +31,6 @@ def pieces(x: Tensor, layer: nn.Module, inside: float) -> tuple[Tensor, ...]:
     if torch.compiler.is_compiling() or graph or x.device.type != "cpu" or x.numel() == 0:
         return (x,)
     each = inside * x[0].numel() * x.itemsize
-    if x.shape[0] * each <= 2 * room() or not is_unwatched(layer):
+    if x.shape[0] * each <= 2 * piece_bytes() or not is_unwatched(layer):
         return (x,)
-    return x.split(max(1, int(room() // each)))
+    return x.split(max(1, int(piece_bytes() // each)))

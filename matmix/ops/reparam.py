@@ -222,7 +222,7 @@ class BranchedConv(nn.Module):
 
 
 @contextmanager
-def still(module: nn.Module) -> Iterator[None]:
+def keeping_statistics(module: nn.Module) -> Iterator[None]:
     """Inside, batch norms in training mode leave their running statistics as they are; results are the same."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     try:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
-from matmix.ops.sizes import joined, known, leading, surely, whole
+from matmix.ops.sizes import first_entries, joined, known, surely, whole
 
 CARRY = 16  # chunks that one table carries over; more are a recurrence of recurrences
 
@@ -250,7 +250,7 @@ def carry(states: Tensor, log_decay: Tensor, initial: Tensor | None) -> tuple[Te
         entering, last = carry(after, logs.sum(-1), initial)
         reach = (logs.cumsum(-1) - logs).to(states.dtype).exp()
         before = before + reach.unsqueeze(-1) * entering.unsqueeze(-2)
-        return leading(before.flatten(-3, -2), -2, count), last
+        return first_entries(before.flatten(-3, -2), -2, count), last
     upto = log_decay.cumsum(-1)
     row = F.pad(upto, (1, 0))  # the decays before z = 0 .. Z
     keep = _lower(count + 1, -1, states.device)[:, :count]

@@ -70,7 +70,7 @@ def modulo(index: Tensor, size: int) -> Tensor:
     return index % size if known(size) else index - index // size * size
 
 
-def leading(tensor: Tensor, axis: int, count: int) -> Tensor:
+def first_entries(tensor: Tensor, axis: int, count: int) -> Tensor:
     """The first ``count`` along an axis; the tensor itself where that is all (a slice costs two passes backward)."""
     if known(count, tensor.shape[axis]):
         return tensor if tensor.shape[axis] == count else tensor.narrow(axis, 0, count)
@@ -81,7 +81,7 @@ def leading(tensor: Tensor, axis: int, count: int) -> Tensor:
 def joined(chunks: Tensor, axis: int, count: int) -> Tensor:
     """Chunks ``(..., Z, Q, ...)`` in a row, ``(..., count, ...)``, without the tail; Z stands at ``axis``."""
     if known(count, chunks.shape[axis]):
-        return leading(chunks.flatten(axis, axis + 1), axis, count)
+        return first_entries(chunks.flatten(axis, axis + 1), axis, count)
     place, size = torch.arange(count, device=chunks.device), chunks.shape[axis + 1]  # for the same reason
     index: tuple[Any, ...] = (*(slice(None),) * axis, place // size, place % size)
     return chunks[index]

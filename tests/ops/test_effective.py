@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from matmix.ops.depthwise import conv
-from matmix.ops.effective import depthwise_of, exactly, linear_of, numbers
+from matmix.ops.effective import depthwise_of, exactly, linear_of, tensor_of
 from matmix.testing.compare import close
 from matmix.testing.layer_laws import Adapted
 
@@ -91,5 +91,5 @@ def test_wide_layers_and_numbers() -> None:
         layer.register_forward_hook(lambda *_: None)
         assert exactly(layer, x).dtype == torch.float32
         close(exactly(layer, x), layer(x), "called")
-    assert numbers(nn.Linear(2, 2).double()).dtype == torch.float64
-    assert numbers(nn.GELU()).dtype == torch.float32
+    assert tensor_of(nn.Linear(2, 2).double()).dtype == torch.float64
+    assert tensor_of(nn.GELU()).dtype == torch.float32
