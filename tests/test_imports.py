@@ -208,6 +208,18 @@ def test_the_experiments_have_no_task_and_no_model_of_their_own() -> None:
             assert not {"nn.Module", "Module"} & set(bases), f"{path.name}: {bases}"
 
 
+def test_no_cache_holds_tensors() -> None:
+    """One made in inference mode, under a tracer or on a device that is gone would come back everywhere else."""
+    cached = [
+        (module_of(path), node.name, ast.unparse(node.returns) if node.returns else "Tensor")
+        for package in ("matmix/ops", "matmix/matrices", "matmix/mixers")
+        for path in files(package)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and any("cache" in ast.unparse(d) for d in node.decorator_list)
+    ]
+    assert cached and not [entry for entry in cached if "Tensor" in entry[2]]
+
+
 def _python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
