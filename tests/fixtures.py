@@ -27,12 +27,23 @@ _THEN = {
 }
 
 
+# Words of mamba-ssm and Hydra for what mixers here call otherwise.
+_OURS = {
+    "d_model": "dim", "headdim": "head_dim", "ngroups": "groups", "chunk_size": "chunk", "rmsnorm": "out_norm",
+    "is_outproj_norm": "out_norm", "D_has_hdim": "D_per_channel",
+}  # fmt: skip
+
+
 class Fixture:
     """One published module or function: its configuration, weights, inputs and outputs."""
 
     def __init__(self, data: dict[str, Any]) -> None:
         self.data = data
         self.config: dict[str, Any] = data.get("config", {})
+
+    def options(self) -> dict[str, Any]:
+        """The configuration in the words of our mixers."""
+        return {_OURS.get(name, name): value for name, value in self.config.items()}
 
     def state(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         """The published state dict with its drawn weights (buffers that keep their own value are left out)."""

@@ -20,7 +20,7 @@ def test_published(name: str, dtype: torch.dtype) -> None:
         config["hidden_size"],
         tuple(image.shape[2:]),
         groups=config["num_blocks"],
-        expand=config["hidden_size_factor"],
+        mlp_ratio=config["hidden_size_factor"],
         act={"swish": "silu"}.get(config["activation"], config["activation"]),
         shrink=config["sparsity_threshold"],
     ).to(dtype)
@@ -59,9 +59,9 @@ def test_frequencies_share_their_weights() -> None:
     ("options", "message"),
     [
         ({"groups": 3}, "groups must be a positive divisor of dim=8, got 3"),
-        ({"activation": "tanh"}, "activation must be one of silu, relu, gelu, got 'tanh'"),
+        ({"act": "tanh"}, "act must be one of silu, relu, gelu, got 'tanh'"),
         ({"shrink": -1.0}, "shrink must be at least 0, got -1.0"),
-        ({"expand": 0.5}, "hidden width of at least 1, got 0.5"),
+        ({"mlp_ratio": 0.5}, "hidden width of at least 1, got 0.5"),
     ],
 )
 def test_errors(options: dict[str, object], message: str) -> None:

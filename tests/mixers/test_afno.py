@@ -72,11 +72,11 @@ def test_the_bottleneck_obeys_the_laws() -> None:
 
 def test_refuses() -> None:
     for options, message in (
-        ({"blocks": 3}, "blocks must be a positive divisor of the 8 inner channels"),
+        ({"groups": 3}, "groups must be a positive divisor of the 8 inner channels"),
         ({"shrink": -1.0}, "shrink must be at least 0"),
         ({"fraction": 0.0}, "fraction must be more than 0"),
-        ({"hidden": 0.1}, "hidden must leave"),
-        ({"expansion": 0.01}, "expansion must leave"),
+        ({"mlp_ratio": 0.1}, "mlp_ratio must leave"),
+        ({"bottleneck": 0.01}, "bottleneck must leave"),
     ):
         with pytest.raises(ValueError, match=message):
             AFNO(8, (3, 5), **options)

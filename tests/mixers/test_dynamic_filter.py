@@ -81,7 +81,7 @@ def test_resize_keeps_the_kernel() -> None:
     ("options", "message"),
     [
         ({"filters": 0}, "filters must be a positive integer"),
-        ({"ratio": 0.01}, "ratio must leave a hidden width"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio must leave a hidden width"),
         ({"act": "tanh"}, "act must be one of star_relu"),
         ({"resize": "linear"}, "resize must be 'kernel' or 'bicubic'"),
         ({"built": (4,)}, "built must have as many axes"),

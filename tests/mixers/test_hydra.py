@@ -15,10 +15,9 @@ from tests.fixtures import Fixture, load_fixture
 
 def published(name: str) -> tuple[Fixture, Hydra]:
     case = load_fixture(f"sequence/hydra_layer_{name}")
-    options: dict[str, Any] = dict(case.config)
+    options = case.options()
     options.pop("use_mem_eff_path")
-    options["chunk"] = options.pop("chunk_size")
-    mixer = Hydra(options.pop("d_model"), **options).double()
+    mixer = Hydra(**options).double()
     load_published(mixer, case.state(), source="goombalab/hydra")
     return case, mixer
 

@@ -14,9 +14,7 @@ from tests.fixtures import load_fixture
 @pytest.mark.parametrize("name", ["mamba3_d16_L13", "mamba3_d16_g2_norm_rope1_L9"])
 def test_published_layer(name: str) -> None:
     case = load_fixture(f"sequence/{name}")
-    options = dict(case.config)
-    options["out_norm"] = options.pop("is_outproj_norm", False)
-    mixer = Mamba3(options.pop("d_model"), **options).double()
+    mixer = Mamba3(**case.options()).double()
     load_published(mixer, case.state(), source="state-spaces/mamba")
     assert sum(p.numel() for p in mixer.parameters()) == case.data["num_params"]
     x = case.input()

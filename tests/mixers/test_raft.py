@@ -85,7 +85,7 @@ def test_refuses() -> None:
     for options, message in (
         ({"raft": 3}, "raft must be a positive divisor of dim=8, got 3"),
         ({"axis": "diagonal"}, "axis must be 'both'"),
-        ({"expansion": 0.1}, "expansion must leave"),
+        ({"mlp_ratio": 0.1}, "mlp_ratio must leave"),
         ({"built": (5,)}, "built must have as many axes"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -17,9 +17,7 @@ from tests.fixtures import Fixture, load_fixture
 
 def published(name: str) -> tuple[Fixture, SSD]:
     case = load_fixture(f"sequence/{name}")
-    options: dict[str, Any] = dict(case.config)
-    options["chunk"] = options.pop("chunk_size")
-    mixer = SSD(options.pop("d_model"), **options, norm_groups=1 if "simple" in name else None).double()
+    mixer = SSD(**case.options(), norm_groups=1 if "simple" in name else None).double()
     load_published(mixer, case.state(), source="state-spaces/mamba")
     return case, mixer
 
