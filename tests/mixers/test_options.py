@@ -73,6 +73,7 @@ WORDS = {
     "published": "what the published code computes, where it is wrong or starts badly",
     # which one
     "act": "activation, or the attention function",
+    "act2": "the activation behind the product; None is without",
     "structure": "class of the matrix",
     "branches": "convolutions side by side",
     "axis": "direction of an image",

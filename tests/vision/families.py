@@ -30,8 +30,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "hydra_vit_b": {"depths": (1, 1), "dims": 32, "patch": 8, "mixers": "hydra(d_state=4)"},
     "inception_former_s": {
         "depths": (1, 1, 1, 1), "dims": (16, 16, 24, 24),
-        "mixers": "inception(head_dim=4, pool=2), inception(head_dim=4, attention_heads=2, pool=2), "
-        "inception(head_dim=4, attention_heads=4), inception(head_dim=4, attention_heads=5)",
+        "mixers": "inception(head_dim=4, pool=2), inception(head_dim=4, heads=2, pool=2), "
+        "inception(head_dim=4, heads=4), inception(head_dim=4, heads=5)",
     },
     "metaformer_id_s12": _META,
     "metaformer_ppaa_s12_224": {**_META, "dims": (8, 16, 32, 32)},

@@ -38,7 +38,7 @@ def test_full_size(name: str) -> None:
 
 def test_tiny_afno() -> None:
     """Another mixer in the same frame."""
-    model = GFNet((2,), 16, "afno(blocks=4)", patches=(4,), img_size=32, num_classes=10)
+    model = GFNet((2,), 16, "afno(groups=4)", patches=(4,), img_size=32, num_classes=10)
     check_output(load_fixture("vision/afnonet_tiny"), model, AFNO)
 
 

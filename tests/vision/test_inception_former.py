@@ -23,9 +23,9 @@ def small(**options: Any) -> InceptionFormer:
         **{
             "depths": (1, 1, 2, 1),
             "dims": (32, 48, 64, 64),
-            "mixers": "inception(head_dim=8, pool=2); inception(head_dim=12, attention_heads=2, pool=2); "
-            "inception(head_dim=16, attention_heads=2), inception(head_dim=16, attention_heads=3); "
-            "inception(head_dim=16, attention_heads=3)",
+            "mixers": "inception(head_dim=8, pool=2); inception(head_dim=12, heads=2, pool=2); "
+            "inception(head_dim=16, heads=2), inception(head_dim=16, heads=3); "
+            "inception(head_dim=16, heads=3)",
             "num_classes": 10,
             "img_size": 64,
             **options,
@@ -94,7 +94,7 @@ def test_its_matrices() -> None:
 def test_initialisation_is_the_published_one() -> None:
     torch.manual_seed(0)
     model = vision.create_model(
-        "inception_former_s", depths=(1, 1, 1, 1), mixers=", ".join(f"inception(attention_heads={n})" for n in HEADS)
+        "inception_former_s", depths=(1, 1, 1, 1), mixers=", ".join(f"inception(heads={n})" for n in HEADS)
     )
     for name in ("stem.conv2", "stages.1.downsample.conv", "stages.3.blocks.0.token_mixer.low_mixer.qkv",
                  "stages.2.blocks.0.token_mixer.conv_fuse", "stages.3.blocks.0.mlp.fc1", "head.fc"):  # fmt: skip
@@ -113,5 +113,5 @@ def test_training() -> None:
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="entry per stage"):
         small(dims=(32, 48))
-    with pytest.raises(ValueError, match="attention_heads"):
-        small(mixers="inception(head_dim=8, attention_heads=4)")
+    with pytest.raises(ValueError, match=r"heads \* head_dim"):
+        small(mixers="inception(head_dim=8, heads=4)")

@@ -34,7 +34,7 @@ EXCEPTIONS = {
 THIN = {"dims": (16, 32, 64, 128)}
 SMALL: dict[str, dict[str, Any]] = {
     "vim2": THIN, "vmamba": THIN, "raftmlp": THIN, "activemlp": THIN, "hydra": {"depths": (1, 1, 1), "dims": 96},
-    "inception": {"mixers": ", ".join(f"inception(attention_heads={n})" for n in (1, 3, 7, 11))},
+    "inception": {"mixers": ", ".join(f"inception(heads={n})" for n in (1, 3, 7, 11))},
 }  # fmt: skip
 # Least image side of the quick suite, where 64 is too small.
 SIDE: dict[str, int] = {}

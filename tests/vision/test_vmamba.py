@@ -39,7 +39,7 @@ def test_published_model_of_the_second_generation() -> None:
     """Channels first, a stem of two convolutions, an MLP in every block, a convolution behind every stage."""
     case = load_fixture("vision/vmamba_tiny_v05_noz")
     config = case.config
-    mixer = f"ss2d(expand={config['ssm_ratio']}, d_state={config['ssm_d_state']}, gate=False, conv_bias=False)"
+    mixer = f"ss2d(expand={config['ssm_ratio']}, d_state={config['ssm_d_state']}, out_gate=False, conv_bias=False)"
     model = vision.create_model(
         "vmamba_t_s1l8",
         depths=config["depths"],

@@ -2,7 +2,7 @@
 
 Weights of ``raoyongming/GFNet``: ``gfnet-{ti,xs,s,b,h-ti,h-s,h-b}`` of the model zoo in its README, to be downloaded by
 hand (Tsinghua Cloud, Google Drive). ``NVlabs/AFNO-transformer`` has code, but no weights of its AFNONet, which is
-``create_model("gfnet_ti", mixers="afno(blocks=4)")``.
+``create_model("gfnet_ti", mixers="afno(groups=4)")``.
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ class InceptionFormer(VisionModel):
         self,
         depths: Sequence[int] = (3, 3, 9, 3),
         dims: Sequence[int] = (96, 192, 320, 384),
-        mixers: str | Sequence[str] = "inception(pool=2); inception(attention_heads=3, pool=2); "
-        "inception(attention_heads=7)*4, inception(attention_heads=9)*5; inception(attention_heads=11)",
+        mixers: str | Sequence[str] = "inception(pool=2); inception(heads=3, pool=2); "
+        "inception(heads=7)*4, inception(heads=9)*5; inception(heads=11)",
         *,
         mlp_ratio: float = 4.0,
         layer_scale: float | Sequence[float | None] | None = (None, None, 1e-6, 1e-6),
@@ -170,14 +170,14 @@ _SIZES = {
 }
 
 for _size, (_depths, _dims, _heads, _file) in _SIZES.items():
-    _first, _second, _last = (f"inception(attention_heads={text}" for text in _heads)
+    _first, _second, _last = (f"inception(heads={text}" for text in _heads)
     register(
         f"inception_former_{_size}",
         InceptionFormer,
         {
             "depths": _depths,
             "dims": _dims,
-            "mixers": f"inception(pool=2); inception(attention_heads=3, pool=2); {_first}, {_second}; {_last}",
+            "mixers": f"inception(pool=2); inception(heads=3, pool=2); {_first}, {_second}; {_last}",
         },
         paper="2205.12956",
         source="sail-sg/iFormer",
