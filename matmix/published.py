@@ -123,8 +123,10 @@ def find_source(
                 )
         if not problems:
             return source, ours
-        reasons.append((f"as weights of {source}: " if source else "") + "; ".join(problems))
-    reason = min(reasons, key=lambda text: text.count(", "))
+        # A converter that met a name which is not its own stopped there: its complaint is no measure.
+        text = (f"as weights of {source}: " if source else "") + "; ".join(problems)
+        reasons.append((not ours, text.count(", "), text))
+    reason = min(reasons)[-1]
     raise ValueError(reason if len(reason) < 2000 else f"{reason[:2000]} ... and so on")
 
 
@@ -149,7 +151,7 @@ def _converted(
         ours = type(module).published[source](module, state) if source else dict(state)  # type: ignore[attr-defined]
     except KeyError as error:
         return {}, [f"missing: {error.args[0]}"]
-    problems = mismatches(module.state_dict(), ours)
+    problems = misfits(module, ours)
     if ours is not state and state.unread:
         problems.append(f"left over: {', '.join(sorted(state.unread))}")
     return ours, problems
@@ -162,6 +164,18 @@ def _tensor(name: str, value: Any) -> Tensor:
         return torch.from_numpy(np.array(value))  # a copy: arrays of a memory map are read-only
     inside = f" with the keys {', '.join(map(str, list(value)[:4]))}" if isinstance(value, Mapping) else ""
     raise ValueError(f"state_dict[{name!r}] is no tensor or array but a {type(value).__name__}{inside}")
+
+
+def misfits(module: nn.Module, given: Mapping[str, Tensor]) -> list[str]:
+    """What keeps a state dict from being loaded into a module, one line a kind, and what the module says to it: one
+    with ``explain_shapes(names)`` knows, say, the weights that belong to an image size. [] if nothing."""
+    wanted = module.state_dict()
+    problems = mismatches(wanted, given)
+    explain = getattr(module, "explain_shapes", None)
+    if problems and explain is not None:
+        said = explain([name for name in wanted if name in given and wanted[name].shape != given[name].shape])
+        problems += [said] if said else []
+    return problems
 
 
 def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

@@ -18,13 +18,20 @@ Everything else is here: ``forward``, ``forward_features``, ``forward_head``, ``
 ``set_grad_checkpointing``, ``group_matcher``, ``no_weight_decay``, ``feature_info``, ``resize_``. Where a family does
 something between the parts (an embedding of positions, a token of its own), it does so inside a part.
 
+Another image size, in every family: ``img_size=`` (an int or ``(H, W)``) builds for it, ``model.resize_(img_size)``
+carries the weights over to it, in place and once. A model without parts that are tied to the size runs on any image;
+the others refuse what they are not for, by an error that names ``resize_``, and so does loading weights of another
+size: build the model with their ``img_size``, load them, then call ``resize_``. Where the published code carries
+weights over in every forward instead (DFFormer's backbones, iFormer, RaftMLP), ``dynamic_img_size=True`` does so.
+
 A part that is tied to the grid (a mixer of fixed length, a position embedding) has ``resize_(grid)``, in place; the
 model's own ``resize_(img_size)`` walks through the stages and calls it with the grid of the stage. A position
 embedding that stands in the stem is reached too, with the stem's ``out_grid``.
 
-Options that every family takes by name: ``num_classes``, ``in_chans``, ``global_pool``, ``drop_rate``,
-``drop_path_rate``, ``img_size`` (an int or ``(H, W)``; see ``image_size``). ``drop_paths`` gives the rate of each
-block, ``isolated`` keeps a mixer's random numbers from moving those of its surroundings.
+Arguments that every family takes: ``depths``, ``dims`` and ``mixers``, by position too, and by name ``num_classes``,
+``in_chans``, ``img_size``, ``global_pool``, ``drop_rate``, ``drop_path_rate``. ``drop_paths`` gives the rate of each
+block, ``isolated`` keeps a mixer's random numbers from moving those of its surroundings. Options that had another name
+once stand in the class's ``renamed``, old name -> what to write instead; the old one is an error that says so.
 
 Weights of others: ``published`` on the class, source -> function (module, their state dict) -> our state dict; see
 ``matmix.load_published`` and ``vision.published``.
@@ -32,7 +39,7 @@ Weights of others: ``published`` on the class, source -> function (module, their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
@@ -102,6 +109,7 @@ class VisionModel(nn.Module):
     Args:
         num_classes: classes; 0 for pooled features ``(B, num_features)``.
         in_chans: channels of the images.
+        img_size: their size, for what is tied to it.
     """
 
     # Sources of weights that the class can take, for matmix.load_published.
@@ -112,11 +120,11 @@ class VisionModel(nn.Module):
     norm: nn.Module
     head: Head
 
-    def __init__(self, num_classes: int = 1000, in_chans: int = 3) -> None:
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, img_size: Size = 224) -> None:
         super().__init__()
         if not isinstance(in_chans, int) or in_chans < 1:
             raise ValueError(f"in_chans must be a positive integer, got {in_chans!r}")
-        self.num_classes, self.in_chans = num_classes, in_chans
+        self.num_classes, self.in_chans, self.img_size = num_classes, in_chans, image_size(img_size)
         self.grad_checkpointing = False
         self.feature_norms: nn.ModuleList | None = None
 
@@ -288,12 +296,42 @@ class VisionModel(nn.Module):
         _resize(self.stem, self.stem.out_grid(size))  # type: ignore[operator]
         for stage, grid in zip(self.stages, self.stage_grids(size), strict=True):
             _resize(stage, grid)
+        self.img_size = size
         self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # where timm notes it
         return self
 
     def set_input_size(self, img_size: Size) -> None:
         """timm's name of ``resize_``."""
         self.resize_(img_size)
+
+    def explain_shapes(self, names: Collection[str]) -> str:
+        """What it means that weights have other shapes, where these are tied to the image size alone; else ""."""
+        tied = tuple(f"{name}." for name, module in self.named_modules() if name and _is_tied(module))
+        if not names or not all(name.startswith(tied) for name in names):
+            return ""
+        return (
+            f"they seem to be for another image size than img_size={self.img_size}: build the model with theirs, "
+            f"load them, then call resize_({self.img_size})"
+        )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """PyTorch's own; its error says so where the weights are for another image size."""
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            ours = self.state_dict()
+            wrong = [name for name in ours if name in state_dict and ours[name].shape != state_dict[name].shape]
+            hint = self.explain_shapes(wrong)
+            if not hint:
+                raise
+            raise RuntimeError(f"{error}\n\tOf the shapes: {hint}") from error
+
+
+def _is_tied(module: nn.Module) -> bool:
+    """Whether a part has weights for one grid."""
+    if isinstance(module, Mixer):
+        return module.traits.length == "fixed" or getattr(module, "built", None) is not None
+    return callable(getattr(module, "resize_", None))
 
 
 def _resize(module: nn.Module, grid: Grid) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer, create_mixer, layer_specs, mixer_info, parse_spec
-from vision.base import Size, VisionModel, drop_paths, image_size, isolated
+from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Block, ConvDownsample, ConvStem, Head, Mlp, Stage, make_norm
 from vision.layers.patches import PositionEmbedding
 from vision.published import State, mixer_states, rename
@@ -126,7 +126,7 @@ class MetaFormer(VisionModel):
         feature_norms: bool = False,
         pos_embed: bool = False,
     ) -> None:
-        super().__init__(num_classes, in_chans)
+        super().__init__(num_classes, in_chans, img_size)
         depths, dims, stages = tuple(depths), tuple(dims), len(depths)
         if len(dims) != stages or not all(isinstance(n, int) and n > 0 for n in (*depths, *dims)):
             raise ValueError(f"depths and dims must be as many positive integers, got {depths!r} and {dims!r}")
@@ -143,7 +143,7 @@ class MetaFormer(VisionModel):
         seed = int(torch.randint(2**31, (), device="cpu"))
 
         self.stem = ConvStem(in_chans, dims[0], down_norm)
-        grid = self.stem.out_grid(image_size(img_size))
+        grid = self.stem.out_grid(self.img_size)
         self.stages = nn.ModuleList()
         for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
             downsample: nn.Module = nn.Identity()

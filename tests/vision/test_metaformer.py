@@ -67,7 +67,7 @@ def test_tiny_outputs(case: str, name: str, source: str, options: dict[str, Any]
 @pytest.mark.parametrize("stage", range(4))
 def test_dense_prediction_features_of_dfformer(stage: int) -> None:
     fixture = load_fixture(f"vision/dfformer_tiny_features_stage{stage}_64")
-    options = {**TINY, "num_classes": 0, "img_size": 64, "weight_resize": True, "feature_norms": True}
+    options = {**TINY, "num_classes": 0, "img_size": 64, "dynamic_img_size": True, "feature_norms": True}
     features = vision.create_model("dfformer_s18", features_only=True, **options).double().eval()
     load_published(features.model, fixture.state(), DFFORMER)
     assert count(features)[0] == fixture.data["num_params"]
@@ -297,7 +297,7 @@ def test_other_sizes_only_on_request() -> None:
         model(x)
     assert model.resize_((96, 70))(x).shape == (2, 10)
     assert model.stages[3].blocks[0].token_mixer.grid == (3, 3)
-    free = vision.create_model("dfformer_s18", **TINY, img_size=64, weight_resize=True).eval()
+    free = vision.create_model("dfformer_s18", **TINY, img_size=64, dynamic_img_size=True).eval()
     assert free(x).shape == (2, 10)
     bicubic = vision.create_model("dfformer_s18", **TINY, img_size=64, mixers="dynamic_filter(resize='bicubic')").eval()
     bicubic.load_state_dict(free.state_dict())

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
 
 import vision
+from matmix.experiments.weights import load_weights
 from matmix.mixers.pooling import Pooling
 from tests.vision.families import FAMILIES, SIZE, small
 from vision.base import VisionModel
+from vision.registry import options_of
 
 CLASSES = {vision.model_info(name).cls: name for name in reversed(vision.list_models())}
 FORMS = {vision.model_info(name).cls: name for name in FAMILIES}  # the last small form of every class
@@ -51,3 +54,37 @@ def test_any_mixer_in_every_family(name: str) -> None:
         model(torch.randn(2, 3, SIZE, SIZE)).square().sum().backward()
         without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert not without, without
+
+
+@pytest.mark.parametrize("name", sorted({*FORMS.values(), "dfformer_s18", "metaformer_ppaa_s12_224", "randformer_s12"}))
+def test_another_image_size(name: str, tmp_path: Path) -> None:
+    """Built for it, resized to it, and on the fly where the published code does so; everything else is refused."""
+    model, larger = small(name).eval(), small(name, img_size=(SIZE + 32, SIZE)).eval()
+    assert (model.img_size, larger.img_size) == ((SIZE, SIZE), (SIZE + 32, SIZE))
+    x, state = torch.randn(2, 3, SIZE + 32, SIZE), model.state_dict()
+    tied = any(value.shape != state[key].shape for key, value in larger.state_dict().items())
+    if "dynamic_img_size" in options_of(type(model)):
+        dynamic = small(name, dynamic_img_size=True).eval()
+        dynamic.load_state_dict(state)
+        assert dynamic(x).isfinite().all()
+    if tied:
+        torch.save(state, tmp_path / "weights.pth")
+        with pytest.raises(ValueError, match="resize_"):
+            model(x)
+        with pytest.raises(RuntimeError, match=r"size mismatch(.|\n)*resize_\(\(64, 32\)\)"):
+            larger.load_state_dict(state)
+        with pytest.raises(ValueError, match=r"of the wrong shape: .* resize_\(\(64, 32\)\)"):
+            load_weights(larger, tmp_path / "weights.pth")
+    else:
+        before = model(x)
+    assert model.resize_((SIZE + 32, SIZE)).img_size == larger.img_size
+    larger.load_state_dict(model.state_dict())
+    torch.testing.assert_close(larger(x), model(x))
+    assert tied or torch.equal(model(x), before)
+
+
+def test_weights_of_another_model_are_not_of_another_size() -> None:
+    wide = small("gfnet_ti", dims=16).state_dict()
+    with pytest.raises(RuntimeError, match="size mismatch") as caught:
+        small("gfnet_ti").load_state_dict(wide)
+    assert "resize_" not in str(caught.value)

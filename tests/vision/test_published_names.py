@@ -70,6 +70,24 @@ def test_names_and_shapes(case: str) -> None:
         load_published(model, state | {"another.weight": torch.empty(3)}, source)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_weights_of_another_image_size(case: str) -> None:
+    """They load where nothing is tied to the size; otherwise the error says what to do."""
+    fixture, (name, source) = load_fixture(f"vision/{case}"), CASES[case]
+    with torch.device("meta"):
+        own, larger = (
+            vision.create_model(name, **fixture.data.get("options", {}), **size) for size in ({}, {"img_size": 288})
+        )
+        entries = {**fixture.data["parameters"], **fixture.data.get("buffers", {})}
+        state = {key: torch.empty([] if shape == "integer" else shape) for key, shape in entries.items()}
+    ours = own.state_dict()
+    if all(ours[key].shape == value.shape for key, value in larger.state_dict().items()):
+        load_published(larger, state, source)
+        return
+    with pytest.raises(ValueError, match=r"img_size=\(288, 288\): .* then call resize_\(\(288, 288\)\)"):
+        load_published(larger, state, source)
+
+
 def test_every_family_with_published_code_is_there() -> None:
     classes = {name: vision.model_info(name) for name in vision.list_models()}
     without = {name for name, info in classes.items() if not info.cls.published}

@@ -35,6 +35,7 @@ def configured(fixture: Fixture, **options: Any) -> RaftMLP:
         **{
             "img_size": fixture.config.get("pretrained_image_size", 224),
             "num_classes": fixture.config.get("num_classes", 1000),
+            "dynamic_img_size": True,
             "shortcut": fixture.config.get("shortcut", False),
             **options,
         },
@@ -119,7 +120,7 @@ def test_patches_of_other_channels_are_split_by_the_published_ones() -> None:
 def test_raft_block(name: str) -> None:
     fixture = load_fixture(f"vision/mixer_{name}")
     config = fixture.config
-    block = RaftBlock(Raft(8, (6, 6), raft=config["raft_size"]), 32, 0.0)
+    block = RaftBlock(Raft(8, (6, 6), raft=config["raft_size"]), 32, 0.0, dynamic=True)
     check_output(fixture, Tokens(block, (config["height"], config["width"]), below="block."), SOURCE)
 
 
@@ -138,7 +139,7 @@ def test_weights_of_another_model_are_named() -> None:
 def test_other_sizes(mixers: str) -> None:
     """Any size runs by the published rule; weights for a size come from ``img_size`` or ``resize_``."""
     torch.manual_seed(0)
-    model = small(mixers=mixers).double().eval()
+    model = small(mixers=mixers, dynamic_img_size=True).double().eval()
     x = torch.randn(2, 3, 37, 50, dtype=torch.float64)
     assert model.stage_grids((37, 50)) == [(10, 13), (5, 7)]
     assert [m.shape[2:] for m in model.forward_intermediates(x)[1]] == [(10, 13), (5, 7)]
@@ -170,7 +171,7 @@ def test_shortcuts_reach_the_last_map() -> None:
 
 
 def test_an_image_is_enlarged_to_whole_patches() -> None:
-    model = small().eval()
+    model = small(img_size=(32, 36)).eval()
     x = torch.randn(1, 3, 30, 33)
     larger = F.interpolate(x, (32, 36), mode="bicubic", align_corners=False)
     torch.testing.assert_close(model(x), model(larger))
@@ -179,7 +180,7 @@ def test_an_image_is_enlarged_to_whole_patches() -> None:
 def test_its_matrices() -> None:
     found = matrices(small(), torch.randn(2, 3, 32, 32))
     assert [tuple(m.shape) for m in found.values()] == [(2, 4, 128, 129), (2, 6, 32, 33)]
-    found = matrices(small(mixers=MIXER), torch.randn(2, 3, 48, 48))
+    found = matrices(small(mixers=MIXER), torch.randn(2, 3, 32, 32))
     assert [tuple(m.shape) for m in found.values()] == [(2, 8, 64, 65), (2, 12, 16, 17)]
 
 
@@ -205,7 +206,8 @@ def test_drop_path_is_the_same_in_every_block() -> None:
 
 @pytest.mark.parametrize("mixers", KINDS)
 def test_training(mixers: str) -> None:
-    check_training(small(mixers=mixers, drop_path_rate=0.1, shortcut=True), torch.randn(4, 3, 32, 40))
+    model = small(mixers=mixers, drop_path_rate=0.1, shortcut=True, img_size=(32, 40))
+    check_training(model, torch.randn(4, 3, 32, 40))
 
 
 def test_refuses() -> None:

@@ -68,8 +68,8 @@ def test_unknown_names_and_options_list_the_close_ones() -> None:
         vision.create_model("cafomer_s18")
     with pytest.raises(ValueError, match="caformer_s18 has no option 'drop_path'; did you mean drop_path_rate"):
         vision.create_model("caformer_s18", drop_path=0.1)
-    with pytest.raises(ValueError, match="has no option 'weight_resize'"):
-        vision.create_model("caformer_s18", weight_resize=True)
+    with pytest.raises(ValueError, match="has no option 'dynamic_img_size'"):
+        vision.create_model("caformer_s18", dynamic_img_size=True)
     with pytest.raises(ValueError, match=r"dfformer_s18 has no option 'widths'.*it has: depths"):
         timm.create_model("dfformer_s18", widths=3)
     with pytest.raises(ValueError, match="features_only"):
@@ -78,7 +78,7 @@ def test_unknown_names_and_options_list_the_close_ones() -> None:
 
 def test_options_reach_the_parent() -> None:
     options = options_of(vision.model_info("dfformer_s18").cls)
-    assert "weight_resize" in options and "drop_path_rate" in options and "self" not in options
+    assert "dynamic_img_size" in options and "drop_path_rate" in options and "self" not in options
 
 
 def test_common_options_are_every_familys() -> None:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from matmix.mixers import Mixer, create_mixer
 from matmix.mixers.active import Active
 from matmix.ops.marks import spare
-from vision.base import Size, VisionModel, drop_paths, image_size, isolated
+from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import ConvDownsample, ConvStem, Head, Mlp, Stage
 from vision.layers.block import add
 from vision.metaformer import stage_specs
@@ -142,14 +142,14 @@ class ActiveMLP(VisionModel):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, in_chans)
+        super().__init__(num_classes, in_chans, img_size)
         if not len(depths) == len(dims) == len(mlp_ratios) > 0:
             raise ValueError(f"dims and mlp_ratios must have an entry per stage, got {depths=}")
         if not isinstance(interval, int) or interval < 1:
             raise ValueError(f"interval must be a positive integer, got {interval!r}")
         specs, seed = stage_specs(mixers, depths), int(torch.randint(2**31, (), device="cpu"))
         self.stem = ConvStem(in_chans, dims[0], norm=None)
-        grid = self.stem.out_grid(image_size(img_size))
+        grid = self.stem.out_grid(self.img_size)
         stages = []
         for i, (dim, rates) in enumerate(zip(dims, drop_paths(drop_path_rate, depths), strict=True)):
             downsample: nn.Module = nn.Identity()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from matmix.mixers import Mixer, create_mixer
 from matmix.ops.pieces import pieces
-from vision.base import Size, VisionModel, drop_paths, image_size, isolated
+from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Head, MapNorm, Stage
 from vision.layers.conv_norm import ConvNorm, ImageConvNorm
 from vision.layers.stems import Grid
@@ -201,7 +201,7 @@ class AFFNet(VisionModel):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, in_chans)
+        super().__init__(num_classes, in_chans, img_size)
         if len(depths) != 5 or len(dims) != 5 or not all(isinstance(n, int) and n > 0 for n in (*depths, *dims)):
             raise ValueError(f"depths and dims must be five positive integers each, got {depths!r} and {dims!r}")
         if output_stride not in (8, 16, 32):
@@ -212,7 +212,7 @@ class AFFNet(VisionModel):
         seed = int(torch.randint(2**31, (), device="cpu"))
 
         self.stem = ImageConvNorm(in_chans, stem_dim, 3, 2, act=act)
-        grid = self.stem.out_grid(image_size(img_size))
+        grid = self.stem.out_grid(self.img_size)
         self.stages = nn.ModuleList()
         reductions: list[int] = []
         width = stem_dim

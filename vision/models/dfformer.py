@@ -10,10 +10,10 @@ that is already here::
 
 Filters are tied to the grids of ``img_size``. To other sizes: load, then ``model.resize_(384)``, which carries the
 real kernels over (with ``mixers="dynamic_filter(resize='bicubic')"`` it interpolates the spectra, as the published code
-does); or ``weight_resize=True``, below, the form of the published backbones for detection and segmentation. Those load
-their checkpoint by a first interpolation to the training size; here: load at 224 with
+does); or ``dynamic_img_size=True``, below, the form of the published backbones for detection and segmentation. Those
+load their checkpoint by a first interpolation to the training size; here: load at 224 with
 ``mixers="dynamic_filter(resize='bicubic')"``, ``resize_`` to that size, and load the ``state_dict`` of that into a
-model with ``img_size`` of that size and ``weight_resize=True``.
+model with ``img_size`` of that size and ``dynamic_img_size=True``.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class DFFormer(MetaFormer):
     """``MetaFormer`` with the published way of running dynamic filters at any size.
 
     Args:
-        weight_resize: every forward interpolates the filters of ``img_size`` (their spectra, as images, with aligned
-            corners) to the grid it gets, so that any size runs. As published their grids are the image's size over 4,
-            8, 16 and 32, rounded down.
+        dynamic_img_size: every forward interpolates the filters of ``img_size`` (their spectra, as images, with aligned
+            corners) to the grid it gets, so that any size runs (``weight_resize`` in the published code). As published
+            their grids are the image's size over 4, 8, 16 and 32, rounded down.
         depths, dims, mixers, img_size, **options: as in ``MetaFormer``.
     """
 
@@ -44,10 +44,10 @@ class DFFormer(MetaFormer):
         mixers: str | Sequence[str] = "dynamic_filter",
         *,
         img_size: Size = 224,
-        weight_resize: bool = False,
+        dynamic_img_size: bool = False,
         **options: Any,
     ) -> None:
-        if weight_resize:
+        if dynamic_img_size:
             rows, columns = image_size(img_size)
             specs = []
             for i, stage in enumerate(stage_specs(mixers, depths)):

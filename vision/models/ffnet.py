@@ -28,7 +28,7 @@ from matmix.ops.pieces import pieces
 from matmix.ops.plain import is_plain
 from matmix.ops.precision import working_dtype
 from matmix.ops.reparam import BranchedConv, convolved
-from vision.base import Size, VisionModel, drop_paths, image_size, isolated
+from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Block, Head, Stage
 from vision.layers.conv_norm import ConvNorm, ImageConvNorm
 from vision.layers.stems import Grid
@@ -231,7 +231,7 @@ class FFNet(VisionModel):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, in_chans)
+        super().__init__(num_classes, in_chans, img_size)
         if len(depths) != 4 or len(dims) != 4 or not all(isinstance(n, int) and n > 0 for n in (*depths, *dims)):
             raise ValueError(f"depths and dims must be four positive integers each, got {depths!r} and {dims!r}")
         specs = stage_specs(self.default_mixers if mixers is None else mixers, depths)
@@ -240,7 +240,7 @@ class FFNet(VisionModel):
         seed = int(torch.randint(2**31, (), device="cpu"))
 
         self.stem: Stem = self.make_stem(in_chans, stem_dim, dims[0])
-        grid = self.stem.out_grid(image_size(img_size))
+        grid = self.stem.out_grid(self.img_size)
         self.stages = nn.ModuleList()
         for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
             down: nn.Module = nn.Identity()

@@ -15,7 +15,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer, create_mixer
-from vision.base import Size, VisionModel, drop_paths, image_size, isolated
+from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Head, Mlp, Stage
 from vision.layers.block import add
 from vision.layers.patches import PatchDownsample, PatchStem, PositionEmbedding
@@ -98,14 +98,14 @@ class GFNet(VisionModel):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, in_chans)
+        super().__init__(num_classes, in_chans, img_size)
         widths, specs = per_stage("dims", dims, len(depths)), stage_specs(mixers, depths)
         strides = list(patches)[: len(depths)]
         if not len(widths) == len(strides) == len(depths) > 0:
             raise ValueError(f"dims and patches must have an entry per stage, got {dims!r}, {patches!r} for {depths!r}")
-        positions = PositionEmbedding(widths[0], _grid(image_size(img_size), strides[0]))
+        positions = PositionEmbedding(widths[0], _grid(self.img_size, strides[0]))
         self.stem = PatchStem(in_chans, widths[0], strides[0], positions)
-        grid = self.stem.out_grid(image_size(img_size))
+        grid = self.stem.out_grid(self.img_size)
         seed = int(torch.randint(2**31, (), device="cpu"))
         stages, before = [], widths[0]
         for number, (dim, rates) in enumerate(zip(widths, drop_paths(drop_path_rate, depths), strict=True)):

@@ -21,7 +21,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer, create_mixer
-from vision.base import Size, VisionModel, drop_paths, image_size, isolated
+from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Head, Stage
 from vision.layers.block import add
 from vision.layers.patches import PatchStem
@@ -71,13 +71,13 @@ class HydraViT(VisionModel):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, in_chans)
+        super().__init__(num_classes, in_chans, img_size)
         widths, specs = per_stage("dims", dims, len(depths)), stage_specs(mixers, depths)
         dim = widths[0]
         if set(widths) != {dim}:
             raise ValueError(f"dims must be one width for all stages, got {dims!r}")
         self.stem = PatchStem(in_chans, dim, patch)
-        grid = self.stem.out_grid(image_size(img_size))
+        grid = self.stem.out_grid(self.img_size)
         seed = int(torch.randint(2**31, (), device="cpu"))
         stages = []
         for i, rates in enumerate(drop_paths(drop_path_rate, depths)):

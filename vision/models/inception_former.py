@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from matmix.mixers import create_mixer
 from matmix.mixers.inception import Inception
-from vision.base import Size, VisionModel, drop_paths, image_size, isolated
+from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Block, Head, Mlp, Stage, conv_grid
 from vision.layers.patches import PositionEmbedding
 from vision.layers.stems import Grid
@@ -101,12 +101,12 @@ class InceptionFormer(VisionModel):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, in_chans)
+        super().__init__(num_classes, in_chans, img_size)
         if not len(depths) == len(dims) > 0:
             raise ValueError(f"dims must have an entry per stage of depths={depths!r}, got {dims!r}")
         specs, scales = stage_specs(mixers, depths), per_stage("layer_scale", layer_scale, len(depths))
         seed = int(torch.randint(2**31, (), device="cpu"))
-        grid = conv_grid(image_size(img_size), 3, 2, 1)
+        grid = conv_grid(self.img_size, 3, 2, 1)
         stages: list[Stage] = []
         for i, (dim, rates) in enumerate(zip(dims, drop_paths(drop_path_rate, depths), strict=True)):
             grid = conv_grid(grid, 3, 2, 1)

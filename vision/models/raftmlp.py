@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from matmix.mixers import Mixer, create_mixer
 from matmix.mixers.raft import Raft
 from matmix.ops import interpolate
-from vision.base import Size, VisionModel, image_size, isolated
+from vision.base import Size, VisionModel, isolated
 from vision.layers import Head, Mlp, Stage
 from vision.layers.block import add
 from vision.layers.stems import Grid
@@ -82,27 +82,28 @@ class MultiScaleDownsample(MultiScaleStem):
 class RaftBlock(nn.Module):
     """Token mixing with its residuals, then ``x <- x + drop(mlp(norm2 x))``, on ``(B, h, w, dim)``.
 
-    A mixer of fixed length is tied to a grid. A map of another one is resized to it before and back afterwards
-    (bicubic, skip included, as published): detail beyond the mixer's grid does not get past the block.
+    A mixer of fixed length is tied to a grid. With ``dynamic``, a map of another one is resized to it before and back
+    afterwards (bicubic, skip included, as published): detail beyond the mixer's grid does not get past the block.
 
     Args:
         mixer: ``raft``, which has norms and residuals inside; any other is a branch ``x + drop(mixer(norm1 x))``.
         hidden: width of the MLP's hidden layer.
         drop_path: rate of stochastic depth.
+        dynamic: as above; otherwise another grid is an error.
     """
 
-    def __init__(self, mixer: Mixer, hidden: int, drop_path: float) -> None:
+    def __init__(self, mixer: Mixer, hidden: int, drop_path: float, dynamic: bool = False) -> None:
         super().__init__()
         self.norm1 = None if isinstance(mixer, Raft) else nn.LayerNorm(mixer.dim)
         self.token_mixer = mixer
-        self.tied = mixer.traits.length == "fixed"
+        self.resamples = dynamic and mixer.traits.length == "fixed"
         self.norm2 = nn.LayerNorm(mixer.dim)
         self.mlp = Mlp(mixer.dim, hidden, act="gelu")
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         grid = x.shape[1], x.shape[2]
-        home = self.token_mixer.grid if self.tied else grid
+        home = self.token_mixer.grid if self.resamples else grid
         assert home is not None and len(home) == 2
         x = resample(self._mix(resample(x, home), home), grid)
         return add(x, self.drop_path(self.mlp(self.norm2(x))))
@@ -141,9 +142,9 @@ class RaftStage(Stage):
 class RaftMLP(VisionModel):
     """Levels of a patch embedding and blocks; layer norm, mean, classifier.
 
-    Weights are for the grids of ``img_size``. Images of other sizes work, by the published rule of ``RaftBlock``;
-    ``resize_`` makes weights for their grids instead. An isotropic net is cut into stages too, so that it has several
-    feature maps; with ``depths=(12,)`` it has one.
+    Weights are for the grids of ``img_size``; other sizes need ``resize_``, or ``dynamic_img_size=True``, with which
+    the blocks resize their maps, as published (see ``RaftBlock``). An isotropic net is cut into stages too, so that it
+    has several feature maps; with ``depths=(12,)`` it has one.
 
     Args:
         depths, dims: blocks and channels of each stage; fewer depths are the first stages.
@@ -154,6 +155,7 @@ class RaftMLP(VisionModel):
         shortcut: whether every level before the last scales and shifts the channels of the last map, by its own mean
             (the published class does unless told otherwise; all of the published configurations tell it so).
         img_size: the size that the weights are for.
+        dynamic_img_size: whether other sizes are accepted.
         drop_path_rate: the same in every block, and drawn for each direction and for the MLP.
     """
 
@@ -167,19 +169,20 @@ class RaftMLP(VisionModel):
         mlp_ratio: float = 4.0,
         shortcut: bool = False,
         img_size: Size = 224,
+        dynamic_img_size: bool = False,
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, in_chans)
+        super().__init__(num_classes, in_chans, img_size)
         if len(depths) > min(len(dims), len(kernels)):
             raise ValueError(f"dims and kernels must have an entry per stage, got {depths=}")
         if not kernels[0]:
             raise ValueError(f"the first stage needs patches, got kernels={kernels!r}")
         self.stem = MultiScaleStem(in_chans, dims[0], kernels[0])
-        grid = self.stem.out_grid(image_size(img_size))
+        grid = self.stem.out_grid(self.img_size)
         dims, reductions = list(dims[: len(depths)]), [self.stem.stride]
 
         specs, seed = stage_specs(mixers, depths), int(torch.randint(2**31, (), device="cpu"))
@@ -198,7 +201,7 @@ class RaftMLP(VisionModel):
             for j in range(depth):
                 with isolated(seed, f"stages.{i}.blocks.{j}.token_mixer"):
                     mixer = create_mixer(with_options(specs[i][j], "raft", drop_path=drop_path_rate), dim, grid)
-                blocks.append(RaftBlock(mixer, int(dim * mlp_ratio), drop_path_rate))
+                blocks.append(RaftBlock(mixer, int(dim * mlp_ratio), drop_path_rate, dynamic_img_size))
             stages.append(RaftStage(downsample, blocks))
             if shortcut and i and kernels[i]:  # a new level begins: the one before has its end
                 stages[i - 1].shortcut = Shortcut(dims[i - 1], dims[-1])
@@ -327,6 +330,7 @@ for _size, _dims in _SIZES.items():
         paper="2108.04384",
         source=SOURCE,
         crop_pct=0.875,
+        fixed_input_size=True,
         first_conv=("stem.convs.0", "stem.convs.1"),
     )
 register(
@@ -336,6 +340,7 @@ register(
     paper="2105.01601",
     source=SOURCE,
     crop_pct=0.875,
+    fixed_input_size=True,
     pool_size=(14, 14),
     first_conv="stem.convs.0",
 )

@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from matmix.mixers import Mixer, create_mixer
 from matmix.ops.averages import Block, WeightedAverages
-from vision.base import Size, VisionModel, drop_paths, image_size, isolated
+from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Head, Stage
 from vision.metaformer import stage_specs
 from vision.models.hydra_vit import MixerBlock
@@ -116,14 +116,14 @@ class ViM2(VisionModel):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, in_chans)
+        super().__init__(num_classes, in_chans, img_size)
         if len(dims) != len(depths) or not depths or min(depths) < 1:
             raise ValueError(f"depths must be positive and dims have an entry each, got {depths!r} and {dims!r}")
         if not isinstance(tokens, int) or tokens < 1:
             raise ValueError(f"tokens must be a positive integer, got {tokens!r}")
         specs, channel_specs = stage_specs(mixers, depths), stage_specs(channel_mixers, depths)
         self.stem = PatchStem(in_chans, dims[0])
-        grid = self.stem.out_grid(image_size(img_size))
+        grid = self.stem.out_grid(self.img_size)
         seed = int(torch.randint(2**31, (), device="cpu"))
         kind = MixerBlock if residual else PlainBlock
         stages: list[Stage] = []

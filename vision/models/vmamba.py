@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.mixers import create_mixer
-from vision.base import Size, VisionModel, drop_paths, image_size, isolated
+from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Block, Head, Mlp, Stage
 from vision.layers.stems import Grid, conv_grid
 from vision.metaformer import stage_specs
@@ -115,14 +115,14 @@ class VMamba(VisionModel):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, in_chans)
+        super().__init__(num_classes, in_chans, img_size)
         if len(dims) != len(depths) or not depths:
             raise ValueError(f"dims must have an entry per stage of depths={depths!r}, got {dims!r}")
         if stem not in ("patch", "conv") or down not in ("merge", "conv"):
             raise ValueError(f"stem must be 'patch' or 'conv', down 'merge' or 'conv', got {stem!r} and {down!r}")
         specs = stage_specs(mixers, depths)
         self.stem = PatchStem(in_chans, dims[0]) if stem == "patch" else ConvStem(in_chans, dims[0])
-        grid = self.stem.out_grid(image_size(img_size))
+        grid = self.stem.out_grid(self.img_size)
         seed = int(torch.randint(2**31, (), device="cpu"))
         stages = []
         for i, (dim, rates) in enumerate(zip(dims, drop_paths(drop_path_rate, depths), strict=True)):
