@@ -30,8 +30,7 @@ embedding that stands in the stem is reached too, with the stem's ``out_grid``.
 
 Arguments that every family takes: ``depths``, ``dims`` and ``mixers``, by position too, and by name ``num_classes``,
 ``in_chans``, ``img_size``, ``global_pool``, ``drop_rate``, ``drop_path_rate``. ``drop_paths`` gives the rate of each
-block, ``isolated`` keeps a mixer's random numbers from moving those of its surroundings. Options that had another name
-once stand in the class's ``renamed``, old name -> what to write instead; the old one is an error that says so.
+block, ``isolated`` keeps a mixer's random numbers from moving those of its surroundings.
 
 Weights of others: ``published`` on the class, source -> function (module, their state dict) -> our state dict; see
 ``matmix.load_published`` and ``vision.published``.
@@ -39,6 +38,7 @@ Weights of others: ``published`` on the class, source -> function (module, their
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
@@ -54,6 +54,7 @@ from matmix.ops.marks import undecayed
 from matmix.ops.seed import fork_seed
 from vision.layers import Head
 from vision.layers.stems import Grid
+from vision.words import unknown_option
 
 Size = int | Sequence[int]
 
@@ -119,6 +120,14 @@ class VisionModel(nn.Module):
     stages: nn.ModuleList
     norm: nn.Module
     head: Head
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Refuse unknown options by an error that has the right word; Python's own has not."""
+        known = options_of(cls)
+        for option in options:
+            if option not in known:
+                raise TypeError(unknown_option(cls.__name__, option, known))
+        return super().__new__(cls)
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, img_size: Size = 224) -> None:
         super().__init__()
@@ -343,3 +352,16 @@ def _resize(module: nn.Module, grid: Grid) -> None:
                 resize(grid)
         else:
             _resize(child, grid)
+
+
+def options_of(cls: type[VisionModel]) -> list[str]:
+    """The arguments of a model class; one that passes ``**options`` on to its parent has the parent's too."""
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names |= dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return [name for name in names if name != "self"]

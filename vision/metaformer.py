@@ -83,7 +83,8 @@ class MetaFormer(VisionModel):
         down_norm: norm of the stem (behind it) and of the downsamplings (before them), None for none.
         final_norm: ``"pooled"`` normalises the pooled vector (eps 1e-6); a name of ``NORMS`` the map before pooling.
         head: ``"linear"`` or ``"mlp"``.
-        mlp_ratio, mlp_act, mlp_bias: of the channel MLP.
+        mlp_ratio, act, bias: hidden width over the channels (one or one a stage), activation and biases of the channel
+            MLP.
         layer_scale: initial value of the vectors on the branches, one or one a stage; None for none.
         res_scale: the same for the vectors on the residual connections.
         drop_rate: dropout before the classifier.
@@ -115,9 +116,9 @@ class MetaFormer(VisionModel):
         down_norm: str | None = "layer",
         final_norm: str = "pooled",
         head: Literal["linear", "mlp"] = "mlp",
-        mlp_ratio: float = 4.0,
-        mlp_act: str = "star_relu",
-        mlp_bias: bool = False,
+        mlp_ratio: float | Sequence[float] = 4.0,
+        act: str = "star_relu",
+        bias: bool = False,
         layer_scale: float | Sequence[float | None] | None = None,
         res_scale: float | Sequence[float | None] | None = (None, None, 1.0, 1.0),
         drop_rate: float = 0.0,
@@ -131,6 +132,7 @@ class MetaFormer(VisionModel):
         if len(dims) != stages or not all(isinstance(n, int) and n > 0 for n in (*depths, *dims)):
             raise ValueError(f"depths and dims must be as many positive integers, got {depths!r} and {dims!r}")
         specs = stage_specs(mixers, depths)
+        ratios = per_stage("mlp_ratio", mlp_ratio, stages)
         norms = per_stage("norm", norm, stages)
         layer_scales = per_stage("layer_scale", layer_scale, stages)
         if res_scale == (None, None, 1.0, 1.0) and stages != 4:  # the default, for any number of stages
@@ -161,7 +163,7 @@ class MetaFormer(VisionModel):
                 blocks.append(
                     Block(
                         mixer,
-                        Mlp(dim, int(mlp_ratio * dim), mlp_act, mlp_bias, proj_drop_rate),
+                        Mlp(dim, int(ratios[i] * dim), act, bias, proj_drop_rate),
                         make_norm(norms[i], dim),
                         make_norm(norms[i], dim),
                         drop_path=rates[i][j],

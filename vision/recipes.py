@@ -12,12 +12,12 @@ most. And ten epochs at the end rate come after the published 300; they are left
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from typing import Any
 
 from matmix.experiments.task import Recipe
+from matmix.spec import hint
 
 IMAGES = 1_281_167
 Named = tuple[dict[str, Any], Recipe]
@@ -36,9 +36,7 @@ def published(model: str, name: str = "published") -> Named:
     """
     kinds = {"published": TRAINING, "published-384": FINE_TUNING}
     if name not in kinds:
-        close = difflib.get_close_matches(name, [*kinds, "default"], n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "there are 'default', 'published' and 'published-384'"
-        raise ValueError(f"unknown recipe {name!r}; {hint}")
+        raise ValueError(f"unknown recipe {name!r}{hint(name, ['default', *kinds])}")
     for pattern, recipe in kinds[name].items():
         if re.fullmatch(pattern, model):
             return recipe(model)

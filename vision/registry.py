@@ -12,9 +12,7 @@ has no model of that name, and under ``"matmix_"`` + name where it has: timm's o
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
-import inspect
 import sys
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -24,8 +22,10 @@ import timm.models
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from vision.base import VisionModel
+from matmix.spec import hint
+from vision.base import VisionModel, options_of
 from vision.published import adapt
+from vision.words import unknown_option
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,6 @@ def register(
     _register_in_timm(info, module, timm)
 
 
-def options_of(cls: type[VisionModel]) -> list[str]:
-    """The arguments of a model class; one that passes ``**options`` on to its parent has the parent's too."""
-    names: dict[str, None] = {}
-    for base in cls.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-        names |= dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return [name for name in names if name != "self"]
-
-
 def timm_models() -> ModuleType:
     """timm's registry (a function, because an argument of ``register`` has timm's name)."""
     return timm.models
@@ -148,9 +135,9 @@ def model_info(name: str) -> ModelInfo:
         ValueError: for an unknown name; the message lists the close ones.
     """
     if name not in _REGISTRY:
-        close = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(close)}?" if close else ""
-        raise ValueError(f"unknown model {name!r}{hint} (vision.list_models() lists all {len(_REGISTRY)})")
+        raise ValueError(
+            f"unknown model {name!r}{hint(name, _REGISTRY)} (vision.list_models() lists all {len(_REGISTRY)})"
+        )
     return _REGISTRY[name]
 
 
@@ -181,9 +168,7 @@ def _build(info: ModelInfo, overrides: dict[str, Any]) -> nn.Module:
     allowed = info.options
     for key in overrides:
         if key not in allowed and key not in _BUILDER:
-            close = difflib.get_close_matches(key, [*allowed, *_BUILDER], n=3, cutoff=0.5)
-            hint = f"did you mean {', '.join(close)}? " if close else ""
-            raise ValueError(f"{info.name} has no option {key!r}; {hint}it has: {', '.join(allowed)}")
+            raise ValueError(unknown_option(info.name, key, [*allowed, *_BUILDER]))
     options = {**info.defaults, **overrides}
     features = {"feature_cls": options.pop("feature_cls", None) or "getter"}
     if options.get("features_only"):

@@ -221,7 +221,7 @@ def test_models_by_name():
     [
         ("train imagefolder --model caformer_s18", "name the data: --data PATH"),
         ("train imagenet --data synthetic", "name the model: --model"),
-        ("train imagenet --data synthetic --model caformer_s18 --recipe publish", "did you mean 'published'"),
+        ("train imagenet --data synthetic --model caformer_s18 --recipe publish", "did you mean published"),
         ("train imagenet --data synthetic --model affnet --recipe published", "no recipe 'published' is known"),
         ("train digits --model caformer_s18 --mixer identity", "has no choice of model"),
         ("train digits --mixer identity --recipe published", "Digits has no recipe 'published'"),

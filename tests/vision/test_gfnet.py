@@ -19,14 +19,14 @@ SOURCE, AFNO = "raoyongming/GFNet", "NVlabs/AFNO-transformer"
 
 
 def small(**options: Any) -> GFNet:
-    return GFNet(**{"depths": (1, 2), "dims": (8, 12), "patches": (4, 2), "num_classes": 5, "img_size": 32, **options})
+    return GFNet(**{"depths": (1, 2), "dims": (8, 12), "patch": (4, 2), "num_classes": 5, "img_size": 32, **options})
 
 
 @pytest.mark.parametrize("depths", [(3,), (1, 1, 1), (2, 1)])
 def test_tiny(depths: tuple[int, ...]) -> None:
     """However the blocks are cut into stages."""
-    patches = (4, *(1,) * (len(depths) - 1))
-    model = GFNet(depths, 12, patches=patches, img_size=32, num_classes=10)
+    patch = (4, *(1,) * (len(depths) - 1))
+    model = GFNet(depths, 12, patch=patch, img_size=32, num_classes=10)
     check_output(load_fixture("vision/gfnet_tiny"), model, SOURCE)
 
 
@@ -38,7 +38,7 @@ def test_full_size(name: str) -> None:
 
 def test_tiny_afno() -> None:
     """Another mixer in the same frame."""
-    model = GFNet((2,), 16, "afno(groups=4)", patches=(4,), img_size=32, num_classes=10)
+    model = GFNet((2,), 16, "afno(groups=4)", patch=(4,), img_size=32, num_classes=10)
     check_output(load_fixture("vision/afnonet_tiny"), model, AFNO)
 
 
@@ -62,7 +62,7 @@ def test_published_counts(name: str, count: int, dim: int, reduction: int) -> No
 
 
 def test_double_skip_is_two_residual_layers() -> None:
-    model = small(depths=(1,), dims=8, patches=(4,), double_skip=True).double().eval()
+    model = small(depths=(1,), dims=8, patch=(4,), double_skip=True).double().eval()
     block, x = model.stages[0].blocks[0], torch.randn(2, 8, 8, 8, dtype=torch.float64)
     y = x + block.token_mixer(block.norm1(x).flatten(1, 2)).view(x.shape)
     torch.testing.assert_close(block(x), y + block.mlp(block.norm2(y)))
@@ -137,8 +137,8 @@ def test_training() -> None:
 
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="dims must be one value or 2, one a stage"):
-        GFNet((1, 1), (8,), patches=(4, 2))
+        GFNet((1, 1), (8,), patch=(4, 2))
     with pytest.raises(ValueError, match="dims may change where a stage has patches only"):
-        GFNet((1, 1), (8, 12), patches=(4, 1))
+        GFNet((1, 1), (8, 12), patch=(4, 1))
     with pytest.raises(ValueError, match="unknown mixer"):
         small(mixers="global_filters")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import vision
+from matmix import spec
 from matmix.experiments.weights import load_weights
 from matmix.mixers.pooling import Pooling
 from tests.vision.families import FAMILIES, SIZE, small
-from vision.base import VisionModel
-from vision.registry import options_of
+from vision.base import VisionModel, options_of
+from vision.words import OF_MIXERS, RENAMED
 
 CLASSES = {vision.model_info(name).cls: name for name in reversed(vision.list_models())}
 FORMS = {vision.model_info(name).cls: name for name in FAMILIES}  # the last small form of every class
@@ -88,3 +90,26 @@ def test_weights_of_another_model_are_not_of_another_size() -> None:
     with pytest.raises(RuntimeError, match="size mismatch") as caught:
         small("gfnet_ti").load_state_dict(wide)
     assert "resize_" not in str(caught.value)
+
+
+def test_old_words_are_errors_that_say_the_new_ones() -> None:
+    """In create_model and in a constructor, for every word of the table."""
+    owners = {"dim": "hydra_vit_b", "head_dim": "affnet", "kernels": "raftmlp_s", "mlp_ratios": "activemlp_xt",
+              "patches": "gfnet_ti", "weight_resize": "dfformer_s18"}  # fmt: skip
+    for old, new in RENAMED.items():
+        name = owners.get(old, "caformer_s18")
+        for build, kind in ((vision.model_info(name).cls, TypeError), (partial(vision.create_model, name), ValueError)):
+            with pytest.raises(kind, match=f"has no option '{old}': {old} is called {new} here"):
+                build(**{old: 1})
+    for old in OF_MIXERS:
+        with pytest.raises(ValueError, match=f"has no option '{old}': it is the mixer's, as in mixers='"):
+            vision.create_model("raftmlp_s", **{old: 2})
+    with pytest.raises(TypeError, match="DFFormer has no option 'droprate'; did you mean drop_rate"):
+        vision.model_info("dfformer_s18").cls(droprate=0.1)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_words_of_the_project(cls: type[VisionModel]) -> None:
+    """No option has a word that another one stands for."""
+    old = set(options_of(cls)) & (set(RENAMED) | set(OF_MIXERS) | (set(spec.RENAMED) - {"expand", "hidden", "norm"}))
+    assert not old, old

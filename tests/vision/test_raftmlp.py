@@ -31,7 +31,7 @@ def configured(fixture: Fixture, **options: Any) -> RaftMLP:
         [layer["depth"] for layer in layers],
         [layer["dim"] for layer in layers],
         [f"raft(raft={layer['raft_size']})" if "raft_size" in layer else "mlp(hidden=72)" for layer in layers],
-        kernels=[layer.get("embedding_kernels", [layer["patch_size"]]) for layer in layers],
+        kernel=[layer.get("embedding_kernels", [layer["patch_size"]]) for layer in layers],
         **{
             "img_size": fixture.config.get("pretrained_image_size", 224),
             "num_classes": fixture.config.get("num_classes", 1000),
@@ -47,7 +47,7 @@ def small(**options: Any) -> RaftMLP:
         **{
             "depths": (1, 1),
             "dims": (8, 12),
-            "kernels": ((4, 8), (2,)),
+            "kernel": ((4, 8), (2,)),
             "num_classes": 5,
             "img_size": 32,
             **options,
@@ -79,12 +79,12 @@ def test_full_size(case: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "count"),
     [
-        ({"depths": (12,), "dims": (768,), "kernels": ((16,),), "mixers": "raft(raft=1)"}, 58105432),
-        ({"depths": (12,), "dims": (768,), "kernels": ((16,),)}, 58162888),
-        ({"depths": (12,), "dims": (768,), "kernels": ((16,),), "mixers": "raft(raft=4)"}, 58390696),
-        ({"depths": (12,), "dims": (768,), "kernels": ((16, 32),)}, 60522184),
-        ({"depths": (36,), "dims": (384,), "kernels": ((16,),)}, 43532296),
-        ({"dims": (96, 192, 384, 768), "kernels": ((4,), (2,), (2,), (2,))}, 19920640),
+        ({"depths": (12,), "dims": (768,), "kernel": ((16,),), "mixers": "raft(raft=1)"}, 58105432),
+        ({"depths": (12,), "dims": (768,), "kernel": ((16,),)}, 58162888),
+        ({"depths": (12,), "dims": (768,), "kernel": ((16,),), "mixers": "raft(raft=4)"}, 58390696),
+        ({"depths": (12,), "dims": (768,), "kernel": ((16, 32),)}, 60522184),
+        ({"depths": (36,), "dims": (384,), "kernel": ((16,),)}, 43532296),
+        ({"dims": (96, 192, 384, 768), "kernel": ((4,), (2,), (2,), (2,))}, 19920640),
         ({"dims": (96, 192, 384, 768)}, 21413632),
     ],
 )
@@ -154,7 +154,7 @@ def test_other_sizes(mixers: str) -> None:
 
 def test_shortcuts_reach_the_last_map() -> None:
     """Levels, not stages: a level that is cut into stages has one shortcut, at its end."""
-    options = {"depths": (1, 1, 1), "dims": (8, 8, 12), "kernels": ((4, 8), (), (2,))}
+    options = {"depths": (1, 1, 1), "dims": (8, 8, 12), "kernel": ((4, 8), (), (2,))}
     model = small(shortcut=True, **options).eval()
     assert [stage.shortcut is not None for stage in model.stages] == [False, True, False]
     x = torch.randn(2, 3, 32, 32)
@@ -211,11 +211,11 @@ def test_training(mixers: str) -> None:
 
 
 def test_refuses() -> None:
-    with pytest.raises(ValueError, match=r"kernels must be multiples of the smallest .* got \(3, 6\)"):
+    with pytest.raises(ValueError, match=r"kernel must hold multiples of the smallest .* got \(3, 6\)"):
         MultiScaleDownsample(4, 4, (3, 6))
-    with pytest.raises(ValueError, match="dims and kernels must have an entry per stage"):
-        RaftMLP((1, 1), (8,), kernels=((4,), (2,)))
+    with pytest.raises(ValueError, match="dims and kernel must have an entry per stage"):
+        RaftMLP((1, 1), (8,), kernel=((4,), (2,)))
     with pytest.raises(ValueError, match="the first stage needs patches"):
-        RaftMLP((1,), (8,), kernels=((),))
+        RaftMLP((1,), (8,), kernel=((),))
     with pytest.raises(ValueError, match="dims may change where a stage has patches only"):
-        RaftMLP((1, 1), (8, 12), kernels=((4,), ()))
+        RaftMLP((1, 1), (8, 12), kernel=((4,), ()))

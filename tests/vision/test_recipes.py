@@ -86,7 +86,7 @@ def test_fine_tuning_at_384():
 def test_named_recipes_of_a_task():
     task, recipe = ImageNet(architecture="caformer_m36(img_size=192)").named_recipe("published")
     assert (task.drop_path, task.dropout, recipe.optimizer) == (0.4, 0.4, "lamb")
-    with pytest.raises(ValueError, match="did you mean 'published'"):
+    with pytest.raises(ValueError, match="did you mean published"):
         ImageNet(architecture="caformer_m36").named_recipe("publishd")
 
 

@@ -11,8 +11,8 @@ import timm
 import torch
 
 import vision
+from vision.base import options_of
 from vision.metaformer import MetaFormer
-from vision.registry import options_of
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 64), "num_classes": 5}
 
@@ -70,8 +70,8 @@ def test_unknown_names_and_options_list_the_close_ones() -> None:
         vision.create_model("caformer_s18", drop_path=0.1)
     with pytest.raises(ValueError, match="has no option 'dynamic_img_size'"):
         vision.create_model("caformer_s18", dynamic_img_size=True)
-    with pytest.raises(ValueError, match=r"dfformer_s18 has no option 'widths'.*it has: depths"):
-        timm.create_model("dfformer_s18", widths=3)
+    with pytest.raises(ValueError, match=r"dfformer_s18 has no option 'colour'; known: depths, dims"):
+        timm.create_model("dfformer_s18", colour=3)
     with pytest.raises(ValueError, match="features_only"):
         vision.create_model("caformer_s18", out_indices=(1,))
 

@@ -20,8 +20,8 @@ from timm.layers import create_feature_extractor, get_graph_node_names
 from torch import Tensor, nn
 
 import vision
+from vision.base import options_of
 from vision.metaformer import MetaFormer
-from vision.registry import options_of
 
 EXCEPTIONS = {
     "torch.jit.script, torch.jit.trace": "a mixer hands matrices around, Python objects that TorchScript does not "

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from matmix.experiments.task import Split
+from matmix.spec import close_names
 from vision.data.decoding import open_file, shown
 from vision.data.folders import (
     UNDIVIDED,
-    close_names,
     files_below,
     files_in,
     listed,

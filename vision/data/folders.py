@@ -11,7 +11,6 @@ followed, but into each real folder once.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections import Counter
@@ -25,6 +24,7 @@ from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 
 from matmix.experiments.task import Split
+from matmix.spec import close_names
 from vision.data.decoding import shown
 
 NAMES: dict[Split, tuple[str, ...]] = {
@@ -257,12 +257,6 @@ def listed(names: Sequence[str], most: int = 6, word: str = "folder") -> str:
         said = [*said[:most], f"{len(said) - most} more"]
     text = " and ".join(filter(None, [", ".join(said[:-1]), said[-1]]))
     return f"the {word}{'s' * (len(said) > 1)} {text}" if word else text
-
-
-def close_names(name: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
-    """Those that may be meant by a name: nearly the same, or the same in another case."""
-    lower = {other.casefold(): other for other in known}
-    return [lower[found] for found in difflib.get_close_matches(name.casefold(), lower, n=3, cutoff=cutoff)]
 
 
 def close_or_all(name: str, known: Sequence[str]) -> str:

@@ -26,15 +26,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from matmix.experiments.task import Split
+from matmix.spec import close_names
 from vision.data.arrays import JpegArrays
 from vision.data.class_folders import FolderClasses, class_splits
 from vision.data.decoding import shown
-from vision.data.folders import check_splits, close_names, holds_images, listed, split_of, subfolders, where_missing
+from vision.data.folders import check_splits, holds_images, listed, split_of, subfolders, where_missing
 from vision.data.hub import open_hub
 from vision.data.shards import TarShards, shards_in, shards_of
 from vision.data.source import Source
@@ -63,7 +65,7 @@ def kind_of(data: str) -> tuple[Kind, str]:
             return "npz", data
         raise ValueError(f"data: {shown(path)} is a file; name a folder (of images, or of .tar shards) or a .npz file")
     hub = re.fullmatch(r"[\w.\-]+/[\w.\-]+", data) and not data.startswith(".")
-    if not hub or os.path.exists(path.parts[0]) or close_names(path.parts[0], _names_here(), 0.75):
+    if not hub or os.path.exists(path.parts[0]) or _mistyped(path.parts[0]):
         raise ValueError(
             f"data: there is no folder, .npz file or Hugging Face data set (owner/name) {shown(data)!r}: "
             + where_missing(path)
@@ -72,8 +74,11 @@ def kind_of(data: str) -> tuple[Kind, str]:
     return "hub", data
 
 
-def _names_here() -> list[str]:
-    return [entry.name for entry in Path().iterdir() if entry.is_dir()]
+def _mistyped(name: str) -> bool:
+    """Whether a folder here has nearly this name, more nearly than the names that an error offers: the hub has many."""
+    here = [entry.name for entry in Path().iterdir() if entry.is_dir()]
+    close = close_names(name, here)
+    return any(SequenceMatcher(None, name.casefold(), other.casefold()).ratio() >= 0.75 for other in close)
 
 
 @cache

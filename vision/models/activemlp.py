@@ -22,7 +22,7 @@ from matmix.ops.marks import spare
 from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import ConvDownsample, ConvStem, Head, Mlp, Stage
 from vision.layers.block import add
-from vision.metaformer import stage_specs
+from vision.metaformer import per_stage, stage_specs
 from vision.published import State, mixer_states, rename
 from vision.registry import register
 
@@ -122,7 +122,7 @@ class ActiveMLP(VisionModel):
     Args:
         depths, dims: blocks and channels of each stage.
         mixers: see ``vision.metaformer.stage_specs``.
-        mlp_ratios: hidden width of the MLPs over the channels, for each stage.
+        mlp_ratio: hidden width of the MLPs over the channels, one or one a stage.
         interval: blocks from one set of distances to the next.
         img_size: only noted; every size works.
     """
@@ -133,7 +133,7 @@ class ActiveMLP(VisionModel):
         dims: Sequence[int] = (64, 128, 320, 512),
         mixers: str | Sequence[str] = "active(share=2), active(share=4), active(share=4), active(share=8)",
         *,
-        mlp_ratios: Sequence[float] = (4, 4, 4, 4),
+        mlp_ratio: float | Sequence[float] = 4.0,
         interval: int = 2,
         img_size: Size = 224,
         num_classes: int = 1000,
@@ -143,10 +143,11 @@ class ActiveMLP(VisionModel):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
-        if not len(depths) == len(dims) == len(mlp_ratios) > 0:
-            raise ValueError(f"dims and mlp_ratios must have an entry per stage, got {depths=}")
+        if not len(depths) == len(dims) > 0:
+            raise ValueError(f"dims must have an entry per stage of depths={depths!r}, got {dims!r}")
         if not isinstance(interval, int) or interval < 1:
             raise ValueError(f"interval must be a positive integer, got {interval!r}")
+        ratios = per_stage("mlp_ratio", mlp_ratio, len(depths))
         specs, seed = stage_specs(mixers, depths), int(torch.randint(2**31, (), device="cpu"))
         self.stem = ConvStem(in_chans, dims[0], norm=None)
         grid = self.stem.out_grid(self.img_size)
@@ -165,7 +166,7 @@ class ActiveMLP(VisionModel):
                         mixer.apply(_init)
                 share = mixer.share if isinstance(mixer, Active) else None
                 made = None if j in starts else made  # the channels that share the distances made last
-                blocks.append(ActiveBlock(mixer, int(dim * mlp_ratios[i]), rate, makes=share != made))
+                blocks.append(ActiveBlock(mixer, int(dim * ratios[i]), rate, makes=share != made))
                 made = made if share is None else share
             stages.append(ActiveStage(downsample, blocks, dim, starts))
         self.stages = nn.ModuleList(stages)
@@ -209,7 +210,7 @@ def _published(model: ActiveMLP, state: State) -> State:
 
 
 _DIMS = (64, 128, 320, 512)
-_WIDE = {"mlp_ratios": (8, 8, 4, 4), "interval": 6}
+_WIDE = {"mlp_ratio": (8, 8, 4, 4), "interval": 6}
 _SIZES: dict[str, dict[str, Any]] = {
     "xt": {"depths": (2, 2, 4, 2), "dims": _DIMS},
     "t": {"depths": (2, 3, 10, 3), "dims": _DIMS},

@@ -167,7 +167,7 @@ class AFFNet(VisionModel):
         img_size: noted by the mixers; any other works too.
         stem_dim: channels of the stem, a 3 x 3 convolution with stride 2.
         expand: inner width of the inverted residuals over their own (2 in AFF blocks, always).
-        head_dim: channels before pooling; four times the last stage's, at most 960, where absent.
+        head_hidden_size: channels before pooling; four times the last stage's, at most 960, where absent.
         act: ``"silu"``, ``"relu"`` or ``"gelu"``, everywhere.
         norm: ``"layer_norm_2d"`` or ``"layer_norm"``, see ``AFFBlock``.
         double_skip: see ``AFFBlock``.
@@ -189,7 +189,7 @@ class AFFNet(VisionModel):
         img_size: Size = 256,
         stem_dim: int = 16,
         expand: float = 4.0,
-        head_dim: int | None = None,
+        head_hidden_size: int | None = None,
         act: str = "silu",
         norm: Norm = "layer_norm_2d",
         double_skip: bool = False,
@@ -237,13 +237,13 @@ class AFFNet(VisionModel):
                 blocks.append(AFFBlock(mixer, norm=norm, act=act, double_skip=double_skip, drop_path=rate))
             self.stages.append(AFFStage(down, blocks, dim, norm=norm, act=act, fusion=fusions[i - 2]))
 
-        head_dim = min(4 * width, 960) if head_dim is None else head_dim
-        self.norm = ConvNorm(width, head_dim, act=act)
-        self.head = Head(head_dim, num_classes, global_pool, None, drop_rate)
+        features = min(4 * width, 960) if head_hidden_size is None else head_hidden_size
+        self.norm = ConvNorm(width, features, act=act)
+        self.head = Head(features, num_classes, global_pool, None, drop_rate)
         if isinstance(self.head.fc, nn.Linear):  # convolutions keep PyTorch's draws, as published
             nn.init.xavier_uniform_(self.head.fc.weight)
         self.finish(dims, reductions)
-        self.num_features = self.head_hidden_size = head_dim
+        self.num_features = self.head_hidden_size = features
 
 
 def _norm(name: Norm, dim: int) -> nn.Module:

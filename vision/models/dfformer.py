@@ -86,6 +86,6 @@ for _name, _mixers, _act in (
     register(
         _name,
         DFFormer,
-        {"depths": _depths, "dims": _dims, "mixers": _mixers, "mlp_act": _act},
+        {"depths": _depths, "dims": _dims, "mixers": _mixers, "act": _act},
         **{**_PAPER, "fixed_input_size": "afno" not in _name},
     )

@@ -203,8 +203,8 @@ class FFNet(VisionModel):
         img_size: noted by the mixers; any other works too.
         stem_dim: channels inside of the stem.
         kernel: taps of the convolution before the channel MLP, one or one a stage; a 3 x 3 branch goes with 7.
-        mlp_ratio: width of the channel MLP over the channels.
-        layer_scale: initial value of the vectors on both branches; None for none.
+        mlp_ratio: width of the channel MLP over the channels, one or one a stage.
+        layer_scale: initial value of the vectors on both branches, one or one a stage; None for none.
         feature_norms: a layer norm for each map of ``features_only=True``, as in the published backbones.
         in_chans, num_classes, global_pool, drop_rate: see ``VisionModel`` and ``vision.layers.Head``.
         drop_path_rate: stochastic depth of the last block; the others' rates rise linearly from 0.
@@ -222,8 +222,8 @@ class FFNet(VisionModel):
         img_size: Size = 256,
         stem_dim: int = 64,
         kernel: int | Sequence[int] = 3,
-        mlp_ratio: float = 3.0,
-        layer_scale: float | None = None,
+        mlp_ratio: float | Sequence[float] = 3.0,
+        layer_scale: float | Sequence[float | None] | None = None,
         feature_norms: bool = False,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -235,6 +235,7 @@ class FFNet(VisionModel):
         if len(depths) != 4 or len(dims) != 4 or not all(isinstance(n, int) and n > 0 for n in (*depths, *dims)):
             raise ValueError(f"depths and dims must be four positive integers each, got {depths!r} and {dims!r}")
         specs = stage_specs(self.default_mixers if mixers is None else mixers, depths)
+        ratios, scales = per_stage("mlp_ratio", mlp_ratio, 4), per_stage("layer_scale", layer_scale, 4)
         kernels = per_stage("kernel", kernel, 4)
         rates = drop_paths(drop_path_rate, depths)
         seed = int(torch.randint(2**31, (), device="cpu"))
@@ -253,8 +254,8 @@ class FFNet(VisionModel):
                     mixer = create_mixer(specs[i][j], dim, grid)
                     if isinstance(mixer, FFNified):
                         _draw(mixer)
-                mlp = self.make_mlp(dim, int(mlp_ratio * dim), kernels[i])
-                blocks.append(Block(mixer, mlp, nn.Identity(), nn.Identity(), rates[i][j], layer_scale))
+                mlp = self.make_mlp(dim, int(ratios[i] * dim), kernels[i])
+                blocks.append(Block(mixer, mlp, nn.Identity(), nn.Identity(), rates[i][j], scales[i]))
             self.stages.append(Stage(down, blocks))
         self.norm, self.head = self.make_head(dims[-1], num_classes, global_pool, drop_rate)
         for name, module in self.named_modules():

@@ -67,16 +67,16 @@ class GFNet(VisionModel):
     spectra). The filters of a grid that is not square are as wide as its columns ask for; in the published code their
     width comes from the rows.
 
-    An isotropic net (``patches`` of 1 behind the first) is cut into stages too, so that it has several feature maps;
+    An isotropic net (a ``patch`` of 1 behind the first) is cut into stages too, so that it has several feature maps;
     with ``depths=(12,)`` it has one. Its count of parameters does not depend on that.
 
     Args:
-        depths: blocks of each stage; fewer than there are ``patches`` are the first stages.
+        depths: blocks of each stage; fewer than there are entries of ``patch`` are the first stages.
         dims: channels, of all stages or of each.
         mixers: see ``vision.metaformer.stage_specs``.
-        patches: stride of each stage's patches, those of the stem first; 1 for none.
-        mlp_ratio: hidden width of the MLPs over the channels.
-        layer_scale: initial scale of every block's branch; None for none.
+        patch: side and stride of each stage's patches, those of the stem first; 1 for none.
+        mlp_ratio: hidden width of the MLPs over the channels, one or one a stage.
+        layer_scale: initial scale of every block's branch, one or one a stage; None for none.
         double_skip: see ``FilterBlock``.
         img_size: the size that filters and position embeddings are for.
     """
@@ -87,9 +87,9 @@ class GFNet(VisionModel):
         dims: int | Sequence[int] = 256,
         mixers: str | Sequence[str] = "global_filter",
         *,
-        patches: Sequence[int] = (16, 1, 1, 1),
-        mlp_ratio: float = 4.0,
-        layer_scale: float | None = None,
+        patch: Sequence[int] = (16, 1, 1, 1),
+        mlp_ratio: float | Sequence[float] = 4.0,
+        layer_scale: float | Sequence[float | None] | None = None,
         double_skip: bool = False,
         img_size: Size = 224,
         num_classes: int = 1000,
@@ -100,9 +100,11 @@ class GFNet(VisionModel):
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
         widths, specs = per_stage("dims", dims, len(depths)), stage_specs(mixers, depths)
-        strides = list(patches)[: len(depths)]
+        ratios = per_stage("mlp_ratio", mlp_ratio, len(depths))
+        scales = per_stage("layer_scale", layer_scale, len(depths))
+        strides = list(patch)[: len(depths)]
         if not len(widths) == len(strides) == len(depths) > 0:
-            raise ValueError(f"dims and patches must have an entry per stage, got {dims!r}, {patches!r} for {depths!r}")
+            raise ValueError(f"dims and patch must have an entry per stage, got {dims!r}, {patch!r} for {depths!r}")
         positions = PositionEmbedding(widths[0], _grid(self.img_size, strides[0]))
         self.stem = PatchStem(in_chans, widths[0], strides[0], positions)
         grid = self.stem.out_grid(self.img_size)
@@ -114,12 +116,12 @@ class GFNet(VisionModel):
                 downsample = PatchDownsample(before, dim, strides[number])
                 grid = _grid(grid, strides[number])
             elif before != dim:
-                raise ValueError(f"dims may change where a stage has patches only, got {dims!r} with {patches!r}")
+                raise ValueError(f"dims may change where a stage has patches only, got {dims!r} with patch={patch!r}")
             blocks = []
             for i, rate in enumerate(rates):
                 with isolated(seed, f"stages.{number}.blocks.{i}.token_mixer"):
                     mixer = create_mixer(specs[number][i], dim, grid)
-                blocks.append(FilterBlock(mixer, int(dim * mlp_ratio), rate, layer_scale, double_skip))
+                blocks.append(FilterBlock(mixer, int(dim * ratios[number]), rate, scales[number], double_skip))
             stages.append(Stage(downsample, blocks))
             before = dim
         self.stages = nn.ModuleList(stages)
@@ -177,7 +179,7 @@ for _size, _options in _SIZES.items():
     register(
         f"gfnet_{_size}",
         GFNet,
-        {**_options, "patches": (4, 2, 2, 2) if _pyramid else (16, 1, 1, 1)},
+        {**_options, "patch": (4, 2, 2, 2) if _pyramid else (16, 1, 1, 1)},
         paper="2107.00645",
         source="raoyongming/GFNet",
         crop_pct=0.875,  # the code's evaluation: 256 to 224 (its configuration says 0.9 and is not read)

@@ -78,7 +78,7 @@ class InceptionFormer(VisionModel):
         depths, dims: blocks and channels of each stage.
         mixers: see ``vision.metaformer.stage_specs``. As published, ever more channels attend, in the third stage from
             block to block too, and the first two attend between cells of 2 x 2 tokens.
-        mlp_ratio: hidden width of the MLPs over the channels.
+        mlp_ratio: hidden width of the MLPs over the channels, one or one a stage.
         layer_scale: initial value of the vectors on the branches, one or one a stage; None for none.
         img_size: the size that the position embeddings are for.
         dynamic_img_size: whether other sizes are accepted.
@@ -91,7 +91,7 @@ class InceptionFormer(VisionModel):
         mixers: str | Sequence[str] = "inception(pool=2); inception(heads=3, pool=2); "
         "inception(heads=7)*4, inception(heads=9)*5; inception(heads=11)",
         *,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: float | Sequence[float] = 4.0,
         layer_scale: float | Sequence[float | None] | None = (None, None, 1e-6, 1e-6),
         img_size: Size = 224,
         dynamic_img_size: bool = False,
@@ -104,6 +104,7 @@ class InceptionFormer(VisionModel):
         super().__init__(num_classes, in_chans, img_size)
         if not len(depths) == len(dims) > 0:
             raise ValueError(f"dims must have an entry per stage of depths={depths!r}, got {dims!r}")
+        ratios = per_stage("mlp_ratio", mlp_ratio, len(depths))
         specs, scales = stage_specs(mixers, depths), per_stage("layer_scale", layer_scale, len(depths))
         seed = int(torch.randint(2**31, (), device="cpu"))
         grid = conv_grid(self.img_size, 3, 2, 1)
@@ -117,7 +118,7 @@ class InceptionFormer(VisionModel):
                     mixer = create_mixer(specs[i][j], dim, grid)
                     if isinstance(mixer, Inception):
                         mixer.apply(_init)
-                mlp = Mlp(dim, int(dim * mlp_ratio), act="gelu")
+                mlp = Mlp(dim, int(dim * ratios[i]), act="gelu")
                 norms = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
                 blocks.append(Block(mixer, mlp, *norms, drop_path=rate, layer_scale=scales[i]))
             if i == 0:

@@ -71,8 +71,8 @@ class PoolFormer(MetaFormer):
 _WEIGHTS = "https://github.com/sail-sg/poolformer/releases/download/v1.0"
 _PAPER: dict[str, Any] = {"paper": "2111.11418", "source": "sail-sg/poolformer"}
 _BLOCK: dict[str, Any] = {
-    "final_norm": "map_bias", "norm": "map_bias", "down_norm": None, "head": "linear", "mlp_act": "gelu",
-    "mlp_bias": True, "res_scale": None,
+    "final_norm": "map_bias", "norm": "map_bias", "down_norm": None, "head": "linear", "act": "gelu",
+    "bias": True, "res_scale": None,
 }  # fmt: skip
 
 for _size, (_depths, _dims) in SIZES_12.items():

@@ -24,7 +24,7 @@ from vision.base import Size, VisionModel, isolated
 from vision.layers import Head, Mlp, Stage
 from vision.layers.block import add
 from vision.layers.stems import Grid
-from vision.metaformer import stage_specs, with_options
+from vision.metaformer import per_stage, stage_specs, with_options
 from vision.published import State, mixer_states, rename
 from vision.registry import register
 
@@ -40,18 +40,18 @@ class MultiScaleStem(nn.Module):
 
     Args:
         in_chans, dim: channels before and after.
-        kernels: sides of the patches.
+        kernel: sides of the patches.
     """
 
-    def __init__(self, in_chans: int, dim: int, kernels: Sequence[int]) -> None:
+    def __init__(self, in_chans: int, dim: int, kernel: Sequence[int]) -> None:
         super().__init__()
-        self.stride = min(kernels)
-        if any(k % self.stride or (k - self.stride) % 2 for k in kernels):
-            raise ValueError(f"kernels must be multiples of the smallest that lie around it evenly, got {kernels!r}")
+        self.stride = min(kernel)
+        if any(k % self.stride or (k - self.stride) % 2 for k in kernel):
+            raise ValueError(f"kernel must hold multiples of the smallest that lie around it evenly, got {kernel!r}")
         self.convs = nn.ModuleList(
-            nn.Conv2d(in_chans, dim, k, self.stride, (k - self.stride) // 2, bias=i == 0) for i, k in enumerate(kernels)
+            nn.Conv2d(in_chans, dim, k, self.stride, (k - self.stride) // 2, bias=i == 0) for i, k in enumerate(kernel)
         )
-        bound = (in_chans * sum(k * k for k in kernels)) ** -0.5  # that of the one linear layer
+        bound = (in_chans * sum(k * k for k in kernel)) ** -0.5  # that of the one linear layer
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
@@ -150,8 +150,8 @@ class RaftMLP(VisionModel):
         depths, dims: blocks and channels of each stage; fewer depths are the first stages.
         mixers: see ``vision.metaformer.stage_specs``; ``"mlp(hidden=392)"`` for perceptrons over all tokens at once
             (MLP-Mixer).
-        kernels: for each stage the sides of its patches, the smallest being their stride; () for none.
-        mlp_ratio: hidden width of the MLPs over the channels.
+        kernel: for each stage the sides of its patches, the smallest being their stride; () for none.
+        mlp_ratio: hidden width of the MLPs over the channels, one or one a stage.
         shortcut: whether every level before the last scales and shifts the channels of the last map, by its own mean
             (the published class does unless told otherwise; all of the published configurations tell it so).
         img_size: the size that the weights are for.
@@ -165,8 +165,8 @@ class RaftMLP(VisionModel):
         dims: Sequence[int] = (64, 128, 256, 512),
         mixers: str | Sequence[str] = "raft",
         *,
-        kernels: Sequence[Sequence[int]] = ((4, 8), (2, 4), (2, 4), (2,)),
-        mlp_ratio: float = 4.0,
+        kernel: Sequence[Sequence[int]] = ((4, 8), (2, 4), (2, 4), (2,)),
+        mlp_ratio: float | Sequence[float] = 4.0,
         shortcut: bool = False,
         img_size: Size = 224,
         dynamic_img_size: bool = False,
@@ -177,33 +177,34 @@ class RaftMLP(VisionModel):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
-        if len(depths) > min(len(dims), len(kernels)):
-            raise ValueError(f"dims and kernels must have an entry per stage, got {depths=}")
-        if not kernels[0]:
-            raise ValueError(f"the first stage needs patches, got kernels={kernels!r}")
-        self.stem = MultiScaleStem(in_chans, dims[0], kernels[0])
+        if len(depths) > min(len(dims), len(kernel)):
+            raise ValueError(f"dims and kernel must have an entry per stage, got {depths=}")
+        if not kernel[0]:
+            raise ValueError(f"the first stage needs patches, got kernel={kernel!r}")
+        self.stem = MultiScaleStem(in_chans, dims[0], kernel[0])
         grid = self.stem.out_grid(self.img_size)
         dims, reductions = list(dims[: len(depths)]), [self.stem.stride]
 
+        ratios = per_stage("mlp_ratio", mlp_ratio, len(depths))
         specs, seed = stage_specs(mixers, depths), int(torch.randint(2**31, (), device="cpu"))
         stages: list[RaftStage] = []
         for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
             downsample: nn.Module = nn.Identity()
-            if i and kernels[i]:
-                downsample = down = MultiScaleDownsample(dims[i - 1], dim, kernels[i])
+            if i and kernel[i]:
+                downsample = down = MultiScaleDownsample(dims[i - 1], dim, kernel[i])
                 grid = down.out_grid(grid)
                 reductions.append(reductions[-1] * down.stride)
             elif i:
                 reductions.append(reductions[-1])
                 if dim != dims[i - 1]:
-                    raise ValueError(f"dims may change where a stage has patches only, got {dims!r} with {kernels!r}")
+                    raise ValueError(f"dims may change where a stage has patches only, got {dims!r} with {kernel!r}")
             blocks = []
             for j in range(depth):
                 with isolated(seed, f"stages.{i}.blocks.{j}.token_mixer"):
                     mixer = create_mixer(with_options(specs[i][j], "raft", drop_path=drop_path_rate), dim, grid)
-                blocks.append(RaftBlock(mixer, int(dim * mlp_ratio), drop_path_rate, dynamic_img_size))
+                blocks.append(RaftBlock(mixer, int(dim * ratios[i]), drop_path_rate, dynamic_img_size))
             stages.append(RaftStage(downsample, blocks))
-            if shortcut and i and kernels[i]:  # a new level begins: the one before has its end
+            if shortcut and i and kernel[i]:  # a new level begins: the one before has its end
                 stages[i - 1].shortcut = Shortcut(dims[i - 1], dims[-1])
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(dims[-1])
@@ -255,7 +256,7 @@ def resample(x: Tensor, grid: Grid) -> Tensor:
 
 
 def _published_stem(stem: MultiScaleStem, state: State) -> State:
-    """One linear layer over (channel, row, column) of all kernels; over (row, column, channel) in the plain one."""
+    """One linear layer over (channel, row, column) of all patches; over (row, column, channel) in the plain one."""
     plain = "weight" in state
     prefix = "" if plain else "fc."
     weight, ours = state[f"{prefix}weight"], {"convs.0.bias": state[f"{prefix}bias"]}
@@ -336,7 +337,7 @@ for _size, _dims in _SIZES.items():
 register(
     "mlp_mixer_b16",
     RaftMLP,
-    {"depths": (3, 3, 3, 3), "dims": (768,) * 4, "mixers": "mlp(hidden=392)", "kernels": ((16,), (), (), ())},
+    {"depths": (3, 3, 3, 3), "dims": (768,) * 4, "mixers": "mlp(hidden=392)", "kernel": ((16,), (), (), ())},
     paper="2105.01601",
     source=SOURCE,
     crop_pct=0.875,

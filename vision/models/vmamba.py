@@ -18,7 +18,7 @@ from matmix.mixers import create_mixer
 from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Block, Head, Mlp, Stage
 from vision.layers.stems import Grid, conv_grid
-from vision.metaformer import stage_specs
+from vision.metaformer import per_stage, stage_specs
 from vision.models.hydra_vit import MixerBlock
 from vision.published import State, mixer_states, rename
 from vision.registry import register
@@ -93,7 +93,7 @@ class VMamba(VisionModel):
         depths: blocks of each stage.
         dims: channels of each stage.
         mixers: see ``vision.metaformer.stage_specs``.
-        mlp_ratio: hidden width of the MLPs over the channels; 0 for none.
+        mlp_ratio: hidden width of the MLPs over the channels, one or one a stage; 0 for none.
         stem: ``"patch"`` (one convolution of 4 x 4) or ``"conv"`` (two of 3 x 3).
         down: ``"merge"`` (Swin's) or ``"conv"`` (3 x 3 with stride 2, then a norm).
         img_size: for mixers of fixed length; SS2D only notes it.
@@ -105,7 +105,7 @@ class VMamba(VisionModel):
         dims: Sequence[int] = (96, 192, 384, 768),
         mixers: str | Sequence[str] = "ss2d",
         *,
-        mlp_ratio: float = 0.0,
+        mlp_ratio: float | Sequence[float] = 0.0,
         stem: Literal["patch", "conv"] = "patch",
         down: Literal["merge", "conv"] = "merge",
         img_size: Size = 224,
@@ -120,7 +120,7 @@ class VMamba(VisionModel):
             raise ValueError(f"dims must have an entry per stage of depths={depths!r}, got {dims!r}")
         if stem not in ("patch", "conv") or down not in ("merge", "conv"):
             raise ValueError(f"stem must be 'patch' or 'conv', down 'merge' or 'conv', got {stem!r} and {down!r}")
-        specs = stage_specs(mixers, depths)
+        specs, ratios = stage_specs(mixers, depths), per_stage("mlp_ratio", mlp_ratio, len(depths))
         self.stem = PatchStem(in_chans, dims[0]) if stem == "patch" else ConvStem(in_chans, dims[0])
         grid = self.stem.out_grid(self.img_size)
         seed = int(torch.randint(2**31, (), device="cpu"))
@@ -136,8 +136,8 @@ class VMamba(VisionModel):
                 with isolated(seed, f"stages.{i}.blocks.{j}.token_mixer"):
                     mixer = create_mixer(specs[i][j], dim, grid)
                     mixer.apply(init)
-                if mlp_ratio:
-                    mlp = Mlp(dim, int(mlp_ratio * dim), "gelu")
+                if ratios[i]:
+                    mlp = Mlp(dim, int(ratios[i] * dim), "gelu")
                     blocks.append(Block(mixer, mlp, nn.LayerNorm(dim), nn.LayerNorm(dim), drop_path=rate))
                 else:
                     blocks.append(MixerBlock(mixer, rate))
