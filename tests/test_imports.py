@@ -241,19 +241,54 @@ def test_the_laws_need_torch_alone() -> None:
     assert loaded == ""
 
 
+BLOCKED = (
+    *HEAVY,
+    "einops",
+    "scipy",
+    "datasets",
+    "torchmetrics",
+    "safetensors",
+    "statsmodels",
+    "torchvision",
+    "PIL",
+    "filelock",
+)
+ONLY_THE_CORE = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {BLOCKED!r}:
+            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
 def test_import_matmix_works_with_only_the_core_installed() -> None:
-    blocked = (*HEAVY, "einops", "scipy", "datasets", "torchmetrics", "safetensors", "statsmodels", "torchvision")
     code = (
-        "import sys\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.split('.')[0] in {blocked!r}:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
         "import matmix, matmix.testing\n"
         "names = matmix.list_mixers()\n"
         "import torch\n"
         "print(len(names), *matmix.create_mixer('identity', 8)(torch.zeros(1, 3, 8)).shape)"
     )
-    count, *shape = _python(code).split()
+    count, *shape = _python(ONLY_THE_CORE + code).split()
     assert int(count) >= 1 and shape == ["1", "3", "8"]
+
+
+def test_the_command_with_only_the_core_installed(tmp_path: Path) -> None:
+    """`list` works, tasks that need more are listed with what to install, and so do the other commands say."""
+    commands = ("list", "list --tasks", f"show pooling --out {tmp_path}/a.png", "train digits --mixer ssd", "report x")
+    code = (
+        "import contextlib\nfrom matmix.experiments.cli import main\n"
+        f"for words in {commands!r}:\n"
+        "    print('>', words, flush=True)\n"
+        "    try:\n        with contextlib.redirect_stderr(sys.stdout): main(words.split())\n"
+        "    except SystemExit as end: print('status', end.code)"
+    )
+    found = {part.partition("\n")[0]: part for part in _python(ONLY_THE_CORE + code).split("> ")[1:]}
+    assert "O(L^2 D" in found["list"] and "status 0" in found["list"]
+    tasks = found["list --tasks"]
+    assert 'timm is not installed: pip install "matmix[vision]"' in tasks and "status 0" in tasks
+    assert any(line.startswith("digits  ") and "which digit" in line.lower() for line in tasks.splitlines())
+    for command, module in zip(commands[2:], ("matplotlib", "tyro", "tyro"), strict=True):
+        said = f'matmix: {command.split()[0]}: {module} is not installed: pip install "matmix[experiments]"\nstatus 2'
+        assert said in found[command]

@@ -3,6 +3,7 @@
 from vision import models
 from vision.base import VisionModel
 from vision.dense import mask_rcnn, retinanet, semantic_fpn
+from vision.examples import example
 from vision.metaformer import MetaFormer
 from vision.registry import create_model, list_models, model_info, register, timm_name
 
@@ -10,6 +11,7 @@ __all__ = [
     "MetaFormer",
     "VisionModel",
     "create_model",
+    "example",
     "list_models",
     "mask_rcnn",
     "model_info",

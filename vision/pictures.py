@@ -5,8 +5,8 @@ spectra           which spatial frequencies the token mixers pass, stage by stag
 matrices          the mixing matrices, stage by stage
 cam               where the evidence for a class lies in the image
 
-Each function takes the model in eval mode, draws into a file and returns what it measured, in words. They are enrolled
-in the entry-point group `matmix.pictures`.
+Each function takes the model in eval mode, draws into a file and returns what it measured, in words.
+`picture_commands.py` has the options of the command.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HEADS = 4  # drawn of each matrix, evenly spaced
 TOKENS = 1024  # a larger map's matrix is drawn for its first rows of tokens
 
 
-def receptive_field(model: nn.Module, image: Path, out: Path, *, size: int = 0, target: int | None = None) -> str:
+def receptive_field(model: nn.Module, image: Path, out: Path, *, size: int = 0) -> str:
     """The effective receptive field (arXiv 1701.04128) of every stage, at this image.
 
     The gradient of the channels' sum in the middle of a stage's map with respect to the pixels, absolute values summed
@@ -63,7 +63,7 @@ def receptive_field(model: nn.Module, image: Path, out: Path, *, size: int = 0, 
     return f"{out}\n" + "\n".join(said)
 
 
-def spectra(model: nn.Module, image: Path, out: Path, *, size: int = 0, target: int | None = None) -> str:
+def spectra(model: nn.Module, image: Path, out: Path, *, size: int = 0) -> str:
     """The spectrum of a token mixer of every stage: |DFT| of what the middle token gathers from each other token.
 
     For a filter (a circulant matrix) that is the modulus of its learned frequencies; for any other mixer the response
@@ -93,7 +93,7 @@ def spectra(model: nn.Module, image: Path, out: Path, *, size: int = 0, target: 
     return f"{out}\n" + "\n".join(said)
 
 
-def stage_matrices(model: nn.Module, image: Path, out: Path, *, size: int = 0, target: int | None = None) -> str:
+def stage_matrices(model: nn.Module, image: Path, out: Path, *, size: int = 0) -> str:
     """The matrix of the last block of every stage, for this image, for some heads; of large maps a corner."""
     x, _ = prepare(model, image, size)
     rows, said = [], []

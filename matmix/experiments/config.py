@@ -10,7 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from matmix.experiments.task import Recipe, Task, build, task_class
+from matmix.experiments.plugins import absolute_task
+from matmix.experiments.registry import task_class
+from matmix.experiments.task import Recipe, Task, build
+
+
+class RunError(RuntimeError):
+    """The run folder cannot be used: locked by another process, or made by another configuration."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +31,7 @@ class RunConfig:
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "task", absolute_task(self.task))
         task = build(task_class(self.task), self.options)
         recipe = build(Recipe, {**dataclasses.asdict(task.recipe()), **self.recipe})
         object.__setattr__(self, "options", _jsonable(dataclasses.asdict(task)))  # type: ignore[call-overload]
@@ -48,6 +55,12 @@ class RunConfig:
         """Twelve hex digits that identify the run."""
         return hashlib.sha256(_dump(self.to_json())).hexdigest()[:12]
 
+    @property
+    def name(self) -> str:
+        """What a person calls the run: task, model, mixer and seed; the first digits of the key tell settings apart."""
+        words = [self.task.rpartition("/")[2], self.make_task().title(), self.mixer, f"seed-{self.seed}"]
+        return f"{slug('-'.join(filter(None, words)))[:80]}-{self.key[:6]}"
+
     def __hash__(self) -> int:
         return hash(self.key)
 
@@ -65,6 +78,11 @@ class RunConfig:
                 words += _flag(f"{group}.{name}", mine[name])
         words += [word for source in imports for word in ("--import", source)]
         return shlex.join([*words, "--out", str(folder)])
+
+
+def slug(text: str) -> str:
+    """Text as part of the name of a folder."""
+    return "".join(letter if letter.isalnum() or letter in "._=-" else "-" for letter in text).strip("-")
 
 
 def _flag(name: str, value: Any) -> list[str]:

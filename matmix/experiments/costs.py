@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from matmix.experiments.task import Task
+from matmix.cost import count
+from matmix.experiments.task import Task, inputs_of
 
 
 def costs(task: Task, model: nn.Module) -> dict[str, int]:
     """Parameters, multiply-accumulates and FFT operations for one example."""
-    from matmix.cost import count
-
     device = next(model.parameters()).device
-    report = count(model, *(part.to(device) for part in task.example()))
+    args, named = inputs_of(tree_map_only(Tensor, lambda tensor: tensor.to(device), task.example()))
+    report = count(model, *args, **named)
     return {"parameters": report.parameters, "macs": report.macs, "fft_flops": report.fft_flops}

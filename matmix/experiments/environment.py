@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-_PACKAGES = (
-    "matmix", "torch", "numpy", "scipy", "einops", "accelerate", "torchmetrics", "safetensors", "scikit-learn",
-    "statsmodels", "timm", "triton", "mamba-ssm",
-)  # fmt: skip
 
 
 def environment() -> dict[str, Any]:
@@ -25,7 +21,7 @@ def environment() -> dict[str, Any]:
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "versions": {name: found for name in _packages() if (found := _version(name))},
         "revision": _revision(),
         "platform": platform.platform(),
         "cpu": _cpu(),
@@ -45,6 +41,17 @@ def is_main_process() -> bool:
     from accelerate import PartialState
 
     return PartialState(cpu=on_cpu()).is_main_process
+
+
+@cache
+def _packages() -> list[str]:
+    """matmix and all that it asks for, in any extra but those of its development."""
+    try:
+        lines = requires("matmix") or []
+    except PackageNotFoundError:  # a checkout that was never installed
+        lines = []
+    names = [re.split(r"[^\w.-]", line)[0] for line in lines if not re.search("extra.*(dev|docs)", line)]
+    return list(dict.fromkeys(["matmix", "torch", *names]))
 
 
 @cache

@@ -16,12 +16,8 @@ from typing import Any
 from torch import nn
 
 from matmix.experiments.checkpoint import write_file
-from matmix.experiments.config import RunConfig
+from matmix.experiments.config import RunConfig, RunError
 from matmix.experiments.task import Task, build
-
-
-class RunError(RuntimeError):
-    """The run folder cannot be used: locked by another process, or made by another configuration."""
 
 
 @dataclasses.dataclass(frozen=True)

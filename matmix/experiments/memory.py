@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from matmix.experiments.task import Recipe, Task, total_loss
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from matmix.experiments.task import Recipe, Task
 
 
 def step_memory(task: Task, accelerator: Accelerator, model: nn.Module, optimizer: Any, recipe: Recipe) -> int:
@@ -27,11 +27,9 @@ def step_memory(task: Task, accelerator: Accelerator, model: nn.Module, optimize
     held += sum(
         value.nbytes for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)
     )
-    batch = next(task.batches("train", recipe.batch_size // accelerator.num_processes))
-    if recipe.accumulate > 1:
-        batch = batch.map(lambda tensor: tensor.chunk(recipe.accumulate)[0])
+    batch = next(task.batches("train", recipe.batch_size // accelerator.num_processes)).parts(recipe.accumulate)[0]
     optimizer.zero_grad()
-    most = peak(lambda: accelerator.backward(task.loss(task.forward(model, batch), batch)))
+    most = peak(lambda: accelerator.backward(total_loss(task.loss(task.forward(model, batch), batch))))
     optimizer.zero_grad()
     return held + most
 

@@ -1,28 +1,35 @@
 """Models by name, from any package that has some.
 
 A package joins through the entry-point group `matmix.models`: an object (usually the package itself) with
-`create_model(name, **options)` and `list_models()`. A model is written as its name, or as a call with options::
+
+    create_model(name, **options)
+    list_models()
+    example(name, options, *, ...)    optional, for `matmix cost`: builds the model with these options and returns it
+                                      with the positional and the keyword arguments of one example; its own keyword
+                                      arguments, typed and with defaults, are options of the command
+    by_prefix = True                  optional: its models are found only where the package is named, as in `lab:name`
+
+A model is written as its name, or as a call with options::
 
     caformer_s18
     convformer_s18(depths=(2, 2, 4, 2), dims=(32, 64, 128, 256))
-    timm:resnet18        from the package of that entry; timm must be named, since others register their models there
+    timm:resnet18
 
 As in mixer specs, options are literals and nothing is evaluated.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any
 
 from torch import nn
 
-from matmix.spec import parse_spec
-
-BY_PREFIX = ("timm",)
+from matmix.experiments.extras import advice
+from matmix.spec import hint, parse_spec
 
 
 def create_model(spec: str, **options: Any) -> nn.Module:
@@ -32,11 +39,31 @@ def create_model(spec: str, **options: Any) -> nn.Module:
         ValueError: for a spec that cannot be read, an unknown package or model (with the close names). An option that
             the model does not have is the package's own error.
     """
+    source, name, own = _find(spec)
+    model: nn.Module = source.create_model(name, **{**options, **own})
+    return model
+
+
+def example(spec: str) -> Callable[..., tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]:
+    """The function that builds a model and the arguments of one example for it.
+
+    Raises:
+        ValueError: as `create_model`, and for a package that has no examples.
+    """
+    source, name, own = _find(spec)
+    if not hasattr(source, "example"):
+        raise ValueError(f"model {spec!r}: its package says no example input (see matmix.experiments.models)")
+    return partial(source.example, name, own)
+
+
+def _find(spec: str) -> tuple[Any, str, dict[str, Any]]:
+    """The package of a model, its name there, and the options of the spec."""
     package, name, own = read(spec)
     source = _package(package) if package else _owner(name)
-    if name not in source.list_models() and name.partition(".")[0] not in source.list_models():
-        raise ValueError(_unknown(spec, name, source.list_models()))
-    return source.create_model(name, **{**options, **own})
+    known = source.list_models()
+    if name not in known and name.partition(".")[0] not in known:
+        raise ValueError(f"unknown model {spec!r}{hint(name, known)}")
+    return source, name, own
 
 
 def read(spec: str) -> tuple[str, str, dict[str, Any]]:
@@ -47,7 +74,7 @@ def read(spec: str) -> tuple[str, str, dict[str, Any]]:
     package, name, call = found.groups()
     (parsed,) = parse_spec(f"model{call or ''}")
     if parsed.args:
-        raise ValueError(f"model {spec!r}: options are given by name, as in {name}(img_size=224)")
+        raise ValueError(f"model {spec!r}: options are given by name, as in {name}(option=value)")
     return package or "", name, dict(parsed.options)
 
 
@@ -58,23 +85,21 @@ def _entries() -> dict[str, Any]:
 
 def _package(name: str) -> Any:
     if name not in _entries():
-        raise ValueError(f"unknown package of models {name!r}; installed: {', '.join(_entries()) or 'none'}")
+        raise ValueError(f"unknown package of models {name!r}{hint(name, _entries())}")
+    entry = _entries()[name]
     try:
-        return _entries()[name].load()
+        return entry.load()
     except ImportError as error:
-        raise ValueError(f"the models of {name!r} cannot be imported: {error}") from error
+        package = entry.dist.name if entry.dist is not None else "matmix"
+        raise ValueError(f"the models of {name!r} cannot be imported: {advice(error, package)}") from error
 
 
 def _owner(name: str) -> Any:
     """The package that has the model, asked in alphabetical order."""
-    packages = [_package(entry) for entry in _entries() if entry not in BY_PREFIX]
+    packages = [package for package in map(_package, _entries()) if not getattr(package, "by_prefix", False)]
     for package in packages:
         if name in package.list_models():
             return package
-    raise ValueError(_unknown(name, name, [known for package in packages for known in package.list_models()]))
-
-
-def _unknown(spec: str, name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-    hint = f"; did you mean {', '.join(close)}?" if close else f"; there are {len(known)} models"
-    return f"unknown model {spec!r}{hint}"
+    raise ValueError(
+        f"unknown model {name!r}{hint(name, [known for each in packages for known in each.list_models()])}"
+    )

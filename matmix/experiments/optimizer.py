@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from matmix.experiments.extras import advice
 from matmix.ops.marks import no_weight_decay
+from matmix.spec import hint
 
 if TYPE_CHECKING:
     from matmix.experiments.task import Recipe
@@ -30,13 +31,14 @@ def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=recipe.lr, betas=recipe.betas, fused=True)
     try:
         import timm.optim
-    except ImportError:
-        raise ValueError(f"Recipe.optimizer={recipe.optimizer!r} is timm's: pip install 'matmix[vision]'") from None
+    except ImportError as error:
+        raise ValueError(f"Recipe.optimizer={recipe.optimizer!r} is timm's; {advice(error)}") from None
     factory: Any = timm.optim
     known = factory.list_optimizers()
     if recipe.optimizer not in known:
-        close = difflib.get_close_matches(recipe.optimizer, known, n=3)
-        raise ValueError(f"Recipe.optimizer={recipe.optimizer!r} is no optimizer of timm; close: {', '.join(close)}")
+        raise ValueError(
+            f"Recipe.optimizer={recipe.optimizer!r} is no optimizer of timm{hint(recipe.optimizer, known)}"
+        )
     betas = {"betas": recipe.betas} if factory.get_optimizer_info(recipe.optimizer).has_betas else {}
     made: torch.optim.Optimizer = factory.create_optimizer_v2(parameters, opt=recipe.optimizer, lr=recipe.lr, **betas)
     return made

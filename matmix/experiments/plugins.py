@@ -54,6 +54,12 @@ def import_all(sources: Iterable[str]) -> None:
             IMPORTED.append(name)
 
 
+def absolute_task(name: str, folder: Path | None = None) -> str:
+    """The name of a task likewise: `file.py:Class` with the full path."""
+    source, colon, attribute = name.rpartition(":")
+    return f"{absolute(source, folder)}:{attribute}" if colon else name
+
+
 def absolute(source: str, folder: Path | None = None) -> str:
     """The source as any process in any folder understands it: files by their full path."""
     return str((folder or Path.cwd()).joinpath(source).resolve()) if source.endswith(".py") else source

@@ -21,11 +21,10 @@ from typing import Any
 
 from matmix.experiments import trainer
 from matmix.experiments.checkpoint import write_file
-from matmix.experiments.config import RunConfig
+from matmix.experiments.config import RunConfig, RunError
 from matmix.experiments.environment import environment, is_main_process
 from matmix.experiments.folder import (
     Result,
-    RunError,
     last_logged_step,
     load_model,
     lock,

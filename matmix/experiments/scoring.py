@@ -7,21 +7,20 @@ import time
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torchmetrics import MeanMetric
 
-from matmix.experiments.task import Split, Task
+from matmix.experiments.step import gather_objects
+from matmix.experiments.task import Split, Task, check_metric, named_losses, total_loss
 
 
 class Scorer:
     """Loss and metrics of a split, over all its batches and all ranks."""
 
     def __init__(self, task: Task, accelerator: Accelerator, batch_size: int) -> None:
-        from torchmetrics import MeanMetric
-
         self.task, self.accelerator, self.batch_size = task, accelerator, batch_size
-        self.metrics = {name: metric.to(accelerator.device) for name, metric in task.metrics().items()}
+        self.metrics = {name: metric.to(accelerator.device) for name, metric in check_metric(task).items()}
         self.mean = MeanMetric().to(accelerator.device)
-        if task.metric not in self.metrics:
-            raise ValueError(f"{type(task).__name__}.metric is {task.metric!r}; metrics() has {list(self.metrics)}")
+        self.parts: dict[str, MeanMetric] = {}  # of a loss that has some, by name
         self.seconds = 0.0
 
     @torch.no_grad()
@@ -35,14 +34,29 @@ class Scorer:
             batch = batch.map(lambda tensor: tensor.to(accelerator.device, non_blocking=True))
             output = task.forward(model, batch)
             if weight:  # a mean over no targets is not a number
-                self.mean.update(task.loss(output, batch), weight=weight)
+                loss = task.loss(output, batch)
+                self.mean.update(total_loss(loss), weight=weight)
+                for name, value in named_losses(loss).items():
+                    if name not in self.parts:
+                        self.parts[name] = MeanMetric().to(accelerator.device)
+                    self.parts[name].update(value, weight=weight)
             prediction, target = task.prediction(output, batch)
             for metric in self.metrics.values():
                 metric.update(prediction, target)
-        found = {"loss": self.mean, **self.metrics}
+        found = {"loss": self.mean, **self._parts(), **self.metrics}
         values = {name: float(metric.compute()) for name, metric in found.items()}
         for metric in found.values():
             metric.reset()
         model.train(training)
         self.seconds = time.perf_counter() - began
         return values
+
+    def _parts(self) -> dict[str, MeanMetric]:
+        """The parts of the loss, the same ones on every rank: one may have met no batch that has targets."""
+        names = sorted(
+            {name for each in gather_objects(list(self.parts), self.accelerator.num_processes) for name in each}
+        )
+        for name in names:
+            if name not in self.parts:
+                self.parts[name] = MeanMetric().to(self.accelerator.device)
+        return {f"loss.{name}": self.parts[name] for name in names}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from matmix.experiments.environment import on_cpu
-from matmix.experiments.task import Batch, Task
+from matmix.experiments.task import Batch, Task, named_losses, total_loss
 from matmix.training import auxiliary_losses
 
 
@@ -29,41 +30,68 @@ def alone(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.NO and accelerator.scaler is None
 
 
+class StepLoss(NamedTuple):
+    """The loss of a step, detached, on the device, and its parts by name where the task names some."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
 def accumulate(
     accelerator: Accelerator, task: Task, model: nn.Module, batch: Batch, parts: int, with_losses: nn.ModuleList
-) -> Tensor:
-    """Add the gradient of one batch, in `parts` equal parts; returns the loss, detached, on the device.
+) -> StepLoss:
+    """Add the gradient of one batch, in `parts` equal parts, and return the loss.
 
     It is one mean over all that `task.weight` counts in all parts of all processes, plus the mean of the auxiliary
     losses of `with_losses` (see `matmix.training`). With several processes, the loss is the mean of what they return.
     """
-    split = [batch] if parts == 1 else [batch.map(lambda tensor, i=i: tensor.chunk(parts)[i]) for i in range(parts)]
+    split = batch.parts(parts)
     weights = [float(task.weight(part)) for part in split]
     whole: Any = sum(weights)
     if accelerator.num_processes > 1:  # gradients are averaged over processes: the mean weight is what counts
         whole = accelerator.reduce(torch.tensor(whole, device=accelerator.device), "mean")
         whole = whole.clamp(min=torch.finfo(whole.dtype).tiny)  # 0 where no process has a target
+    divided = parts > 1 or accelerator.num_processes > 1
     total: Tensor | None = None
+    named: dict[str, Tensor] = {}
     with auxiliary_losses(with_losses) as auxiliary:
         for index, (part, weight) in enumerate(zip(split, weights, strict=True)):
             part = part.map(lambda tensor: tensor.to(accelerator.device, non_blocking=True))
             # Gradients travel between devices once a step, with the last part.
             with accelerator.no_sync(model) if index < parts - 1 else nullcontext():
                 output = task.forward(model, part)
-                loss = task.loss(output, part) if weight else nothing(output)
-                if weight and (parts > 1 or accelerator.num_processes > 1):
-                    loss = loss * (weight / whole)
+                found = task.loss(output, part) if weight else nothing(output)
+                loss = total_loss(found)
+                share = weight / whole if weight and divided else None
+                if share is not None:
+                    loss = loss * share
+                for name, value in named_losses(found).items():
+                    value = value.detach() if share is None else value.detach() * share
+                    named[name] = named[name] + value if name in named else value
                 if len(with_losses):
                     loss = loss + auxiliary() / parts
                 loss.backward() if alone(accelerator) else accelerator.backward(loss)
             total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
-    return total
+    return StepLoss(total, named)
 
 
 def nothing(output: Any) -> Tensor:
     """0, the mean over no targets: every output gets the gradient 0, whatever it is."""
-    return sum(leaf.flatten()[:0].sum() for leaf in tree_leaves(output) if torch.is_tensor(leaf))  # type: ignore[return-value]
+    return sum(tensor.flatten()[:0].sum() for tensor in tensors(output))  # type: ignore[return-value]
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in what a model returns: nests of tuples and dicts, and objects of other libraries,
+    whose attributes are looked through."""
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            if leaf.is_floating_point() or leaf.is_complex():
+                yield leaf
+        elif isinstance(leaf, Mapping):
+            yield from tensors(dict(leaf))
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, type):
+            yield from tensors(dict(vars(leaf)))
 
 
 def gather_objects(value: Any, world: int) -> list[Any]:

@@ -24,7 +24,6 @@ The same in TOML::
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import re
@@ -34,9 +33,11 @@ from pathlib import Path
 from typing import Any
 
 from matmix.experiments.config import RunConfig
-from matmix.experiments.plugins import absolute, import_all, import_code
-from matmix.experiments.task import build
+from matmix.experiments.plugins import absolute, absolute_task, import_all, import_code
+from matmix.experiments.registry import list_tasks
+from matmix.experiments.task import build, check_metric
 from matmix.mixers import list_mixers
+from matmix.spec import hint
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,11 @@ class Study:
     def settings(self) -> list[tuple[str, StudyTask, dict[str, Any]]]:
         """Label, task and recipe changes of every table of the report."""
         return [
-            (" ".join(filter(None, (task.label or task.task, name))), task, {**task.recipe, **changes})
+            (
+                " ".join(filter(None, (task.label or task.task.rpartition("/")[2], name))),
+                task,
+                {**task.recipe, **changes},
+            )
             for task in self.tasks
             for name, changes in self.recipes.items()
         ]
@@ -147,6 +152,7 @@ class Study:
             for mixer in self.mixers:
                 config = RunConfig(task.task, mixer, self.seeds[0], task.options, recipe)
                 try:
+                    check_metric(config.make_task())
                     config.make_task().model(mixer, self.seeds[0])
                 except Exception as error:
                     errors[f"{mixer} on {label}"] = f"{type(error).__name__}: {error}"
@@ -187,10 +193,8 @@ def load_study(source: str) -> Study:
     path = Path(source)
     if path.suffix not in (".py", ".json", ".toml"):
         if source not in STUDIES:
-            close = difflib.get_close_matches(source, STUDIES, n=2)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            known = ", ".join(STUDIES)
-            raise ValueError(f"unknown study {source!r}{hint} Known: {known}; or give a .py, .json or .toml file")
+            known = [*STUDIES, *list_tasks()]
+            raise ValueError(f"unknown study {source!r}{hint(source, known)} Or give a .py, .json or .toml file.")
         return STUDIES[source]()
     if not path.is_file():
         raise ValueError(f"there is no study file {path}")
@@ -207,6 +211,8 @@ def load_study(source: str) -> Study:
             study = Study.from_json(json.loads(text) if path.suffix == ".json" else tomllib.loads(text))
         except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from None
+    tasks = tuple(dataclasses.replace(task, task=absolute_task(task.task, path.parent)) for task in study.tasks)
+    study = dataclasses.replace(study, tasks=tasks)
     # A Python study file may register mixers itself, so every process imports it.
     return with_imports(study, (path.name,) if path.suffix == ".py" else (), path.parent)
 

@@ -1,23 +1,22 @@
 """What an experiment is about: a task gives a model, batches, a loss and metrics; the trainer does the rest.
 
 A task is a frozen dataclass. Its fields are its settings, so they become command-line options, they are written to
-`config.json`, and two tasks with equal settings are equal. A package adds tasks through the entry-point group
-`matmix.tasks`; a class that is merely importable is named as `package.module:Class`.
+`config.json`, and two tasks with equal settings are equal. `registry.py` says how a task gets its name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from functools import cache
-from importlib.metadata import entry_points
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from matmix.spec import unknown_option
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -27,15 +26,50 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """Inputs `x` and targets `y` of one batch, first axis B; `mask` (B, L) bool, True = a real token."""
+    """Inputs and targets of one batch; `mask` (B, L) bool, True = a real token.
 
-    x: Tensor
-    y: Tensor
+    `x` and `y` are a tensor each, or tuples and dicts of tensors, nested as you like (pairs of texts, values with time
+    marks, what a tokenizer gives). The first axis of every tensor is B, the examples.
+    """
+
+    x: Any
+    y: Any
     mask: Tensor | None = None
 
-    def map(self, function: Any) -> Batch:
-        """Apply `function` to every tensor of the batch."""
-        return Batch(function(self.x), function(self.y), None if self.mask is None else function(self.mask))
+    def map(self, function: Callable[[Tensor], Any]) -> Batch:
+        """Apply `function` to every tensor of the batch; what is no tensor is left as it is."""
+        mapped: Batch = tree_map_only(Tensor, function, self)
+        return mapped
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in so many parts of neighbours."""
+        if count == 1:
+            return [self]
+        examples(self)
+        return [self.map(partial(_part, count=count, index=index)) for index in range(count)]
+
+
+def _part(tensor: Tensor, count: int, index: int) -> Tensor:
+    return tensor.chunk(count)[index]
+
+
+def examples(tree: Any) -> int:
+    """How many examples a batch, or any nest of tensors, holds: the size of their one first axis.
+
+    Raises:
+        ValueError: if there is no tensor, or the first axes differ.
+    """
+    shapes = [tuple(leaf.shape) for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    if not shapes or len({shape[:1] for shape in shapes}) > 1 or () in shapes:
+        raise ValueError(f"the first axis of every tensor of a batch counts its examples; their shapes are {shapes}")
+    return shapes[0][0]
+
+
+def inputs_of(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`x` of a batch as the arguments of a model: a tuple by position, a dict by name, anything else alone."""
+    if isinstance(x, Mapping):
+        return (), dict(x)
+    return (tuple(x), {}) if isinstance(x, tuple | list) else ((x,), {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +129,16 @@ class Recipe:
 
 
 class Task(ABC):
-    """Base of all tasks; subclass it as a `@dataclass(frozen=True)`.
+    """Base of all tasks; subclass it as a `@dataclass(frozen=True)` whose fields, its settings, have defaults.
 
     `metric` names the entry of `metrics()` that picks the best weights on the validation split and that tables show.
+    For data that fit in memory, `TensorTask` does most of this.
     """
 
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    aliases: ClassVar[dict[str, str]] = {}
+    """Short names of settings on the command line: with {"data": "folder"}, `--data X` is `--task.folder X`."""
 
     @abstractmethod
     def recipe(self) -> Recipe:
@@ -128,29 +165,41 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Scalar to minimise, a mean over the batch: over what `weight` counts. Not asked for where that is 0."""
+    def loss(self, output: Any, batch: Batch) -> Tensor | Mapping[str, Tensor] | tuple[Tensor, ...]:
+        """What to minimise, a mean over the batch: over what `weight` counts. Not asked for where that is 0.
+
+        One scalar, or several with names (a dict, or a NamedTuple): then their sum is minimised, so a factor before a
+        part belongs in the part, and each is logged and scored on validation by itself, as "loss.NAME" beside "loss",
+        the sum. Every call gives the same names.
+        """
 
     def weight(self, batch: Batch) -> float:
         """Over how much of this batch, still on the CPU, `loss` is a mean: the examples. A task whose loss leaves
         targets out counts those that are in; so a step is one mean, whatever the number of parts and processes."""
-        return len(batch.x)
+        return examples(batch.x)
 
     @abstractmethod
     def metrics(self) -> dict[str, Metric]:
         """New `torchmetrics` objects by name; each gets `prediction(output, batch)`."""
 
-    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Call the model on a batch."""
-        return model(batch.x) if batch.mask is None else model(batch.x, mask=batch.mask)
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """Call the model on a batch: `x` by position, a tuple as several arguments, a dict by name. What it returns is
+        for `loss` and `prediction` alone to understand: a tensor, or another library's object."""
+        args, named = inputs_of(batch.x)
+        return model(*args, **named) if batch.mask is None else model(*args, **named, mask=batch.mask)
 
-    def prediction(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def prediction(self, output: Any, batch: Batch) -> tuple[Any, Any]:
         """Predictions and targets as the metrics want them."""
         return output, batch.y
 
-    def example(self) -> tuple[Tensor, ...]:
-        """Inputs of the model for one example (B = 1): what costs are counted on."""
-        return (next(iter(self.batches("val", 1))).x[:1],)
+    def example(self) -> tuple[Any, ...] | dict[str, Any]:
+        """Inputs of the model for one example (B = 1), by position or by name: what costs are counted on."""
+        args, named = inputs_of(next(iter(self.batches("val", 1))).map(lambda tensor: tensor[:1]).x)
+        return named or args
+
+    def title(self) -> str:
+        """What names runs of these settings besides task and mixer, such as a model; "" adds nothing."""
+        return ""
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Test metrics of trivial predictors, by name: `{"chance": {"accuracy": 0.1}}`."""
@@ -165,40 +214,42 @@ class Task(ABC):
         return {}
 
 
-@cache
-def _entries() -> dict[str, Any]:
-    return {entry.name: entry for entry in sorted(entry_points(group="matmix.tasks"), key=lambda e: e.name)}
+def check_metric(task: Task) -> dict[str, Metric]:
+    """The metrics of a task.
+
+    Raises:
+        ValueError: if the one that picks the best weights is not among them.
+    """
+    metrics = task.metrics()
+    if task.metric not in metrics:
+        raise ValueError(f"{type(task).__name__}.metric is {task.metric!r}; metrics() has {list(metrics)}")
+    return metrics
 
 
-def list_tasks() -> list[str]:
-    """Names of all installed tasks."""
-    return list(_entries())
+def named_losses(loss: Any) -> dict[str, Tensor]:
+    """What `Task.loss` returned as parts by name; {} for one scalar.
+
+    Raises:
+        ValueError: for something else.
+    """
+    if isinstance(loss, Tensor):
+        return {}
+    named = dict(loss) if isinstance(loss, Mapping) else loss._asdict() if hasattr(loss, "_asdict") else {}
+    if not named or not all(isinstance(part, Tensor) and part.numel() == 1 for part in named.values()):
+        raise ValueError(f"a loss is a scalar tensor, or a dict or NamedTuple of some, got {loss!r}")
+    return named
 
 
-def task_class(name: str) -> type[Task]:
-    """The class behind a task name or a `package.module:Class` path; an unknown name lists the close ones."""
-    if name in _entries():
-        return _entries()[name].load()
-    module, colon, attribute = name.partition(":")
-    if colon:
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"task {name!r} cannot be imported: {error}") from error
-        if not (isinstance(found, type) and issubclass(found, Task)):
-            raise ValueError(f"task {name!r} is not a subclass of matmix.experiments.task.Task")
-        return found
-    close = difflib.get_close_matches(name, list_tasks(), n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"installed: {', '.join(list_tasks())}"
-    raise ValueError(f"unknown task {name!r}; {hint}")
+def total_loss(loss: Any) -> Tensor:
+    """The scalar that is minimised: the sum of the parts of a loss that has some."""
+    named = list(named_losses(loss).values())
+    return sum(named[1:], named[0]) if named else loss
 
 
 def build(cls: type[T], settings: dict[str, Any]) -> T:
     """A dataclass from JSON-like settings; an unknown key is an error that lists the known ones."""
-    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in settings:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(sorted(known))}"
-            raise ValueError(f"{cls.__name__} has no setting {key!r}{hint}")
+            raise ValueError(unknown_option(cls.__name__, key, known, "setting"))
     return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()})

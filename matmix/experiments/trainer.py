@@ -28,7 +28,8 @@ from matmix.experiments.optimizer import match_layout, new_optimizer, running_av
 from matmix.experiments.progress import Progress
 from matmix.experiments.scoring import Scorer
 from matmix.experiments.signals import interruptible
-from matmix.experiments.step import accumulate, agree, alone, gather_objects, new_accelerator
+from matmix.experiments.step import StepLoss, accumulate, agree, alone, gather_objects, new_accelerator
+from matmix.experiments.task import Batch
 from matmix.sampling import stream
 from matmix.training import after_step, having
 
@@ -78,7 +79,9 @@ class Training:
         self.scorer = Scorer(self.task, self.accelerator, self.recipe.eval_batch_size)
 
         self.step = self.saved = 0
-        self.total, self.count = torch.zeros((), device=self.accelerator.device), 0  # losses since the last line
+        # Losses since the last line of the log: they stay on the device, since reading one would wait for its step.
+        self.total, self.count = torch.zeros((), device=self.accelerator.device), 0
+        self.parts: dict[str, Tensor] = {}
         self.best: dict[str, Any] = {"score": -math.inf, "step": 0, "weights": {}, "val": {}}
         self.watch = Stopwatch()
         self._resume()
@@ -107,11 +110,14 @@ class Training:
         mine = state["ranks"][self.rank]
         set_generators(mine["generators"])
         self.total, self.count = mine["total"].to(self.accelerator.device), mine["count"]
+        self.parts = {name: part.to(self.accelerator.device) for name, part in mine.get("parts", {}).items()}
         self.best = state["best"]
         self.watch = Stopwatch(state["windows"], state["seconds"])
 
     def _save(self) -> None:
-        mine = {"generators": get_generators(), "total": self.total.cpu(), "count": self.count}
+        mine: dict[str, Any] = {"generators": get_generators(), "total": self.total.cpu(), "count": self.count}
+        if self.parts:
+            mine["parts"] = {name: part.cpu() for name, part in self.parts.items()}
         ranks = gather_objects(mine, self.world)
         if self.saved == self.step or not self.accelerator.is_main_process:
             return
@@ -141,7 +147,7 @@ class Training:
         update = self._updates()
         self.watch.start()
         while self.step < recipe.steps:
-            self.total += update(next(batches))  # stays on the device: reading it would wait for the step
+            self._add(update(next(batches)))
             self.step, self.count = self.step + 1, self.count + 1
             self.watch.tick()
             last = self.step == recipe.steps
@@ -160,13 +166,13 @@ class Training:
                 self.log.flush()
                 raise KeyboardInterrupt(self.step)
 
-    def _updates(self) -> Callable[[Any], Tensor]:
+    def _updates(self) -> Callable[[Batch], StepLoss]:
         """The function that makes one update of the weights from a batch and returns its loss."""
         recipe, stepper, clip = self.recipe, self.optimizer, self.accelerator.clip_grad_norm_
         if alone(self.accelerator):
             stepper, clip = self.optimizer.optimizer, nn.utils.clip_grad_norm_
 
-        def update(batch: Any) -> Tensor:
+        def update(batch: Batch) -> StepLoss:
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.lr_at(self.step)
             loss = accumulate(self.accelerator, self.task, self.model, batch, recipe.accumulate, self.with_losses)
@@ -181,17 +187,30 @@ class Training:
 
         return update
 
+    def _add(self, loss: StepLoss) -> None:
+        self.total += loss.total
+        for name, value in loss.parts.items():
+            self.parts[name] = self.parts[name] + value if name in self.parts else value
+
     def _log_losses(self) -> None:
-        """A line with the mean loss since the last one."""
+        """A line with the mean loss since the last one, and its parts where it has some."""
         mean = self.accelerator.reduce(self.total, "mean").item() / self.count
         self.watch.window(self.recipe.log_every)
-        self.log.write({"step": self.step, "split": "train", "loss": mean, "lr": self.recipe.lr_at(self.step - 1)})
+        line = {"step": self.step, "split": "train", "loss": mean, **self._mean_parts()}
+        self.log.write({**line, "lr": self.recipe.lr_at(self.step - 1)})
         if not math.isfinite(mean):
             raise Diverged(self.step, mean, "training")
-        self.total.zero_()
-        self.count = 0
         if self.progress is not None and self.accelerator.is_main_process:
             self.progress(self._news(mean))
+        self.total.zero_()
+        self.parts, self.count = {}, 0
+
+    def _mean_parts(self) -> dict[str, float]:
+        """Over the steps and the processes; one that met no target has no parts."""
+        found = gather_objects({name: part.item() for name, part in self.parts.items()}, self.world)
+        names = dict.fromkeys(name for each in found for name in each)
+        scale = self.count * self.world
+        return {f"loss.{name}": sum(each.get(name, 0.0) for each in found) / scale for name in names}
 
     def _news(self, loss: float) -> dict[str, Any]:
         seconds = self.watch.typical
@@ -201,7 +220,7 @@ class Training:
             "loss": loss,
             "samples_per_second": self.recipe.batch_size / seconds if seconds else None,
             "seconds_left": (self.recipe.steps - self.step) * seconds if seconds else None,
-            **{f"val {name}": value for name, value in self.best["val"].items() if name != "loss"},
+            **{f"val {name}": value for name, value in self.best["val"].items() if not name.startswith("loss")},
         }
 
     def _evaluate(self) -> None:

@@ -16,8 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from matmix.experiments.config import RunConfig
-from matmix.experiments.folder import RunError
+from matmix.experiments.config import RunConfig, RunError
 from matmix.experiments.plugins import import_all
 from matmix.experiments.run import execute
 from matmix.experiments.study import StudyRun

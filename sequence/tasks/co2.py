@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -11,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from matmix.experiments.task import Batch, Recipe, Split, Task
-from matmix.sampling import once, order
+from matmix.experiments.task import Batch, Recipe
+from matmix.experiments.tensor_task import TensorTask
 from sequence.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ YEAR = 52
 
 
 @dataclasses.dataclass(frozen=True)
-class CO2(Task):
+class CO2(TensorTask):
     """Forecast the next `horizon` weeks of atmospheric CO2 (ppm) from the last `length` weeks.
 
     59 of the 2284 weeks were not measured. As an input such a week is interpolated linearly between its neighbours and
@@ -74,17 +73,7 @@ class CO2(Task):
             seed=seed,
         )
 
-    def batches(
-        self, split: Split, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
-    ) -> Iterator[Batch]:
-        x, y = self._windows()[split]
-        if split == "train":
-            indices = order(len(x), batch_size, seed=seed, start=start, rank=rank, world=world)
-        else:
-            indices = once(len(x), batch_size, rank=rank, world=world)
-        return (Batch(x[index], y[index]) for index in indices)
-
-    def _windows(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
         return windows(self.length, self.horizon, self.train_share, self.val_share)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
@@ -110,7 +99,7 @@ class CO2(Task):
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Scores (ppm) on the test windows of forecasts that need no training."""
-        x, y = self._windows()["test"]
+        x, y = self.data("test")
         scale = weeks(self.train_share).scale
         values, known = x[..., 0].double(), ~y.isnan()
         steps = torch.arange(self.horizon)
@@ -137,8 +126,8 @@ class CO2(Task):
             "missing weeks by split": {
                 name: int(missing[a:b].sum()) for name, a, b in zip(names, starts, ends, strict=True)
             },
-            "windows": {name: len(x) for name, (x, _) in self._windows().items()},
-            "missing targets, not scored": {name: int(y.isnan().sum()) for name, (_, y) in self._windows().items()},
+            "windows": {name: len(x) for name, (x, _) in self.splits().items()},
+            "missing targets, not scored": {name: int(y.isnan().sum()) for name, (_, y) in self.splits().items()},
             "scale (ppm, of measured training weeks)": series.scale,
         }
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from matmix.experiments.task import Batch, Recipe, Split, Task
-from matmix.sampling import once, order
+from matmix.experiments.task import Batch, Recipe
+from matmix.experiments.tensor_task import TensorTask
 from sequence.encoder import Encoder, Patches
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ CLASSES = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Digits(Task):
+class Digits(TensorTask):
     """Which digit is it, from 64 pixel tokens: a sequence row by row, or an 8 x 8 grid.
 
     The split is stratified and fixed by `split_seed` (60 / 20 / 20 %), not by the seed of the run. With the position
@@ -66,15 +65,8 @@ class Digits(Task):
             seed=seed,
         )
 
-    def batches(
-        self, split: Split, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
-    ) -> Iterator[Batch]:
-        x, y = splits(self.split_seed)[split]
-        if split == "train":
-            indices = order(len(x), batch_size, seed=seed, start=start, rank=rank, world=world)
-        else:
-            indices = once(len(x), batch_size, rank=rank, world=world)
-        return (Batch(x[index], y[index]) for index in indices)
+    def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return splits(self.split_seed)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         return nn.functional.cross_entropy(output, batch.y)
@@ -85,12 +77,8 @@ class Digits(Task):
         return {"accuracy": MulticlassAccuracy(CLASSES, average="micro")}
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        _, train = splits(self.split_seed)["train"]
-        _, test = splits(self.split_seed)["test"]
+        (_, train), (_, test) = self.data("train"), self.data("test")
         return {"most frequent class": {"accuracy": (test == train.mode().values).double().mean().item()}}
-
-    def facts(self) -> dict[str, Any]:
-        return {split: len(y) for split, (_, y) in splits(self.split_seed).items()}
 
 
 @cache

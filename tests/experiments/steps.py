@@ -83,7 +83,7 @@ def divided(task: Task, mixer: str, parts: int) -> dict[str, Tensor]:
     model = accelerator.prepare(bare)
     losses = nn.ModuleList(having(bare, "auxiliary_loss"))
     batch = next(task.batches("train", BATCH, seed=1, rank=rank, world=world))
-    loss = accelerator.reduce(trainer.accumulate(accelerator, task, model, batch, parts, losses), "mean")
+    loss = accelerator.reduce(trainer.accumulate(accelerator, task, model, batch, parts, losses).total, "mean")
     gradient = torch.cat([p.grad.flatten() for p in bare.parameters() if p.grad is not None])
     after_step(bare)
     buffers = [buffer.flatten() for buffer in bare.buffers() if buffer.is_floating_point()]

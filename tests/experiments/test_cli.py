@@ -96,6 +96,8 @@ def test_wrong_input_is_one_line(command, message, tmp_path, capsys):
 def test_unknown_options_are_refused(capsys):
     status, out, error = here("train digits --mixer identity --recipe.stepz 3", capsys)
     assert status == 2 and "--recipe.steps" in out + error
+    status, out, error = here("train digits --mixer identity --model x", capsys)  # a short name of other tasks
+    assert status == 2 and "--model" in out + error
     status, out, error = here("train digits --mixer identity --task.patch 3", capsys)
     assert status == 2 and "patch must be 1, 2 or 4" in out + error
 

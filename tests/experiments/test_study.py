@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from matmix.experiments.runner import run_study
 from matmix.experiments.study import STUDIES, Study, StudyTask, load_study, with_imports
 
 HERE = Path(__file__).parent
-ODD = str(HERE / "odd_mixers.py")
+ODD, LAB = str(HERE / "odd_mixers.py"), str(HERE / "lab.py")
 TINY = StudyTask(
     "digits",
     {"patch": 4, "dim": 8, "depth": 1},
@@ -95,7 +96,7 @@ def test_a_study_is_json_toml_or_python(tmp_path):
     ("name", "text", "message"),
     [
         ("a.json", "{", "cannot be read"),
-        ("a.json", '{"name": "a", "mixer": []}', "no setting 'mixer'; did you mean 'mixers'"),
+        ("a.json", '{"name": "a", "mixer": []}', "no setting 'mixer'; did you mean mixers"),
         ("a.json", '{"name": "a", "tasks": [{"task": "digits", "option": {}}], "mixers": ["x"]}', "'option'"),
         ("a.toml", "name = a", "cannot be read"),
         ("a.py", "x = 1", "must define `study`"),
@@ -149,14 +150,15 @@ def test_failures_are_recorded_and_the_study_goes_on(tmp_path):
 
 
 def test_results_do_not_depend_on_jobs_and_a_dead_worker_costs_its_run_only(tmp_path):
-    grid = study("dies", "own", "attention", "identity")
-    two = run_study(grid, tmp_path / "two", jobs=2, quiet=True)
-    assert two.counts == {"failed": 1, "finished": 3}
+    """Of a task that a file registers, too: every process imports it."""
+    more = {"tasks": (TINY, StudyTask("lab-parity")), "imports": (ODD, LAB)}
+    two = run_study(study("dies", "own", "attention", **more), tmp_path / "two", jobs=2, quiet=True)
+    assert two.counts == {"failed": 2, "finished": 4}
     assert "SIGKILL" in result(two, "dies").error
-    one = run_study(study("own", "attention", "identity"), tmp_path / "one", jobs=1, quiet=True)
-    for mixer in ("own", "attention", "identity"):
+    one = run_study(study("own", "attention", **more), tmp_path / "one", jobs=1, quiet=True)
+    for task, mixer in itertools.product(("digits", "lab-parity"), ("own", "attention")):
         for file in ("final.safetensors", "best.safetensors", "metrics.jsonl"):
-            pair = [out.folder / "runs/digits" / mixer / "seed-0" / file for out in (one, two)]
+            pair = [out.folder / "runs" / task / mixer / "seed-0" / file for out in (one, two)]
             assert pair[0].read_bytes() == pair[1].read_bytes()
 
 

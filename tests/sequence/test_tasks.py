@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from matmix.experiments.task import list_tasks, task_class
+from matmix.experiments.registry import list_tasks, task_class
 from sequence.tasks.co2 import CO2, weeks, windows
 from sequence.tasks.digits import Digits, splits
 from sequence.tasks.recall import IGNORED, Recall, draw_mqar, mqar

@@ -80,6 +80,7 @@ class Classify(Task):
     """Image size of that file where it differs: what is tied to it is resized."""
 
     metric: ClassVar[str] = "accuracy"
+    aliases: ClassVar[dict[str, str]] = {"model": "architecture", "data": "data"}
     classes: ClassVar[int] = 0  # where the task fixes their number
     as_test: ClassVar[Split] = "test"  # the split of the source that the task tests on
 
@@ -127,6 +128,9 @@ class Classify(Task):
         if self.weights_size:
             made.resize_(self.side())  # type: ignore[operator]
         return made
+
+    def title(self) -> str:
+        return self.architecture
 
     def side(self) -> int:
         """The image size in use."""

@@ -89,6 +89,7 @@ class Segmentation(Task):
     """Image size of that file where it differs: what is tied to it is resized."""
 
     metric: ClassVar[str] = "miou"
+    aliases: ClassVar[dict[str, str]] = {"model": "architecture", "data": "data"}
 
     def __post_init__(self) -> None:
         for name in ("img_size", "width", "inner"):
@@ -145,6 +146,9 @@ class Segmentation(Task):
         resized = self.img_size if self.weights_size else None
         with fork_seed(seed, "head"):
             return semantic_fpn(made, self.number_of_classes(), img_size=resized, **self._head())
+
+    def title(self) -> str:
+        return self.architecture
 
     def _head(self) -> dict[str, Any]:
         return {"width": self.width, "inner": self.inner, "drop_rate": self.dropout}

@@ -172,6 +172,7 @@ def matrices_picture(setting: Setting, path: Path) -> tuple[bool, list[str]]:
     Of a pyramid, the last layer that still has `TOKENS` tokens: the 2 x 2 tokens at its end show nothing.
     """
     from matmix.experiments.folder import load_model
+    from matmix.experiments.task import inputs_of
     from matmix.inspect.pictures import Panel, dense, draw, kind, short
     from matmix.inspect.recording import matrices, outer_mixers
 
@@ -180,7 +181,8 @@ def matrices_picture(setting: Setting, path: Path) -> tuple[bool, list[str]]:
         run = min((run for run in setting.of(mixer) if run.score is not None), key=lambda run: run.seed)
         try:
             task, model = load_model(run.folder)
-            found = list(matrices(model, *task.example()).items())
+            args, named = inputs_of(task.example())
+            found = list(matrices(model, *args, **named).items())
             name, matrix = next((one for one in reversed(found) if one[1].shape[2] >= TOKENS), found[-1])
             entries = dense(matrix)[0]
             grid = outer_mixers(model)[name.partition("#")[0]].grid

@@ -1,0 +1,111 @@
+"""The commands about studies: study, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from matmix.experiments.cli_options import Imports, OfTask, first, named, parse, say
+from matmix.experiments.config import slug
+from matmix.experiments.plugins import import_all
+from matmix.experiments.registry import list_tasks
+from matmix.experiments.study import Study, StudyTask, load_study, with_imports
+
+
+def study(words: Sequence[str]) -> int:
+    """Run a study, as far as it is not done, and write its report: a named one, a file, or mixers on one task.
+
+    matmix study quickstart; matmix study mine.toml;
+    matmix study digits --mixers attention pooling identity --seeds 5 --task.dim 64
+    """
+    import_all(named(words, "--import"))  # they may register the task
+    what = first(words)
+    if what in list_tasks() or ":" in (what or ""):
+        name, given, changed = parse(words, _TaskStudy, "study", study.__doc__)
+        if not given.mixers:
+            raise ValueError("name the mixers: --mixers attention pooling ...")
+        found = Study(
+            name=slug(name.rpartition(":")[2]),
+            tasks=(StudyTask(name, asdict(given.task), changed),),
+            mixers=given.mixers,
+            seeds=tuple(range(3 if given.seeds is None else given.seeds)),
+            reference=given.reference or ("attention" if "attention" in given.mixers else given.mixers[0]),
+        )
+        found = with_imports(found, given.imports)
+        say(given.task)
+    else:
+        given = tyro.cli(_NamedStudy, prog="matmix study", description=study.__doc__, args=list(words))
+        found = with_imports(load_study(given.source), given.imports)
+        changes: dict[str, Any] = {"mixers": given.mixers, "reference": given.reference}
+        changes["seeds"] = None if given.seeds is None else tuple(range(given.seeds))
+        keep = {key: value for key, value in changes.items() if value not in (None, "", ()) or key == "seeds"}
+        found = dataclasses.replace(found, **{key: value for key, value in keep.items() if value is not None})
+    return _run_study(found, given)
+
+
+def _run_study(found: Any, given: _Study) -> int:
+    from matmix.experiments.report import write_report
+    from matmix.experiments.runner import run_study
+
+    folder = given.out or Path("runs") / found.name
+    try:
+        outcome = run_study(found, folder, jobs=given.jobs, threads=given.threads, ray=given.ray, gpus=given.gpus)
+    except KeyboardInterrupt:
+        return 130
+    print(f"report: {write_report(folder)}")
+    return 0 if set(outcome.counts) <= {"finished", "diverged"} else 1
+
+
+def report(words: Sequence[str]) -> int:
+    """Write the report of a study from its run folders."""
+    given = tyro.cli(_Report, prog="matmix report", description=report.__doc__, args=list(words))
+    from matmix.experiments.report import write_report
+
+    print(f"report: {write_report(given.folder)}")
+    return 0
+
+
+@dataclass(frozen=True)
+class _Report:
+    folder: tyro.conf.Positional[Path]
+    """Of the study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Study:
+    """Options of every study."""
+
+    out: Path | None = None
+    """Folder of the study. Default: runs/NAME."""
+    mixers: tuple[str, ...] = ()
+    """Specs of the mixers; where the study names some, these are taken instead."""
+    seeds: int | None = None
+    """Take this many seeds, 0 and up (3 where the study names none)."""
+    reference: str = ""
+    """The mixer that differences are taken to. Default: attention, or the first one."""
+    jobs: int | None = None
+    """Runs at once. Default: one for each core."""
+    threads: int = 1
+    """Threads of each run."""
+    ray: bool = False
+    """Spread the runs over a Ray cluster."""
+    gpus: float = 0.0
+    """GPUs that each run asks of the cluster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NamedStudy(_Study):
+    source: tyro.conf.Positional[str]
+    """Name of a study, such as quickstart; a .py, .toml or .json file; or the name of a task, see above."""
+    imports: Imports = ()
+    """Python files or modules to import first; they register mixers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TaskStudy(_Study, OfTask):
+    pass
