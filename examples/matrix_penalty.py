@@ -43,7 +43,7 @@ def distance(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return output, torch.stack(found).mean()
 
 
-def train(weight: float, steps: int = 300) -> tuple[float, float]:
+def train(weight: float, steps: int = 200) -> tuple[float, float]:
     """Accuracy and mean distance after training with the penalty at this weight."""
     torch.manual_seed(0)
     model = Model()
