@@ -60,27 +60,12 @@ class LinearAttention(Mixer):
         """Features of queries and keys, and values, ``(B, H, L, E)``; masked keys have no features."""
         parts = linear(self.qkv, x).unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
         query, key, values = (part.transpose(1, 2) for part in parts)
-        query, key = _positive(query), _positive(key)
+        query, key = positive(query), positive(key)
         return query, key if mask is None else key.masked_fill(~mask[:, None, :, None], 0), values
-
-    def _matrix(self, query: Tensor, key: Tensor, segments: Tensor | None) -> Product:
-        exact, decay = working_dtype(query), forgetting(key.new_zeros(1, *key.shape[1:3]), segments)
-        with full_precision(query.device):
-            if segments is not None:  # sums that start anew: differences of long ones would cost digits
-                ones = query.new_ones(*query.shape[:3], 1, dtype=exact)
-                total = Semiseparable(query.to(exact), key.to(exact), decay).matmul(ones).squeeze(-1)
-            elif self.causal:
-                total = (query.to(exact) * key.to(exact).cumsum(2)).sum(-1)
-            else:
-                total = (query.to(exact) @ key.to(exact).sum(2).unsqueeze(-1)).squeeze(-1)
-            share = total.clamp(min=TINY).reciprocal().to(query.dtype)
-        if not self.causal:
-            return Product((Diagonal(share), LowRank(query, key)))
-        return Product((Diagonal(share), Semiseparable(query, key, decay)))
 
     def project(self, x: Tensor, context: Context) -> Projected:
         query, key, values = self._features(x, context.mask)
-        return Projected(self._matrix(query, key, context.segments), values)
+        return Projected(normalised(query, key, causal=self.causal, segments=context.segments), values)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return linear(self.proj, merge_heads(mixed))
@@ -117,13 +102,38 @@ class LinearAttention(Mixer):
         return self.merge(mixed, None).squeeze(1), (past, seen)
 
 
-def _positive(x: Tensor) -> Tensor:
+def normalised(query: Tensor, key: Tensor, *, causal: bool = False, segments: Tensor | None = None) -> Product:
+    """``M[i, j] = q_i . k_j / sum_j q_i . k_j`` of features that are not negative, ``(B, H, L, E)`` each.
+
+    Args:
+        query, key: features; those of tokens that nobody may see are zero.
+        causal: row i sees columns j <= i.
+        segments: as a mixer takes them; with them it is causal.
+    """
+    exact = working_dtype(query)
+    with full_precision(query.device):
+        if segments is not None:  # sums that start anew: differences of long ones would cost digits
+            ones = query.new_ones(*query.shape[:3], 1, dtype=exact)
+            decay = forgetting(key.new_zeros(1, *key.shape[1:3]), segments)
+            total = Semiseparable(query.to(exact), key.to(exact), decay).matmul(ones).squeeze(-1)
+        elif causal:
+            total = (query.to(exact) * key.to(exact).cumsum(2)).sum(-1)
+        else:
+            total = (query.to(exact) @ key.to(exact).sum(2).unsqueeze(-1)).squeeze(-1)
+        share = total.clamp(min=TINY).reciprocal().to(query.dtype)
+    if not causal:
+        return Product((Diagonal(share), LowRank(query, key)))
+    decay = forgetting(key.new_zeros(1, *key.shape[1:3]), segments)
+    return Product((Diagonal(share), Semiseparable(query, key, decay)))
+
+
+def positive(x: Tensor) -> Tensor:
     """``elu(x) + 1``, as exp(x) below zero and x + 1 above: precise where it is small, and the faster to compute."""
     return _Positive.apply(x) if untransformed() else x.clamp(max=0).exp() + x.relu()
 
 
 class _Positive(torch.autograd.Function):
-    """``_positive``, whose slope is its own value up to 1: nothing is kept but the features, and heads lie in a row."""
+    """``positive``, whose slope is its own value up to 1: nothing is kept but the features, and heads lie in a row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,0 +1,146 @@
+"""timm's attention over tokens: ViT, DeiT, with registers, of a MetaFormer, BEiT and EVA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from matmix.adapters.base import Adapter, Attended, Call, parameters_of, parts_of
+from matmix.adapters.registry import register_adapter
+from matmix.adapters.site import Place, Site
+from matmix.adapters.softmax import heads_of, softmax_of
+from matmix.mixers.base import merge_heads
+
+PARTS = frozenset({"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"})
+BIASES = frozenset({"q_bias", "k_bias", "v_bias"})
+
+
+class Tokens(Adapter):
+    """``attn(x (B, N, D), ...) -> (B, N, D)``, prefix tokens first."""
+
+    parts: frozenset[str] = frozenset()  # what such a module may have of its own
+    needed: frozenset[str] = frozenset({"proj"})
+
+    def site(self, place: Place) -> Site | None:
+        module: Any = place.module
+        parameters = parameters_of(module)
+        own = parts_of(module)
+        if not (self.needed <= own <= self.parts and parameters[:1] == ("x",)):
+            return None
+        if not set(parameters) <= self.understood:
+            return None
+        entry = module.qkv if "qkv" in own else module.q_proj
+        heads, dim = getattr(module, "num_heads", None), getattr(entry, "in_features", None)
+        inner = getattr(module.proj, "in_features", None)
+        if not isinstance(heads, int) or dim is None or inner is None or inner % heads:
+            return None
+        refused = {}
+        out = getattr(module.proj, "out_features", dim)
+        if out != dim:
+            refused["module"] = f"its outputs are {out} wide, its inputs {dim}: a mixer keeps the width"
+        prefix, grid = self.sequence(place)
+        return Site(
+            place.name,
+            "self_attention",
+            self.name,
+            dim,
+            type(module).__name__,
+            heads=heads,
+            head_dim=inner // heads,
+            causal=None if {"attn_mask", "is_causal"} & set(parameters) else False,
+            length=None if grid is None else math.prod(grid) + prefix,
+            grid=grid,
+            prefix=prefix,
+            parameters=parameters,
+            refused=refused,  # type: ignore[arg-type]
+            options=self.options(place),
+        )
+
+    def options(self, place: Place) -> dict[str, Any]:
+        """What else a call is to be read by."""
+        return {}
+
+    def sequence(self, place: Place) -> tuple[int, tuple[int, ...] | None]:
+        """Prefix tokens and the grid behind them, as the model around states them."""
+        prefix = place.nearest("num_prefix_tokens", 0)
+        embed = place.nearest("patch_embed")
+        grid = getattr(embed, "grid_size", None)
+        # A model that drops patches or takes images of any size has no one length.
+        if getattr(embed, "strict_img_size", True) is False or bool(
+            getattr(place.nearest("patch_drop"), "prob", False)
+        ):
+            grid = None
+        return prefix if isinstance(prefix, int) else 0, tuple(grid) if grid is not None else None
+
+    def read(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        given = self.arguments(site, args, kwargs)
+        if "attn_mask" not in given:
+            return Call(given["x"], causal=bool(given.get("is_causal", False)))
+        mask = given["attn_mask"]
+        padding = keys_of(mask, given["x"].shape[0])
+        if padding is None:
+            raise ValueError(
+                f"{site.name}: attn_mask {tuple(mask.shape)} hides pairs of tokens; a mixer takes a mask of tokens, "
+                f"bool (B, 1, 1, N), True = a real one"
+            )
+        return Call(given["x"], mask=padding, causal=bool(given.get("is_causal", False)))
+
+
+def keys_of(mask: Tensor, batch: int) -> Tensor | None:
+    """A bool mask ``(B or 1, 1, 1, N)`` as one of tokens ``(B, N)``; None for one that hides pairs."""
+    if mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[1:3] != (1, 1):
+        return None
+    return mask[:, 0, 0].expand(batch, -1)
+
+
+def _projected(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values ``(B, H, N, E)``, from one layer or three, normed where the module does."""
+    heads = module.num_heads
+    if getattr(module, "qkv", None) is None:
+        query, key, values = (heads_of(getattr(module, f"{letter}_proj")(x), heads) for letter in "qkv")
+    else:
+        joint = module.qkv(x)
+        if getattr(module, "q_bias", None) is not None:
+            joint = joint + torch.cat((module.q_bias, module.k_bias, module.v_bias))
+        query, key, values = joint.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    norms = (getattr(module, name, None) for name in ("q_norm", "k_norm"))
+    query, key = (t if norm is None else norm(t) for norm, t in zip(norms, (query, key), strict=True))
+    return query, key, values
+
+
+def _finish(module: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """From the product to the module's output: norm, gate, output projection, dropout, where it has them."""
+    gate = getattr(module, "gate", None)
+    share = None if gate is None else gate(x).sigmoid()
+
+    def finish(mixed: Tensor) -> Tensor:
+        out = merge_heads(mixed)
+        if getattr(module, "norm", None) is not None:
+            out = module.norm(out)
+        if share is not None:
+            out = out * share
+        return module.proj_drop(module.proj(out))
+
+    return finish
+
+
+@register_adapter
+class TimmAttention(Tokens):
+    """``attn(x)`` of timm 1.0.15, ``attn(x, attn_mask=None, is_causal=False)`` from 1.0.27 on; of a MetaFormer too."""
+
+    name = "timm_attention"
+    understood = frozenset({"x", "attn_mask", "is_causal"})
+    parts = PARTS
+    needed = frozenset({"qkv", "proj", "attn_drop", "proj_drop"})
+
+    def attended(self, site: Site, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attended:
+        given = self.arguments(site, args, kwargs)
+        x, causal = given["x"], bool(given.get("is_causal", False))
+        query, key, values = _projected(module, x)
+        mask = None if causal else given.get("attn_mask")  # timm: with both the causal one wins
+        matrix = softmax_of(query, key, factor=module.scale, attn_mask=mask, causal=causal)
+        return Attended(matrix, values, _finish(module, x), module.attn_drop.p)

@@ -1,0 +1,30 @@
+"""Surgery: any mixer into any model, and what the old one was.
+
+::
+
+    from matmix import surgery
+
+    print(surgery.find(model))
+    report = surgery.replace(model, "hydra(expand=1)", where="attn")
+    print(report)
+    report.restore()
+"""
+
+from matmix.adapters import Adapter, Attended, Call, Site, register_adapter
+from matmix.surgery.find import Sites, find
+from matmix.surgery.replace import replace
+from matmix.surgery.report import Report
+from matmix.surgery.select import select
+
+__all__ = [
+    "Adapter",
+    "Attended",
+    "Call",
+    "Report",
+    "Site",
+    "Sites",
+    "find",
+    "register_adapter",
+    "replace",
+    "select",
+]

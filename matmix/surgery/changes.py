@@ -1,0 +1,101 @@
+"""Changes of a model that can be taken back, in any order.
+
+A place is a slot of a module's children. What was put into a place is taken back by putting in what was there before.
+Where something else was put on top meanwhile, that stays: what lies under it becomes what lay under the change that was
+taken back. So the model is what it was once every change is taken back, whatever the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from matmix.adapters import Setting
+from matmix.adapters.rematrixed import SLOT, put_matrix
+
+# A module -> the changes that put another on top of it; a setting's owner -> attribute -> [value before, how many].
+_ABOVE: WeakKeyDictionary[nn.Module, list[Change]] = WeakKeyDictionary()
+_HELD: WeakKeyDictionary[nn.Module, dict[str, list[Any]]] = WeakKeyDictionary()
+_ABSENT = object()
+
+
+@dataclass
+class Change:
+    """``new`` in the place of ``old`` (None: nothing), under one or several owners."""
+
+    owners: Sequence[tuple[nn.Module, str]]
+    old: nn.Module | None
+    new: nn.Module
+    settings: Sequence[Setting] = field(default=())
+    done: bool = False
+
+    def apply(self) -> None:
+        """Put the new module into every place."""
+        self.done = True
+        for owner, slot in self.owners:
+            _put(owner, slot, self.new)
+        if self.old is not None:
+            _ABOVE.setdefault(self.old, []).append(self)
+        for setting in self.settings:
+            _hold(setting)
+
+    def revert(self) -> None:
+        """Put the old one back, or under whatever was put on top of the new one meanwhile.
+
+        Raises:
+            ValueError: if a place holds what no change has put there; nothing is changed then.
+        """
+        if not self.done:
+            return
+        above = [change for change in _ABOVE.get(self.new, ()) if change.done]
+        here = [(owner, slot) for owner, slot in self.owners if owner._modules.get(slot) is self.new]
+        if not above and len(here) < len(self.owners):
+            slot = next(slot for owner, slot in self.owners if owner._modules.get(slot) is not self.new)
+            raise ValueError(f"cannot restore {slot!r}: it holds a module that was not put there by matmix.surgery")
+        for owner, slot in here:
+            _put(owner, slot, self.old)
+        for change in above:
+            change.old = self.old
+            if self.old is not None:
+                _ABOVE.setdefault(self.old, []).append(change)
+        _ABOVE.pop(self.new, None)
+        if self.old is not None and self in _ABOVE.get(self.old, ()):
+            _ABOVE[self.old].remove(self)
+        for setting in self.settings:
+            _release(setting)
+        self.done = False
+
+
+def _put(owner: nn.Module, slot: str, module: nn.Module | None) -> None:
+    if slot == SLOT:
+        put_matrix(owner, module)
+    else:
+        owner._modules[slot] = module
+
+
+def _hold(setting: Setting) -> None:
+    """Set an attribute of an instance; the first to do so notes what was there."""
+    owner, name = setting.owner, setting.attribute
+    held = _HELD.setdefault(owner, {})
+    if name not in held:
+        held[name] = [owner.__dict__.get(name, _ABSENT), 0]
+    held[name][1] += 1
+    owner.__dict__[name] = setting.value
+
+
+def _release(setting: Setting) -> None:
+    """Undo ``_hold``; the last to do so puts back what was there."""
+    owner, name = setting.owner, setting.attribute
+    held = _HELD[owner]
+    held[name][1] -= 1
+    if held[name][1]:
+        return
+    before = held.pop(name)[0]
+    if before is _ABSENT:
+        owner.__dict__.pop(name, None)
+    else:
+        owner.__dict__[name] = before
