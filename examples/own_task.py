@@ -78,8 +78,8 @@ class Reverse(TensorTask):
 
 
 if __name__ == "__main__":
-    from matmix.experiments.run import execute
     from matmix.experiments.config import RunConfig
+    from matmix.experiments.run import execute
 
     with TemporaryDirectory() as folder:
         for mixer in ("dense", "sep_conv"):

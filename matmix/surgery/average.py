@@ -37,9 +37,8 @@ def mean_matrices(model: nn.Module, found: Iterable[Found], batches: Iterable[An
                 before, now = tuple(sums[name].shape), tuple(entries.shape[1:])
                 raise ValueError(f"{name}: its matrix varies in size, {before} and {now}: it has no mean")
             share = call.tokens.shape[0] // entries.shape[0]  # a matrix without data stands for all samples
-            sums[name] = (
-                sums.get(name, torch.zeros((), dtype=torch.float64)).cpu() + share * entries.sum(0).double().cpu()
-            )
+            total = share * entries.sum(0).double().cpu()
+            sums[name] = sums[name] + total if name in sums else total
             counts[name] = counts.get(name, 0) + share * entries.shape[0]
 
         handles.append(one.module.register_forward_pre_hook(add, with_kwargs=True))
