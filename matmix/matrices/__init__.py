@@ -19,6 +19,8 @@ from matmix.matrices.diagonal_semiseparable import DiagonalSemiseparable
 from matmix.matrices.fourier import Fourier
 from matmix.matrices.gate import Gate
 from matmix.matrices.gated_semiseparable import GatedSemiseparable
+from matmix.matrices.general_quasiseparable import GeneralQuasiseparable
+from matmix.matrices.general_semiseparable import GeneralSemiseparable
 from matmix.matrices.identity import Identity
 from matmix.matrices.interpolation import Interpolation
 from matmix.matrices.laplace import Laplace, SquaredReLU
@@ -55,6 +57,8 @@ __all__ = [
     "Fourier",
     "Gate",
     "GatedSemiseparable",
+    "GeneralQuasiseparable",
+    "GeneralSemiseparable",
     "HeadCat",
     "Identity",
     "Interpolation",
