@@ -13,12 +13,14 @@ from matmix.mixers import (
 )
 from matmix.ops.marks import no_weight_decay
 from matmix.ops.seed import fork_seed
+from matmix.projection import Projection, list_projections, project, projection_info, register_projection
 from matmix.published import load_published
 from matmix.training import after_step, auxiliary_losses
 
 __all__ = [
     "Matrix",
     "Mixer",
+    "Projection",
     "Traits",
     "after_step",
     "auxiliary_losses",
@@ -26,10 +28,14 @@ __all__ = [
     "create_mixers",
     "fork_seed",
     "list_mixers",
+    "list_projections",
     "load_published",
     "matrices",
     "mixer_info",
     "mixers",
     "no_weight_decay",
+    "project",
+    "projection_info",
     "register",
+    "register_projection",
 ]

@@ -55,7 +55,7 @@ class GeneralSemiseparable(Matrix):
         return (self.outputs * self.inputs).sum(-1)
 
     def to_dense(self) -> Tensor:
-        batch, heads, length, _ = self.shape
+        batch, _, length, _ = self.shape
         dtype = working_dtype(self.outputs, self.inputs, self.transitions)
         with full_precision(self.device):
             outputs, inputs, transitions = (
