@@ -16,7 +16,8 @@ features are ``(B, C, h, w)``, views in channels-last memory.
 Everything else is here: ``forward``, ``forward_features``, ``forward_head``, ``forward_intermediates`` (and with it
 ``features_only=True``), ``prune_intermediate_layers``, ``reset_classifier``, ``get_classifier``,
 ``set_grad_checkpointing``, ``group_matcher``, ``no_weight_decay``, ``feature_info``, ``resize_``. Where a family does
-something between the parts (an embedding of positions, a token of its own), it does so inside a part.
+something between the parts (an embedding of positions, a token of its own), it does so inside a part; what a stage
+hands to the end besides its map goes by ``aside`` and ``last``.
 
 Another image size, in every family: ``img_size=`` (an int or ``(H, W)``) builds for it, ``model.resize_(img_size)``
 carries the weights over to it, in place and once. A model without parts that are tied to the size runs on any image;
@@ -30,7 +31,8 @@ embedding that stands in the stem is reached too, with the stem's ``out_grid``.
 
 Arguments that every family takes: ``depths``, ``dims`` and ``mixers``, by position too, and by name ``num_classes``,
 ``in_chans``, ``img_size``, ``global_pool``, ``drop_rate``, ``drop_path_rate``. ``drop_paths`` gives the rate of each
-block, ``isolated`` keeps a mixer's random numbers from moving those of its surroundings.
+block, ``isolated`` keeps a mixer's random numbers from moving those of its surroundings. The draws of a published model
+are for its own mixers; any other starts as it does by itself.
 
 Weights of others: ``published`` on the class, source -> function (module, their state dict) -> our state dict; see
 ``matmix.load_published`` and ``vision.published``.

@@ -13,6 +13,7 @@ import vision
 from matmix import spec
 from matmix.experiments.weights import load_weights
 from matmix.mixers.pooling import Pooling
+from matmix.mixers.ssd import SSD
 from tests.vision.families import FAMILIES, SIZE, small
 from vision.base import VisionModel, options_of
 from vision.words import OF_MIXERS, RENAMED
@@ -56,6 +57,27 @@ def test_any_mixer_in_every_family(name: str) -> None:
         model(torch.randn(2, 3, SIZE, SIZE)).square().sum().backward()
         without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert not without, without
+
+
+@pytest.mark.parametrize("name", FORMS.values())
+def test_a_mixer_of_another_kind_starts_as_it_does_by_itself(name: str) -> None:
+    """The draws of a published model are for its own mixers."""
+    torch.manual_seed(0)
+    model = small(name, mixers="ssd(d_state=4, head_dim=4)")
+    mixer = next(module for module in model.modules() if isinstance(module, SSD))
+    alone = SSD(mixer.dim, d_state=4, head_dim=4)
+    for layer in ("in_proj", "out_proj"):
+        own, fresh = (getattr(each, layer).weight.std().item() for each in (mixer, alone))
+        assert 0.5 < own / fresh < 2, layer
+
+
+@pytest.mark.parametrize("name", [name for cls, name in FORMS.items() if "mlp_ratio" in options_of(cls)])
+def test_widths_of_mlps_by_stage(name: str) -> None:
+    count = len(small(name).stages)
+    with pytest.raises(ValueError, match=f"mlp_ratio must be one value or {count}, one a stage"):
+        small(name, mlp_ratio=[2.0] * (count + 1))
+    for stage, ratio in zip(small(name, mlp_ratio=list(range(1, count + 1))).stages, range(1, count + 1), strict=True):
+        assert {block.mlp.fc1.out_features / block.mlp.fc1.in_features for block in stage.blocks} == {ratio}
 
 
 @pytest.mark.parametrize("name", sorted({*FORMS.values(), "dfformer_s18", "metaformer_ppaa_s12_224", "randformer_s12"}))

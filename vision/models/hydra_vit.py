@@ -21,6 +21,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer, create_mixer
+from matmix.mixers.hydra import Hydra
 from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Head, Stage
 from vision.layers.block import add
@@ -85,7 +86,8 @@ class HydraViT(VisionModel):
             for j, rate in enumerate(rates):
                 with isolated(seed, f"stages.{i}.blocks.{j}.token_mixer"):
                     mixer = create_mixer(specs[i][j], dim, grid)
-                    mixer.apply(_init)
+                    if isinstance(mixer, Hydra):
+                        mixer.apply(_init)
                 blocks.append(MixerBlock(mixer, rate))
             stages.append(Stage(nn.Identity(), blocks))
         self.stages = nn.ModuleList(stages)

@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from matmix.mixers import Mixer, create_mixer
+from matmix.mixers.selective_channel import SelectiveChannel
+from matmix.mixers.selective_token import SelectiveToken
 from matmix.ops.averages import Block, WeightedAverages
 from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Head, Stage
@@ -136,7 +138,8 @@ class ViM2(VisionModel):
             def mixer(spec: str, name: str, dim: int = dim, grid: tuple[int, int] = grid) -> Mixer:
                 with isolated(seed, name):
                     made = create_mixer(spec, dim, grid)
-                    made.apply(init)
+                    if isinstance(made, SelectiveToken | SelectiveChannel):
+                        made.apply(init)
                 return made
 
             blocks = []

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.mixers import create_mixer
+from matmix.mixers.ss2d import SS2D
 from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Block, Head, Mlp, Stage
 from vision.layers.stems import Grid, conv_grid
@@ -135,7 +136,8 @@ class VMamba(VisionModel):
             for j, rate in enumerate(rates):
                 with isolated(seed, f"stages.{i}.blocks.{j}.token_mixer"):
                     mixer = create_mixer(specs[i][j], dim, grid)
-                    mixer.apply(init)
+                    if isinstance(mixer, SS2D):
+                        mixer.apply(init)
                 if ratios[i]:
                     mlp = Mlp(dim, int(ratios[i] * dim), "gelu")
                     blocks.append(Block(mixer, mlp, nn.LayerNorm(dim), nn.LayerNorm(dim), drop_path=rate))
