@@ -156,7 +156,7 @@ def project(matrix: Matrix | Tensor, spec: str, *, grid: Grid | int | None = Non
 
         project(M, "toeplitz").error                  # (B or 1, H): how far each matrix is from a convolution
         project(M, "low_rank(8)").matrix              # LowRank, with the fast product
-        project(M, "kron", grid=(14, 14))             # classes over images need the grid
+        project(M, "kron", grid=(14, 14))             # on images, the grid of the tokens
         project(M, "quasiseparable(4)").exact         # False: see there what is promised
 
     Members of a class come back unchanged, to rounding. ``list_projections()`` are the classes,
@@ -199,7 +199,7 @@ def _entries(matrix: Matrix | Tensor) -> Tensor:
         )
     if not bool(entries.isfinite().all()):
         raise ValueError(f"matrix must be finite, got {int((~entries.isfinite()).sum())} entries that are not")
-    return entries.detach().to(working_dtype(entries))
+    return entries.detach().to(working_dtype(entries), copy=True)  # a member may hold views of them
 
 
 def _grid(grid: Grid | int | None, entries: Tensor) -> Grid:

@@ -94,6 +94,13 @@ def banded(entries: Tensor, grid: Grid, width: int) -> tuple[Matrix, int]:
     return Banded(bands, offsets), int(inside.sum())
 
 
+def places(grid: Grid, device: torch.device) -> Tensor:
+    """Where each token of the grid stands, (L, axes)."""
+    # torch.unravel_index says the same, and its first call imports for most of a second.
+    axes = torch.meshgrid(*(torch.arange(size, device=device) for size in grid), indexing="ij")
+    return torch.stack(axes, -1).flatten(0, -2)
+
+
 def window(entries: Tensor, grid: Grid, width: int) -> tuple[Tensor, tuple[int, ...], Tensor]:
     """What lies in a window about each token.
 
@@ -104,8 +111,7 @@ def window(entries: Tensor, grid: Grid, width: int) -> tuple[Tensor, tuple[int, 
     length = math.prod(grid)
     reach = [min(width // 2, size - 1) for size in grid]
     steps = list(itertools.product(*(range(-r, r + 1) for r in reach)))
-    here = torch.stack(torch.unravel_index(torch.arange(length, device=entries.device), grid), 1).unsqueeze(1)
-    there = here + torch.tensor(steps, device=entries.device)  # (L, K, axes)
+    there = places(grid, entries.device).unsqueeze(1) + torch.tensor(steps, device=entries.device)  # (L, K, axes)
     inside = ((there >= 0) & (there < torch.tensor(grid, device=entries.device))).all(2)
     strides = [math.prod(grid[axis + 1 :]) for axis in range(len(grid))]
     offsets = tuple(sum(s * t for s, t in zip(step, strides, strict=True)) for step in steps)

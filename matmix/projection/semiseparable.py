@@ -136,11 +136,11 @@ def _sweeps(sweeps: object) -> int:
 def semiseparable(entries: Tensor, grid: Grid, order: int, sweeps: int = SWEEPS) -> tuple[Matrix, int]:
     """Causal matrices of linear recurrences with ``order`` states: blocks on or below the diagonal of that rank.
 
-    Promised: members come back to rounding; the error is at most ``sqrt(L)`` times the least one, of all that the
-    start promises, since each Hankel block's discarded singular values bound every member's error from below and add
-    up in squares; no sweep makes it larger, and it ends where no token's generators alone can make it smaller. Not
-    promised: the global minimum. From random starts, long descents on random matrices came within 1 % of each other
-    and of this one.
+    Promised: members come back, to rounding; the start's error is at most ``sqrt(L)`` times the least one there is,
+    since the singular values that it cuts from any one Hankel block bound every member's error from below, and its own
+    is their sum in squares; no sweep makes it larger. The descent ends when a sweep takes less than 0.1 % off the
+    squared error. Not promised: the global minimum. On random matrices of 48 tokens the result was 0.5 to 0.6 % above
+    the best of 20 long descents by L-BFGS over all generators (orders 1, 2 and 4, in both directions).
 
     Args:
         entries: ``(B or 1, H, L, L)``.

@@ -15,14 +15,13 @@ from matmix.matrices.convolution import Convolution
 from matmix.matrices.selection import Selection
 from matmix.matrices.toeplitz import CausalToeplitz, Toeplitz
 from matmix.projection.base import Grid, register_projection, square, whole, windows
-from matmix.projection.patterns import window
+from matmix.projection.patterns import places, window
 
 
 def lag_means(entries: Tensor, grid: Grid, spans: Grid) -> Tensor:
     """Means of the entries of equal lag ``(i - j) mod spans``, axis by axis: ``(B or 1, H, *spans)``."""
     lags = torch.zeros((), dtype=torch.long, device=entries.device)
-    places = torch.unravel_index(torch.arange(math.prod(grid), device=entries.device), grid)
-    for place, span in zip(places, spans, strict=True):
+    for place, span in zip(places(grid, entries.device).unbind(1), spans, strict=True):
         lags = lags * span + (place.unsqueeze(1) - place) % span
     flat = lags.flatten()
     sums = entries.new_zeros(*entries.shape[:2], math.prod(spans)).index_add(2, flat, entries.flatten(2))
@@ -38,13 +37,13 @@ def toeplitz(entries: Tensor, grid: Grid) -> tuple[Matrix, int]:
     if len(grid) == 1:
         return Toeplitz(taps.roll(grid[0] - 1, 2)), spans[0]
     # On an image: the image in the corner of one so large that nothing wraps round, and out of it again.
-    places = torch.arange(math.prod(spans), device=entries.device).view(spans)
-    corner = places[tuple(slice(size) for size in grid)].reshape(1, 1, -1)
-    inverse = torch.full((1, 1, places.numel()), -1, device=entries.device)
+    large = torch.arange(math.prod(spans), device=entries.device).view(spans)
+    corner = large[tuple(slice(size) for size in grid)].reshape(1, 1, -1)
+    inverse = torch.full((1, 1, large.numel()), -1, device=entries.device)
     inverse[0, 0, corner.flatten()] = torch.arange(corner.numel(), device=entries.device)
     enlarge = Selection.of(inverse, corner.numel(), entries.dtype)
-    crop = Selection.of(corner, places.numel(), entries.dtype)
-    return Product.of(crop, Circulant.from_kernel(taps, spans), enlarge), places.numel()
+    crop = Selection.of(corner, large.numel(), entries.dtype)
+    return Product.of(crop, Circulant.from_kernel(taps, spans), enlarge), large.numel()
 
 
 @register_projection("causal_toeplitz", parameters="L", cost="O(L log L W)")

@@ -83,6 +83,10 @@ def test_a_batch_is_as_one_by_one_in_either_precision(family: Family) -> None:
     assert single.matrix.dtype == single.error.dtype == single.matrix.to_dense().dtype == torch.float32
     close(single.error, whole.error, "error in float32", scale=1.0)
     assert project(entries.bfloat16(), family.spec, grid=family.grid).matrix.dtype == torch.float32
+    assert tuple(project(entries[:0], family.spec, grid=family.grid).matrix.shape) == (0, 2, 6, 6)
+    shown, kept = project(entries, family.spec, grid=family.grid), whole.matrix.to_dense().clone()
+    entries.zero_()
+    close(shown.matrix.to_dense(), kept, "after the matrix given was overwritten")
 
 
 @pytest.mark.parametrize("grid", [(24,), (4, 6), (1,), (2, 1)], ids=str)
@@ -195,6 +199,7 @@ def test_a_class_of_a_users_own() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("family", FAMILIES, ids=str)
 def test_on_a_gpu_as_on_the_cpu(family: Family) -> None:
     entries = noise(2, 2, LENGTH, LENGTH)
