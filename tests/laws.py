@@ -10,11 +10,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import pytest
+import torch
 from hypothesis import HealthCheck, Phase, settings
 
 import matmix
 from matmix.matrices import Matrix, all_classes
 from matmix.mixers import MixerInfo
+from matmix.testing import MixerCase
 from matmix.testing.mixer_laws import TRACED
 
 COMMON: dict[str, Any] = {
@@ -44,6 +47,17 @@ def pairs(laws: dict[str, Callable[..., None]], subjects: list[Any], *, traced: 
 def mixer_names() -> list[str]:
     """Every registered mixer."""
     return matmix.list_mixers()
+
+
+def skip_if_rows_are_read(factory: Callable[[int, Any], matmix.Mixer], dim: int, why: str) -> None:
+    """Skip a test of a sequence where a mixer does to an image just what it does to its rows in a row: the same code
+    ran on the image."""
+    line, image = (MixerCase(factory, dim, grid) for grid in ((15,), (3, 5)))
+    if line.build().traits.dims != {1, 2}:
+        return
+    with torch.no_grad():
+        if torch.equal(line.build()(line.tokens()), image.build()(image.tokens())):
+            pytest.skip(f"reads an image row by row: {why}")
 
 
 def variants() -> dict[str, Callable[[int, Any], matmix.Mixer]]:

@@ -31,9 +31,8 @@ def test_a_mixer(name: str, tmp_path: Path) -> None:
 def test_an_option(variant: str, tmp_path: Path) -> None:
     factory, (_, dim) = VARIANTS[variant], checks.factory_of(matmix.mixer_info(variant.split("(")[0]))
     traits = checks.traits_of(factory, dim)
-    for law in LAWS:
-        for case in checks.mixer_cases(factory, dim, traits, law):
-            apply_law(law, MIXER_LAWS[law], case)
+    for law in LAWS:  # on an image where it takes one: how a mixer is built and stored does not hang on the axes
+        apply_law(law, MIXER_LAWS[law], checks.mixer_cases(factory, dim, traits, law)[-1])
     case = checks.mixer_cases(factory, dim, traits, LAWS[0])[-1]
     check_building(lambda: factory(dim, case.grid), case.tokens(torch.float32), tmp_path)
 

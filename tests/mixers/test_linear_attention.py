@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from matmix import create_mixer
-from matmix.mixers.linear_attention import _positive
+from matmix.mixers.linear_attention import positive
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -32,17 +32,17 @@ def test_features_are_elu_plus_one_and_so_are_their_gradients() -> None:
     x = torch.tensor([-30.0, -1.5, -1e-3, 0.0, 1e-3, 2.0, 800.0], dtype=torch.float64).repeat(2, 3, 1).unsqueeze(2)
     x = x.transpose(1, 3).requires_grad_()
     expected = F.elu(x) + 1
-    torch.testing.assert_close(_positive(x), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(_positive(x.detach()), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(positive(x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(positive(x.detach()), expected, rtol=1e-12, atol=1e-12)
     weight = torch.randn_like(expected)
-    for features in (_positive(x), expected):
+    for features in (positive(x), expected):
         (slope,) = torch.autograd.grad(features, x, weight, create_graph=True)
         (bend,) = torch.autograd.grad(slope.sum(), x)
         torch.testing.assert_close(slope, weight * x.exp().clamp(max=1), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(bend[x < 0], (weight * x.exp())[x < 0], rtol=1e-12, atol=1e-12)
         assert not bend[x > 0].any()
     near = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(_positive, (near,), check_forward_ad=True, check_batched_grad=True)
-    slopes = torch.func.vmap(torch.func.grad(lambda one: _positive(one).square().sum()))(near)
-    torch.testing.assert_close(slopes, torch.autograd.grad(_positive(near).square().sum(), near)[0])
-    assert float(_positive(torch.tensor(-30.0))) > 0
+    assert torch.autograd.gradcheck(positive, (near,), check_forward_ad=True, check_batched_grad=True)
+    slopes = torch.func.vmap(torch.func.grad(lambda one: positive(one).square().sum()))(near)
+    torch.testing.assert_close(slopes, torch.autograd.grad(positive(near).square().sum(), near)[0])
+    assert float(positive(torch.tensor(-30.0))) > 0
