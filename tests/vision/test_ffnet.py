@@ -16,17 +16,8 @@ from matmix.inspect import matrices
 from matmix.mixers.ffnified import FFNified
 from tests.fixtures import Fixture, load_fixture
 from vision.layers import Block
-from vision.models.ffnet import (
-    BLOCK_PARTS,
-    MERGING_PARTS,
-    SOURCE,
-    ConvMlp,
-    FFNet,
-    FFNetSeg,
-    NormedSkip,
-    PatchMerging,
-    flattened,
-)
+from vision.layers.ffnet import ConvMlp, NormedSkip, PatchMerging
+from vision.models.ffnet import BLOCK_PARTS, MERGING_PARTS, SOURCE, FFNet, FFNetSeg, flattened
 from vision.published import mixer_states, rename
 
 COUNTS = {"ffnet_1": 13775656, "ffnet_2": 27208408, "ffnet_3": 48817896, "ffnet_4": 79868968, "ffnet_seg": 67210088}

@@ -37,8 +37,8 @@ UNCALLED = (nn.ModuleList, nn.ModuleDict)
 @contextmanager
 def large(yes: bool) -> Iterator[None]:
     """Inside, inputs count as large, or as small: fast paths are taken always or never."""
-    room = patch.object(pieces, "room", lambda each=0: 0 if yes else 2**60)
-    with fast_from(0 if yes else 2**60), room:
+    size = patch.object(pieces, "piece_bytes", lambda each=0: 0 if yes else 2**60)
+    with fast_from(0 if yes else 2**60), size:
         yield
 
 
