@@ -126,7 +126,7 @@ def find_source(
         # A converter that met a name which is not its own stopped there: its complaint is no measure.
         text = (f"as weights of {source}: " if source else "") + "; ".join(problems)
         reasons.append((not ours, text.count(", "), text))
-    reason = min(reasons)[-1]
+    reason = min(reasons, key=lambda each: each[:2])[-1]
     raise ValueError(reason if len(reason) < 2000 else f"{reason[:2000]} ... and so on")
 
 

@@ -117,5 +117,5 @@ def test_lamb_of_the_recipe_is_timms():
 
 
 def test_unknown_optimizers_are_named():
-    with pytest.raises(ValueError, match=r"Recipe.optimizer='lambb' is no optimizer of timm; close: lamb"):
+    with pytest.raises(ValueError, match=r"Recipe.optimizer='lambb' is no optimizer of timm; did you mean lamb"):
         new_optimizer(nn.Linear(2, 2), Recipe(optimizer="lambb"))

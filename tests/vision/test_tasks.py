@@ -161,7 +161,7 @@ def test_a_hub_data_set(folder, monkeypatch):
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: list(made))
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: builder)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split, **options: made[split])
-    one = task("someone/pictures")
+    one = task("someone/colours")  # opened sources are kept by their name
     assert one.facts() == {"train": 21, "val": 3, "test": 9}
     assert torch.equal(next(one.batches("test", 9)).x, next(plain.batches("test", 9)).x)
 
