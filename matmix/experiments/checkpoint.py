@@ -99,6 +99,8 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries (names made, renamed or removed in it) to the disk."""
+    if os.name == "nt":  # Windows opens no folders, and keeps their entries without being asked
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -54,7 +54,8 @@ def _run_study(found: Any, given: _Study) -> int:
 
     folder = given.out or Path("runs") / found.name
     try:
-        outcome = run_study(found, folder, jobs=given.jobs, threads=given.threads, ray=given.ray, gpus=given.gpus)
+        how = {name: getattr(given, name) for name in ("jobs", "threads", "ray", "gpus", "tensorboard")}
+        outcome = run_study(found, folder, **how)
     except KeyboardInterrupt:
         return 130
     print(f"report: {write_report(folder)}")
@@ -90,8 +91,10 @@ class _Study:
     """The mixer that differences are taken to. Default: attention, or the first one."""
     jobs: int | None = None
     """Runs at once. Default: one for each core."""
-    threads: int = 1
-    """Threads of each run."""
+    threads: int | None = None
+    """Threads of torch in each run (1 where the study names none): part of what a run is."""
+    tensorboard: bool = False
+    """Write what is logged for TensorBoard as well, in the folder of each run."""
     ray: bool = False
     """Spread the runs over a Ray cluster."""
     gpus: float = 0.0

@@ -11,6 +11,7 @@ from matmix.experiments.cli_options import OfTask, parse, say
 from matmix.experiments.config import RunConfig
 from matmix.experiments.environment import is_main_process
 from matmix.experiments.folder import Result
+from matmix.experiments.plugins import fingerprints
 from matmix.experiments.progress import watch
 from matmix.experiments.task import check_metric
 
@@ -25,7 +26,8 @@ def train(words: Sequence[str]) -> int:
     name, given, changed = parse(words, _Train, "train", train.__doc__)
     if given.steps is not None:
         changed["steps"] = given.steps
-    config = RunConfig(name, given.mixer, given.seed, asdict(given.task), changed)
+    plugins = fingerprints(given.imports)
+    config = RunConfig(name, given.mixer, given.seed, asdict(given.task), changed, given.threads, plugins)
     check_metric(given.task)
     given.task.model(given.mixer, given.seed)  # a wrong spec ends here, in one line, and leaves no folder
     out = given.out or Path("runs") / config.name
@@ -34,7 +36,7 @@ def train(words: Sequence[str]) -> int:
         say(given.task)
     with watch(config.name, quiet=given.quiet or not main) as progress:
         try:
-            result = execute(config, out, progress=progress, resume=given.resume)
+            result = execute(config, out, progress=progress, resume=given.resume, tensorboard=given.tensorboard)
         except KeyboardInterrupt:
             print(f"stopped; the checkpoint is in {out}. The same command goes on from there.", file=sys.stderr)
             return 130
@@ -75,6 +77,11 @@ class _Train(OfTask):
     """Folder of the run. Default: runs/ and a name of task, model, mixer, seed and a few digits of all settings."""
     resume: bool = True
     """Go on from the last checkpoint of an unfinished run."""
+    threads: int = 1
+    """Threads of torch on the CPU: part of what a run is, since its last digits depend on them. 1 on every machine,
+    unless it is said here: large models are faster with as many as there are cores."""
+    tensorboard: bool = False
+    """Write what is logged for TensorBoard as well, to OUT/tensorboard."""
     quiet: bool = False
     """Show no progress."""
 

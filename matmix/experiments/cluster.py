@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matmix.experiments.extras import advice
 from matmix.experiments.plugins import import_all
 from matmix.experiments.study import StudyRun
 from matmix.experiments.workers import Listener, run_one
@@ -19,13 +20,18 @@ def require_ray() -> Any:
     """The ray module, or an error that says how to get it."""
     try:
         import ray
-    except ImportError:
-        raise ValueError("Ray is not installed: pip install 'matmix[ray]', or run the study without it") from None
+    except ImportError as error:
+        raise ValueError(f"{advice(error)}, or run the study without Ray") from None
     return ray
 
 
 def run_on_ray(
-    runs: Sequence[tuple[StudyRun, Path]], imports: Sequence[str], threads: int, gpus: float, tell: Listener
+    runs: Sequence[tuple[StudyRun, Path]],
+    imports: Sequence[str],
+    threads: int,
+    gpus: float,
+    tell: Listener,
+    tensorboard: bool = False,
 ) -> None:
     """Do the runs as Ray tasks of ``threads`` CPUs and ``gpus`` GPUs each; Ray decides where and how many at once.
 
@@ -41,7 +47,7 @@ def run_on_ray(
     try:
         for run, folder in runs:
             tell(run, "start", None)
-            reference = remote.remote(run.config.to_json(), str(folder.resolve()), tuple(imports), threads)
+            reference = remote.remote(run.config.to_json(), str(folder.resolve()), tuple(imports), tensorboard)
             running[reference] = run
         while running:
             for reference in ray.wait(list(running), timeout=1.0)[0]:
@@ -62,9 +68,6 @@ def run_on_ray(
             ray.shutdown()
 
 
-def _remote(config: dict[str, Any], folder: str, imports: Sequence[str], threads: int) -> tuple[str, str]:
-    import torch
-
-    torch.set_num_threads(threads)
+def _remote(config: dict[str, Any], folder: str, imports: Sequence[str], tensorboard: bool) -> tuple[str, str]:
     import_all(imports)
-    return run_one(config, folder, lambda news: None)
+    return run_one(config, folder, lambda news: None, tensorboard)

@@ -6,11 +6,10 @@ import dataclasses
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from matmix.experiments.plugins import absolute_task
+from matmix.experiments.plugins import IMPORTED, absolute_task, fingerprints
 from matmix.experiments.registry import task_class
 from matmix.experiments.task import Recipe, Task, build
 
@@ -29,10 +28,19 @@ class RunConfig:
     seed: int = 0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+    threads: int = 1
+    """Of torch, in each process. Sums are divided among them, so another number changes last digits."""
+    plugins: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Checksums of the imported files and modules (see `plugins.fingerprints`); the file of a task is added."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", absolute_task(self.task))
+        if self.threads < 1:
+            raise ValueError(f"RunConfig.threads must be at least 1, got {self.threads}")
         task = build(task_class(self.task), self.options)
+        source, colon, _ = self.task.rpartition(":")
+        if colon and not set(fingerprints([source])) & set(self.plugins):
+            object.__setattr__(self, "plugins", {**self.plugins, **fingerprints([source])})
         recipe = build(Recipe, {**dataclasses.asdict(task.recipe()), **self.recipe})
         object.__setattr__(self, "options", _jsonable(dataclasses.asdict(task)))  # type: ignore[call-overload]
         object.__setattr__(self, "recipe", _jsonable(dataclasses.asdict(recipe)))
@@ -64,11 +72,22 @@ class RunConfig:
     def __hash__(self) -> int:
         return hash(self.key)
 
-    def command(self, folder: Path | str, imports: Iterable[str] = ()) -> str:
-        """The shell command that repeats this run, naming only what differs from the defaults, after these imports."""
+    def check_plugins(self) -> None:
+        """Raise `RunError` where a file that was imported here has other contents than the run was made for."""
+        here = {**fingerprints(IMPORTED), **fingerprints(filter(None, [self.task.rpartition(":")[0]]))}
+        for name, checksum in self.plugins.items():
+            if here.get(name) != checksum:
+                state = "has changed since this run was made" if name in here else "is not imported here"
+                raise RunError(f"{name} {state}: import the same file, or take another folder for a new run")
+
+    def command(self, folder: Path | str) -> str:
+        """The shell command that repeats this run in a folder that is not `folder`, where it was done.
+
+        It names what differs from the defaults, and the files that were imported into this process.
+        """
         bare = RunConfig(self.task, self.mixer, self.seed)
         words = ["matmix", "train", self.task, *(("--mixer", self.mixer) if self.mixer else ())]
-        words += ["--seed", str(self.seed)]
+        words += ["--seed", str(self.seed), *(("--threads", str(self.threads)) if self.threads != 1 else ())]
         same_task = RunConfig(self.task, self.mixer, self.seed, self.options)
         for group, mine, default in (
             ("task", self.options, bare.options),
@@ -76,8 +95,18 @@ class RunConfig:
         ):
             for name in (name for name in mine if mine[name] != default[name]):
                 words += _flag(f"{group}.{name}", mine[name])
-        words += [word for source in imports for word in ("--import", source)]
-        return shlex.join([*words, "--out", str(folder)])
+        sources = [source for source in IMPORTED if set(fingerprints([source])) & set(self.plugins)]
+        words += [word for source in sources for word in ("--import", source)]
+        return shlex.join([*words, "--out", str(_another(Path(folder), self.name))])
+
+
+def _another(folder: Path, name: str) -> Path:
+    """A folder for a repetition: `repeat/NAME`, with a number where that is where the run was done."""
+    if folder.parent.name == "repeat" and folder.name.startswith(name):
+        tail = folder.name.removeprefix(name)
+        number = int(tail[1:]) + 1 if tail[1:].isdigit() else 2
+        return Path("repeat", f"{name}-{number}")
+    return Path("repeat", name)
 
 
 def slug(text: str) -> str:

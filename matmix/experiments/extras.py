@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import PackageNotFoundError, requires
+from importlib.util import find_spec
 
 _OTHER_NAMES = {"sklearn": "scikit-learn"}  # of modules, where their distribution has another
 
@@ -18,6 +19,12 @@ def advice(error: ImportError, package: str = "matmix") -> str:
         if extra is not None:
             return f'{module} is not installed: pip install "{owner}{f"[{extra}]" if extra else ""}"'
     return f"{module} is not installed"
+
+
+def require(module: str) -> None:
+    """Raise a ValueError that says what to install, where a module is not there."""
+    if find_spec(module) is None:
+        raise ValueError(advice(ModuleNotFoundError(name=module)))
 
 
 def extra_of(module: str, package: str = "matmix") -> str | None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import nn
 
 from matmix.experiments.checkpoint import write_file
@@ -48,8 +47,8 @@ class Result:
     samples_per_second: float | None = None
     seconds: float | None = None
     peak_memory_bytes: int | None = None
-    """Weights, optimiser state and the most that is alive in one training step: measured on CUDA by the allocator,
-    on CPU by the profiler. `max_rss_bytes` is the process, imports and earlier runs included."""
+    """The most that one training step has alive: weights, gradients, optimiser state, activations (see `memory.py`).
+    `max_rss_bytes` is the process, imports and earlier runs included; None where the system does not say."""
     max_rss_bytes: int | None = None
     error: str | None = None
     environment: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -108,20 +107,31 @@ def last_logged_step(folder: Path) -> int:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process. The kernel drops the lock when the process ends, however it ends."""
-    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+    """Hold a run folder for this process. The system drops the lock when the process ends, however it ends."""
+    held, holder = FileLock(folder / ".lock"), folder / ".holder"
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise RunError(f"{folder} is in use by {file.read().strip() or 'another process'}") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+            who = holder.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            who = "another process"
+        raise RunError(f"{folder} is in use by {who}") from None
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        held.release()
 
 
-assert sys.platform != "win32", "run folders are locked with flock, which Windows does not have"
+def differences(theirs: dict[str, Any], mine: dict[str, Any], path: str = "") -> Iterator[str]:
+    """What tells the configuration of a folder from another one, in words."""
+    for key in sorted(theirs.keys() | mine.keys()):
+        old, new = theirs.get(key), mine.get(key)
+        if not path and key in ("threads", "plugins") and key not in theirs:
+            yield f"it was made by an older version, which did not record its {key}"
+        elif isinstance(old, dict) and isinstance(new, dict):
+            yield from differences(old, new, f"{path}{key}.")
+        elif old != new:
+            yield f"{path}{key} is {old!r} there and {new!r} here"

@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matmix.experiments.checkpoint import sync_folder, write_file
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 
 class Log:
-    """`metrics.jsonl`: one JSON object a line. Lines after `step` belong to a future that a resumed run redoes."""
+    """`metrics.jsonl`, one JSON object a line, and the trackers of the accelerator where it has some.
 
-    def __init__(self, path: Path, step: int, *, write: bool) -> None:
-        self.file = None
-        if not write:
+    Lines after `step` belong to a future that a resumed run redoes.
+    """
+
+    def __init__(self, path: Path, step: int, accelerator: Accelerator) -> None:
+        self.accelerator, self.file = accelerator, None
+        if accelerator.log_with:
+            accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+        if not accelerator.is_main_process:
             return
         kept = b""
         if path.exists():
@@ -29,8 +37,19 @@ class Log:
         if self.file is not None:
             self.file.write(json.dumps(line).encode() + b"\n")
             self.file.flush()
+        if self.accelerator.trackers:
+            split = line["split"]
+            values = {f"{split}/{name}": value for name, value in line.items() if name not in ("step", "split")}
+            self.accelerator.log(values, step=line["step"])
 
     def flush(self) -> None:
         if self.file is not None:
             os.fsync(self.file.fileno())
             sync_folder(Path(self.file.name).parent)
+
+    def close(self) -> None:
+        """End the trackers; accelerate's own way to do it would end the process group as well."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        if self.file is not None:
+            self.file.close()

@@ -9,9 +9,14 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+TASKS: dict[str, Any] = {}
+"""The tasks that imported code has registered, by name (see ``registry.py``)."""
 IMPORTED: list[str] = []
 """What ``import_all`` imported into this process, in order."""
+_CONTENTS: dict[str, str] = {}
+"""The checksum of what was imported, by absolute name: a file may change afterwards."""
 
 
 def import_code(source: str) -> ModuleType:
@@ -30,19 +35,28 @@ def import_code(source: str) -> ModuleType:
     path = Path(source).resolve()
     if not path.is_file():
         raise ValueError(f"import {source!r}: there is no file {path}")
-    name = f"_matmix_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = _module_name(path)
     if name in sys.modules:
         return sys.modules[name]
+    _CONTENTS[str(path)] = _checksum(path)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look it up
+    before = _registered()
     try:
         spec.loader.exec_module(module)
+        vars(module)["_matmix_registers"] = _registered() != before
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+def _registered() -> set[str]:
+    from matmix.mixers import list_mixers
+
+    return {*list_mixers(), *TASKS}
 
 
 def import_all(sources: Iterable[str]) -> None:
@@ -52,6 +66,60 @@ def import_all(sources: Iterable[str]) -> None:
         name = absolute(source)
         if name not in IMPORTED:
             IMPORTED.append(name)
+
+
+def fingerprints(sources: Iterable[str]) -> dict[str, str]:
+    """Name -> checksum of the contents of each file or module: part of what a run is.
+
+    A file that only describes a study (it defines ``study`` and registers nothing) is left out: a mixer more in its
+    list changes no run. What stands in other files that these import is not looked at.
+    """
+    found: dict[str, str] = {}
+    for source in map(absolute, sources):
+        if source.endswith(".py") and _describes(source):
+            continue
+        name = short = Path(source).name if source.endswith(".py") else source
+        number = 2
+        while name in found:
+            name, number = f"{short} #{number}", number + 1
+        found[name] = contents(source)
+    return found
+
+
+def contents(source: str) -> str:
+    """The checksum of a file or module, as it was when this process imported it.
+
+    Raises:
+        ValueError: if there is no such file or module.
+    """
+    source = absolute(source)
+    if source not in _CONTENTS:
+        if source.endswith(".py"):
+            if not Path(source).is_file():
+                raise ValueError(f"import {source!r}: there is no file {source}")
+            return _checksum(Path(source))
+        origin = import_code(source).__file__
+        path = Path(origin) if origin else None
+        inside = path is not None and path.name == "__init__.py"
+        files = sorted(path.parent.rglob("*.py")) if inside and path else [path] if path else []
+        _CONTENTS[source] = _checksum(*files)
+    return _CONTENTS[source]
+
+
+def _checksum(*files: Path) -> str:
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(hashlib.sha256(file.read_bytes()).digest())
+    return whole.hexdigest()
+
+
+def _describes(source: str) -> bool:
+    module = sys.modules.get(_module_name(Path(source)))
+    return module is not None and hasattr(module, "study") and not getattr(module, "_matmix_registers", True)
+
+
+def _module_name(path: Path) -> str:
+    return f"_matmix_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def absolute_task(name: str, folder: Path | None = None) -> str:

@@ -16,12 +16,11 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, TypeVar, get_origin
 
 from matmix.experiments.extras import advice
-from matmix.experiments.plugins import import_code
+from matmix.experiments.plugins import TASKS, import_code
 from matmix.experiments.task import Task
 from matmix.spec import hint
 
 _TaskT = TypeVar("_TaskT", bound=type[Task])
-_REGISTERED: dict[str, type[Task]] = {}
 
 
 def register_task(name: str) -> Callable[[_TaskT], _TaskT]:
@@ -37,11 +36,11 @@ def register_task(name: str) -> Callable[[_TaskT], _TaskT]:
     """
     if not name.replace("-", "_").isidentifier():
         raise ValueError(f"register_task: a name is letters, digits, '_' and '-', got {name!r}")
-    if name in _REGISTERED or name in _entries():
+    if name in TASKS or name in _entries():
         raise ValueError(f"register_task: the name {name!r} is taken by {_where(name)}")
 
     def enrol(cls: _TaskT) -> _TaskT:
-        _REGISTERED[name] = _task(cls, name)
+        TASKS[name] = _task(cls, name)
         return cls
 
     return enrol
@@ -49,7 +48,7 @@ def register_task(name: str) -> Callable[[_TaskT], _TaskT]:
 
 def list_tasks() -> list[str]:
     """Names of all installed and registered tasks."""
-    return sorted({*_entries(), *_REGISTERED})
+    return sorted({*_entries(), *TASKS})
 
 
 def find_task(name: str) -> type[Task] | str:
@@ -67,8 +66,8 @@ def task_class(name: str) -> type[Task]:
         ValueError: for an unknown name (the message lists the close ones), something that cannot be imported, or a
             class that is no whole task; the message says what is missing.
     """
-    if name in _REGISTERED:
-        return check_class(_REGISTERED[name])
+    if name in TASKS:
+        return check_class(TASKS[name])
     if name in _entries():
         entry = _entries()[name]
         try:
@@ -132,7 +131,7 @@ def _is_class_variable(kind: object) -> bool:
 
 
 def _where(name: str) -> str:
-    return _entries()[name].value if name in _entries() else _REGISTERED[name].__qualname__
+    return _entries()[name].value if name in _entries() else TASKS[name].__qualname__
 
 
 @cache

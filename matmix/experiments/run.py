@@ -1,6 +1,6 @@
 """A run is a folder. It can be killed at any moment, started again, read by anyone, and is never done twice.
 
-config.json      task, settings, mixer, seed, recipe: all that decides the result
+config.json      task, settings, mixer, seed, recipe, threads, contents of plugins: all that decides the result
 environment.json versions, machine, command
 metrics.jsonl    one line a logged step; no clock in it, so a resumed run writes the same bytes
 checkpoints/     see `checkpoint.py`; removed when the run is finished
@@ -14,10 +14,12 @@ import dataclasses
 import json
 import shutil
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from matmix.experiments import trainer
 from matmix.experiments.checkpoint import write_file
@@ -25,6 +27,7 @@ from matmix.experiments.config import RunConfig, RunError
 from matmix.experiments.environment import environment, is_main_process
 from matmix.experiments.folder import (
     Result,
+    differences,
     last_logged_step,
     load_model,
     lock,
@@ -32,7 +35,6 @@ from matmix.experiments.folder import (
     read_metrics,
     write_json,
 )
-from matmix.experiments.plugins import IMPORTED
 from matmix.experiments.progress import Progress
 from matmix.experiments.trainer import Diverged
 
@@ -49,55 +51,76 @@ __all__ = [
 ]
 
 
-def execute(config: RunConfig, folder: Path, *, progress: Progress | None = None, resume: bool = True) -> Result:
+def execute(
+    config: RunConfig,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    resume: bool = True,
+    tensorboard: bool = False,
+) -> Result:
     """Do one whole run in `folder`: lock, resume, train, evaluate, write `result.json`.
 
     A finished or diverged run is read, not repeated. A run that raises gets status "failed" and its traceback in
     `error.txt`; the next call goes on from its last checkpoint. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
-    `resume=False` drops the checkpoints of an unfinished run and starts at step 0.
+    `resume=False` drops the checkpoints of an unfinished run and starts at step 0. `tensorboard=True` writes what the
+    log says to `folder/tensorboard` as well; it changes no result.
 
-    Raises `RunError` when another process holds the folder or when it belongs to another configuration.
+    Raises `RunError` when another process holds the folder, when it belongs to another configuration, or when a plugin
+    is not the one that the run is made for.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     main = is_main_process()
-    with lock(folder) if main else _nothing():
+    with lock(folder) if main else nullcontext():
         _claim(folder, config, main)
         done = Result.read(folder)
         if done is not None and done.done:
             return done
+        config.check_plugins()
         if not resume and main:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        about = environment()
-        base: dict[str, Any] = {
-            "config": config.to_json(),
-            "command": about["command"],
-            "reproduce": config.command(folder, IMPORTED),
-            "environment": about,
-        }
-        if main:
-            write_json(folder / "environment.json", about)
-            (folder / "error.txt").unlink(missing_ok=True)
-        try:
-            result = Result(status="finished", **base, **trainer.fit(config, folder, progress))
-        except Diverged as event:
-            result = Result(status="diverged", step=event.step, error=str(event), **base)
-        except KeyboardInterrupt as event:
-            step = event.args[0] if event.args else 0
-            _finish(folder, Result(status="interrupted", step=step, **base), main)
-            raise
-        except Exception as error:
-            if main:
-                write_file(folder / "error.txt", traceback.format_exc().encode())
-            message = f"{type(error).__name__}: {error}"
-            result = Result(status="failed", step=last_logged_step(folder), error=message, **base)
+        with _threads(config.threads):
+            result = _train(config, folder, main, lambda: trainer.fit(config, folder, progress, tensorboard))
         _finish(folder, result, main)
         return result
 
 
+def _train(config: RunConfig, folder: Path, main: bool, fit: Callable[[], dict[str, Any]]) -> Result:
+    """What came of the training, whatever came of it."""
+    about = environment()
+    base: dict[str, Any] = {
+        "config": config.to_json(),
+        "command": about["command"],
+        "reproduce": config.command(folder),
+        "environment": about,
+    }
+    if main:
+        write_json(folder / "environment.json", about)
+        (folder / "error.txt").unlink(missing_ok=True)
+    try:
+        return Result(status="finished", **base, **fit())
+    except Diverged as event:
+        return Result(status="diverged", step=event.step, error=str(event), **base)
+    except KeyboardInterrupt as event:
+        step = event.args[0] if event.args else 0
+        _finish(folder, Result(status="interrupted", step=step, **base), main)
+        raise
+    except Exception as error:
+        if main:
+            write_file(folder / "error.txt", traceback.format_exc().encode())
+        message = f"{type(error).__name__}: {error}"
+        return Result(status="failed", step=last_logged_step(folder), error=message, **base)
+
+
 @contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _claim(folder: Path, config: RunConfig, main: bool) -> None:
@@ -107,19 +130,10 @@ def _claim(folder: Path, config: RunConfig, main: bool) -> None:
     if path.exists():
         theirs = json.loads(path.read_bytes())
         if theirs != mine:
-            changed = ", ".join(_differences(theirs, mine))
+            changed = ", ".join(differences(theirs, mine))
             raise RunError(f"{folder} holds another run: {changed}. Take another folder, or remove that one.")
     elif main:
         write_json(path, mine)
-
-
-def _differences(theirs: dict[str, Any], mine: dict[str, Any], path: str = "") -> Iterator[str]:
-    for key in sorted(theirs.keys() | mine.keys()):
-        old, new = theirs.get(key), mine.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{path}{key}.")
-        elif old != new:
-            yield f"{path}{key} is {old!r} there and {new!r} here"
 
 
 def _finish(folder: Path, result: Result, main: bool) -> None:

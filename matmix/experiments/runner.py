@@ -28,8 +28,8 @@ import torch
 from matmix.experiments.board import Board, name
 from matmix.experiments.cluster import require_ray, run_on_ray
 from matmix.experiments.environment import environment
-from matmix.experiments.folder import Result, last_logged_step, write_json
-from matmix.experiments.plugins import IMPORTED, import_all
+from matmix.experiments.extras import require
+from matmix.experiments.folder import Result, differences, last_logged_step, write_json
 from matmix.experiments.study import Study, StudyRun
 from matmix.experiments.workers import run_in_workers, run_one
 
@@ -59,9 +59,10 @@ def run_study(
     out: Path | str,
     *,
     jobs: int | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     ray: bool = False,
     gpus: float = 0.0,
+    tensorboard: bool = False,
     quiet: bool = False,
 ) -> Outcome:
     """Do all runs of a study that are not finished. Failed ones are tried again, from their last checkpoint.
@@ -74,8 +75,10 @@ def run_study(
         out: its folder. One that holds a study may get more mixers, seeds or tasks.
         jobs: how many runs at once; 1 runs them in this process, more in as many new ones. None: one for each core
             (8 at most), or one where there is a GPU.
-        threads: torch's threads in each run. Results may depend on it in the last digits, but never on ``jobs``.
+        threads: torch's threads in each run; None: those of the study. They are part of what a run is: its last digits
+            may depend on them, but never on ``jobs``.
         ray: spread the runs over a Ray cluster instead; ``gpus`` is what each run asks of it.
+        tensorboard: let each run write what its log says to its folder ``tensorboard`` as well.
         quiet: print nothing.
 
     Raises:
@@ -84,15 +87,18 @@ def run_study(
         KeyboardInterrupt: after a clean stop.
     """
     out = Path(out)
-    if (jobs is not None and jobs < 1) or threads < 1:
-        raise ValueError(f"jobs and threads must be at least 1, got jobs={jobs}, threads={threads}")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got jobs={jobs}")
+    study = study if threads is None else dataclasses.replace(study, threads=threads)
     if ray:
         require_ray()
+    if tensorboard:
+        require("tensorboard")
     study.check()
     runs = study.runs()
     _check_folder(out, runs)
     pending = [run for run in runs if not _done(out / run.folder)]
-    jobs = min(jobs or _default_jobs(threads), max(1, len(pending)))
+    jobs = min(jobs or _default_jobs(study.threads), max(1, len(pending)))
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "study.json", study.to_json())
 
@@ -117,15 +123,15 @@ def run_study(
     if pending:
         how = "Ray" if ray else f"{jobs} process{'es' * (jobs > 1)}"
         board.say(f"study {study.name}: {len(pending)} of {len(runs)} runs to do, {how}, in {out}")
-    with _session(out, {"jobs": jobs, "threads": threads, "ray": ray, "pending": len(pending)}), _stoppable():
+    with _session(out, {"jobs": jobs, "threads": study.threads, "ray": ray, "pending": len(pending)}), _stoppable():
         try:
             with board:
                 if ray:
-                    run_on_ray(work, study.imports, threads, gpus, tell)
+                    run_on_ray(work, study.imports, study.threads, gpus, tell, tensorboard)
                 elif jobs > 1:
-                    run_in_workers(work, study.imports, jobs, threads, tell)
+                    run_in_workers(work, study.imports, jobs, tell, tensorboard)
                 else:
-                    _run_here(work, study, threads, tell)
+                    _run_here(work, tell, tensorboard)
         except KeyboardInterrupt:
             left = sum(not _done(out / run.folder) for run in runs)
             board.say(f"stopped; {left} of {len(runs)} runs are left. The same command goes on where this one stopped.")
@@ -135,31 +141,26 @@ def run_study(
     return outcome
 
 
-def _run_here(work: list[tuple[StudyRun, Path]], study: Study, threads: int, tell: Any) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    import_all(study.imports)
-    try:
-        for run, folder in work:
-            tell(run, "start", None)
-            try:
-                ended = run_one(run.config.to_json(), str(folder), partial(tell, run, "progress"))
-            except KeyboardInterrupt:
-                tell(run, "end", ("interrupted", ""))
-                raise
-            tell(run, "end", ended)
-    finally:
-        torch.set_num_threads(before)
+def _run_here(work: list[tuple[StudyRun, Path]], tell: Any, tensorboard: bool) -> None:
+    for run, folder in work:
+        tell(run, "start", None)
+        try:
+            ended = run_one(run.config.to_json(), str(folder), partial(tell, run, "progress"), tensorboard)
+        except KeyboardInterrupt:
+            tell(run, "end", ("interrupted", ""))
+            raise
+        tell(run, "end", ended)
 
 
 def _check_folder(out: Path, runs: list[StudyRun]) -> None:
     """Refuse a folder whose runs have other settings, before the first run finds out."""
     for run in runs:
         path = out / run.folder / "config.json"
-        if path.exists() and json.loads(path.read_bytes()) != run.config.to_json():
+        found = list(differences(json.loads(path.read_bytes()), run.config.to_json())) if path.exists() else []
+        if found:
             raise ValueError(
-                f"{path.parent} holds a run with other settings than {name(run)} has now; take another folder for "
-                f"this study, or remove that one"
+                f"{path.parent} holds a run with other settings than {name(run)} has now ({', '.join(found)}); take "
+                f"another folder for this study, or remove that one"
             )
 
 
@@ -172,7 +173,7 @@ def _record_death(run: StudyRun, folder: Path, text: str) -> None:
         step=last_logged_step(folder),
         config=run.config.to_json(),
         command=about["command"],
-        reproduce=run.config.command(folder, IMPORTED),
+        reproduce=run.config.command(folder),
         error=text,
         environment=about,
     )

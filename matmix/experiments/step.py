@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,14 +15,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from matmix.experiments.environment import on_cpu
+from matmix.experiments.extras import require
 from matmix.experiments.task import Batch, Task, named_losses, total_loss
 from matmix.training import auxiliary_losses
 
 
-def new_accelerator(precision: str) -> Accelerator:
+def new_accelerator(precision: str, board: Path | None = None) -> Accelerator:
+    """An accelerator for one run; with `board` it logs to TensorBoard files in that folder."""
     # The state is a process-wide singleton that refuses a second precision; runs in one process are independent.
     AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(mixed_precision=precision, cpu=on_cpu())
+    tracking: dict[str, Any] = {}
+    if board is not None:
+        require("tensorboard")
+        tracking = {"log_with": "tensorboard", "project_dir": board}
+    return Accelerator(mixed_precision=precision, cpu=on_cpu(), **tracking)
 
 
 def alone(accelerator: Accelerator) -> bool:

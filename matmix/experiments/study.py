@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from matmix.experiments.config import RunConfig
-from matmix.experiments.plugins import absolute, absolute_task, import_all, import_code
+from matmix.experiments.plugins import absolute, absolute_task, fingerprints, import_all, import_code
 from matmix.experiments.registry import list_tasks
 from matmix.experiments.task import build, check_metric
 from matmix.mixers import list_mixers
@@ -78,6 +78,8 @@ class Study:
     """Named changes to the tasks' recipes: ``{"slow": {"lr": 1e-4}, "fast": {"lr": 1e-3}}`` runs everything twice."""
     reference: str = "attention"
     """The arm that differences are taken to, where it is among the mixers."""
+    threads: int = 1
+    """Threads of torch in each run: part of what a run is, since its last digits may depend on them."""
     imports: tuple[str, ...] = ()
     """Python files or modules to import first, in every process: they register mixers."""
     note: str = ""
@@ -115,13 +117,14 @@ class Study:
         Raises:
             ValueError: for an unknown task, setting or recipe value.
         """
+        plugins = fingerprints(self.imports)
         return [
             StudyRun(
                 label,
                 mixer,
                 seed,
                 run_folder(label, mixer, seed),
-                RunConfig(task.task, mixer, seed, task.options, recipe),
+                RunConfig(task.task, mixer, seed, task.options, recipe, self.threads, plugins),
             )
             for seed in self.seeds
             for label, task, recipe in self.settings()

@@ -7,9 +7,7 @@ on (seed, step), the learning rate on the step, and all random generators travel
 from __future__ import annotations
 
 import math
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +21,7 @@ from matmix.experiments.config import RunConfig
 from matmix.experiments.costs import costs
 from matmix.experiments.generators import get_generators, seed_everything, set_generators
 from matmix.experiments.log import Log
-from matmix.experiments.memory import step_memory
+from matmix.experiments.memory import process_memory, step_memory
 from matmix.experiments.optimizer import match_layout, new_optimizer, running_average
 from matmix.experiments.progress import Progress
 from matmix.experiments.scoring import Scorer
@@ -42,30 +40,31 @@ class Diverged(Exception):
         self.step = step
 
 
-def fit(config: RunConfig, folder: Path, progress: Progress | None) -> dict[str, Any]:
+def fit(config: RunConfig, folder: Path, progress: Progress | None = None, tensorboard: bool = False) -> dict[str, Any]:
     """Train to the last step, test the weights that were best on validation; returns the fields of a `Result`."""
-    training = Training(config, folder, progress)
-    with interruptible() as interrupted:
-        training.train(interrupted)
-    return training.result()
+    training = Training(config, folder, progress, tensorboard)
+    try:
+        with interruptible() as interrupted:
+            training.train(interrupted)
+        return training.result()
+    finally:
+        training.log.close()
 
 
 class Training:
     """One run under way: `bare` is the task's model, `model` what accelerate makes of it, `kept` the weights that are
     evaluated and written (the running average where the recipe has one)."""
 
-    def __init__(self, config: RunConfig, folder: Path, progress: Progress | None) -> None:
+    def __init__(self, config: RunConfig, folder: Path, progress: Progress | None, tensorboard: bool) -> None:
         self.config, self.folder, self.progress = config, folder, progress
         self.task, self.recipe = config.make_task(), config.make_recipe()
-        self.accelerator = new_accelerator(self.recipe.precision)
+        self.accelerator = new_accelerator(self.recipe.precision, folder if tensorboard else None)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         if self.recipe.batch_size % (self.world * self.recipe.accumulate):
             raise ValueError(
                 f"batch_size={self.recipe.batch_size} must divide by {self.world} processes x "
                 f"{self.recipe.accumulate} parts"
             )
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.accelerator.device)
         seed_everything(stream(config.seed, self.rank))
         self.bare = self.task.model(config.mixer, config.seed)
         self.model, self.optimizer = self.accelerator.prepare(self.bare, new_optimizer(self.bare, self.recipe))
@@ -85,7 +84,7 @@ class Training:
         self.best: dict[str, Any] = {"score": -math.inf, "step": 0, "weights": {}, "val": {}}
         self.watch = Stopwatch()
         self._resume()
-        self.log = Log(folder / "metrics.jsonl", self.step, write=self.accelerator.is_main_process)
+        self.log = Log(folder / "metrics.jsonl", self.step, self.accelerator)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -251,7 +250,6 @@ class Training:
             write_tensors(self.folder / "final.safetensors", final)
             write_tensors(self.folder / "best.safetensors", best)
         seconds = self.watch.typical
-        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             "step": self.step,
             "val": self.best["val"],
@@ -266,7 +264,7 @@ class Training:
             "samples_per_second": self.recipe.batch_size / seconds if seconds else None,
             "seconds": trained,
             "peak_memory_bytes": memory,
-            "max_rss_bytes": kilobytes * (1 if sys.platform == "darwin" else 1024),
+            "max_rss_bytes": process_memory(),
         }
 
 

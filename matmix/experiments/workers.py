@@ -1,6 +1,6 @@
 """Worker processes of a study. One that dies (killed, out of memory) costs its run only.
 
-Each worker computes with the same number of threads, so the results do not depend on how many workers there are.
+The number of threads is part of each run, so the results do not depend on how many workers there are.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ Listener = Callable[[StudyRun, str, Any], None]
 STOP_SECONDS = 60.0
 
 
-def run_one(config: dict[str, Any], folder: str, news: Callable[[dict[str, Any]], None]) -> tuple[str, str]:
+def run_one(
+    config: dict[str, Any], folder: str, news: Callable[[dict[str, Any]], None], tensorboard: bool = False
+) -> tuple[str, str]:
     """Do one run; its status and its score or error in a line. A folder that is held is tried again for a while.
 
     After a parent was killed, its workers take some moments to notice it and to let go of their folders.
     """
     for patience in (0.5, 1, 2, 4, 8, None):
         try:
-            result = execute(RunConfig.from_json(config), Path(folder), progress=news)
+            result = execute(RunConfig.from_json(config), Path(folder), progress=news, tensorboard=tensorboard)
         except RunError as error:
             if patience is None or "in use" not in str(error):
                 return "refused", str(error)
@@ -46,7 +48,7 @@ def run_one(config: dict[str, Any], folder: str, news: Callable[[dict[str, Any]]
 
 
 def run_in_workers(
-    runs: Sequence[tuple[StudyRun, Path]], imports: Sequence[str], jobs: int, threads: int, tell: Listener
+    runs: Sequence[tuple[StudyRun, Path]], imports: Sequence[str], jobs: int, tell: Listener, tensorboard: bool = False
 ) -> None:
     """Do the runs in ``jobs`` new processes. Ctrl-C lets every worker save a checkpoint, and is raised again.
 
@@ -56,12 +58,12 @@ def run_in_workers(
     waiting = list(runs)
     try:
         while len(pool) < min(jobs, len(runs)):
-            pool.append(_Worker(imports, threads))
+            pool.append(_Worker(imports, tensorboard))
         while waiting or any(worker.current for worker in pool):
             for index, worker in enumerate(pool):
                 if worker.current is None and waiting:
                     if not worker.process.is_alive():
-                        worker = pool[index] = _Worker(imports, threads)
+                        worker = pool[index] = _Worker(imports, tensorboard)
                     worker.begin(*waiting.pop(0), tell)
             for worker in _ready(pool):
                 worker.listen(tell)
@@ -76,10 +78,10 @@ def run_in_workers(
 class _Worker:
     """A process that does one run after the other, and the pipe to it."""
 
-    def __init__(self, imports: Sequence[str], threads: int) -> None:
+    def __init__(self, imports: Sequence[str], tensorboard: bool) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, tuple(imports), threads), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, tuple(imports), tensorboard), daemon=True)
         self.process.start()
         theirs.close()
         self.current: StudyRun | None = None
@@ -144,13 +146,11 @@ def _stop(pool: list[_Worker], tell: Listener) -> None:
             worker.listen(tell, stopping=True)
 
 
-def _work(pipe: Connection, imports: Sequence[str], threads: int) -> None:
+def _work(pipe: Connection, imports: Sequence[str], tensorboard: bool) -> None:
     """The body of a worker process."""
-    os.setpgrp()  # Ctrl-C reaches the parent alone, which then asks every worker once
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C reaches the parent alone, which then asks every worker once
     threading.Thread(target=_follow_parent, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(threads)
     import_all(imports)
     while True:
         try:
@@ -166,7 +166,7 @@ def _work(pipe: Connection, imports: Sequence[str], threads: int) -> None:
 
         try:
             config, folder = work
-            ended = run_one(config, folder, news)
+            ended = run_one(config, folder, news, tensorboard)
         except KeyboardInterrupt:
             pipe.send(("end", ("interrupted", "")))
             return

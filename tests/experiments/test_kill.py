@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -74,11 +75,9 @@ def test_killed_at_random(tmp_path, whole, seed):
 
 
 def command(folder: Path) -> list[str]:
-    words = RunConfig.from_json(TINY).command(folder)
-    assert words.startswith("matmix train digits ")
-    import shlex
-
-    return [sys.executable, "-m", "matmix.experiments.cli", *shlex.split(words)[1:]]
+    words = shlex.split(RunConfig.from_json(TINY).command(folder))
+    assert words[:3] == ["matmix", "train", "digits"] and words[-2] == "--out"
+    return [sys.executable, "-m", "matmix.experiments.cli", *words[1:-1], str(folder)]
 
 
 def start(folder: Path) -> subprocess.Popen[str]:

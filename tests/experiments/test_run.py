@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from matmix.experiments import trainer
+from matmix.experiments.plugins import fingerprints, import_all
 from matmix.experiments.run import (
     Result,
     RunConfig,
@@ -60,8 +61,9 @@ def test_config_is_resolved_and_round_trips():
     assert one.make_task() == Digits(dim=16) and one.make_recipe().betas == (0.9, 0.95)
     same = RunConfig("digits", "ssd", 1, {"dim": 16, "depth": Digits().depth}, {"betas": [0.9, 0.95]})
     assert same == one and same.key == one.key and len({one, same}) == 1
-    others = [dataclasses.replace(one, seed=2), dataclasses.replace(one, mixer="s4d"), RunConfig("digits", "ssd", 1)]
-    assert len({other.key for other in (one, *others)}) == 4
+    changes = ({"seed": 2}, {"mixer": "s4d"}, {"threads": 2}, {"plugins": {"a.py": "0"}})
+    others = [dataclasses.replace(one, **change) for change in changes]
+    assert len({other.key for other in (one, *others)}) == 5
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,7 @@ def test_config_is_resolved_and_round_trips():
         (("digits", "ssd", 0, {}, {"precision": "fp8"}), "precision must be"),
         (("recall", "ssd", 0, {"pairs": 9}), "pairs must be"),
         (("co2", "ssd", 0, {"val_share": 0.5}), "leave a test split"),
+        (("digits", "ssd", 0, {}, {}, 0), "threads must be at least 1, got 0"),
     ],
 )
 def test_wrong_configurations_say_what_is_wrong(arguments, message):
@@ -130,15 +133,49 @@ def test_the_tested_weights_are_the_best_ones(finished):
 def test_a_finished_run_is_not_run_again(finished, monkeypatch):
     folder, result = finished
     monkeypatch.setattr(trainer, "fit", lambda *arguments: pytest.fail("it ran again"))
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name[:5] != ".lock"}
     assert execute(config(), folder) == execute(config(), folder, resume=False) == result
-    assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
+    assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name[:5] != ".lock"}
 
 
 def test_another_configuration_is_refused(finished):
     folder, _ = finished
     with pytest.raises(RunError, match=r"holds another run: recipe\.lr is 0.006 there and 0.1 here, seed is 0 there"):
         execute(config(seed=1, lr=0.1), folder)
+
+
+def test_folders_of_older_versions_say_so(tmp_path):
+    """They had no number of threads: they are read, but never gone on with."""
+    old = {key: value for key, value in config().to_json().items() if key not in ("threads", "plugins")}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert read_config(tmp_path).threads == 1
+    with pytest.raises(RunError, match="made by an older version, which did not record its threads"):
+        execute(config(), tmp_path)
+
+
+def test_a_plugin_is_part_of_the_run(tmp_path):
+    """Its contents: another file of that name is another run, and a run is done with the file that it was made for."""
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text("one = 1\n")
+    first = dataclasses.replace(config(), plugins=fingerprints([str(plugin)]))
+    with pytest.raises(RunError, match=r"plugin\.py is not imported here"):
+        execute(first, tmp_path / "run")
+    import_all([str(plugin)])
+    assert execute(first, tmp_path / "run").status == "finished"
+    plugin.write_text("one = 2\n")
+    assert fingerprints([str(plugin)]) == first.plugins, "the one that was imported counts"
+    other = dataclasses.replace(first, plugins={"plugin.py": "0"})
+    with pytest.raises(RunError, match=r"plugins\.plugin\.py is '\w+' there and '0' here"):
+        execute(other, tmp_path / "run")
+    with pytest.raises(RunError, match=r"plugin\.py has changed since this run was made"):
+        execute(other, tmp_path / "again")
+
+
+def test_threads_are_those_of_the_run_and_are_given_back(tmp_path, monkeypatch):
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(trainer, "fit", lambda *arguments: seen.append(torch.get_num_threads()) or {"step": 0})
+    result = execute(dataclasses.replace(config(), threads=3), tmp_path)
+    assert seen == [3] == [result.environment["threads"]] and torch.get_num_threads() == before
 
 
 def test_runs_repeat_exactly(finished, tmp_path):
@@ -272,8 +309,17 @@ def test_command_names_only_what_differs():
         .startswith("matmix train digits --mixer 'attention(head_dim=4)' --seed 0 --task.patch 4")
     )
     plain = RunConfig("digits", "ssd", 2, {"position": False}, {"betas": [0.8, 0.9]})
-    expected = "matmix train digits --mixer ssd --seed 2 --task.no-position --recipe.betas 0.8 0.9 --out a"
-    assert plain.command("a") == expected
+    words = plain.command("a").split()
+    expected = "matmix train digits --mixer ssd --seed 2 --task.no-position --recipe.betas 0.8 0.9 --out"
+    assert words[:-1] == expected.split() and words[-1] == f"repeat/{plain.name}"
+    assert "--threads 2" in dataclasses.replace(plain, threads=2).command("a")
+
+
+def test_a_repetition_is_never_in_the_folder_of_the_run():
+    plain = RunConfig("digits", "ssd", 2)
+    first = f"repeat/{plain.name}"
+    assert plain.command("runs/a").endswith(f" {first}")
+    assert plain.command(first).endswith(f" {first}-2") and plain.command(f"{first}-2").endswith(f" {first}-3")
 
 
 def test_weights_without_decay():

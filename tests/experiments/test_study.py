@@ -186,7 +186,7 @@ def test_bad_arguments(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="jobs=0"):
         run_study(study("own"), tmp_path, jobs=0)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match=r"Ray is not installed: pip install 'matmix\[ray\]'"):
+    with pytest.raises(ValueError, match=r'ray is not installed: pip install "matmix\[ray\]", or run'):
         run_study(study("own"), tmp_path, ray=True)
 
 

@@ -16,6 +16,7 @@ from matmix.experiments import trainer
 from matmix.experiments.memory import step_memory
 from matmix.experiments.run import Result, RunConfig, execute, read_metrics
 from matmix.experiments.task import Batch, Recipe
+from matmix.training import having
 from sequence.tasks.digits import Digits
 
 SMALL = {"patch": 4, "dim": 8, "depth": 1}
@@ -190,6 +191,43 @@ def test_peak_memory_sees_what_a_step_holds():
     plain = measure(0)
     assert measure(10**6) - plain == pytest.approx(4e6, rel=0.02)
     assert measure(0) == plain
+
+
+def step_bytes(mixer: str, device: str, recipe: Recipe) -> tuple[int, int]:
+    """Peak memory of a step after one update, and the bytes of the weights."""
+    task = Digits(dim=32, depth=2)
+    accelerator = trainer.new_accelerator("no")
+    accelerator.state.device = torch.device(device)
+    model = task.model(mixer, 0).to(device)
+    optimizer = trainer.new_optimizer(model, recipe)
+    trainer.accumulate(accelerator, task, model, next(task.batches("train", recipe.batch_size)), 1, nn.ModuleList())
+    optimizer.step()
+    found = step_memory(task, accelerator, model, optimizer, recipe)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    return found, sum(parameter.nbytes for parameter in model.parameters())
+
+
+def test_peak_memory_is_weights_moments_gradients_and_activations():
+    whole, weights_ = step_bytes("attention", "cpu", Recipe(batch_size=32))
+    parts, _ = step_bytes("attention", "cpu", Recipe(batch_size=32, accumulate=8))
+    least = 4 * weights_  # the weights, two moments, the gradients
+    assert least < parts < whole and (whole - least) / (parts - least) == pytest.approx(8, rel=0.5)
+
+
+def test_peak_memory_has_auxiliary_losses_in_it(monkeypatch):
+    mixer, recipe = "vq_attention(codes=8)", Recipe(batch_size=32)
+    plain, _ = step_bytes(mixer, "cpu", recipe)
+    cls = type(having(Digits().model(mixer, 0), "auxiliary_loss")[0])
+    real = cls.auxiliary_loss
+    monkeypatch.setattr(cls, "auxiliary_loss", lambda self, *noted: real(self, *noted) + 0 * torch.ones(10**6).sum())
+    assert step_bytes(mixer, "cpu", recipe)[0] - plain == pytest.approx(4e6, rel=0.3)
+
+
+@pytest.mark.gpu
+def test_peak_memory_means_the_same_on_a_gpu():
+    recipe = Recipe(batch_size=64)
+    cpu, gpu = (step_bytes("sep_conv", device, recipe)[0] for device in ("cpu", "cuda"))
+    assert gpu == pytest.approx(cpu, rel=0.25)
 
 
 @pytest.mark.slow

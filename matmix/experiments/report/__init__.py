@@ -157,7 +157,8 @@ def _section(
         blocks.append(
             page.Text(
                 "MACs and FFT operations (5 N log2 N) are those of one forward of one example; elementwise work is not "
-                "counted. Peak memory: weights, optimiser state and the most that is alive in a training step."
+                "counted. Peak memory is the most that one training step has alive: weights, gradients, optimiser "
+                "state, activations."
             )
         )
         blocks += [page.Heading(3, "Reading this table"), page.Items(tables.hints(setting, reference))]
@@ -205,7 +206,12 @@ def _details(collected: Collected) -> list[page.Block]:
     for (machine, versions), count in where.most_common():
         head = f"{count} run{'s' * (count > 1)} on" if len(where) > 1 else "Machine:"
         blocks += [page.Text(f"{head} {machine}."), page.Text(f"Versions: {versions}.")]
-    blocks.append(page.Fold("All runs, and the command that repeats each", [page.Table(tables.all_runs(collected))]))
+    said = page.Text(
+        "On the machine above, each command gives the number beside it to the last digit. It makes a run of its own in "
+        "`repeat/`, below the folder where it is started."
+    )
+    every = page.Table(tables.all_runs(collected), frozenset({"seed", "test", "seconds"}))
+    blocks.append(page.Fold("All runs, and the command that repeats each", [said, every]))
     return blocks
 
 

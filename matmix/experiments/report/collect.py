@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matmix.experiments.config import RunConfig
 from matmix.experiments.folder import Result, read_metrics
+from matmix.experiments.plugins import import_all
 from matmix.experiments.study import Study, run_folder
 
 
@@ -22,6 +24,7 @@ class Run:
     folder: Path
     status: str
     result: Result | None
+    command: str  # that repeats it, "" where its configuration cannot be built here
     curve: tuple[dict[str, Any], ...] = ()  # the lines of metrics.jsonl
 
     @property
@@ -82,11 +85,12 @@ def collect(folder: Path) -> Collected:
         study = Study.from_json(json.loads((folder / "study.json").read_bytes()))
     runs: dict[str, Run] = {}
     if study is not None:
+        planned = _configurations(study)
         for setting, *_ in study.settings():
             for mixer in study.mixers:
                 for seed in study.seeds:
                     where = run_folder(setting, mixer, seed)
-                    runs[where] = _read(folder / where, setting, mixer, seed)
+                    runs[where] = _read(folder / where, setting, mixer, seed, planned.get(where))
     seen: dict[str, str] = {}  # settings of runs that no study.json names
     for path in sorted(folder.glob("**/config.json")):
         where = path.parent.relative_to(folder).as_posix()
@@ -106,12 +110,23 @@ def collect(folder: Path) -> Collected:
     )
 
 
-def _read(folder: Path, setting: str, mixer: str, seed: int) -> Run:
+def _read(folder: Path, setting: str, mixer: str, seed: int, planned: RunConfig | None = None) -> Run:
+    command = planned.command(folder) if planned is not None else ""
     if not (folder / "config.json").exists():
-        return Run(setting, mixer, seed, folder, "missing", None)
+        return Run(setting, mixer, seed, folder, "missing", None, command)
     result = Result.read(folder)
     curve = tuple(read_metrics(folder)) if (folder / "metrics.jsonl").exists() else ()
-    return Run(setting, mixer, seed, folder, result.status if result else "unfinished", result, curve)
+    command = result.reproduce if result else command
+    return Run(setting, mixer, seed, folder, result.status if result else "unfinished", result, command, curve)
+
+
+def _configurations(study: Study) -> dict[str, RunConfig]:
+    """The runs of a study by folder; {} where its tasks or files are not here any more."""
+    try:
+        import_all(study.imports)
+        return {run.folder: run.config for run in study.runs()}
+    except Exception:  # foreign code, which may fail in any way: the report is of what was run
+        return {}
 
 
 def _planned(study: Study | None, where: str) -> str | None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from adjustText import adjust_text
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from matmix.experiments.report.collect import Run, Setting
 from matmix.experiments.report.tables import ordered, trivial_score
@@ -19,6 +22,15 @@ DPI = 110
 TOKENS = 16
 # Okabe and Ito's colours without yellow: told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# How hard adjustText pushes labels apart: gently first, so that they stay near their points.
+PUSHES: tuple[dict[str, Any], ...] = (
+    {"expand": (1.1, 1.3), "force_pull": (2e-3, 2e-3), "force_explode": (0.3, 1.2), "force_text": (0.4, 0.8),
+     "max_move": (20, 20)},
+    {"expand": (1.1, 1.3), "force_pull": (1e-3, 1e-3), "force_explode": (0.1, 0.5), "force_text": (0.2, 0.8),
+     "max_move": None, "explode_radius": 60},
+    {"expand": (1.2, 1.5), "force_pull": (5e-4, 5e-4), "force_explode": (0.5, 1.5), "force_text": (0.5, 1.0),
+     "max_move": (30, 30), "explode_radius": 90},
+)  # fmt: skip
 
 
 def cost_picture(setting: Setting, path: Path) -> bool:
@@ -64,72 +76,59 @@ def cost_picture(setting: Setting, path: Path) -> bool:
     figure.draw_without_rendering()  # settles the layout: labels are placed in its pixels
     for axis, kind in zip(axes, kinds, strict=True):
         labels, x, y, spread = (list(column) for column in zip(*points[kind], strict=True))
-        place_labels(axis, labels, x, y, spread)
+        place_labels(axis, labels, x, y)
     figure.set_layout_engine("none")
     figure.savefig(path)
     return True
 
 
-def place_labels(
-    axis: Any, labels: Sequence[str], x: Sequence[float], y: Sequence[float], spread: Sequence[float]
-) -> list[Any]:
-    """Write a label beside each point so that no label covers another, a point or an error bar; far ones get a line.
+def place_labels(axis: Any, labels: Sequence[str], x: Sequence[float], y: Sequence[float]) -> list[Any]:
+    """Write a label beside each point so that no label covers another one or a point; far ones get a line.
 
-    Greedy: points in the thickest crowd first, each tries places on growing circles. The layout must be final.
+    adjustText pushes them apart, harder from try to try until nothing overlaps; of tries that all leave some overlap
+    the best one stands. The layout must be final.
     """
-    renderer = axis.figure.canvas.get_renderer()
-    frame = axis.get_window_extent(renderer).padded(-2)
-    centres = axis.transData.transform(np.column_stack([x, y]))
-    tops = axis.transData.transform(np.column_stack([x, np.add(y, spread)]))[:, 1]
-    bottoms = axis.transData.transform(np.column_stack([x, np.subtract(y, spread)]))[:, 1]
-    marks = [Bbox([[c[0] - 4, c[1] - 4], [c[0] + 4, c[1] + 4]]) for c in centres]
-    bars = [Bbox([[c[0] - 1.5, low], [c[0] + 1.5, high]]) for c, low, high in zip(centres, bottoms, tops, strict=True)]
-    crowd = [int((np.hypot(*(centres - centre).T) < 60).sum()) for centre in centres]
-    placed: list[Bbox] = []
-    lines: list[tuple[np.ndarray, np.ndarray]] = []
-    texts = []
-    for index in sorted(range(len(labels)), key=lambda i: (-crowd[i], i)):
-        text = axis.text(0, 0, labels[index], fontsize=7.5, transform=None, zorder=5, color=_colour(index))
-        box = text.get_window_extent(renderer)
-        best, best_cost = None, math.inf
-        for radius in (6, 12, 20, 30, 42, 56, 72, 90, 110, 135, 165, 200, 240, 290, 350):
-            if radius > best_cost:
-                break
-            for angle in np.linspace(0, 2 * np.pi, 24, endpoint=False):
-                direction = np.array([np.cos(angle), np.sin(angle)])
-                middle = centres[index] + direction * (radius + np.abs(direction) @ [box.width / 2, box.height / 2])
-                place = Bbox.from_bounds(middle[0] - box.width / 2, middle[1] - box.height / 2, box.width, box.height)
-                wide = place.padded(3)
-                if not (
-                    frame.x0 <= place.x0 and place.x1 <= frame.x1 and frame.y0 <= place.y0 and place.y1 <= frame.y1
-                ):
-                    continue
-                if any(wide.overlaps(other) for other in (*placed, *marks)):
-                    continue
-                if any(_crosses(wide, *line) for line in lines):
-                    continue
-                end = np.clip(centres[index], place.min, place.max)
-                away = np.hypot(*(np.clip(centres, place.min, place.max) - centres).T)
-                cost = radius + 25 * sum(wide.overlaps(bar) for bar in bars)
-                cost += 30 * bool((np.delete(away, index) < away[index] + 3).any())  # it would seem to name another
-                cost += 200 * sum(_crosses(other, centres[index], end) for other in placed)
-                cost += 40 * sum(_crosses(m, centres[index], end) for i, m in enumerate(marks) if i != index)
-                cost += 15 * sum(_cut(centres[index], end, *line) for line in lines)
-                if cost < best_cost:
-                    best, best_cost = place, cost
-        if best is None:  # no room at all: the table has the numbers
-            text.remove()
-            continue
-        text.set_position((best.x0 - box.x0, best.y0 - box.y0))
-        placed.append(best)
-        texts.append(text)
-        end = np.clip(centres[index], best.min, best.max)
-        if np.hypot(*(end - centres[index])) > 9:
-            lines.append((centres[index], end))
-            inverse = axis.transData.inverted()
-            ends = inverse.transform([centres[index], end])
+    renderer, frame = axis.figure.canvas.get_renderer(), axis.get_window_extent().padded(-2)
+    points = axis.transData.transform(np.column_stack([x, y]))
+    texts = [axis.text(0, 0, label, fontsize=7.5, color=_colour(i), zorder=5) for i, label in enumerate(labels)]
+    best, least = [], math.inf
+    for attempt, force in enumerate(PUSHES):
+        for text, place in zip(texts, zip(x, y, strict=True), strict=True):
+            text.set_position(place)
+        with _quiet_and_repeatable(attempt):
+            adjust_text(texts, x=x, y=y, ax=axis, iter_lim=300, **force)
+        boxes = []
+        for text in texts:  # back into the frame, where they were pushed over it
+            box = text.get_window_extent(renderer)
+            low, high = np.maximum(frame.min - box.min, 0), np.minimum(frame.max - box.max, 0)
+            moved = axis.transData.transform(text.get_position()) + low + high
+            text.set_position(axis.transData.inverted().transform(moved))
+            boxes.append(text.get_window_extent(renderer))
+        bad = sum(one.overlaps(other) for one, other in combinations(boxes, 2))
+        bad += sum(box.contains(*point) for box in boxes for point in points)
+        if bad < least:
+            best, least = [(text.get_position(), box) for text, box in zip(texts, boxes, strict=True)], bad
+        if not bad:
+            break
+    for index, (text, (position, box)) in enumerate(zip(texts, best, strict=True)):
+        text.set_position(position)
+        end = np.clip(points[index], box.min, box.max)
+        if np.hypot(*(end - points[index])) > 9:
+            ends = axis.transData.inverted().transform([points[index], end])
             axis.plot(*ends.T, color=_colour(index), linewidth=0.6, zorder=1, scalex=False, scaley=False)
     return texts
+
+
+@contextmanager
+def _quiet_and_repeatable(seed: int) -> Iterator[None]:
+    """adjustText draws from numpy's global generator, and prints."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        np.random.set_state(state)
 
 
 def curves_picture(setting: Setting, path: Path) -> bool:
@@ -239,26 +238,3 @@ def _short(value: float, position: int = 0) -> str:
         if value >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
-
-
-def _crosses(box: Bbox, start: np.ndarray, end: np.ndarray) -> bool:
-    """Whether a straight line touches a box (Liang and Barsky's clipping)."""
-    t0, t1 = 0.0, 1.0
-    delta = end - start
-    for axis, (low, high) in enumerate(((box.x0, box.x1), (box.y0, box.y1))):
-        if delta[axis] == 0:
-            if not low <= start[axis] <= high:
-                return False
-            continue
-        near, far = sorted(((low - start[axis]) / delta[axis], (high - start[axis]) / delta[axis]))
-        t0, t1 = max(t0, near), min(t1, far)
-    return t0 <= t1
-
-
-def _cut(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> bool:
-    """Whether the segments a-b and c-d cross."""
-
-    def side(p: np.ndarray, q: np.ndarray, r: np.ndarray) -> float:
-        return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
-
-    return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0

@@ -95,11 +95,14 @@ def all_runs(collected: Collected) -> pd.DataFrame:
         score = run.score
         rows.append(
             {
-                "folder": run.folder.relative_to(collected.folder).as_posix(),
+                "task": run.setting,
+                "mixer": run.mixer,
+                "seed": run.seed,
                 "status": run.status,
-                "test": "" if score is None else f"{score:.4g}",
+                "test": "" if score is None else repr(score),  # to the last digit: the command gives the same
                 "seconds": _fixed(run.result.seconds if run.result else None, 1),
-                "command": run.result.reproduce if run.result else "",
+                "command": run.command,
+                "folder": run.folder.relative_to(collected.folder).as_posix(),
             }
         )
     return pd.DataFrame(rows)
