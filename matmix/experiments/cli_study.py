@@ -14,7 +14,7 @@ from matmix.experiments.cli_options import Imports, OfTask, first, named, parse,
 from matmix.experiments.config import slug
 from matmix.experiments.plugins import import_all
 from matmix.experiments.registry import list_tasks
-from matmix.experiments.study import Study, StudyTask, load_study, with_imports
+from matmix.experiments.study import Study, StudyTask, is_study, load_study, with_imports
 
 
 def study(words: Sequence[str]) -> int:
@@ -23,8 +23,9 @@ def study(words: Sequence[str]) -> int:
     matmix study quickstart; matmix study mine.toml;
     matmix study digits --mixers attention pooling identity --seeds 5 --task.dim 64
     """
-    import_all(named(words, "--import"))  # they may register the task
     what = first(words)
+    if not is_study(what or ""):
+        import_all(named(words, "--import"))  # they may register the task
     if what in list_tasks() or ":" in (what or ""):
         name, given, changed = parse(words, _TaskStudy, "study", study.__doc__)
         if not given.mixers:

@@ -184,7 +184,13 @@ def quickstart() -> Study:
     )
 
 
+FILES = (".py", ".json", ".toml")
 STUDIES: dict[str, Callable[[], Study]] = {"quickstart": quickstart}
+
+
+def is_study(source: str) -> bool:
+    """Whether it is the name of a study, or that of a file that may hold one."""
+    return source in STUDIES or source.endswith(FILES)
 
 
 def load_study(source: str) -> Study:
@@ -194,7 +200,7 @@ def load_study(source: str) -> Study:
         ValueError: for an unknown name, a file of another kind, or a file without a study.
     """
     path = Path(source)
-    if path.suffix not in (".py", ".json", ".toml"):
+    if not source.endswith(FILES):
         if source not in STUDIES:
             known = [*STUDIES, *list_tasks()]
             raise ValueError(f"unknown study {source!r}{hint(source, known)} Or give a .py, .json or .toml file.")
