@@ -175,10 +175,12 @@ def test_learned_numbers_start_as_large_as_those_from_tokens() -> None:
 
 
 FORMS = [(name, way) for name, structure in STRUCTURES.items() for way in structure.ways]
+# Registered mixers, which all laws run on as it is; see test_thin_names_are_the_block.
+REGISTERED = [(name, STRUCTURES[name].ways[0]) for name in ("toeplitz", "vandermonde", "cauchy", "low_rank")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "way"), FORMS)
+@pytest.mark.parametrize(("name", "way"), [f for f in FORMS if f not in [*REGISTERED, ("quasiseparable", True)]])
 def test_laws_of_the_forms(name: str, way: bool) -> None:
     laws = ["product", "data_dependence", "length", "mask_content", "mask_trim", "gradients", "small", "precision"]
 

@@ -51,9 +51,9 @@ CASES = [
     Case(batch=1, length=600, states=3, width=2, last=False),  # more chunks than are carried at a time
     Case(shared="cba"),
     Case(shared="v", last=False),
-    Case(decay=100.0),
-    Case(decay=0.0),
-    Case(dtype=torch.float16),  # the interpreter has no products of bfloat16
+    Case(batch=1, decay=100.0),
+    Case(batch=1, decay=0.0),
+    Case(batch=1, dtype=torch.float16),  # the interpreter has no products of bfloat16
 ]
 
 

@@ -53,12 +53,12 @@ CASES = [
     Case(length=33, states=8, width=5),
     Case(heads=3, groups=3, length=1, states=4, width=1),
     Case(batch=1, heads=2, groups=1, length=150, states=20, width=70, initial=False),
-    Case(heads=6, groups=1, length=70, states=80, step=False),
+    Case(batch=1, heads=3, groups=1, length=70, states=80, step=False),
     Case(shared="cbai"),
-    Case(flip=True),
-    Case(decay=100.0),
-    Case(decay=0.0),
-    Case(dtype=torch.float16),  # the interpreter has no products of bfloat16
+    Case(batch=1, flip=True),
+    Case(batch=1, decay=100.0),
+    Case(batch=1, decay=0.0),
+    Case(batch=1, dtype=torch.float16),  # the interpreter has no products of bfloat16
 ]
 
 
