@@ -1,6 +1,6 @@
 """Foreign calling conventions, one a file: how a library calls what mixes tokens, in the words of matmix."""
 
-from matmix.adapters import mixer, timm_attention
+from matmix.adapters import convolution, mixer, pooling, timm_attention, unknown
 from matmix.adapters.base import Adapter, Attended, Call, Setting, parameters_of, parts_of
 from matmix.adapters.discovery import Found, discover, observe, recognise
 from matmix.adapters.registry import adapter_named, adapters, register_adapter
@@ -26,14 +26,17 @@ __all__ = [
     "Structured",
     "adapter_named",
     "adapters",
+    "convolution",
     "discover",
     "mixer",
     "observe",
     "parameters_of",
     "parts_of",
+    "pooling",
     "put_matrix",
     "recognise",
     "register_adapter",
     "rematrixed",
     "timm_attention",
+    "unknown",
 ]

@@ -65,6 +65,7 @@ class Adapter:
     name: ClassVar[str]
     understood: ClassVar[frozenset[str]] = frozenset()  # the arguments of a call that ``read`` and ``attended`` use
     harmless: ClassVar[frozenset[str]] = frozenset()  # those that say nothing to a mixer, whatever their value
+    last: ClassVar[bool] = False  # asked when no other adapter knows a module
     probed: ClassVar[bool] = True  # find asks by a small call whether ``attended`` is what the module does
 
     # ------------------------------------------------------------------ what an adapter writes

@@ -117,8 +117,9 @@ def _agrees(adapter: Adapter, site: Site, place: Place) -> bool:
     if like.device.type == "meta":
         return True
     length = (site.length or TOKENS) if site.options.get("fixed") else TOKENS
-    waves = torch.arange(2 * length * site.dim, device=like.device, dtype=torch.float64)
-    tokens = (waves * 12.9898).sin().view(2, length, site.dim).to(like.dtype)
+    dim = site.dim or 3  # of pooling it may not be known before a run
+    waves = torch.arange(2 * length * dim, device=like.device, dtype=torch.float64)
+    tokens = (waves * 12.9898).sin().view(2, length, dim).to(like.dtype)
     args, kwargs = adapter.sample(site, tokens)
     modes = [(part, part.training) for part in module.modules()]
     try:
@@ -173,6 +174,8 @@ def observe(model: nn.Module, found: list[Found], example: Any) -> list[Found]:
     calls: dict[int, list[Call]] = {id(one.module): [] for one in found}
     handles = []
     for one in found:
+        if one.adapter.last:
+            continue  # nobody can read its calls
 
         def note(module: nn.Module, args: Any, kwargs: Any, one: Found = one) -> None:
             calls[id(module)].append(shapes(one.adapter.read(one.site, args, kwargs)))
@@ -216,6 +219,7 @@ def _learned(site: Site, calls: list[Call]) -> Site:
     fits = site.grid is not None and one and math.prod(site.grid) == lengths[0] - site.prefix
     return dataclasses.replace(
         site,
+        dim=site.dim or calls[0].tokens.shape[2],
         seen=lengths,
         length=lengths[0] if one else None,
         grid=grid or (site.grid if fits else None),

@@ -43,7 +43,8 @@ def adapters() -> list[Adapter]:
             found = entry.load()
             if inspect.isclass(found) and issubclass(found, Adapter) and found.name not in _ADAPTERS:
                 register_adapter(found)
-    return list(reversed(_ADAPTERS.values()))
+    newest = list(_ADAPTERS.values())[::-1]
+    return sorted(newest, key=lambda adapter: adapter.last)
 
 
 def adapter_named(name: str) -> Adapter:

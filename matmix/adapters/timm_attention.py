@@ -144,3 +144,67 @@ class TimmAttention(Tokens):
         mask = None if causal else given.get("attn_mask")  # timm: with both the causal one wins
         matrix = softmax_of(query, key, factor=module.scale, attn_mask=mask, causal=causal)
         return Attended(matrix, values, _finish(module, x), module.attn_drop.p)
+
+
+@register_adapter
+class BeitAttention(Tokens):
+    """``attn(x, shared_rel_pos_bias=None)``: a learned bias of positions, a bias of queries and values alone."""
+
+    name = "beit_attention"
+    understood = frozenset({"x", "shared_rel_pos_bias"})
+    parts = PARTS | BIASES | {"relative_position_bias_table", "relative_position_index"}
+    needed = frozenset({"qkv", "proj", "attn_drop", "proj_drop"})
+
+    def options(self, place: Place) -> dict[str, Any]:
+        return {"fixed": getattr(place.module, "relative_position_bias_table", None) is not None}
+
+    def attended(self, site: Site, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attended:
+        given = self.arguments(site, args, kwargs)
+        query, key, values = _projected(module, given["x"])
+        bias = given.get("shared_rel_pos_bias")
+        if module.relative_position_bias_table is not None:
+            own = module._get_rel_pos_bias()
+            bias = own if bias is None else own + bias
+        matrix = softmax_of(query, key, factor=module.scale, bias=bias)
+        return Attended(matrix, values, _finish(module, given["x"]), module.attn_drop.p, positional=True)
+
+
+@register_adapter
+class EvaAttention(Tokens):
+    """``attn(x, rope=None, attn_mask=None, is_causal=False)``: rotations of all tokens but the prefix.
+
+    A mixer in its place gets no rotations: they are of queries and keys.
+    """
+
+    name = "eva_attention"
+    understood = frozenset({"x", "rope", "attn_mask", "is_causal"})
+    parts = PARTS | BIASES | {"q_proj", "k_proj", "v_proj"}
+    needed = frozenset({"proj", "attn_drop", "proj_drop"})
+
+    def site(self, place: Place) -> Site | None:
+        own = parts_of(place.module)
+        ways = "qkv" in own or {"q_proj", "k_proj", "v_proj"} <= own
+        return super().site(place) if ways and "rope" in parameters_of(place.module) else None
+
+    def attended(self, site: Site, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attended:
+        given = self.arguments(site, args, kwargs)
+        query, key, values = _projected(module, given["x"])
+        if "rope" in given:
+            prefix, half = module.num_prefix_tokens, getattr(module, "rotate_half", False)
+            query, key = (_rotated(t, given["rope"], prefix, half) for t in (query, key))
+        causal = bool(given.get("is_causal", False))
+        mask = None if causal else given.get("attn_mask")
+        matrix = softmax_of(query, key, factor=module.scale, attn_mask=mask, causal=causal)
+        return Attended(matrix, values, _finish(module, given["x"]), module.attn_drop.p)
+
+
+def _rotated(tokens: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:
+    """Queries or keys ``(B, H, N, E)`` turned by sines and cosines ``(N - prefix, 2 E)``, the prefix left alone."""
+    head, x = tokens.split((prefix, tokens.shape[2] - prefix), 2)
+    sine, cosine = rope.chunk(2, -1)
+    if half:
+        first, second = x.chunk(2, -1)
+        turned = torch.cat((-second, first), -1)
+    else:
+        turned = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+    return torch.cat((head, (x * cosine + turned * sine).to(tokens.dtype)), 2)

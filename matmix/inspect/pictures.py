@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from matmix.inspect.recording import matrices, outer_mixers
+from matmix.inspect.recording import grids as recorded_grids
+from matmix.inspect.recording import matrices
 from matmix.matrices.algebra import ColumnCat, HeadCat, Kron, Masked, Product, Scale, Sum, Transpose
 from matmix.matrices.base import Matrix
 from matmix.mixers.base import Grid, Mixer
@@ -84,8 +85,7 @@ def show(
         if x is None:
             raise ValueError(f"x must be an input of {type(what).__name__}: its mixers see what the model makes of it")
         found = matrices(what, *(x if isinstance(x, tuple) else (x,)))
-        mixers = outer_mixers(what)
-        grids, name = {key: mixers[key.partition("#")[0]].grid for key in found}, type(what).__name__
+        grids, name = recorded_grids(what, found), type(what).__name__
     rows, notes = [], []
     for key, matrix in found.items():
         chosen, total = _choose(matrix, heads, max_heads), matrix.shape[1]

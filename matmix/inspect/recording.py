@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,58 +10,94 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from matmix.adapters import Found, Place, Replacement, discover
+from matmix.adapters.base import entries
+from matmix.adapters.held import holding
 from matmix.cost import evaluating
 from matmix.matrices.base import Matrix
-from matmix.mixers.base import Context, Mixer
+from matmix.mixers.base import Context, Grid, Mixer
 
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[dict[str, Matrix]]:
     """Inside of the context, every forward of ``model`` notes the matrices that it multiplies by.
 
-    Meanwhile a mixer takes no shorter way (``Mixer.mix``): it multiplies by the matrix that is noted.
+    Meanwhile a mixer takes no shorter way (``Mixer.mix``): it multiplies by the matrix that is noted. So does a foreign
+    module that an adapter knows (attention of timm, depthwise convolutions, ...; ``matmix.surgery.find`` lists them).
 
-    The dictionary that is yielded maps a mixer's name in the model to its matrix, that of the forward, with its graph
-    where gradients are on. A mixer that runs again adds ``name#2``, ``name#3``; a mixer inside of another
-    one is part of that one's matrix. A model that is itself a mixer goes by its class name. Compiled models run
-    uncompiled meanwhile.
+    The dictionary that is yielded maps a site's name in the model to its matrix, that of the forward, with its graph
+    where gradients are on. A site that runs again adds ``name#2``, ``name#3``; a mixer inside of another
+    one is part of that one's matrix. A model that is itself a mixer goes by its class name. In a model that is built of
+    our mixers, convolutions and poolings beside them are not noted: they belong to stems and channel MLPs. Compiled
+    models run uncompiled meanwhile. Probabilities with dropout are noted after it, as they ran.
 
     Raises:
-        ValueError: if there is no mixer in the model.
+        ValueError: if no token mixes in the model, as far as is known.
     """
-    mixers = outer_mixers(model)
-    if not mixers:
-        raise ValueError(f"{type(model).__name__} contains no Mixer; replace its token mixers first (matmix.surgery)")
+    mixers, foreign = watched(model)
+    if not mixers and not foreign:
+        raise ValueError(f"{type(model).__name__} contains no Mixer and no module in which an adapter sees tokens mix")
     found: dict[str, Matrix] = {}
-    before = {name: mixer.__dict__.get("mix") for name, mixer in mixers.items()}
-    with torch.compiler.set_stance("force_eager"):
+    slots: list[tuple[nn.Module, str, Any]] = []
+    settings = [
+        s for name, one in foreign.items() for s in one.adapter.settings(one.site, Place(name, one.module, model))
+    ]
+    with torch.compiler.set_stance("force_eager"), holding(settings):
         try:
             for name, mixer in mixers.items():
-                around = before[name]  # a recording around this one, which notes as well
-                notes = around.notes if isinstance(around, _Recorded) else ()
+                before = mixer.__dict__.get("mix")  # a recording around this one, which notes as well
+                notes = before.notes if isinstance(before, _Recorded) else ()
+                slots.append((mixer, "mix", before))
                 # An attribute of the instance hides the method of the class.
                 mixer.__dict__["mix"] = _Recorded(mixer, (*notes, (found, name)))
+            for name, one in foreign.items():
+                before = one.module.__dict__.get("forward")
+                notes = before.notes if isinstance(before, _Watched) else ()
+                slots.append((one.module, "forward", before))
+                one.module.__dict__["forward"] = _Watched(one, (*notes, (found, name)))
             yield found
         finally:
-            for name, mixer in mixers.items():
-                del mixer.__dict__["mix"]
-                if before[name] is not None:
-                    mixer.__dict__["mix"] = before[name]
+            for module, attribute, before in slots:
+                del module.__dict__[attribute]
+                if before is not None:
+                    module.__dict__[attribute] = before
+
+
+def watched(model: nn.Module) -> tuple[dict[str, Mixer], dict[str, Found]]:
+    """What is recorded in a model by name: mixers as they stand, and sites that are called as foreign modules are."""
+    found = {one.site.name or type(model).__name__: one for one in discover(model) if not one.adapter.last}
+    mixers = {name: one.module for name, one in found.items() if isinstance(one.module, Mixer)}
+    foreign = {name: one for name, one in found.items() if not isinstance(one.module, Mixer)}
+    if mixers:
+        foreign = {name: one for name, one in foreign.items() if one.site.kind not in ("depthwise_conv", "pooling")}
+    return mixers, foreign
+
+
+def grids(model: nn.Module, found: Mapping[str, Matrix]) -> dict[str, Grid | None]:
+    """The grid of the tokens of each matrix that ``record`` noted, where it is known."""
+    mixers, foreign = watched(model)
+    known: dict[str, Grid | None] = {name: mixer.grid for name, mixer in mixers.items()}
+    for name, one in foreign.items():
+        mixer = one.module.mixer if isinstance(one.module, Replacement) else None
+        known[name] = mixer.grid if isinstance(mixer, Mixer) else one.site.grid
+    own = {key: getattr(matrix, "grid", None) for key, matrix in found.items()}
+    return {key: own[key] or known.get(key.partition("#")[0]) for key in found}
 
 
 def matrices(model: nn.Module, *inputs: Any, **options: Any) -> dict[str, Matrix]:
-    """The matrix of every mixer in one forward ``model(*inputs, **options)``, by the mixer's name, in order of use.
+    """The matrix of every site in one forward ``model(*inputs, **options)``, by the site's name, in order of use.
 
     The forward runs in eval mode and without gradients; modes and methods are as before afterwards, errors included.
     Masks and grids go where the model takes them: ``matrices(model, x, mask=mask)``.
 
     Raises:
-        ValueError: if no mixer is in the model, or none of its mixers ran.
+        ValueError: if no token mixes in the model as far as is known, or none of its sites ran.
     """
     with evaluating(model), torch.no_grad(), record(model) as found:
         model(*inputs, **options)
     if not found:
-        raise ValueError(f"no mixer of {type(model).__name__} ran: {', '.join(outer_mixers(model))}")
+        names = [name for part in watched(model) for name in part]
+        raise ValueError(f"no mixer of {type(model).__name__} ran: {', '.join(names)}")
     return found
 
 
@@ -79,19 +115,44 @@ def outer_mixers(model: nn.Module) -> dict[str, Mixer]:
     return found
 
 
+Notes = tuple[tuple[dict[str, Matrix], str], ...]  # where matrices are noted, and under which name
+
+
+def _note(notes: Notes, matrix: Matrix) -> None:
+    for found, name in notes:
+        key, times = name, 1
+        while key in found:
+            times += 1
+            key = f"{name}#{times}"
+        found[key] = matrix
+
+
 @dataclass(frozen=True)
 class _Recorded:
     """The way from tokens to tokens over the matrix, which is noted."""
 
     mixer: Mixer
-    notes: tuple[tuple[dict[str, Matrix], str], ...]  # where, and under which name
+    notes: Notes
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         matrix, values, rest = self.mixer.project(x, context)
-        for found, name in self.notes:
-            key, times = name, 1
-            while key in found:
-                times += 1
-                key = f"{name}#{times}"
-            found[key] = matrix
+        _note(self.notes, matrix)
         return self.mixer.merge(matrix.matmul(values), rest)
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """The forward of a foreign module by way of its matrix, which is noted."""
+
+    found: Found
+    notes: Notes
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.found.module
+        try:
+            told = self.found.attended(args, kwargs)
+        except NotImplementedError:  # a convolution that has no square matrix
+            return type(module).forward(module, *args, **kwargs)
+        matrix = entries(told, module.training)
+        _note(self.notes, matrix)
+        return told.finish(matrix.matmul(told.values))

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from matmix.adapters import Setting
+from matmix.adapters.held import hold, release
 from matmix.adapters.rematrixed import SLOT, put_matrix
 
-# A module -> the changes that put another on top of it; a setting's owner -> attribute -> [value before, how many].
+# A module -> the changes that put another on top of it.
 _ABOVE: WeakKeyDictionary[nn.Module, list[Change]] = WeakKeyDictionary()
-_HELD: WeakKeyDictionary[nn.Module, dict[str, list[Any]]] = WeakKeyDictionary()
-_ABSENT = object()
 
 
 @dataclass
@@ -41,7 +39,7 @@ class Change:
         if self.old is not None:
             _ABOVE.setdefault(self.old, []).append(self)
         for setting in self.settings:
-            _hold(setting)
+            hold(setting)
 
     def revert(self) -> None:
         """Put the old one back, or under whatever was put on top of the new one meanwhile.
@@ -66,7 +64,7 @@ class Change:
         if self.old is not None and self in _ABOVE.get(self.old, ()):
             _ABOVE[self.old].remove(self)
         for setting in self.settings:
-            _release(setting)
+            release(setting)
         self.done = False
 
 
@@ -75,27 +73,3 @@ def _put(owner: nn.Module, slot: str, module: nn.Module | None) -> None:
         put_matrix(owner, module)
     else:
         owner._modules[slot] = module
-
-
-def _hold(setting: Setting) -> None:
-    """Set an attribute of an instance; the first to do so notes what was there."""
-    owner, name = setting.owner, setting.attribute
-    held = _HELD.setdefault(owner, {})
-    if name not in held:
-        held[name] = [owner.__dict__.get(name, _ABSENT), 0]
-    held[name][1] += 1
-    owner.__dict__[name] = setting.value
-
-
-def _release(setting: Setting) -> None:
-    """Undo ``_hold``; the last to do so puts back what was there."""
-    owner, name = setting.owner, setting.attribute
-    held = _HELD[owner]
-    held[name][1] -= 1
-    if held[name][1]:
-        return
-    before = held.pop(name)[0]
-    if before is _ABSENT:
-        owner.__dict__.pop(name, None)
-    else:
-        owner.__dict__[name] = before

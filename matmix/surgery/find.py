@@ -11,6 +11,8 @@ from matmix.adapters import LEVELS, Site, discover, observe
 from matmix.surgery.select import Where, select
 from matmix.surgery.table import table
 
+TITLES = ("site", "kind", "module", "adapter", "D", "heads", "causal", "tokens", "prefix", "calls", "levels", "notes")
+
 
 class Sites(Sequence[Site]):
     """The sites of a model in the order of its modules; printed as a table."""
@@ -34,21 +36,10 @@ class Sites(Sequence[Site]):
     def __str__(self) -> str:
         if not self._sites:
             return "no site: no module in which tokens mix is known to an adapter"
-        titles = (
-            "site",
-            "kind",
-            "module",
-            "adapter",
-            "D",
-            "heads",
-            "causal",
-            "tokens",
-            "prefix",
-            "calls",
-            "levels",
-            "",
-        )
-        return table(titles, [_row(site) for site in self._sites], frozenset({"D", "heads", "calls"}))
+        reasons: dict[str, int] = {}  # why not, each said once under the table
+        rows = [_row(site, reasons) for site in self._sites]
+        lines = [table(TITLES, rows, frozenset({"D", "heads", "calls"}))]
+        return "\n".join(lines + [f"[{at}] not at level {why}" for why, at in reasons.items()])
 
     __repr__ = __str__
 
@@ -74,7 +65,7 @@ def find(model: nn.Module, where: Where = "all", *, example: Any = None, **narro
     return Sites(sites if where == "all" and not narrow else select(sites, where, **narrow))
 
 
-def _row(site: Site) -> tuple[str, ...]:
+def _row(site: Site, reasons: dict[str, int]) -> tuple[str, ...]:
     def known(value: bool | None) -> str:
         return "?" if value is None else "yes" if value else "no"
 
@@ -83,7 +74,10 @@ def _row(site: Site) -> tuple[str, ...]:
         size = " x ".join(map(str, site.grid)) + (f" + {site.prefix}" if site.prefix else "")
     if site.seen and site.length is None:
         size = ", ".join(map(str, dict.fromkeys(site.seen)))
-    reasons = dict.fromkeys(f"{level}: {why}" for level in LEVELS if (why := site.why_not(level)))
+    marks = []
+    for why in dict.fromkeys(site.refused.values()):
+        text = f"{' and '.join(level for level in LEVELS if site.why_not(level) == why)}: {why}"
+        marks.append(f"[{reasons.setdefault(text, len(reasons) + 1)}]")
     notes = [f"also {', '.join(site.tied)}"] if site.tied else []
     notes += [f"contains {', '.join(site.inside)}"] if site.inside else []
     return (
@@ -91,12 +85,12 @@ def _row(site: Site) -> tuple[str, ...]:
         site.kind,
         site.module_class,
         site.adapter,
-        str(site.dim),
+        str(site.dim or "?"),
         str(site.heads or ""),
         known(site.causal),
         size,
         f"{site.prefix} {site.prefix_as}" if site.prefix else "",
         str(site.calls or ""),
         ", ".join(level for level in LEVELS if not site.why_not(level)) or "none",
-        "; ".join([*notes, *reasons]),
+        " ".join([*marks, "; ".join(notes)]),
     )

@@ -171,6 +171,8 @@ def _plan(model: nn.Module, found: Found, spec: str, level: Level, seed: int) ->
     why = site.why_not(level)
     if why:
         raise ValueError(f"{site.name or 'the model'}: cannot be replaced at level={level!r}: {why}")
+    if not site.dim:
+        raise ValueError(f"{site.name}: its width is not known before a run: give example=")
     if not site.name and level == "module":
         raise ValueError("the model is itself the site, nothing holds it: put it into a module, or build the mixer")
     like = reference(old, model)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from matmix.adapters import KINDS, Site
-from matmix.spec import hint
+from matmix.spec import close_names, hint
 
 Where = str | Site | Callable[[Site], bool] | Iterable["str | Site | Callable[[Site], bool]"]
 
@@ -106,5 +106,5 @@ def _nothing(sites: Sequence[Site], part: object, word: str) -> str:
         return f"{word}: {shown!r} matches no site; there are {', '.join(site.name for site in sites)}"
     ends = [".".join(site.name.split(".")[-n:]) for n in (1, 2) for site in sites]
     names = [site.name for site in sites]
-    close = hint(part, dict.fromkeys([*names, *ends, *KINDS]))
-    return f"{word}={part!r} matches no site{close}"
+    words = list(dict.fromkeys([*names, *ends, *KINDS]))
+    return f"{word}={part!r} matches no site{hint(part, words if close_names(part, words) else names)}"

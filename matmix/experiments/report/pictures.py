@@ -173,7 +173,7 @@ def matrices_picture(setting: Setting, path: Path) -> tuple[bool, list[str]]:
     from matmix.experiments.folder import load_model
     from matmix.experiments.task import inputs_of
     from matmix.inspect.pictures import Panel, dense, draw, kind, short
-    from matmix.inspect.recording import matrices, outer_mixers
+    from matmix.inspect.recording import grids, matrices
 
     panels, problems = [], []
     for mixer in [name for name, _ in ordered(setting)]:
@@ -184,7 +184,7 @@ def matrices_picture(setting: Setting, path: Path) -> tuple[bool, list[str]]:
             found = list(matrices(model, *args, **named).items())
             name, matrix = next((one for one in reversed(found) if one[1].shape[2] >= TOKENS), found[-1])
             entries = dense(matrix)[0]
-            grid = outer_mixers(model)[name.partition("#")[0]].grid
+            grid = grids(model, {name: matrix})[name]
         except Exception as error:  # a mixer whose code is gone, weights that were removed: the rest still stands
             problems.append(f"{mixer}: no matrix ({type(error).__name__}: {error})")
             continue
