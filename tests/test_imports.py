@@ -28,6 +28,7 @@ CORE = {"torch", "numpy", "matmix", *sys.stdlib_module_names}
 # What else a module below the experiments may import, inside the function that needs it.
 MAY = {
     "matmix.inspect": {"matplotlib"},
+    "matmix.surgery.storage": {"safetensors"},
     "matmix.testing.strategies": {"hypothesis"},
     "matmix.ops.scan_triton": {"triton"},  # kernels: modules that no other imports but inside a function
     "matmix.ops.diagonal_scan_triton": {"triton"},

@@ -7,6 +7,7 @@ from matmix.adapters.registry import adapter_named, adapters, register_adapter
 from matmix.adapters.rematrixed import Rematrixed, Structured, put_matrix, rematrixed
 from matmix.adapters.replacement import Replacement
 from matmix.adapters.site import KINDS, LEVELS, Kind, Level, Place, Prefix, Site
+from matmix.adapters.timm_layer import attn_layer
 
 __all__ = [
     "KINDS",
@@ -26,6 +27,7 @@ __all__ = [
     "Structured",
     "adapter_named",
     "adapters",
+    "attn_layer",
     "convolution",
     "discover",
     "mixer",

@@ -1,4 +1,4 @@
-"""The commands that look at a model without training it: cost, picture. A package of models, and one of pictures,
+"""The commands that look at a model without training it: cost, sites, picture. A package of models, or of pictures,
 says itself which options these have (see `models.py`)."""
 
 from __future__ import annotations
@@ -69,6 +69,25 @@ def _mixer(
     where = grid or (length,)
     made = create_mixer(spec, dim, where)
     return made, (torch.zeros(1, torch.Size(where).numel(), dim),), {"grid": where}
+
+
+def sites(words: Sequence[str]) -> int:
+    """List the places of a model where tokens mix, and at which level each can be replaced (matmix.surgery).
+
+    Name the model first, such as timm:vit_tiny_patch16_224. It runs once, for lengths and the number of calls.
+    """
+    from matmix import surgery
+    from matmix.experiments.models import example
+
+    what = first(words)
+    if what is None:
+        raise ValueError("name the model first: matmix sites NAME ...")
+    model, inputs, options = tyro.cli(
+        example(what), prog=f"matmix sites {what!r}", description=sites.__doc__, args=list(words[1:])
+    )
+    found = surgery.find(model, example=inputs) if not options else surgery.find(model)
+    print(found)
+    return 0
 
 
 def _is_mixer(spec: str) -> bool:

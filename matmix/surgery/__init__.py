@@ -15,6 +15,7 @@ from matmix.surgery.find import Sites, find
 from matmix.surgery.replace import replace
 from matmix.surgery.report import Report
 from matmix.surgery.select import select
+from matmix.surgery.storage import apply, save
 
 __all__ = [
     "Adapter",
@@ -23,8 +24,10 @@ __all__ = [
     "Report",
     "Site",
     "Sites",
+    "apply",
     "find",
     "register_adapter",
     "replace",
+    "save",
     "select",
 ]

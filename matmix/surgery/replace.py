@@ -90,7 +90,7 @@ def replace(
     if batches is not None and not any(_name(one) == "mean_matrix" for one in chosen.values()):
         raise ValueError("batches= is for the spec mean_matrix")
     rows = [
-        _plan(model, _with_prefix(one, prefix), chosen[one.site.name], level, seed)
+        plan(model, _with_prefix(one, prefix), chosen[one.site.name], level, seed)
         for one in found
         if one.site.name in chosen
     ]
@@ -165,7 +165,7 @@ def _chosen(
     return chosen
 
 
-def _plan(model: nn.Module, found: Found, spec: str, level: Level, seed: int) -> Row:
+def plan(model: nn.Module, found: Found, spec: str, level: Level, seed: int) -> Row:
     """One site's replacement, built and checked; the model is as it was."""
     site, adapter, old = found
     why = site.why_not(level)
