@@ -175,13 +175,26 @@ def _costs(module: nn.Module, row: Row) -> Costs:
 
 
 def _dead(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Parameters that no gradient reaches, in a copy that does not touch the module's own state."""
+    """Parameters that no gradient reaches, in a copy that does not touch the module's own state.
+
+    Of a layer that makes queries, keys and values at once some rows may be dead: a row of a matrix counts if its
+    gradient is zero. A vector counts as a whole: some of its entries are zero by rounding (keys need no bias).
+    """
     twin = copy.deepcopy(module).eval().requires_grad_(True)
+    every = list(twin.parameters())
+    draw = torch.Generator().manual_seed(1)
     with torch.enable_grad():
-        out = twin(*args, **kwargs)
-        tensors = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
-        every = list(twin.parameters())
+        out = pytree.tree_leaves(twin(*args, **kwargs))
+        tensors = [t for t in out if isinstance(t, Tensor) and t.requires_grad]
         if not tensors:
             return sum(p.numel() for p in every)
-        grads = torch.autograd.grad(sum(t.float().sum() for t in tensors), every, allow_unused=True)  # type: ignore[arg-type]
-    return sum(p.numel() for p, grad in zip(every, grads, strict=True) if grad is None)
+        losses = [(t * torch.randn(t.shape, generator=draw).to(t)).sum() for t in tensors]
+        grads = torch.autograd.grad(losses, every, allow_unused=True)
+    dead = 0
+    for p, grad in zip(every, grads, strict=True):
+        if grad is None:
+            dead += p.numel()
+        else:
+            rows = grad.flatten(1) if p.dim() > 1 else grad.reshape(1, -1)
+            dead += int(rows.eq(0).all(1).sum()) * rows.shape[1]
+    return dead
