@@ -207,10 +207,11 @@ class Mixer(nn.Module):
         Args:
             x: tokens, at least one.
             mask: ``(B, L)`` bool, True = a real token. Padding at either end is as if it were not there: the state is
-                the one after a sample's last real token. A masked token between real ones is not; it is what it is to
-                ``forward``: zeros to a short convolution, nothing to a state whose decay hangs on the token, a step
-                without input to one whose decay is fixed (``s4d``, ``ema``, ``mega``, ``longvq``), and to ``mamba3`` a
-                step of no length, with which the token before it loses the half that it is written with then.
+                the one after a sample's last real token. A hole, a masked token between real ones, is what it is to
+                ``forward``, and that is not nothing: a short convolution reads zeros there; a state whose decay is
+                fixed decays by one step (``s4d``, ``ema``, ``mega``, ``longvq``); in ``mamba3`` the token before the
+                hole loses the half of its weight that comes with the next token's step. A state whose decay hangs on
+                the token stays as it is.
             state: of ``init_state``, ``prefill`` or ``step``; the tokens follow on it. Gradients reach it.
 
         Raises:

@@ -139,7 +139,7 @@ class FFNified(Mixer):
         return _Run(value, image, gated, convolved(self.conv2, gated, real, axes=self.axes), real)
 
     def _held(self) -> bool:
-        """Whether somebody may hold what comes out of the first convolution."""
+        """Whether a hook or an adapter may keep the first convolution's output: then GELU must not overwrite it."""
         conv = self.conv1
         kind: type[nn.Module] = nn.Conv1d if self.axes == 1 else nn.Conv2d
         return not (conv.is_plain() if isinstance(conv, BranchedConv) else is_plain(conv, kind))

@@ -213,9 +213,8 @@ class Inception(Mixer):
         convolved, pooled, attended = mixed.squeeze(-1).mT.split((2 * self.part, self.part, self.low), 2)
         convolved = convolved if rest.bias is None else convolved + rest.bias
         widened = self.high_mixer.proj2(pooled)
-        widened = (
-            gelu(widened) if is_plain(self.high_mixer.proj2, nn.Linear) else F.gelu(widened)
-        )  # somebody may hold it
+        # In place where proj2 is nothing but its weights; a hook or an adapter on it may keep its output.
+        widened = gelu(widened) if is_plain(self.high_mixer.proj2, nn.Linear) else F.gelu(widened)
         z = drop_padding(torch.cat((F.gelu(convolved), widened, attended), 2), rest.mask)
         return linear(self.proj, self._fused(z, rest.grid))
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from matmix import create_mixer, load_published
+from matmix.matrices import AveragePool
 from matmix.mixers import pooling
 from tests.fixtures import load_fixture
 
@@ -45,6 +46,13 @@ def test_its_own_gradient() -> None:
     assert torch.autograd.gradgradcheck(mixer, (x,))
     grad = torch.func.vmap(torch.func.grad(lambda sample: mixer(sample.unsqueeze(0)).square().sum()))(x)
     torch.testing.assert_close(grad, torch.autograd.grad(mixer(x).square().sum(), x)[0])
+
+
+def test_windows_are_counted_as_the_matrix_counts_them() -> None:
+    """What the gradient divides by on CUDA."""
+    shares = pooling._shares(torch.zeros(2, 3, 5, 7, dtype=torch.bfloat16), (3, 5))
+    expected = AveragePool((5, 7), (3, 5))._weights().view(1, 1, 5, 7)
+    torch.testing.assert_close(shares, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("grid", [(2, 9), (3, 3), (6, 8)])
