@@ -21,15 +21,15 @@ def train(words: Sequence[str]) -> int:
 
     A run that was stopped or killed goes on with the same command; a finished one is not run again.
     """
-    from matmix.experiments.run import execute
-
     name, given, changed = parse(words, _Train, "train", train.__doc__)
     if given.steps is not None:
         changed["steps"] = given.steps
     plugins = fingerprints(given.imports)
     config = RunConfig(name, given.mixer, given.seed, asdict(given.task), changed, given.threads, plugins)
-    check_metric(given.task)
     given.task.model(given.mixer, given.seed)  # a wrong spec ends here, in one line, and leaves no folder
+    check_metric(given.task)
+    from matmix.experiments.run import execute  # seconds of imports, which a wrong word need not wait for
+
     out = given.out or Path("runs") / config.name
     main = is_main_process()
     if main and not given.quiet:

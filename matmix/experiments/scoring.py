@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torchmetrics import MeanMetric
 
 from matmix.experiments.step import gather_objects
 from matmix.experiments.task import Split, Task, check_metric, named_losses, total_loss
+
+if TYPE_CHECKING:
+    from torchmetrics import MeanMetric
 
 
 class Scorer:
     """Loss and metrics of a split, over all its batches and all ranks."""
 
     def __init__(self, task: Task, accelerator: Accelerator, batch_size: int) -> None:
+        from torchmetrics import MeanMetric
+
         self.task, self.accelerator, self.batch_size = task, accelerator, batch_size
+        self.new_mean = lambda: MeanMetric().to(accelerator.device)
         self.metrics = {name: metric.to(accelerator.device) for name, metric in check_metric(task).items()}
-        self.mean = MeanMetric().to(accelerator.device)
+        self.mean = self.new_mean()
         self.parts: dict[str, MeanMetric] = {}  # of a loss that has some, by name
         self.seconds = 0.0
 
@@ -38,7 +44,7 @@ class Scorer:
                 self.mean.update(total_loss(loss), weight=weight)
                 for name, value in named_losses(loss).items():
                     if name not in self.parts:
-                        self.parts[name] = MeanMetric().to(accelerator.device)
+                        self.parts[name] = self.new_mean()
                     self.parts[name].update(value, weight=weight)
             prediction, target = task.prediction(output, batch)
             for metric in self.metrics.values():
@@ -58,5 +64,5 @@ class Scorer:
         )
         for name in names:
             if name not in self.parts:
-                self.parts[name] = MeanMetric().to(self.accelerator.device)
+                self.parts[name] = self.new_mean()
         return {f"loss.{name}": self.parts[name] for name in names}

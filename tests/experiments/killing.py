@@ -39,6 +39,22 @@ def run(folder: Path, config: dict[str, Any] = TINY, *, die: tuple[str, int] | N
     return child.exitcode
 
 
+def start_command(words: list[str], log: Path) -> Any:
+    """`matmix WORDS` in a child, as from a shell: stdout and stderr go to a file, the exit status is the process's."""
+    child = SERVER.Process(target=_command, args=(words, str(log)))
+    child.start()
+    return child
+
+
+def _command(words: list[str], log: str) -> None:
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from matmix.experiments.cli import main
+
+    main(words)
+
+
 def _child(config: dict[str, Any], folder: str, die: tuple[str, int] | None) -> None:
     import torch
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -171,26 +172,27 @@ def test_a_mixer_from_a_file_trains(tmp_path, capsys):
         "@register('cli_mine', matrix='Identity', cost='O(1)', source='a test')\nclass Mine(Identity):\n    pass\n"
     )
     command = f"{TRAIN.replace('identity', 'cli_mine')} --import {tmp_path}/mine.py --out {tmp_path}/run"
-    done = matmix(command)
-    assert done.returncode == 0, done.stderr
+    status, _, error = here(command, capsys)
+    assert status == 0, error
     assert json.loads((tmp_path / "run" / "config.json").read_text())["mixer"] == "cli_mine"
     again = json.loads((tmp_path / "run" / "result.json").read_text())["reproduce"]
     assert shlex.split(again)[-4:-1] == ["--import", f"{tmp_path}/mine.py", "--out"]
 
 
-def test_study_and_report(tmp_path):
-    """A small study from the shell: runs, resumes to nothing, reports."""
-    (tmp_path / "small.toml").write_text(
+def test_study_and_report(tmp_path, monkeypatch, capsys):
+    """A small study on the command line: runs, resumes to nothing, reports."""
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text(
         'name = "small"\nmixers = ["identity", "attention(head_dim=4)"]\nseeds = [0]\n[[tasks]]\ntask = "digits"\n'
         "options = {patch = 4, dim = 8, depth = 1}\nrecipe = {steps = 4, batch_size = 32}\n"
     )
-    done = matmix("study small.toml --seeds 2 --jobs 1", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    runs = list((tmp_path / "runs" / "small" / "runs").rglob("result.json"))
+    status, out, error = here("study small.toml --seeds 2 --jobs 1", capsys)
+    assert status == 0, error
+    runs = list(Path("runs/small/runs").rglob("result.json"))
     assert len(runs) == 4
-    assert (tmp_path / "runs" / "small" / "report" / "index.html").exists() and "report:" in done.stdout
+    assert Path("runs/small/report/index.html").exists() and "report:" in out
     before = {run: run.stat().st_mtime_ns for run in runs}
-    (tmp_path / "runs" / "small" / "report" / "report.md").unlink()
-    done = matmix("report runs/small", cwd=tmp_path)
-    assert done.returncode == 0 and (tmp_path / "runs" / "small" / "report" / "report.md").exists()
+    Path("runs/small/report/report.md").unlink()
+    status, *_ = here("report runs/small", capsys)
+    assert status == 0 and Path("runs/small/report/report.md").exists()
     assert before == {run: run.stat().st_mtime_ns for run in runs}

@@ -7,13 +7,12 @@ import random
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from killing import TINY, outputs, run
+from killing import TINY, outputs, run, start_command
 
 from matmix.experiments.checkpoint import load_checkpoint, save_checkpoint
 from matmix.experiments.run import Result, RunConfig
@@ -74,23 +73,18 @@ def test_killed_at_random(tmp_path, whole, seed):
 # ------------------------------------------------------------------ the command line, from outside
 
 
-def command(folder: Path) -> list[str]:
+def start(folder: Path) -> Any:
     words = shlex.split(RunConfig.from_json(TINY).command(folder))
     assert words[:3] == ["matmix", "train", "digits"] and words[-2] == "--out"
-    return [sys.executable, "-m", "matmix.experiments.cli", *words[1:-1], str(folder)]
+    return start_command([*words[1:-1], str(folder)], folder.with_suffix(".log"))
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(folder: Path, step: int, process: Any) -> None:
     """Until the run has logged this step (or has ended)."""
     for _ in range(12000):
         log = folder / "metrics.jsonl"
         found = re.findall(r'"step": (\d+)', log.read_text()) if log.exists() else []
-        if process.poll() is not None or any(int(one) >= step for one in found):
+        if process.exitcode is not None or any(int(one) >= step for one in found):
             return
         time.sleep(0.005)
     raise AssertionError("the run hangs")
@@ -98,27 +92,30 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
 
 def test_command_killed_and_interrupted(tmp_path, whole):
     """SIGKILL, then Ctrl-C, then to the end: exit codes, the message, and the same bytes."""
-    first = start(tmp_path)
-    wait_for_step(tmp_path, 8, first)
+    folder = tmp_path / "run"
+    first = start(folder)
+    wait_for_step(folder, 8, first)
     first.kill()
-    assert first.wait() == -signal.SIGKILL
+    first.join()
+    assert first.exitcode == -signal.SIGKILL
 
-    second = start(tmp_path)
-    wait_for_step(tmp_path, 24, second)
-    second.send_signal(signal.SIGINT)
-    out, error = second.communicate(timeout=60)
-    assert second.returncode == 130, (out, error)
-    assert "goes on from there" in error and "Traceback" not in error
-    stopped = Result.read(tmp_path)
+    second = start(folder)
+    wait_for_step(folder, 24, second)
+    os.kill(second.pid, signal.SIGINT)
+    second.join(60)
+    said = folder.with_suffix(".log").read_text()
+    assert second.exitcode == 130, said
+    assert "goes on from there" in said and "Traceback" not in said
+    stopped = Result.read(folder)
     assert stopped is not None and stopped.status == "interrupted" and 24 <= stopped.step < 60
-    assert (tmp_path / "checkpoints" / f"step-{stopped.step:08d}").is_dir()
+    assert (folder / "checkpoints" / f"step-{stopped.step:08d}").is_dir()
 
-    third = start(tmp_path)
-    out, error = third.communicate(timeout=120)
-    assert third.returncode == 0, error
-    assert outputs(tmp_path) == whole
-    done = Result.read(tmp_path)
-    assert done is not None and done.status == "finished" and not (tmp_path / "checkpoints").exists()
+    third = start(folder)
+    third.join(120)
+    assert third.exitcode == 0, folder.with_suffix(".log").read_text()
+    assert outputs(folder) == whole
+    done = Result.read(folder)
+    assert done is not None and done.status == "finished" and not (folder / "checkpoints").exists()
 
 
 # ------------------------------------------------------------------ checkpoints alone

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from matmix.experiments import trainer
+from matmix.experiments import cli, trainer
 from matmix.experiments.plugins import fingerprints, import_all
 from matmix.experiments.run import (
     Result,
@@ -189,8 +189,8 @@ def test_runs_repeat_exactly(finished, tmp_path):
 # ------------------------------------------------------------------ two at once
 
 
-def test_a_second_process_is_refused(tmp_path):
-    code = f"from matmix.experiments.run import lock; from pathlib import Path\nwith lock(Path({str(tmp_path)!r})):"
+def test_a_second_process_is_refused(tmp_path, capsys):
+    code = f"from matmix.experiments.folder import lock; from pathlib import Path\nwith lock(Path({str(tmp_path)!r})):"
     holder = subprocess.Popen(
         [sys.executable, "-c", f"{code}\n    print('held', flush=True); input()"],
         stdin=subprocess.PIPE,
@@ -202,23 +202,11 @@ def test_a_second_process_is_refused(tmp_path):
         with pytest.raises(RunError, match=f"in use by process {holder.pid} on"):
             execute(config(), tmp_path)
         assert not (tmp_path / "config.json").exists()
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "matmix.experiments.cli",
-                "train",
-                "digits",
-                "--mixer",
-                "identity",
-                "--out",
-                tmp_path,
-            ],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 2 and f"in use by process {holder.pid}" in done.stderr
-        assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(["train", "digits", "--mixer", "identity", "--out", str(tmp_path)])
+        error = capsys.readouterr().err
+        assert exit_.value.code == 2 and f"in use by process {holder.pid}" in error
+        assert "Traceback" not in error and len(error.strip().splitlines()) == 1
     finally:
         holder.kill()  # the lock of a dead process holds nobody up
         holder.wait()
