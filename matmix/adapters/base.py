@@ -30,17 +30,24 @@ class Call(NamedTuple):
     memory: Tensor | None = None  # (B, S, D), the tokens of the other sequence
     memory_mask: Tensor | None = None  # (B, S) bool, True = a real token
     causal: bool = False  # no token may see a later one in this call
+    unfit: str | None = None  # what the call demands and no mixer can do: a mask of pairs, values of other tokens
     rest: Any = None  # what write needs
 
 
 class Attended(NamedTuple):
-    """What a foreign module multiplies by and what: ``finish(matrix.matmul(values))`` is what its forward returns."""
+    """What a foreign module multiplies by and what: ``answer(matrix)`` is what its forward returns."""
 
     matrix: Matrix  # (B or 1, H, L, L_in); of softmax attention a Softmax, with its scale, mask and bias
     values: Tensor  # (B, H, L_in, W)
     finish: Callable[[Tensor], Any]  # (B, H, L, W) -> all that the module returns
     dropout: float = 0.0  # of the entries of the matrix, in training
     positional: bool = False  # the bias of the Softmax is of positions alone: no mask is lost when it goes
+    weights: Callable[[Any, Matrix], Any] | None = None  # where the matrix is returned too: what finish gave, with it
+
+    def answer(self, matrix: Matrix) -> Any:
+        """What the module returns with this matrix, the old one or another."""
+        out = self.finish(matrix.matmul(self.values))
+        return out if self.weights is None else self.weights(out, matrix)
 
 
 def entries(found: Attended, training: bool) -> Matrix:

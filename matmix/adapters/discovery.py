@@ -16,7 +16,7 @@ from matmix.adapters.base import Adapter, Attended, Call, reference
 from matmix.adapters.registry import adapter_named, adapters
 from matmix.adapters.rematrixed import SLOT, Rematrixed, Structured
 from matmix.adapters.replacement import Replacement
-from matmix.adapters.site import Place, Site
+from matmix.adapters.site import CROSS, Place, Site
 from matmix.mixers.base import Mixer
 
 TOKENS = 5  # of the probe
@@ -127,7 +127,7 @@ def _agrees(adapter: Adapter, site: Site, place: Place) -> bool:
             module.eval()
             ran = _first(module.forward(*args, **kwargs))
             found = adapter.attended(site, module, args, kwargs)
-            told = _first(found.finish(found.matrix.matmul(found.values)))
+            told = _first(found.answer(found.matrix))
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):
         return False
     finally:
@@ -216,9 +216,18 @@ def _learned(site: Site, calls: list[Call]) -> Site:
     others = {None if call.memory is None else call.memory.shape[1] for call in calls}
     one = len(set(lengths)) == 1
     grid = grids.pop() if len(grids) == 1 else None
+    refused = dict(site.refused)
+    unfit = next((call.unfit for call in calls if call.unfit), None)
+    if unfit is not None:
+        refused.setdefault("module", f"in the example {unfit}")
+    across = site.kind == "self_attention" and others != {None}
+    if across:
+        refused.setdefault("module", CROSS)
     fits = site.grid is not None and one and math.prod(site.grid) == lengths[0] - site.prefix
     return dataclasses.replace(
         site,
+        kind="cross_attention" if across else site.kind,
+        refused=refused,
         dim=site.dim or calls[0].tokens.shape[2],
         seen=lengths,
         length=lengths[0] if one else None,

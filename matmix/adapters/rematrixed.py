@@ -51,7 +51,7 @@ def rematrixed(cls: Any) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         structured: Structured = self._modules[SLOT]  # type: ignore[assignment]
         found = structured.attended(self, args, kwargs)
-        return found.finish(entries(found, self.training).matmul(found.values))
+        return found.answer(entries(found, self.training))
 
     def reduce(self: nn.Module, protocol: Any = None) -> Any:
         return _again, (cls,), self.__dict__

@@ -49,6 +49,8 @@ class Replacement(nn.Module):
     def _given(self, call: Call) -> tuple[Tensor, dict[str, Any]]:
         """What the mixer gets."""
         site, traits, name = self.site, self.mixer.traits, type(self.mixer).__name__
+        if call.unfit is not None:
+            raise ValueError(f"{site.name}: {call.unfit}")
         if call.memory is not None:
             raise ValueError(f"{site.name}: the call brings another sequence to attend to, a mixer mixes one")
         if call.causal and not traits.causal:

@@ -15,6 +15,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Level = Literal["module", "matrix"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 Prefix = Literal["joined", "aside"]
+CROSS = "a mixer mixes one sequence, cross attention joins two: use level='matrix'"
 
 
 @dataclass(frozen=True)

@@ -155,4 +155,4 @@ class _Watched:
             return type(module).forward(module, *args, **kwargs)
         matrix = entries(told, module.training)
         _note(self.notes, matrix)
-        return told.finish(matrix.matmul(told.values))
+        return told.answer(matrix)

@@ -141,10 +141,12 @@ class Softmax(Matrix):
             if self.bias is not None:
                 scores = scores + self.bias[:, :, start:stop]
             allowed = self._allowed(start, stop)
-            if allowed is None:
+            if allowed is None and self.bias is None:
                 return scores.softmax(-1)
-            seen = allowed.any(-1, keepdim=True)
-            return torch.where(allowed | ~seen, scores, -torch.inf).softmax(-1).masked_fill(~seen, 0)
+            if allowed is not None:
+                scores = scores.masked_fill(~allowed, -torch.inf)
+            blind = (scores == -torch.inf).all(-1, keepdim=True)  # a bias may hide every key as well
+            return scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
 
     def _rmatmul(self, values: Tensor) -> Tensor:
         rows = self.shape[2]

@@ -30,7 +30,7 @@ def mean_matrices(model: nn.Module, found: Iterable[Found], batches: Iterable[An
 
         def add(module: nn.Module, args: Any, kwargs: Any, one: Found = one) -> None:
             name, call = one.site.name, one.adapter.read(one.site, args, kwargs)
-            if call.mask is not None and not bool(call.mask.all()):
+            if any(mask is not None and not bool(mask.all()) for mask in (call.mask, call.memory_mask)):
                 raise ValueError(f"{name}: batches have padding, and the mean of padded matrices means nothing")
             entries = one.attended(args, kwargs).matrix.to_dense()
             if name in sums and sums[name].shape != entries.shape[1:]:

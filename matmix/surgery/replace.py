@@ -22,6 +22,7 @@ from matmix.adapters import (
 )
 from matmix.adapters.base import reference
 from matmix.adapters.rematrixed import SLOT
+from matmix.adapters.site import CROSS
 from matmix.mixers.base import Mixer
 from matmix.mixers.registry import create_mixer, mixer_info
 from matmix.ops.seed import fork_seed
@@ -225,7 +226,7 @@ def _mixer(site: Site, spec: str, seed: int) -> Mixer:
         ValueError: if it does not fit, with the site's name.
     """
     if site.kind == "cross_attention":
-        raise ValueError(f"{site.name}: a mixer mixes one sequence, cross attention joins two: use level='matrix'")
+        raise ValueError(f"{site.name}: {CROSS}")
     calls = parse_spec(spec)
     if len(calls) != 1:
         raise ValueError(f"{site.name}: spec {spec!r} names {len(calls)} mixers; give a dict from pattern to spec")

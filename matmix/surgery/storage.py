@@ -18,8 +18,8 @@ from matmix.surgery.report import Report, Row
 FORMAT = 1
 WORDS = "surgery.json"
 WEIGHTS = "surgery.safetensors"
-_SITE = ("kind", "adapter", "dim", "module_class", "heads", "head_dim", "prefix", "parameters")  # what must be the same
-_RUN = ("length", "memory", "grid", "causal", "padded", "seen", "prefix_as")  # what a run told, or the user said
+_SITE = ("adapter", "dim", "module_class", "heads", "head_dim", "prefix", "parameters")  # what must be the same
+_RUN = ("kind", "length", "memory", "grid", "causal", "padded", "seen", "prefix_as")  # told by a run or a user
 
 
 def save(report: Report, folder: str | os.PathLike[str]) -> Path:

@@ -355,7 +355,8 @@ def build(spec: str, site: Site, adapter: Adapter) -> MatrixOf:
         raise ValueError(f"{site.name}: the site is causal, the structure {call.name!r} is not and cannot be")
     if site.causal and not causal:
         raise ValueError(f"{site.name}: the site is causal, {spec!r} is not")
-    if kind.square and site.kind == "cross_attention":
+    square = kind.square and not options.get("data_dependent")
+    if square and site.kind == "cross_attention":
         raise ValueError(f"{site.name}: {call.name!r} is square, cross attention has queries and keys of two sequences")
     fixed = kind.fixed and not options.get("data_dependent")
     if fixed and site.length is None:
