@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -36,10 +37,12 @@ def register_task(name: str) -> Callable[[_TaskT], _TaskT]:
     """
     if not name.replace("-", "_").isidentifier():
         raise ValueError(f"register_task: a name is letters, digits, '_' and '-', got {name!r}")
-    if name in TASKS or name in _entries():
-        raise ValueError(f"register_task: the name {name!r} is taken by {_where(name)}")
+    if name in _entries():
+        raise ValueError(f"register_task: the name {name!r} is taken by {_entries()[name].value}")
 
     def enrol(cls: _TaskT) -> _TaskT:
+        if name in TASKS and _place(TASKS[name]) != _place(cls):  # one file may be imported under two names
+            raise ValueError(f"register_task: the name {name!r} is taken by {' in '.join(_place(TASKS[name]))}")
         TASKS[name] = _task(cls, name)
         return cls
 
@@ -130,8 +133,8 @@ def _is_class_variable(kind: object) -> bool:
     return kind is ClassVar or get_origin(kind) is ClassVar or (isinstance(kind, str) and "ClassVar" in kind)
 
 
-def _where(name: str) -> str:
-    return _entries()[name].value if name in _entries() else TASKS[name].__qualname__
+def _place(cls: type[Task]) -> tuple[str, str]:
+    return cls.__qualname__, getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
 
 
 @cache

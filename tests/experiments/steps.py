@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments import trainer
+from matmix.experiments.registry import task_class
 from matmix.experiments.task import Batch, Task
 from matmix.training import after_step, having
 from sequence.tasks.co2 import CO2
@@ -67,6 +68,7 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
         "rare": (Rare(**small), VQ),
         "never": (Never(**small), "attention(head_dim=4)"),
         "recall": (Recall(dim=8, depth=1, eval_examples=50), "attention(head_dim=4)"),
+        "parity": (task_class(f"{Path(__file__).with_name('lab.py')}:Parity")(), "attention(head_dim=4)"),
         "co2": (CO2(length=16, horizon=8, dim=8, depth=1), VQ),
         "imagefolder": (ImageFolder(**images, **mixed), ""),
         "cifar10": (cifar10(**images), ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import shlex
@@ -77,6 +78,10 @@ def test_wrong_names_say_so(name, message, monkeypatch):
 def test_names_are_taken_once():
     with pytest.raises(ValueError, match=r"'digits' is taken by sequence\.tasks\.digits:Digits"):
         register_task("digits")
+    task_class(PARITY)
+    with pytest.raises(ValueError, match=r"'lab-parity' is taken by Parity in .*lab\.py"):
+        register_task("lab-parity")(Whole)
+    importlib.import_module("tests.experiments.lab")  # the same file by another way
     with pytest.raises(ValueError, match="a name is letters"):
         register_task("a:b")
     assert "digits" in list_tasks()

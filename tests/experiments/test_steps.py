@@ -17,7 +17,7 @@ from tests.experiments import steps
 from tests.vision.folders import make_folder
 from tests.vision.test_segmentation import make_folder as make_masks
 
-NAMES = ("digits", "rare", "recall", "co2", "imagefolder", "cifar10", "imagenet", "segmentation")
+NAMES = ("digits", "rare", "recall", "parity", "co2", "imagefolder", "cifar10", "imagenet", "segmentation")
 
 
 @pytest.fixture(scope="module")
