@@ -17,6 +17,7 @@ from matmix.adapters.registry import adapter_named, adapters
 from matmix.adapters.rematrixed import SLOT, Rematrixed, Structured
 from matmix.adapters.replacement import Replacement
 from matmix.adapters.site import CROSS, Place, Site
+from matmix.cost import evaluating
 from matmix.mixers.base import Mixer
 
 TOKENS = 5  # of the probe
@@ -169,16 +170,18 @@ def observe(model: nn.Module, found: list[Found], example: Any) -> list[Found]:
         found: of ``discover``.
         example: a tensor, a tuple of arguments, or a dict of keyword arguments.
     """
-    from matmix.cost import evaluating
-
     calls: dict[int, list[Call]] = {id(one.module): [] for one in found}
+    unread: dict[int, str] = {}
     handles = []
     for one in found:
         if one.adapter.last:
             continue  # nobody can read its calls
 
         def note(module: nn.Module, args: Any, kwargs: Any, one: Found = one) -> None:
-            calls[id(module)].append(shapes(one.adapter.read(one.site, args, kwargs)))
+            try:
+                calls[id(module)].append(shapes(one.adapter.read(one.site, args, kwargs)))
+            except (ValueError, TypeError) as error:  # no mixer can be called so
+                unread[id(module)] = str(error).removeprefix(f"{one.site.name}: ")
 
         handles.append(one.module.register_forward_pre_hook(note, with_kwargs=True))
     try:
@@ -188,7 +191,15 @@ def observe(model: nn.Module, found: list[Found], example: Any) -> list[Found]:
     finally:
         for handle in handles:
             handle.remove()
-    return [one._replace(site=_learned(one.site, calls[id(one.module)])) for one in found]
+    sites = [_learned(one.site, calls[id(one.module)]) for one in found]
+    return [
+        one._replace(site=_refused(site, unread[id(one.module)]) if id(one.module) in unread else site)
+        for one, site in zip(found, sites, strict=True)
+    ]
+
+
+def _refused(site: Site, why: str) -> Site:
+    return dataclasses.replace(site, refused={"module": why, **site.refused})
 
 
 def arguments_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 timm = pytest.importorskip("timm")
+VERSION = tuple(int(part) for part in timm.__version__.split(".")[:3])
 
 
 def vit(name: str = "vit_tiny_patch16_224", **options: Any) -> nn.Module:
@@ -36,6 +37,7 @@ class Case:
     sites: tuple[str, ...]
     size: tuple[int, ...] = (3, 32, 48)
     prefix: int = 0
+    since: tuple[int, ...] = (1, 0, 15)  # timm's version that has the model or its options
 
     def input(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """A batch of three: of two, a tensor in place of a tuple would pass."""
@@ -43,6 +45,8 @@ class Case:
 
     def model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The model with weights that are drawn anew but the same every time, in eval mode."""
+        if self.since > VERSION:
+            pytest.skip(f"needs timm >= {'.'.join(map(str, self.since))}, this is {timm.__version__}")
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return self.make().to(dtype).eval()
@@ -52,12 +56,12 @@ ATTN = ("blocks.0.attn", "blocks.1.attn")
 STAGES = ("stages.0.blocks.0.token_mixer", "stages.1.blocks.0.token_mixer")
 CASES = {
     "vit": Case(vit, ATTN, prefix=1),
-    "norms": Case(lambda: vit(qk_norm=True, scale_attn_norm=True), ATTN, prefix=1),
+    "norms": Case(lambda: vit(qk_norm=True, scale_attn_norm=True), ATTN, prefix=1, since=(1, 0, 23)),
     "deit": Case(lambda: vit("deit_tiny_distilled_patch16_224"), ATTN, prefix=2),
     "registers": Case(lambda: vit("vit_medium_patch16_reg4_gap_256"), ATTN, prefix=4),
     "beit": Case(lambda: vit("beit_base_patch16_224"), ATTN, prefix=1),
     "eva": Case(lambda: vit("eva02_tiny_patch14_224", img_size=(28, 42)), ATTN, (3, 28, 42), 1),
-    "dinov3": Case(lambda: vit("vit_small_patch16_dinov3"), ATTN, prefix=5),
+    "dinov3": Case(lambda: vit("vit_small_patch16_dinov3"), ATTN, prefix=5, since=(1, 0, 20)),
     "convnext": Case(
         lambda: timm.create_model("convnext_atto", depths=(1,) * 4, dims=(8, 8, 16, 16), num_classes=5),
         tuple(f"stages.{stage}.blocks.0.conv_dw" for stage in range(4)),

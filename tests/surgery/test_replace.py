@@ -17,7 +17,7 @@ from matmix.inspect import record
 from matmix.matrices import Dense
 from matmix.surgery.changes import Change
 from matmix.surgery.report import _dead
-from tests.surgery.models import ATTN, CASES, vit
+from tests.surgery.models import ATTN, CASES, VERSION, vit
 
 VIT = CASES["vit"]
 
@@ -367,6 +367,7 @@ def test_prefix_tokens_stand_aside():
     assert found["blocks.0.attn"].shape[2] == 6
 
 
+@pytest.mark.skipif(VERSION < (1, 0, 27), reason="attn_mask= and is_causal= came with timm 1.0.27")
 def test_masks_and_causality_of_a_call():
     attn, x = vit().blocks[0].attn, torch.randn(3, 7, 24)
     model = nn.ModuleDict({"attn": attn})
@@ -395,6 +396,39 @@ def test_masks_and_causality_of_a_call():
     late = x.clone()
     late[:, 4:] += 1
     assert torch.equal(third["attn"](late, is_causal=True)[:, :4], third["attn"](x, is_causal=True)[:, :4])
+
+
+class Causal(nn.Module):
+    """Calls timm's attention with a mask of pairs in one place, with is_causal in the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs, self.causal = (block.attn for block in vit().blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        allowed = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        return self.causal(self.pairs(x, attn_mask=allowed), is_causal=True)
+
+
+@pytest.mark.skipif(VERSION < (1, 0, 27), reason="is_causal= came with timm 1.0.27")
+def test_a_run_tells_what_no_mixer_can_serve():
+    model, x = Causal(), torch.randn(3, 7, 24)
+    pairs, causal = surgery.find(model, example=x)
+    assert "hides pairs of tokens" in pairs.why_not("module") and pairs.why_not("matrix") is None
+    assert causal.causal and causal.length == 7
+    with pytest.raises(ValueError, match=r"pairs: cannot be replaced .*: attn_mask \(7, 7\) hides pairs"):
+        surgery.replace(model, "ssd", example=x)
+    with pytest.raises(ValueError, match="causal: the site is causal, 'hydra' is not"):
+        surgery.replace(model, "hydra", where="causal", example=x)
+    with pytest.raises(ValueError, match="causal: the site is causal, the structure 'monarch' is not and cannot be"):
+        surgery.replace(model, "monarch", where="causal", level="matrix", example=x)
+    late = x.clone()
+    late[:, 5:] += 1
+    specs = ("softmax", "dense", "toeplitz", "low_rank(2)", "linear", "quasiseparable", "uniform", "random", "identity")
+    for level, spec in [("module", "ssd"), *(("matrix", spec) for spec in specs)]:
+        report = surgery.replace(model, spec, where="causal", level=level, example=x)
+        assert torch.equal(model(late)[:, :5], model(x)[:, :5]) and not torch.equal(model(late), model(x)), spec
+        report.restore()
 
 
 def test_dropout_of_probabilities_is_kept():
@@ -426,6 +460,7 @@ def test_mean_matrix_is_the_average_of_what_ran():
         torch.testing.assert_close(found["blocks.1.attn"].to_dense()[0], expected)
 
 
+@pytest.mark.skipif(VERSION < (1, 0, 23), reason="attn_layer= came with timm 1.0.23")
 def test_attn_layer_builds_a_vit_with_a_mixer():
     from matmix.adapters import attn_layer
 
