@@ -364,7 +364,8 @@ def build(spec: str, site: Site, adapter: Adapter) -> MatrixOf:
             f"{site.name}: {call.name!r} has a fixed length, and the site's "
             + (f"varies: {', '.join(map(str, site.seen))}" if site.seen else "is not known before a run: give example=")
         )
-    assert site.heads is not None and site.head_dim is not None
+    if site.heads is None or site.head_dim is None:
+        raise ValueError(f"{site.name}: level='matrix' is for attention, and {site.adapter!r} knows no heads there")
     grid = site.grid if not site.prefix else None
     try:
         made = kind(Size(site.heads, site.head_dim, site.length, site.memory, grid), causal=causal, **options)

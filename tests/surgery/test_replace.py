@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from matmix import surgery
+from matmix import create_mixer, surgery
 from matmix.adapters import Replacement
 from matmix.cost import count
 from matmix.inspect import record
@@ -91,6 +91,25 @@ def test_a_module_of_several_names_stays_one(level, spec):
     assert (model.last is old) == (level == "matrix")
     report.restore()
     assert model.last is model.block["attn"] is old and same(state(model), before) and torch.equal(model(x), expected)
+
+
+def test_mixers_of_ours_are_sites_too():
+    model = nn.ModuleDict({"a": create_mixer("hydra(expand=1)", 8, (2, 3)), "b": create_mixer("attention", 8)})
+    model["c"] = model["b"]
+    before, x = state(model), torch.randn(3, 6, 8)
+    assert [site.kind for site in surgery.find(model)] == ["mixer", "mixer"]
+    report = surgery.replace(model, {"a": "dense", "b": "ssd"})
+    assert type(model["a"]).__name__ == "Dense" and model["a"].grid == (2, 3) and model["c"] is model["b"]
+    assert model["a"](x, grid=(2, 3)).shape == x.shape and [row.old_class for row in report.rows] == [
+        "Hydra",
+        "Attention",
+    ]
+    report.restore()
+    assert same(state(model), before) and model["c"] is model["b"]
+    with pytest.raises(ValueError, match="a: cannot be replaced at level='matrix': a mixer of matmix goes as a whole"):
+        surgery.replace(model, "dense", level="matrix")
+    with pytest.raises(ValueError, match="the model is itself the site"):
+        surgery.replace(model["a"], "identity")
 
 
 def test_draws_hang_on_seed_and_name_alone():
