@@ -12,7 +12,7 @@ from torch import Tensor
 from matmix.adapters.base import Adapter, Attended, Call, parameters_of, parts_of
 from matmix.adapters.registry import register_adapter
 from matmix.adapters.site import Place, Site
-from matmix.adapters.softmax import heads_of, softmax_of
+from matmix.adapters.softmax import heads_of, keys_of, softmax_of
 from matmix.mixers.base import merge_heads
 
 PARTS = frozenset({"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"})
@@ -78,23 +78,14 @@ class Tokens(Adapter):
 
     def read(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         given = self.arguments(site, args, kwargs)
-        if "attn_mask" not in given:
-            return Call(given["x"], causal=bool(given.get("is_causal", False)))
-        mask = given["attn_mask"]
-        padding = keys_of(mask, given["x"].shape[0])
+        x, mask, causal = given["x"], given.get("attn_mask"), bool(given.get("is_causal", False))
+        if mask is None:
+            return Call(x, causal=causal)
+        padding = keys_of(mask)
         if padding is None:
-            raise ValueError(
-                f"{site.name}: attn_mask {tuple(mask.shape)} hides pairs of tokens; a mixer takes a mask of tokens, "
-                f"bool (B, 1, 1, N), True = a real one"
-            )
-        return Call(given["x"], mask=padding, causal=bool(given.get("is_causal", False)))
-
-
-def keys_of(mask: Tensor, batch: int) -> Tensor | None:
-    """A bool mask ``(B or 1, 1, 1, N)`` as one of tokens ``(B, N)``; None for one that hides pairs."""
-    if mask.dtype != torch.bool or mask.dim() != 4 or mask.shape[1:3] != (1, 1):
-        return None
-    return mask[:, 0, 0].expand(batch, -1)
+            words = f"attn_mask {tuple(mask.shape)} hides pairs of tokens; a mixer takes a mask of tokens, "
+            return Call(x, causal=causal, unfit=f"{words}bool (B, 1, 1, N), True = a real one")
+        return Call(x, mask=padding.expand(x.shape[0], -1), causal=causal)
 
 
 def _projected(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -410,6 +410,9 @@ def test_masks_and_causality_of_a_call():
         second["attn"](x, is_causal=True)
     with pytest.raises(ValueError, match="attn: the call brings a mask of pairs of tokens, which 'linear' cannot take"):
         second["attn"](x, attn_mask=pairs)
+    out = second["attn"](x, attn_mask=mask[:, None, None])
+    assert torch.equal(second["attn"](odd, attn_mask=mask[:, None, None])[mask], out[mask])
+    torch.testing.assert_close(out[2, :3], second["attn"](x[2:, :3])[0])
     third = nn.ModuleDict({"attn": vit().blocks[0].attn})
     surgery.replace(third, "linear(causal=True)", level="matrix")
     late = x.clone()
@@ -433,9 +436,10 @@ class Causal(nn.Module):
 def test_a_run_tells_what_no_mixer_can_serve():
     model, x = Causal(), torch.randn(3, 7, 24)
     pairs, causal = surgery.find(model, example=x)
-    assert "hides pairs of tokens" in pairs.why_not("module") and pairs.why_not("matrix") is None
+    assert "hides pairs of tokens" in pairs.why_not("module")
+    assert pairs.why_not("matrix") is None and pairs.length == 7
     assert causal.causal and causal.length == 7
-    with pytest.raises(ValueError, match=r"pairs: cannot be replaced .*: attn_mask \(7, 7\) hides pairs"):
+    with pytest.raises(ValueError, match=r"pairs: cannot be replaced .* attn_mask \(7, 7\) hides pairs"):
         surgery.replace(model, "ssd", example=x)
     with pytest.raises(ValueError, match="causal: the site is causal, 'hydra' is not"):
         surgery.replace(model, "hydra", where="causal", example=x)
