@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -216,6 +217,17 @@ def test_the_experiments_have_no_task_and_no_model_of_their_own() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
             assert not {"nn.Module", "Module"} & set(bases), f"{path.name}: {bases}"
+        fields = re.findall(r"\b(?:vision|images?|img_size|pixels?)\b(?!\()", _without_prose(path.read_text()))
+        assert not fields, f"{path.name} names {fields}, which only the packages of tasks and models know"
+
+
+def _without_prose(source: str) -> str:
+    """The code of a module alone: names and short strings, no docstrings and comments."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            node.value = ""
+    return ast.unparse(tree)
 
 
 def test_no_cache_holds_tensors() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import entry_points
+from inspect import getdoc
 from typing import Any
 
 import tyro
@@ -30,12 +31,12 @@ def cost(words: Sequence[str]) -> int:
     what = first(words)
     if what is None:
         if {"-h", "--help"} & set(words):
-            tyro.cli(_mixer, prog="matmix cost MODEL_OR_MIXER", description=cost.__doc__, args=["--help"])
+            tyro.cli(_mixer, prog="matmix cost MODEL_OR_MIXER", description=getdoc(cost), args=["--help"])
         raise ValueError("name the model or the mixer first: matmix cost NAME ...")
     made, inputs, options = tyro.cli(
         partial(_mixer, what) if _is_mixer(what) else example(what),
         prog=f"matmix cost {what!r}",
-        description=cost.__doc__,
+        description=getdoc(cost),
         args=list(words[1:]),
     )
     report = count(made, *inputs, **options)
@@ -112,7 +113,7 @@ def picture(words: Sequence[str]) -> int:
     import_all(sources)
     kind = first(words)
     if kind is None and {"-h", "--help"} & set(words):
-        print(f"usage: matmix picture {{{listed}}} ...\n\n{picture.__doc__}")
+        print(f"usage: matmix picture {{{listed}}} ...\n\n{getdoc(picture)}")
         return 0
     if kind not in kinds:
         raise ValueError(f"name the kind of picture first{hint(kind or '', sorted(kinds))}")

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass
+from inspect import cleandoc
 from typing import Annotated, Any, get_type_hints
 
 import tyro
@@ -54,7 +55,7 @@ def parse(
         given: Any = tyro.cli(
             make_dataclass(command.title(), fields, bases=(options,), frozen=True, kw_only=True),
             prog=f"matmix {command} {name or '{' + ','.join(list_tasks()) + '}'}",
-            description=text,
+            description=cleandoc(text or ""),
             args=list(words[1:] if name else words),
         )
         typed = {setting: getattr(given, alias) for alias, setting in getattr(cls, "aliases", {}).items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def study(words: Sequence[str]) -> int:
         found = with_imports(found, given.imports)
         say(given.task)
     else:
-        given = tyro.cli(_NamedStudy, prog="matmix study", description=study.__doc__, args=list(words))
+        given = tyro.cli(_NamedStudy, prog="matmix study", description=getdoc(study), args=list(words))
         found = with_imports(load_study(given.source), given.imports)
         changes: dict[str, Any] = {"mixers": given.mixers, "reference": given.reference}
         changes["seeds"] = None if given.seeds is None else tuple(range(given.seeds))
