@@ -18,9 +18,10 @@ from matmix.matrices.base import Matrix
 from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import merge_heads
 
-SEPARATE = frozenset({"q_proj_weight", "k_proj_weight", "v_proj_weight"})
 SIZES = ("embed_dim", "num_heads", "head_dim", "kdim", "vdim", "batch_first")
-PARTS = SEPARATE | {"in_proj_weight", "in_proj_bias", "out_proj", "bias_k", "bias_v"}
+PARTS = (
+    "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias", "out_proj", "bias_k", "bias_v",
+)  # fmt: skip
 
 
 class _Inputs(NamedTuple):
@@ -52,12 +53,12 @@ class TorchAttention(Adapter):
 
     def site(self, place: Place) -> Site | None:
         module: Any = place.module
-        parameters, own = parameters_of(module), parts_of(module)
+        parameters = parameters_of(module)
         if parameters[:3] != ("query", "key", "value") or not set(parameters) <= self.understood | self.harmless:
             return None
-        if not ("out_proj" in own and own <= PARTS and ("in_proj_weight" in own or own >= SEPARATE)):
+        if not all(hasattr(module, name) for name in (*SIZES, *PARTS, "add_zero_attn", "dropout")):
             return None
-        if not all(hasattr(module, name) for name in (*SIZES, "add_zero_attn", "dropout")):
+        if not all(_of_a_part(name) for name in parts_of(module)):
             return None
         refused = {}
         if _kind(place) == "cross_attention":
@@ -161,6 +162,11 @@ class TorchAttention(Adapter):
         batch, size = told.shape[0], (told.shape[1], seen.shape[1])
         masks = masks_of(site.name, given, weights=weights, heads=site.heads or 1, batch=batch, size=size)
         return _Inputs(told, seen, meant, masks, batched, weights)
+
+
+def _of_a_part(name: str) -> bool:
+    """Whether a part belongs to the attention: its own, or what makes one of these (parametrised, pruned, normed)."""
+    return name == "parametrizations" or any(name == part or name.startswith(f"{part}_") for part in PARTS)
 
 
 def _kind(place: Place) -> Kind:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.utils.checkpoint import checkpoint
 
 from matmix import surgery
 from matmix.adapters import Replacement, discover
@@ -267,6 +269,36 @@ def test_the_matrix_softmax_is_the_untouched_model(dtype, training):
     assert torch.equal(both(src, tgt, **given), expected)
 
 
+def test_weights_that_are_made_are_those_that_ran():
+    model, x = encoder(), draw(B, L, D)
+    parametrize.register_parametrization(model.layers[0].self_attn, "in_proj_weight", nn.Tanh())
+    prune.l1_unstructured(model.layers[1].self_attn, "in_proj_weight", 0.5)
+    expected, classes = model(x), [type(part) for part in model.modules()]
+    report = surgery.replace(model, "softmax", level="matrix")
+    assert len(report.sites) == 2
+    torch.testing.assert_close(model(x), expected)
+    report.restore()
+    assert torch.equal(model(x), expected) and [type(part) for part in model.modules()] == classes
+
+
+@pytest.mark.parametrize("shared", ["attention", "layer"])
+def test_a_shared_attention_stays_shared(shared):
+    model, x = nn.ModuleList([encoder(layers=1), encoder(layers=1)]), draw(B, L, D)
+    if shared == "layer":
+        model[1].layers[0] = model[0].layers[0]
+    else:
+        model[1].layers[0].self_attn = model[0].layers[0].self_attn
+    before = attributes(model)
+    report = surgery.replace(model, "ssd")
+    assert model[1].layers[0].self_attn is model[0].layers[0].self_attn
+    for one in model:
+        with torch.no_grad():
+            quick = one(x, src_key_padding_mask=padding("right"))
+        torch.testing.assert_close(quick, one(x, src_key_padding_mask=padding("right")).detach())
+    report.restore()
+    assert attributes(model) == before
+
+
 def test_weights_are_returned_with_the_other_matrix():
     attention, x = nn.ModuleDict({"attn": module("plain")}), draw(B, L, D)
     surgery.replace(attention, "identity", level="matrix")
@@ -401,7 +433,7 @@ def test_gradients_reach_all_and_are_those_of_recomputation():
     model.zero_grad()
     out = x
     for layer in model.layers:
-        out = torch.utils.checkpoint.checkpoint(layer, out, src_key_padding_mask=hidden, use_reentrant=False)
+        out = checkpoint(layer, out, src_key_padding_mask=hidden, use_reentrant=False)
     out.square().sum().backward()
     torch.testing.assert_close([p.grad for p in model.parameters()], expected)
 
