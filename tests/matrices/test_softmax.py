@@ -20,6 +20,8 @@ def test_fast_product_is_the_definition(causal: bool, biased: bool, masked: bool
     query, key, values = _parts()
     mask = torch.rand(2, 7) < 0.6 if masked else None
     bias = torch.randn(1, 3, 7, 7, dtype=torch.float64) if biased else None
+    if bias is not None:
+        bias[:, :, 2], bias[:, 0, 4, 1:] = -torch.inf, -torch.inf  # a bias may hide pairs, and a row from all keys
     matrix = Softmax(query, key, mask, bias, factor=0.7, causal=causal)
     scores = 0.7 * query @ key.mT + (bias if biased else 0)
     seen = torch.ones(2, 1, 7, 7, dtype=torch.bool)
@@ -36,11 +38,15 @@ def test_fast_product_is_the_definition(causal: bool, biased: bool, masked: bool
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_rows_without_keys_are_zero_and_so_are_their_gradients(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("hidden_by", ["mask", "bias", "both"])
+def test_rows_without_keys_are_zero_and_so_are_their_gradients(dtype: torch.dtype, hidden_by: str) -> None:
     query, key, values = (t.to(dtype).requires_grad_() for t in _parts())
     mask = torch.zeros(2, 7, dtype=torch.bool)
     mask[1, 3:] = True
-    matrix = Softmax(query, key, mask, causal=True)
+    bias = torch.zeros(2, 1, 7, 7, dtype=dtype).masked_fill(~mask[:, None, None], -torch.inf)
+    matrix = Softmax(
+        query, key, None if hidden_by == "bias" else mask, None if hidden_by == "mask" else bias, causal=True
+    )
     out = matrix.matmul(values)
     assert not bool(out[0].any()) and not bool(out[1, :, :3].any()) and bool(out[1, :, 3:].any())
     for result in (out, matrix.to_dense(), matrix.rmatmul(values)):

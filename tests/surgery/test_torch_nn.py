@@ -309,6 +309,19 @@ def test_weights_are_returned_with_the_other_matrix():
     assert none is None and torch.equal(out, again)
 
 
+def test_dropout_is_of_the_matrix():
+    attention, x = nn.ModuleDict({"attn": module("plain", dropout=0.5)}), draw(B, L, D)
+    surgery.replace(attention, "softmax", level="matrix")
+    (one,) = discover(attention)
+    plain = one.attended((x, x, x), {})
+    out, weights = attention.train().attn(x, x, x, average_attn_weights=False)
+    kept = weights != 0
+    assert 0.3 < kept.double().mean() < 0.7
+    torch.testing.assert_close(weights[kept], 2 * plain.matrix.to_dense()[kept])
+    torch.testing.assert_close(out, plain.finish(weights @ plain.values)[0])
+    torch.testing.assert_close(attention.eval().attn(x, x, x)[0], plain.answer(plain.matrix)[0])
+
+
 # ------------------------------------------------------------------ a mixer in its place
 
 
@@ -505,3 +518,5 @@ def test_layouts(first):
     torch.testing.assert_close(alone, batched[2], rtol=1e-12, atol=1e-12)
     later = {"attn_mask": torch.zeros(L, L, dtype=torch.bool)}  # hides nothing
     assert torch.equal(model.attn(given, given, given, hidden, **later)[0], out)
+    one = given[:, :1] if first else given[:1]
+    model.attn(one, one, one, attn_mask=later["attn_mask"][:1, :1])  # of one token, nothing is causal
