@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +34,41 @@ def record(model: nn.Module) -> Iterator[dict[str, Matrix]]:
     Raises:
         ValueError: if no token mixes in the model, as far as is known.
     """
-    mixers, foreign = watched(model)
+    found: dict[str, Matrix] = {}
+
+    def note(ran: Ran) -> None:
+        key, times = ran.name, 1
+        while key in found:
+            times += 1
+            key = f"{ran.name}#{times}"
+        found[key] = ran.matrix
+
+    with watching(model, note):
+        yield found
+
+
+class Ran(NamedTuple):
+    """One product of a matrix with values, as it ran in a forward."""
+
+    name: str  # of the site in the model
+    matrix: Matrix
+    values: Tensor  # (B, H, L_in, W)
+    grid: Grid | None  # of the tokens, where the call tells it; of a foreign module those behind its prefix
+    masks: tuple[Tensor, ...]  # (B, L) and (B, L_in) bool, True = a real token, where there are any
+
+
+@contextmanager
+def watching(model: nn.Module, note: Callable[[Ran], None], sites: Iterable[Found] | None = None) -> Iterator[None]:
+    """Inside of the context, ``note`` is told of every product of a matrix while it runs; see ``record``.
+
+    Args:
+        model: a model with sites.
+        note: called between matrix and product; what it raises ends the forward.
+        sites: of ``discover(model)``, the ones to watch; where absent those that ``record`` notes.
+    """
+    mixers, foreign = watched(model) if sites is None else _parted(model, sites)
     if not mixers and not foreign:
         raise ValueError(f"{type(model).__name__} contains no Mixer and no module in which an adapter sees tokens mix")
-    found: dict[str, Matrix] = {}
     slots: list[tuple[nn.Module, str, Any]] = []
     settings = [
         s for name, one in foreign.items() for s in one.adapter.settings(one.site, Place(name, one.module, model))
@@ -49,13 +80,13 @@ def record(model: nn.Module) -> Iterator[dict[str, Matrix]]:
                 notes = before.notes if isinstance(before, _Recorded) else ()
                 slots.append((mixer, "mix", before))
                 # An attribute of the instance hides the method of the class.
-                mixer.__dict__["mix"] = _Recorded(mixer, (*notes, (found, name)))
+                mixer.__dict__["mix"] = _Recorded(mixer, (*notes, (note, name)))
             for name, one in foreign.items():
                 before = one.module.__dict__.get("forward")
                 notes = before.notes if isinstance(before, _Watched) else ()
                 slots.append((one.module, "forward", before))
-                one.module.__dict__["forward"] = _Watched(one, (*notes, (found, name)))
-            yield found
+                one.module.__dict__["forward"] = _Watched(one, (*notes, (note, name)))
+            yield
         finally:
             for module, attribute, before in slots:
                 del module.__dict__[attribute]
@@ -65,12 +96,17 @@ def record(model: nn.Module) -> Iterator[dict[str, Matrix]]:
 
 def watched(model: nn.Module) -> tuple[dict[str, Mixer], dict[str, Found]]:
     """What is recorded in a model by name: mixers as they stand, and sites that are called as foreign modules are."""
-    found = {one.site.name or type(model).__name__: one for one in discover(model) if not one.adapter.last}
-    mixers = {name: one.module for name, one in found.items() if isinstance(one.module, Mixer)}
-    foreign = {name: one for name, one in found.items() if not isinstance(one.module, Mixer)}
+    mixers, foreign = _parted(model, (one for one in discover(model) if not one.adapter.last))
     if mixers:
         foreign = {name: one for name, one in foreign.items() if one.site.kind not in ("depthwise_conv", "pooling")}
     return mixers, foreign
+
+
+def _parted(model: nn.Module, sites: Iterable[Found]) -> tuple[dict[str, Mixer], dict[str, Found]]:
+    """Mixers of ours, and sites that are called as foreign modules are, by name."""
+    found = {one.site.name or type(model).__name__: one for one in sites}
+    mixers = {name: one.module for name, one in found.items() if isinstance(one.module, Mixer)}
+    return mixers, {name: one for name, one in found.items() if not isinstance(one.module, Mixer)}
 
 
 def grids(model: nn.Module, found: Mapping[str, Matrix]) -> dict[str, Grid | None]:
@@ -115,16 +151,7 @@ def outer_mixers(model: nn.Module) -> dict[str, Mixer]:
     return found
 
 
-Notes = tuple[tuple[dict[str, Matrix], str], ...]  # where matrices are noted, and under which name
-
-
-def _note(notes: Notes, matrix: Matrix) -> None:
-    for found, name in notes:
-        key, times = name, 1
-        while key in found:
-            times += 1
-            key = f"{name}#{times}"
-        found[key] = matrix
+Notes = tuple[tuple[Callable[[Ran], None], str], ...]  # who is told, and under which name
 
 
 @dataclass(frozen=True)
@@ -136,7 +163,8 @@ class _Recorded:
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         matrix, values, rest = self.mixer.project(x, context)
-        _note(self.notes, matrix)
+        for note, name in self.notes:
+            note(Ran(name, matrix, values, context.grid, () if context.mask is None else (context.mask,)))
         return self.mixer.merge(matrix.matmul(values), rest)
 
 
@@ -154,5 +182,14 @@ class _Watched:
         except NotImplementedError:  # a convolution that has no square matrix
             return type(module).forward(module, *args, **kwargs)
         matrix = entries(told, module.training)
-        _note(self.notes, matrix)
+        grid, masks = self._call(args, kwargs)
+        for note, name in self.notes:
+            note(Ran(name, matrix, told.values, grid, masks))
         return told.answer(matrix)
+
+    def _call(self, args: Any, kwargs: Any) -> tuple[Grid | None, tuple[Tensor, ...]]:
+        try:
+            call = self.found.adapter.read(self.found.site, args, kwargs)
+        except ValueError:  # what is not to be read as tokens may still be a product of a matrix
+            return None, ()
+        return call.grid, tuple(mask for mask in (call.mask, call.memory_mask) if mask is not None)

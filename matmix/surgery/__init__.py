@@ -11,6 +11,8 @@
 """
 
 from matmix.adapters import Adapter, Attended, Call, Site, register_adapter
+from matmix.surgery.explain import explain
+from matmix.surgery.explanation import Explanation
 from matmix.surgery.find import Sites, find
 from matmix.surgery.replace import replace
 from matmix.surgery.report import Report
@@ -21,10 +23,12 @@ __all__ = [
     "Adapter",
     "Attended",
     "Call",
+    "Explanation",
     "Report",
     "Site",
     "Sites",
     "apply",
+    "explain",
     "find",
     "register_adapter",
     "replace",
