@@ -21,9 +21,9 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
+from matmix.adapters import discover, observe
 from matmix.inspect import matrices
 from matmix.inspect.pictures import Panel, draw, kind, short
-from matmix.inspect.recording import outer_mixers
 from matmix.matrices import Matrix
 from vision.data.decoding import decoding, in_colour, open_file
 from vision.data.images import MODES
@@ -176,23 +176,11 @@ def _stages(model: nn.Module, x: Tensor) -> list[tuple[str, Matrix, tuple[int, i
 
 
 def _grids(model: nn.Module, x: Tensor) -> dict[str, tuple[int, int]]:
-    """The grid that each mixer is called with."""
+    """The grid that each site is called with; a row of tokens where class tokens stand before an image."""
     seen: dict[str, tuple[int, int]] = {}
-    hooks = []
-    for name, mixer in outer_mixers(model).items():
-
-        def note(module: nn.Module, args: Any, options: Any, name: str = name) -> None:
-            grid = options.get("grid") or getattr(module, "grid", None)
-            length = args[0].shape[1]
-            seen[name] = tuple(grid) if grid is not None and len(grid) == 2 else (1, length)
-
-        hooks.append(mixer.register_forward_pre_hook(note, with_kwargs=True))
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for site in (one.site for one in observe(model, discover(model), x) if one.site.seen):
+        whole = site.grid is not None and len(site.grid) == 2 and not site.prefix
+        seen[site.name or type(model).__name__] = site.grid if whole else (1, site.seen[-1])  # type: ignore[assignment]
     return seen
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
+from typing import Any
 
 from torch import nn
 
@@ -17,8 +17,20 @@ from matmix.adapters import Setting
 from matmix.adapters.held import hold, release
 from matmix.adapters.rematrixed import SLOT, put_matrix
 
-# A module -> the changes that put another on top of it.
-_ABOVE: WeakKeyDictionary[nn.Module, list[Change]] = WeakKeyDictionary()
+_ABOVE = "_matmix_above"
+
+
+class _Above(list["Change"]):
+    """The changes that put another module on top of one: an attribute of that one, which lives as long as it does.
+
+    Copies and files of the module go without it: a copy has its own places.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Above:
+        return _Above()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Above, ()
 
 
 @dataclass
@@ -37,7 +49,7 @@ class Change:
         for owner, slot in self.owners:
             _put(owner, slot, self.new)
         if self.old is not None:
-            _ABOVE.setdefault(self.old, []).append(self)
+            self.old.__dict__.setdefault(_ABOVE, _Above()).append(self)
         for setting in self.settings:
             hold(setting)
 
@@ -49,7 +61,7 @@ class Change:
         """
         if not self.done:
             return
-        above = [change for change in _ABOVE.get(self.new, ()) if change.done]
+        above = [change for change in self.new.__dict__.get(_ABOVE, ()) if change.done]
         here = [(owner, slot) for owner, slot in self.owners if owner._modules.get(slot) is self.new]
         if not above and len(here) < len(self.owners):
             slot = next(slot for owner, slot in self.owners if owner._modules.get(slot) is not self.new)
@@ -58,11 +70,11 @@ class Change:
             _put(owner, slot, self.old)
         for change in above:
             change.old = self.old
-            if self.old is not None:
-                _ABOVE.setdefault(self.old, []).append(change)
-        _ABOVE.pop(self.new, None)
-        if self.old is not None and self in _ABOVE.get(self.old, ()):
-            _ABOVE[self.old].remove(self)
+        self.new.__dict__.pop(_ABOVE, None)
+        if self.old is not None:
+            left = [c for c in self.old.__dict__.pop(_ABOVE, ()) if c is not self] + above
+            if left:
+                self.old.__dict__[_ABOVE] = _Above(left)
         for setting in self.settings:
             release(setting)
         self.done = False

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
+import sys
+import weakref
 
 import pytest
 import torch
@@ -193,6 +196,19 @@ def test_reports_are_taken_back_in_any_order():
             assert torch.equal(model(x), expected)
 
 
+def test_a_report_that_is_dropped_leaves_nothing_behind():
+    model = VIT.model()
+    first = surgery.replace(model, "identity", where="0.attn")
+    surgery.replace(model, "zero", where="0.attn")  # nobody keeps this report, and the first can still be taken back
+    surgery.replace(model, "dense", where="1.attn", level="matrix")
+    first.restore()
+    assert type(model.blocks[0].attn.mixer).__name__ == "Zero"
+    gone = [weakref.ref(model), weakref.ref(first.rows[0].old), weakref.ref(model.blocks[1].attn)]
+    del model, first
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 3
+
+
 def test_what_was_put_on_top_stays():
     model, x = VIT.model(), VIT.input()
     first = surgery.replace(model, "ssd", where="0.attn")
@@ -248,7 +264,10 @@ def wrapped(kind: str) -> nn.Module:
         return model
     if kind == "script":
         return nn.Sequential(torch.jit.script(nn.Linear(2, 2)), model)
-    cls = {"ddp": nn.parallel.DistributedDataParallel, "dp": nn.parallel.DataParallel}[kind]
+    if kind == "fsdp":
+        from torch.distributed.fsdp import FullyShardedDataParallel as cls
+    else:
+        cls = {"ddp": nn.parallel.DistributedDataParallel, "dp": nn.parallel.DataParallel}[kind]
     outer = cls.__new__(cls)  # a process group is no part of the question
     nn.Module.__init__(outer)
     outer.module = model
@@ -263,6 +282,7 @@ def wrapped(kind: str) -> nn.Module:
         ("script", "0 is scripted"),
         ("ddp", r"wrapped in DistributedDataParallel: operate on model\.module"),
         ("dp", r"wrapped in DataParallel: operate on model\.module"),
+        ("fsdp", r"sharded by FSDP \(FullyShardedDataParallel\): operate on the model before it is sharded"),
     ],
 )
 def test_wrapped_models_are_refused_with_advice(kind, advice):
@@ -498,7 +518,7 @@ def test_attn_layer_builds_a_vit_with_a_mixer():
 # ------------------------------------------------------------------ saved and applied
 
 
-def test_another_model_is_refused_by_its_first_difference(tmp_path):
+def test_another_model_is_refused_by_its_first_difference(tmp_path, monkeypatch):
     report = surgery.replace(VIT.model(), "ssd", where="0.attn")
     surgery.save(report, tmp_path)
     for model, message in (
@@ -513,6 +533,9 @@ def test_another_model_is_refused_by_its_first_difference(tmp_path):
         assert same(state(model), before)
     with pytest.raises(FileNotFoundError, match=r"holds no surgery\.json"):
         surgery.apply(VIT.model(), tmp_path / "none")
+    with monkeypatch.context() as without, pytest.raises(ImportError, match=r"pip install 'matmix\[experiments\]'"):
+        without.setitem(sys.modules, "safetensors.torch", None)
+        surgery.save(report, tmp_path)
     report.restore()
     with pytest.raises(ValueError, match=r"not in the model: blocks\.0\.attn"):
         surgery.save(report, tmp_path)
