@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
@@ -12,22 +12,41 @@ from torch.optim import Optimizer
 from matmix.ops.marks import undecayed
 
 
+class Gone(NamedTuple):
+    """A parameter that an optimizer has lost: where it stood, and what the optimizer had noted of it."""
+
+    parameter: nn.Parameter
+    group: int
+    at: int
+    state: dict[str, Any] | None
+
+
 @dataclass
 class Exchange:
-    """Old parameters out of an optimizer, with their state; new ones in. ``undo`` turns it round."""
+    """Old parameters out of an optimizer, new ones in; ``undo`` turns it round, in any order of exchanges."""
 
     optimizer: Optimizer
-    old: list[tuple[nn.Parameter, int, int]] = field(default_factory=list)  # with its group and its place there
-    new: list[nn.Parameter] = field(default_factory=list)
-    state: dict[nn.Parameter, Any] = field(default_factory=dict)
+    new: list[nn.Parameter]
 
-    def undo(self) -> None:
-        """The old parameters in their places again, and what the optimizer had noted of them."""
-        _remove(self.optimizer, self.new)
-        for parameter, group, at in self.old:  # in rising order: each finds the places before it filled
-            self.optimizer.param_groups[group]["params"].insert(at, parameter)
-        for parameter, state in self.state.items():
-            self.optimizer.state[parameter] = state
+    def undo(self, model: nn.Module) -> None:
+        """Once the old modules are back in the model: their parameters in their places, and what was noted of them.
+
+        Of several exchanges one after the other, the first old parameters come back when the last is undone.
+        """
+        here = {id(p) for p in model.parameters()}
+        _remove(self.optimizer, [p for p in self.new if id(p) not in here])
+        gone = _gone(self.optimizer)
+        back = sorted((one for key, one in gone.items() if key in here), key=lambda one: (one.group, one.at))
+        for one in back:  # in rising order: each finds the places before it filled
+            self.optimizer.param_groups[one.group]["params"].insert(one.at, one.parameter)
+            if one.state is not None:
+                self.optimizer.state[one.parameter] = one.state
+            del gone[id(one.parameter)]
+
+
+def _gone(optimizer: Optimizer) -> dict[int, Gone]:
+    """What the optimizer has lost, by the identity of the parameter; copies and files of it go without."""
+    return optimizer.__dict__.setdefault("_matmix_gone", {})
 
 
 def exchange(optimizer: Optimizer, old: Iterable[nn.Parameter], new: nn.Module) -> Exchange:
@@ -44,11 +63,11 @@ def exchange(optimizer: Optimizer, old: Iterable[nn.Parameter], new: nn.Module) 
         for at, p in enumerate(one["params"])
         if id(p) in gone
     ]
-    done = Exchange(optimizer, places, [p for p in new.parameters() if p.requires_grad])
     groups = sorted({group for _, group, _ in places}) or [0]
     bare = [g for g in groups if not optimizer.param_groups[g].get("weight_decay")]
     rest = [g for g in groups if g not in bare]
-    done.state = {p: optimizer.state.pop(p) for p, _, _ in places if p in optimizer.state}
+    for p, group, at in places:
+        _gone(optimizer)[id(p)] = Gone(p, group, at, optimizer.state.pop(p, None))
     _remove(optimizer, [p for p, _, _ in places])
     spared = undecayed(new)
     for name, p in new.named_parameters():
@@ -56,7 +75,7 @@ def exchange(optimizer: Optimizer, old: Iterable[nn.Parameter], new: nn.Module) 
             light = bool(bare) and (p.dim() < 2 or name in spared)
             target = (bare if light or not rest else rest)[0]
             optimizer.param_groups[target]["params"].append(p)
-    return done
+    return Exchange(optimizer, [p for p in new.parameters() if p.requires_grad])
 
 
 def _remove(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:

@@ -109,7 +109,7 @@ class Report:
                 change.apply()
             raise
         if self.exchange is not None:
-            self.exchange.undo()
+            self.exchange.undo(self.model)
             self.exchange = None
 
     def __str__(self) -> str:

@@ -187,13 +187,18 @@ def test_reports_are_taken_back_in_any_order():
         for order in itertools.permutations(range(len(chosen))):
             model = VIT.model()
             before, expected, classes = state(model), model(x), [type(m) for m in model.modules()]
-            reports = [surgery.replace(model, spec, where="0.attn", level=level) for spec, level in chosen]
+            optimizer = torch.optim.AdamW(model.parameters())
+            held = [id(p) for p in optimizer.param_groups[0]["params"]]
+            options = {"where": "0.attn", "optimizer": optimizer}
+            reports = [surgery.replace(model, spec, level=level, **options) for spec, level in chosen]
             for at in order:
                 reports[at].restore()
                 model(x)
+                assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in model.parameters()}
             reports[0].restore()  # a second time does nothing
             assert same(state(model), before) and [type(m) for m in model.modules()] == classes, order
             assert torch.equal(model(x), expected)
+            assert [id(p) for p in optimizer.param_groups[0]["params"]] == held
 
 
 def test_a_report_that_is_dropped_leaves_nothing_behind():
