@@ -168,7 +168,9 @@ def _heat(axis: Any, rows: Sequence[Row], columns: list[str], norm: Any, toleran
                 full = cell.fixed_error <= tolerance
                 axis.plot(x, y, "o", ms=5, mec=ink, mfc=ink if full else "none", mew=1.2)
             if cell.found:
-                box = Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor="#00e5ff", linewidth=2.2)
+                box = Rectangle(
+                    (x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor="#00e5ff", linewidth=2.2, zorder=5
+                )
                 axis.add_patch(box)
     for x in range(1, len(columns)):
         if columns[x].partition("(")[0] != columns[x - 1].partition("(")[0]:

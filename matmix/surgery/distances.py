@@ -12,7 +12,7 @@ sum |M_s|^2)``, so that three questions have comparable answers:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -206,6 +206,7 @@ class Measurement:
         whole = self.rows * (self.rows + 1) // 2 if self.causal else self.rows * self.columns
         self.whole, self.most = whole, share * whole
         self.found: list[dict[str, Distance]] = [{} for _ in range(self.heads)]
+        self.tried: dict[str, list[int]] = {}  # sizes that all heads were measured at, by class
 
     def run(self, classes: Sequence[Ladder], tick: Callable[[], None]) -> list[Measured]:
         """Measure all classes, then the sizes between where one would be the smallest; ``tick`` after each class."""
@@ -228,7 +229,7 @@ class Measurement:
             self._measure(ladder.name, every)
             return
         before = 0
-        for at, size in enumerate(ladder.sizes):
+        for at, size in enumerate(self._sizes(ladder)):
             last = self._size(ladder.spec(size)).parameters > self.most
             if last:
                 size = self._largest(ladder, before, size)
@@ -236,11 +237,24 @@ class Measurement:
                     return
             spec = ladder.spec(size)
             self._measure(spec, every)
+            self.tried.setdefault(ladder.name, []).append(size)
             if last or all(self._fits(head, spec) for head in every):
                 return
             if at == 0 and self._size(spec).causal and bool((self.above > self.tolerance).all()):
                 return
             before = size
+
+    def _sizes(self, ladder: Ladder) -> Iterator[int]:
+        """The regular sizes, then on in their way as long as there are members: a kernel may be wider than an image."""
+        yield from ladder.sizes
+        size = ladder.sizes[-1]
+        while True:
+            size = 2 * size - 1 if ladder.step == 2 else 2 * size
+            try:
+                self._size(ladder.spec(size))
+            except ValueError:  # beyond what the class has for so many tokens
+                return
+            yield size
 
     def _largest(self, ladder: Ladder, low: int, high: int) -> int:
         """The largest size that still explains something; 0 if none does. ``low`` does (or is 0), ``high`` does not."""
@@ -267,7 +281,7 @@ class Measurement:
 
         gaps = []
         for ladder in classes:
-            known = sorted(size for size in self._known(ladder, found))
+            known = self.tried.get(ladder.name, [])
             good = next((at for at, size in enumerate(known) if fits(ladder.spec(size))), 0)
             if good and found[ladder.spec(known[good])].explains:
                 gaps.append((self._size(ladder.spec(known[good - 1])).parameters, ladder, known[good - 1], known[good]))
@@ -280,12 +294,6 @@ class Measurement:
                 low, high = (low, middle) if fits(spec) else (middle, high)
                 least = self._size(ladder.spec(low)).parameters
                 best = _smallest(list(found.values()), self.tolerance, fixed=fixed)
-
-    @staticmethod
-    def _known(ladder: Ladder, found: dict[str, Distance]) -> list[int]:
-        if not ladder.sizes:
-            return []
-        return [size for size in range(ladder.sizes[0], ladder.sizes[-1] + 1) if ladder.spec(size) in found]
 
     def _measure(self, spec: str, heads: list[int]) -> None:
         """The errors of these heads in one class."""

@@ -51,6 +51,9 @@ def explain(
     ``matmix.project``, at the sizes of ``projection_info(name).specs(grid)`` and, where a class may be the smallest, at
     those between. Sizes beyond the one at which all heads of a site fit are not measured, nor those beyond ``share``.
 
+    *Operations* are those of the product with a given member. Where each input has a matrix of its own, making that
+    member comes on top (for a softmax, making the scores is in the old number).
+
     *Prefix tokens* (class token, registers) have no place in a grid. What they give and what they read, their columns
     and rows, is set aside; classes, errors and free numbers are of the block of the other tokens, and ``aside`` says
     how much was set aside. The operations of an explanation include those rows and columns as they are.
@@ -68,7 +71,7 @@ def explain(
         classes: names (all sizes) or specs with options (``"low_rank(4)"``, as they are); all but ``dense`` if absent.
         tolerance: the largest relative error of a class that is said to fit.
         share: what explains has at most so many free numbers, as a share of those of any matrix of that size (of any
-            causal one, where the matrices are causal). At 1 nothing is explained by what is nearly free.
+            causal one, where the matrices are causal). At 1 `row_stochastic`, which every softmax is, would explain it.
         samples: matrices of a head that are looked at, at least 2.
         max_heads: of one site; of more, this many evenly spaced ones (a convolution has one head a channel).
         max_tokens: sites with more tokens are skipped and listed in ``skipped``: the work grows with their cube.

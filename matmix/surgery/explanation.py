@@ -210,8 +210,10 @@ class Explanation:
             cells.append(_cells(list(group)))
         if cells:
             lines.append(table(TITLES, cells, frozenset(TITLES[4:])))
-        words = f"error: the largest of the line; a class fits within {percent(self.tolerance)}; "
-        lines.append(f"{words}(...): no class fits, the nearest one")
+        lines.append(
+            f"error: the largest of the line; a class fits within {100 * self.tolerance:g} %, and one in brackets, "
+            "the nearest, does not"
+        )
         lines += [f"skipped {name}: {why}" for name, why in self.skipped.items()]
         return "\n".join(lines)
 

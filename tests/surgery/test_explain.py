@@ -217,6 +217,25 @@ def test_a_foreign_attention_that_is_a_convolution_behind_its_class_token():
     assert surgery.explain(sink(-20.0), [x], classes=["convolution"]).heads[0].found is None
 
 
+def test_what_was_put_in_is_named():
+    """Replacements at both levels, and sites that are too long are told instead."""
+    from tests.surgery.models import CASES, vit
+
+    model = vit(img_size=(64, 80))
+    x = torch.randn(3, 3, 64, 80, generator=torch.Generator().manual_seed(0))
+    surgery.replace(model, "low_rank(2)", where="attn", level="matrix", layers=0)
+    surgery.replace(model, "sep_conv(kernel=7)", where="attn", layers=1, prefix="aside")
+    found = surgery.explain(model, [x], classes=FEW, max_heads=3)
+    kinds = {head.site: (head.found and head.found.spec, head.fixed, head.prefix) for head in found.heads}
+    # 7 taps are more than half of the image of 4 x 5.
+    assert kinds["blocks.0.attn"] == ("low_rank(rank=2)", True, 1)
+    assert kinds["blocks.1.attn"] == ("convolution(kernel=7)", True, 0)
+    case = CASES["convnext"]
+    found = surgery.explain(case.model(), [case.input()], max_heads=1, classes=["convolution"])
+    assert found.skipped == {"stages.0.blocks.0.conv_dw": "384 tokens are more than max_tokens=256"}
+    assert "skipped stages.0.blocks.0.conv_dw: 384 tokens" in str(found) and len(found.heads) == 3
+
+
 class Twice(nn.Module):
     """One mixer that serves two layers."""
 
