@@ -52,7 +52,7 @@ def count(model: nn.Module, *inputs: Any, **options: Any) -> CostReport:
     """
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     seen = _Unknown()
-    with evaluating(model), torch.no_grad(), seen, counter:
+    with evaluating(model), torch.no_grad(), _frozen(model), seen, counter:
         model(*inputs, **options)
     by_operator = counter.get_flop_counts().get("Global", {})
     fft = sum(flops for operator, flops in by_operator.items() if operator in _FFTS)
@@ -64,6 +64,23 @@ def count(model: nn.Module, *inputs: Any, **options: Any) -> CostReport:
         fft_flops=fft,
         uncounted=tuple(sorted(seen.names)),
     )
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter takes a gradient, each as before afterwards.
+
+    The counter hooks on to what modules return; a view of a parameter there (a learned matrix) claims to have a
+    gradient even where gradients are off, and fails.
+    """
+    taking = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in taking:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in taking:
+            p.requires_grad_(True)
 
 
 @contextmanager

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from matmix.adapters.base import Adapter, Attended, Call, reference
+from matmix.adapters.base import Adapter, Attended, Call, entries, reference
 from matmix.adapters.registry import adapter_named, adapters
 from matmix.adapters.rematrixed import SLOT, Rematrixed, Structured
 from matmix.adapters.replacement import Replacement
@@ -21,6 +23,7 @@ from matmix.cost import evaluating
 from matmix.mixers.base import Mixer
 
 TOKENS = 5  # of the probe
+EDITS = "matmix_edits"  # of a module: what its matrix is changed by for a while, such as an ablation
 
 
 class Found(NamedTuple):
@@ -32,12 +35,35 @@ class Found(NamedTuple):
 
     def attended(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attended:
         """The matrix of a call to what stands there now, its values, and what becomes of the product."""
+        told = self._told(args, kwargs)
+        for edit in self.module.__dict__.get(EDITS, ()):
+            told = edit(self, told, args, kwargs)
+        return told
+
+    def _told(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attended:
         if isinstance(self.module, Replacement):
             return self.module.attended(args, kwargs)
         if isinstance(self.module, Rematrixed):
             structured: Any = self.module._modules[SLOT]
             return structured.attended(self.module, args, kwargs)
         return self.adapter.attended(self.site, self.module, args, kwargs)
+
+
+@dataclass(frozen=True)
+class ByMatrix:
+    """The forward of a foreign module by way of its matrix: for a while an attribute of the instance, which hides the
+    method of the class."""
+
+    found: Found
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        told = self.found.attended(args, kwargs)
+        return told.answer(entries(told, self.found.module.training))
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        module = self.found.module
+        return inspect.signature(type(module).forward.__get__(module))
 
 
 def discover(model: nn.Module) -> list[Found]:
@@ -126,9 +152,9 @@ def _agrees(adapter: Adapter, site: Site, place: Place) -> bool:
     try:
         with torch.no_grad(), unhooked(module):
             module.eval()
-            ran = _first(module.forward(*args, **kwargs))
+            ran = first_tensor(module.forward(*args, **kwargs))
             found = adapter.attended(site, module, args, kwargs)
-            told = _first(found.answer(found.matrix))
+            told = first_tensor(found.answer(found.matrix))
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError):
         return False
     finally:
@@ -140,7 +166,7 @@ def _agrees(adapter: Adapter, site: Site, place: Place) -> bool:
     return bool((ran - told).abs().max() <= close * ran.abs().max().clamp(min=1e-6))
 
 
-def _first(out: Any) -> Tensor | None:
+def first_tensor(out: Any) -> Tensor | None:
     while isinstance(out, (tuple, list)) and out:
         out = out[0]
     return out if isinstance(out, Tensor) else None
@@ -151,10 +177,14 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @contextmanager
 def unhooked(module: nn.Module) -> Iterator[None]:
-    """Inside, no hook of the module or of its parts fires."""
+    """Inside, no hook of the module or of its parts fires, and what stands in place of a forward for a while is not
+    called: a recording notes nothing of it."""
     before = [(part, name, part.__dict__[name]) for part in module.modules() for name in _HOOKS]
     for part, name, _ in before:
         part.__dict__[name] = OrderedDict()
+    for part in module.modules():
+        if isinstance(part.__dict__.get("forward"), ByMatrix):
+            before.append((part, "forward", part.__dict__.pop("forward")))
     try:
         yield
     finally:

@@ -25,9 +25,9 @@ from matmix.experiments.memory import process_memory, step_memory
 from matmix.experiments.optimizer import match_layout, new_optimizer, running_average
 from matmix.experiments.progress import Progress
 from matmix.experiments.scoring import Scorer
-from matmix.experiments.signals import interruptible
 from matmix.experiments.step import StepLoss, accumulate, agree, alone, gather_objects, new_accelerator
 from matmix.experiments.task import Batch
+from matmix.ops.signals import interruptible
 from matmix.sampling import stream
 from matmix.training import after_step, having
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from matmix.adapters import Found, Place, Replacement, discover
 from matmix.adapters.base import entries
+from matmix.adapters.discovery import ByMatrix
 from matmix.adapters.held import holding
 from matmix.cost import evaluating
 from matmix.matrices.base import Matrix
@@ -77,15 +78,15 @@ def watching(model: nn.Module, note: Callable[[Ran], None], sites: Iterable[Foun
         try:
             for name, mixer in mixers.items():
                 before = mixer.__dict__.get("mix")  # a recording around this one, which notes as well
-                notes = before.notes if isinstance(before, _Recorded) else ()
+                notes = before.notes if isinstance(before, Recorded) else ()
                 slots.append((mixer, "mix", before))
                 # An attribute of the instance hides the method of the class.
-                mixer.__dict__["mix"] = _Recorded(mixer, (*notes, (note, name)))
+                mixer.__dict__["mix"] = Recorded(mixer, (*notes, (note, name)))
             for name, one in foreign.items():
                 before = one.module.__dict__.get("forward")
-                notes = before.notes if isinstance(before, _Watched) else ()
+                notes = before.notes if isinstance(before, Watched) else ()
                 slots.append((one.module, "forward", before))
-                one.module.__dict__["forward"] = _Watched(one, (*notes, (note, name)))
+                one.module.__dict__["forward"] = Watched(one, (*notes, (note, name)))
             yield
         finally:
             for module, attribute, before in slots:
@@ -155,7 +156,7 @@ Notes = tuple[tuple[Callable[[Ran], None], str], ...]  # who is told, and under 
 
 
 @dataclass(frozen=True)
-class _Recorded:
+class Recorded:
     """The way from tokens to tokens over the matrix, which is noted."""
 
     mixer: Mixer
@@ -169,10 +170,9 @@ class _Recorded:
 
 
 @dataclass(frozen=True)
-class _Watched:
-    """The forward of a foreign module by way of its matrix, which is noted."""
+class Watched(ByMatrix):
+    """The matrix is noted."""
 
-    found: Found
     notes: Notes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

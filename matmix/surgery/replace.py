@@ -30,12 +30,13 @@ from matmix.spec import parse_spec
 from matmix.surgery.average import write_means
 from matmix.surgery.changes import Change
 from matmix.surgery.optimizer import exchange
+from matmix.surgery.projected import write_projected
 from matmix.surgery.refuse import refuse_wrappers
 from matmix.surgery.report import Report, Row
 from matmix.surgery.select import Where, select
 from matmix.surgery.structures import build
 
-INITS = ("fresh",)
+INITS = ("fresh", "projected")
 
 
 def replace(
@@ -66,12 +67,13 @@ def replace(
         where, exclude, layers: which sites, see ``surgery.select``.
         level: ``"module"``: the whole mixing module goes, its projections too; ``"matrix"``: queries, keys, values and
             output projection stay with their weights, only the matrix is another.
-        init: ``"fresh"``.
+        init: ``"fresh"``, or ``"projected"``: a fixed or learned matrix begins at the nearest one of its class to the
+            mean of the old matrix over ``batches`` (of what comes from tokens there is none: that is an error).
         seed: each replacement is built under (seed, name of the site), so arms of a study share all other weights.
         optimizer: gets the new parameters, and loses the old ones with their state.
         example: an input of the model (a tensor, a tuple of arguments, a dict of them by name) for one forward that
             tells lengths, grids and masks where nothing else does.
-        batches: inputs of the model in the same form, for ``mean_matrix``.
+        batches: inputs of the model in the same form, for ``mean_matrix`` and ``init="projected"``.
         prefix: class tokens and registers are ``"joined"`` to the sequence that the mixer sees, or stand ``"aside"``:
             the mixer sees the grid alone, and their mixing term is zero.
         dry_run: the report of what would be done; nothing changes.
@@ -88,14 +90,16 @@ def replace(
     if example is not None:
         found = observe(model, found, example)
     chosen = _chosen(found, spec, where, exclude, layers)
-    if batches is not None and not any(_name(one) == "mean_matrix" for one in chosen.values()):
-        raise ValueError("batches= is for the spec mean_matrix")
+    if batches is not None and init == "fresh" and not any(_name(one) == "mean_matrix" for one in chosen.values()):
+        raise ValueError("batches= is for the spec mean_matrix and for init='projected'")
     rows = [
         plan(model, _with_prefix(one, prefix), chosen[one.site.name], level, seed)
         for one in found
         if one.site.name in chosen
     ]
-    if any(_name(row.spec) == "mean_matrix" for row in rows):
+    if init == "projected":
+        write_projected(model, rows, found, batches)
+    elif any(_name(row.spec) == "mean_matrix" for row in rows):
         write_means(model, [row for row in rows if _name(row.spec) == "mean_matrix"], found, batches)
     shapes = {name: list(p.shape) for name, p in model.named_parameters()}
     report = Report(model, rows, init=init, dry_run=dry_run, interface=shapes)
