@@ -43,7 +43,7 @@ def models() -> list:
     ]
     foreign = [
         pytest.param(lambda name=name: (CASES[name].model(), CASES[name].input()), id=name)
-        for name in ("vit", "beit", "convnext", "poolformer")
+        for name in ("vit", "beit", "caformer", "poolformer")
     ]
     return ours + replaced + foreign
 
