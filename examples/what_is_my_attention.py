@@ -58,5 +58,6 @@ if __name__ == "__main__":
             print(f"  {head}")
     print(found)  # what it costs, and how far the matrices vary over the data
     print("picture:", found.picture(Path("what_is_my_attention.png")))
-    near = sorted(found.rows, key=lambda row: row["error"])[:3]
+    small = [row for row in found.rows if row["explains"]]  # not those with nearly as many free numbers as any matrix
+    near = sorted(small, key=lambda row: row["error"])[:3]
     print("nearest classes:", ", ".join(f"{row['class']} {100 * row['error']:.1f} %" for row in near))

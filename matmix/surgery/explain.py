@@ -71,7 +71,7 @@ def explain(
         classes: names (all sizes) or specs with options (``"low_rank(4)"``, as they are); all but ``dense`` if absent.
         tolerance: the largest relative error of a class that is said to fit.
         share: what explains has at most so many free numbers, as a share of those of any matrix of that size (of any
-            causal one, where the matrices are causal). At 1 `row_stochastic`, which every softmax is, would explain it.
+            causal one, where they are causal). At 1 ``row_stochastic``, which every softmax is, would explain it.
         samples: matrices of a head that are looked at, at least 2.
         max_heads: of one site; of more, this many evenly spaced ones (a convolution has one head a channel).
         max_tokens: sites with more tokens are skipped and listed in ``skipped``: the work grows with their cube.
@@ -85,14 +85,13 @@ def explain(
     check_classes(classes)
     _check(tolerance=tolerance, share=share, samples=samples, max_heads=max_heads, max_tokens=max_tokens)
     found = [one for one in discover(model) if not one.adapter.last]
-    if where == "all" and not narrow:
+    if where == "all":
         names = {name for part in watched(model) for name in part}
-        chosen = [one for one in found if (one.site.name or type(model).__name__) in names]
-    else:
-        wanted = {site.name for site in select([one.site for one in found], where, **narrow)}
-        chosen = [one for one in found if one.site.name in wanted]
-    if not chosen:
+        found = [one for one in found if (one.site.name or type(model).__name__) in names]
+    if not found:
         raise ValueError(f"{type(model).__name__} has no site whose matrix is known (surgery.find lists them)")
+    wanted = {site.name for site in select([one.site for one in found], where, **narrow)}
+    chosen = [one for one in found if one.site.name in wanted]
     inputs, heads, skipped = _Inputs(batches), [], {}
     for index, one in enumerate(chosen):
         taken = _Taken(one, samples, max_heads, max_tokens)

@@ -276,5 +276,6 @@ def test_refusals(trained):
             surgery.explain(two, batches, **{"classes": FEW, **options})
     with pytest.raises(ValueError, match="has no site"):
         surgery.explain(nn.Linear(2, 2), [tokens])
-    found = surgery.explain(model, [x[:2]], "1.mixer", classes=["uniform"])
-    assert {head.site for head in found.heads} == {"blocks.1.mixer"}
+    for options in ({"where": "1.mixer"}, {"layers": [1]}, {"exclude": "blocks.0.mixer"}):
+        found = surgery.explain(model, [x[:2]], classes=["uniform"], **options)
+        assert {head.site for head in found.heads} == {"blocks.1.mixer"}
