@@ -30,6 +30,8 @@ CORE = {"torch", "numpy", "matmix", *sys.stdlib_module_names}
 MAY = {
     "matmix.inspect": {"matplotlib"},
     "matmix.surgery.storage": {"safetensors"},
+    "matmix.adapters.transformers_interface": {"transformers"},  # which a model that is given has loaded already
+    "matmix.adapters.transformers_cache": {"transformers"},
     "matmix.testing.strategies": {"hypothesis"},
     "matmix.ops.scan_triton": {"triton"},  # kernels: modules that no other imports but inside a function
     "matmix.ops.diagonal_scan_triton": {"triton"},

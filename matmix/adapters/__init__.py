@@ -1,6 +1,15 @@
 """Foreign calling conventions, one a file: how a library calls what mixes tokens, in the words of matmix."""
 
-from matmix.adapters import convolution, mixer, pooling, timm_attention, torch_attention, unknown
+from matmix.adapters import (
+    convolution,
+    mixer,
+    pooling,
+    timm_attention,
+    torch_attention,
+    transformers_interface,
+    transformers_plain,
+    unknown,
+)
 from matmix.adapters.base import Adapter, Attended, Call, Setting, parameters_of, parts_of
 from matmix.adapters.discovery import Found, discover, observe, recognise
 from matmix.adapters.registry import adapter_named, adapters, register_adapter
@@ -41,5 +50,7 @@ __all__ = [
     "rematrixed",
     "timm_attention",
     "torch_attention",
+    "transformers_interface",
+    "transformers_plain",
     "unknown",
 ]

@@ -31,6 +31,7 @@ class Call(NamedTuple):
     memory_mask: Tensor | None = None  # (B, S) bool, True = a real token
     causal: bool = False  # no token may see a later one in this call
     unfit: str | None = None  # what the call demands and no mixer can do: a mask of pairs, values of other tokens
+    held: Any = None  # what keeps the state of a recurrent mixer from call to call: seen, mix, note
     rest: Any = None  # what write needs
 
 
@@ -103,6 +104,13 @@ class Adapter:
         the matrix, which it states instead.
         """
         raise NotImplementedError(f"the adapter {self.name!r} shows no matrix")
+
+    def run(
+        self, structured: Any, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """The forward of a module that multiplies by the matrix of ``structured``; ``forward`` is its own."""
+        found = structured.attended(module, args, kwargs)
+        return found.answer(entries(found, module.training))
 
     def sample(self, site: Site, tokens: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A plain call with these tokens ``(B, L, D)``, for counting and for the probe of ``find``."""

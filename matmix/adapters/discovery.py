@@ -246,7 +246,7 @@ def shapes(call: Call) -> Call:
         for name, value in call._asdict().items()
         if isinstance(value, Tensor)
     }
-    return call._replace(**tensors, rest=None)
+    return call._replace(**tensors, held=None, rest=None)
 
 
 def _learned(site: Site, calls: list[Call]) -> Site:

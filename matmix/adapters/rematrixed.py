@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from matmix.adapters.base import Adapter, Attended, entries
+from matmix.adapters.base import Adapter, Attended
 from matmix.adapters.site import Site
 from matmix.matrices.base import Matrix
 
@@ -50,8 +50,8 @@ def rematrixed(cls: Any) -> type[nn.Module]:
     @functools.wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         structured: Structured = self._modules[SLOT]  # type: ignore[assignment]
-        found = structured.attended(self, args, kwargs)
-        return found.answer(entries(found, self.training))
+        own = functools.partial(cls.forward, self)
+        return structured.adapter.run(structured, self, own, args, kwargs)
 
     def reduce(self: nn.Module, protocol: Any = None) -> Any:
         return _again, (cls,), self.__dict__

@@ -33,15 +33,21 @@ class Replacement(nn.Module):
             ValueError: for a call that demands what the mixer does not promise, with the site's name.
         """
         tokens, given = self._given(call)
+        if call.held is not None:
+            return self._beside(call, call.held.mix(self.mixer, tokens, given.get("mask")))
         return self._beside(call, self.mixer(tokens, **given))
 
     def attended(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attended:
         """The matrix of a call, its values, and what becomes of the product; without prefix tokens that stand aside."""
         call = self.adapter.read(self.site, args, kwargs)
         tokens, given = self._given(call)
+        if call.held is not None and call.held.seen:
+            raise ValueError(f"{self.site.name}: the call goes on from a state, its tokens alone have no matrix")
         found = attended_by(self.mixer, tokens, **given)
 
         def finish(mixed: Tensor) -> Any:
+            if call.held is not None:
+                call.held.note(tokens.shape[1])
             return self.adapter.write(self.site, call, self._beside(call, found.finish(mixed)))
 
         return found._replace(finish=finish)

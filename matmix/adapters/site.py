@@ -45,6 +45,7 @@ class Site:
     parameters: tuple[str, ...] = ()  # names of the forward's parameters in order
     inside: tuple[str, ...] = ()  # what would be a site of its own, were it not a part of this one
     refused: Mapping[Level, str] = field(default_factory=dict)  # level -> why it is not possible
+    note: str = ""  # what a reader should know of it
     options: Mapping[str, Any] = field(default_factory=dict)  # what else the adapter must know to read a call
 
     @property

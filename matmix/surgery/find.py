@@ -80,6 +80,7 @@ def _row(site: Site, reasons: dict[str, int]) -> tuple[str, ...]:
         marks.append(f"[{reasons.setdefault(text, len(reasons) + 1)}]")
     notes = [f"also {', '.join(site.tied)}"] if site.tied else []
     notes += [f"contains {', '.join(site.inside)}"] if site.inside else []
+    notes += [site.note] if site.note else []
     return (
         site.name or "(the model)",
         site.kind,

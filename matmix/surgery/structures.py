@@ -92,6 +92,8 @@ class MatrixOf(Structured):
         if old.bias is not None and not (self.keeps_bias or found.positional):
             raise ValueError(f"{where}: the call brings a mask of pairs of tokens, which {self.name!r} cannot take")
         rows, columns = old.shape[2:]
+        if self.causal and rows != columns and not self.keeps_bias:
+            raise ValueError(f"{where}: {self.name!r} cannot go on from a cache of keys: generate(use_cache=False)")
         if self.square and rows != columns:
             raise ValueError(f"{where}: {self.name!r} is square, the call has {rows} queries and {columns} keys")
         if self.fixed and columns != self.size.length:

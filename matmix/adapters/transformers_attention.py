@@ -1,0 +1,133 @@
+"""What the adapters of transformers' attention share: how a call is read, and how tokens are given back.
+
+transformers itself is imported nowhere here: a model that is given brings it along.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from matmix.adapters.base import Adapter, Call
+from matmix.adapters.rematrixed import SLOT
+from matmix.adapters.site import Place, Site
+from matmix.adapters.transformers_cache import held
+from matmix.adapters.transformers_masks import Seen, both, read_mask
+from matmix.matrices.base import Matrix
+
+TOKENS = ("hidden_states", "query")  # the argument that brings the tokens; DistilBERT's before 5.0 is the second
+MEMORY = ("encoder_hidden_states", "key_value_states")
+MASKS = ("attention_mask", "causal_attention_mask", "mask")
+CACHES = ("cache", "past_key_values", "past_key_value")  # the first from 5.24 on
+# What any model hands down to its attention and says nothing to a mixer. Positions: a mixer has its own order.
+HARMLESS = frozenset(
+    {
+        "position_embeddings", "position_ids", "cache_position", "use_cache", "output_hidden_states", "return_dict",
+        "num_items_in_batch", "logits_to_keep", "sliding_window",
+    }
+)  # fmt: skip
+
+
+class TransformersAttention(Adapter):
+    """``attention(hidden_states (B, L, D), attention_mask, ...) -> (out, weights or None, ...)``, also by keyword."""
+
+    understood = frozenset({*TOKENS, "key", "value", *MEMORY, *MASKS, *CACHES, "is_causal"})
+    harmless = HARMLESS
+
+    def read(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        if {**dict(zip(site.parameters, args, strict=False)), **kwargs}.get("output_attentions"):
+            raise ValueError(
+                f"{site.name}: output_attentions asks for the weights of an attention that was replaced; "
+                f"matmix.inspect.matrices(model, ...) shows the matrices of all sites"
+            )
+        given = self.arguments(site, args, kwargs)
+        tokens = next(given[name] for name in TOKENS if name in given)
+        memory = next((given[name] for name in MEMORY if name in given), None)
+        if "query" in given and given.get("key") is not tokens:
+            memory = given["key"]
+        cache = next((given[name] for name in CACHES if name in given), None)
+        kept = None if cache is None or memory is not None else held(cache, site)
+        before = 0 if kept is None else kept.seen
+        length = tokens.shape[1]
+        columns = before + length if memory is None else memory.shape[1]
+        seen = self.seen(site, given, length, columns, memory is not None)
+        unfit = None
+        if seen.pairs is not None:
+            unfit = (
+                f"the call's mask {tuple(seen.pairs.shape)} hides pairs of tokens (packed sequences, a window): "
+                f"a mixer takes padding and causality"
+            )
+        keys = None if seen.keys is None else seen.keys.expand(tokens.shape[0], -1)
+        if memory is not None:
+            return Call(tokens, memory=memory, memory_mask=keys, unfit=unfit)
+        mask = None if keys is None else keys[:, before:]
+        return Call(tokens, mask=mask, causal=seen.causal, unfit=unfit, held=kept)
+
+    def seen(self, site: Site, given: dict[str, Any], rows: int, columns: int, cross: bool = False) -> Seen:
+        """What the masks of a call say; without one, what None means there."""
+        masks = [given[name] for name in MASKS if name in given]
+        expected = bool(site.causal) and not cross
+        if not masks:
+            causal = given.get("is_causal", site.options["none_is_causal"])
+            return Seen(causal=bool(causal) and rows > 1 and not cross)
+        found = Seen()
+        for mask in masks:
+            found = both(found, read_mask(mask, rows, columns, expected, site.name), site.name)
+        return found
+
+    def write(self, site: Site, call: Call, mixed: Tensor) -> Any:
+        outputs = site.options["outputs"]
+        return (mixed, *[None] * (outputs - 1)) if outputs else mixed
+
+
+def calls_interface(module: nn.Module) -> bool:
+    """Whether an attention looks its function up in the library's registry."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    parent: Any = type(module).__mro__[2] if SLOT in module._modules else None  # its class is a subclass of ours
+    if parent is not None:
+        code = getattr(inspect.unwrap(parent.forward), "__code__", None)
+    known = code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+    return known and hasattr(getattr(module, "config", None), "_attn_implementation")
+
+
+def with_weights(out: Any, matrix: Matrix) -> Any:
+    """What an attention gives back, its weights in the second place."""
+    return (out[0], matrix.to_dense(), *out[2:]) if isinstance(out, tuple) else out
+
+
+def crosses(place: Place) -> bool:
+    """Whether an attention joins two sequences. One class may do both, told apart by where it stands alone."""
+    around = next(place.around(), None)
+    if getattr(around, "is_cross_attention", False):
+        return True
+    words = ("cross", "encdec", "encoder_attn")
+    return any(word in part.lower() for part in place.name.split(".")[-2:] for word in words)
+
+
+def outside(place: Place, own: nn.Module) -> str:
+    """A note where the output projection is not in the module: BERT's stands beside ``attention.self``."""
+    linears = [part for part in own.children() if isinstance(part, nn.Linear)]
+    name = place.name.rpartition(".")[0]
+    if len(linears) == 3 and isinstance(getattr(next(place.around(), None), "output", None), nn.Module):
+        return f"its output projection stands outside, in {name}.output, and stays"
+    return ""
+
+
+@contextmanager
+def quietly(module: nn.Module) -> Iterator[None]:
+    """Inside, a module runs in eval mode, without gradients and hooks."""
+    from matmix.adapters.discovery import unhooked
+
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        with torch.no_grad(), unhooked(module):
+            module.eval()
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
