@@ -6,6 +6,7 @@ transformers itself is imported nowhere here: a model that is given brings it al
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from matmix.adapters.base import Adapter, Call
 from matmix.adapters.rematrixed import SLOT
 from matmix.adapters.site import Place, Site
-from matmix.adapters.transformers_cache import held
+from matmix.adapters.transformers_cache import held, state_layer
 from matmix.adapters.transformers_masks import Seen, both, read_mask
 from matmix.matrices.base import Matrix
 
@@ -80,6 +81,10 @@ class TransformersAttention(Adapter):
             found = both(found, read_mask(mask, rows, columns, expected, site.name), site.name)
         return found
 
+    def kept(self, module: nn.Module) -> dict[str, Any]:
+        state_layer()
+        return {}
+
     def write(self, site: Site, call: Call, mixed: Tensor) -> Any:
         outputs = site.options["outputs"]
         return (mixed, *[None] * (outputs - 1)) if outputs else mixed
@@ -93,6 +98,19 @@ def calls_interface(module: nn.Module) -> bool:
         code = getattr(inspect.unwrap(parent.forward), "__code__", None)
     known = code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
     return known and hasattr(getattr(module, "config", None), "_attn_implementation")
+
+
+def image(place: Place) -> tuple[int, tuple[int, ...] | None]:
+    """Prefix tokens and the grid behind them, of a model of images; of others (0, None)."""
+    embed = place.nearest("embeddings")
+    patches = getattr(embed, "patch_embeddings", None)
+    sizes = [getattr(patches, name, None) for name in ("image_size", "patch_size")]
+    if getattr(embed, "cls_token", None) is None or not all(isinstance(size, tuple) for size in sizes):
+        return 0, None
+    names = ("cls_token", "distillation_token", "register_tokens")
+    prefix = sum(token.shape[1] for name in names if (token := getattr(embed, name, None)) is not None)
+    grid = tuple(whole // part for whole, part in zip(*sizes, strict=True))
+    return (prefix, grid) if getattr(patches, "num_patches", None) == math.prod(grid) else (0, None)
 
 
 def with_weights(out: Any, matrix: Matrix) -> Any:

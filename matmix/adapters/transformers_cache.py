@@ -7,7 +7,6 @@ layers, so that beams reorder it and lengths are asked of it; it holds the state
 from __future__ import annotations
 
 import copy
-import functools
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ def held(cache: Any, site: Site) -> Held:
         raise ValueError(f"{site.name}: a {type(layer).__name__} of a cache cannot keep the state of a mixer; {how}")
     if layer is None and not issubclass(getattr(cache, "layer_class_to_replicate", None) or object, DynamicLayer):
         raise ValueError(f"{site.name}: a {type(cache).__name__} cannot keep the state of a mixer; {how}")
-    if layer is not None and not isinstance(layer, _layer_class()) and layer.get_seq_length():
+    if layer is not None and not isinstance(layer, state_layer()) and layer.get_seq_length():
         raise ValueError(f"{site.name}: the cache holds keys and values of before the replacement: begin anew")
     return Held(cache, index, site.name)
 
@@ -51,7 +50,7 @@ class Held:
     def _layer(self) -> Any:
         layers = self.cache.layers
         layer = layers[self.index] if self.index < len(layers) else None
-        return layer if isinstance(layer, _layer_class()) else None
+        return layer if isinstance(layer, state_layer()) else None
 
     @property
     def seen(self) -> int:
@@ -91,7 +90,7 @@ class Held:
             layers.append(self.cache.layer_class_to_replicate())
         layer = self._layer
         if layer is None:
-            layer = layers[self.index] = _layer_class()(self.where)
+            layer = layers[self.index] = state_layer()(self.where)
         layer.length += tokens
         layer.state = state
 
@@ -118,8 +117,18 @@ def twin_of(cache: Any, site: Site) -> Any:
     return twin
 
 
-@functools.cache
-def _layer_class() -> Any:
+_made: Any = None
+
+
+def state_layer() -> Any:
+    """The class of the layers that hold a state; made once, by a replacement: a trace of it would be another class."""
+    global _made
+    if _made is None:
+        _made = _make()
+    return _made
+
+
+def _make() -> Any:
     from transformers.cache_utils import DynamicLayer
 
     class StateLayer(DynamicLayer):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -28,6 +29,7 @@ from matmix.adapters.transformers_attention import (
     TransformersAttention,
     calls_interface,
     crosses,
+    image,
     outside,
     quietly,
     with_weights,
@@ -61,12 +63,16 @@ class TransformersInterface(TransformersAttention):
         linear = isinstance(entry, nn.Linear)
         dim = entry.in_features if linear else entry.weight.shape[0]  # GPT-2's Conv1D
         cross = crosses(place)
+        prefix, grid = image(place)
         first = Site(
             place.name,
             "cross_attention" if cross else "self_attention",
             self.name,
             dim,
             type(module).__name__,
+            length=None if grid is None else prefix + math.prod(grid),
+            grid=grid,
+            prefix=prefix,
             parameters=parameters,
             note=outside(place, module),
             options={"rotary": _rotary(place), "layer": getattr(module, "layer_idx", None)},

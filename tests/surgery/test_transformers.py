@@ -7,6 +7,7 @@ import torch
 
 from matmix import surgery
 from matmix.adapters import discover
+from matmix.adapters.transformers_masks import read_mask
 from matmix.inspect import record
 from matmix.matrices import Softmax
 
@@ -60,6 +61,7 @@ def test_sites(name):
         assert (site.why_not("module") is None) is case.whole and site.why_not("matrix") is None
         assert site.length == {"text": LENGTH, "image": 7, "series": 6}[case.kind]
         assert not site.padded
+        assert (site.prefix, site.grid) == ((1, (2, 3)) if name == "vit" else (0, None))
         assert site.heads == (4 if name in ("llama", "qwen2") else 3)
         outside = ("bert" in name and name not in ("distilbert", "albert")) or (name == "vit" and not NEW)
         assert ("output projection stands outside" in site.note) is outside
@@ -209,6 +211,54 @@ def test_saved_and_applied_on_a_fresh_model(name, tmp_path):
         surgery.save(report, tmp_path / level)
         surgery.apply(fresh, tmp_path / level)
         assert torch.equal(tokens_of(fresh(**case.input())), tokens_of(model(**case.input())))
+
+
+def test_class_tokens_of_images_stand_aside_if_asked():
+    model, x = CASES["vit"].model(), CASES["vit"].input()
+    assert {(site.length, site.prefix, site.grid) for site in surgery.find(model)} == {(7, 1, (2, 3))}
+    report = surgery.replace(
+        model, "global_filter", prefix="aside"
+    )  # a filter of the grid, whose length nothing else tells
+    assert tokens_of(model(**x)).shape == (3, 7, 24)
+    report.restore()
+    surgery.replace(model, "toeplitz", level="matrix")
+    assert tokens_of(model(**x)).isfinite().all()
+
+
+def test_masks_are_read_as_padding_and_causality():
+    keys = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1]]).bool()
+    past = torch.ones(5, 5, dtype=torch.bool).tril()
+    square = keys[:, None, None].expand(-1, 1, 5, -1)
+    least = torch.finfo(torch.float32).min
+    window = past & ~past.tril(-3)
+    packed = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)).tril().bool()
+    opened = square & past | ~(square & past).any(-1, keepdim=True)  # rows that see nothing made to see all
+
+    def added(mask):
+        return torch.zeros(mask.shape).masked_fill(~mask, least)
+
+    for mask, rows, causal in (
+        (keys.long(), 5, False), (keys.float(), 5, False), (keys[:, None, None], 5, False), (square, 5, False),
+        (added(square), 5, False), (added(square) * 2, 5, False), (square & past, 5, True), (opened, 5, True),
+        (added(square & past), 5, True), ((square & past)[:, :, -2:], 2, True), (square[:, :, -1:], 1, False),
+    ):  # fmt: skip
+        seen = read_mask(mask, rows, 5, causal, "here")
+        assert torch.equal(seen.keys, keys) and seen.causal is causal and seen.pairs is None
+    whole = past[None, None]
+    assert read_mask(whole, 5, 5, True, "here") == (None, True, None)  # without padding no mask of tokens is left
+    for mask in (window[None, None], packed[None, None], added(packed[None, None]), torch.rand(1, 3, 5, 5)):
+        assert read_mask(mask, 5, 5, True, "here").pairs is not None
+    changed = added(square)
+    assert not read_mask(changed, 5, 5, False, "here").causal
+    changed.copy_(added(square & past))  # the same tensor with other numbers is read again
+    assert read_mask(changed, 5, 5, False, "here").causal
+    for mask, message in (
+        ("no", "must be a tensor, got str"),
+        (whole[..., :4], r"got \(1, 1, 5, 4\)"),
+        (whole.int(), "int32"),
+    ):
+        with pytest.raises(ValueError, match=f"here: .*{message}"):
+            read_mask(mask, 5, 5, False, "here")
 
 
 @pytest.mark.parametrize("level", ["module", "matrix"])
