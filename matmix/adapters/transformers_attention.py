@@ -129,7 +129,7 @@ def crosses(place: Place) -> bool:
 
 def outside(place: Place, own: nn.Module) -> str:
     """A note where the output projection is not in the module: BERT's stands beside ``attention.self``."""
-    linears = [part for part in own.children() if isinstance(part, nn.Linear)]
+    linears = [part for part in own.children() if hasattr(part, "in_features")]
     name = place.name.rpartition(".")[0]
     if len(linears) == 3 and isinstance(getattr(next(place.around(), None), "output", None), nn.Module):
         return f"its output projection stands outside, in {name}.output, and stays"

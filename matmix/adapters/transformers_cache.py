@@ -60,19 +60,24 @@ class Held:
     def mix(self, mixer: Mixer, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Mixed tokens, from the state before them; the state after them stays.
 
-        A first call with gradients, or of a mixer without a state, keeps none: most models make a cache that nobody
-        reads. To go on from it is refused then.
+        A first call keeps none where the mixer has none, gradients are on, or padding came that it cannot trim: most
+        models make a cache that nobody reads. To go on from it is refused then.
         """
-        if not self.seen and (torch.is_grad_enabled() or not mixer.traits.recurrent):
+        name, traits = type(mixer).__name__, mixer.traits
+        why = None if traits.recurrent else f"{name} has none"
+        if why is None and torch.is_grad_enabled():
+            why = "the first call had gradients on"
+        if why is None and mask is not None and traits.mask != "trim":
+            why = f"the first call brought padding, which changes what real tokens of {name} see"
+        if not self.seen and why is not None:
             out = mixer(tokens, mask=mask) if mask is not None else mixer(tokens)
-            self.note(tokens.shape[1])
+            self.note(tokens.shape[1], why=why)
             return out
         layer = self._layer
         if layer is not None and layer.length and layer.state is None:
-            name = type(mixer).__name__
-            why = "the first call had gradients on" if mixer.traits.recurrent else f"{name} has none"
             raise ValueError(
-                f"{self.where}: the call goes on from a cache that holds no state ({why}): generate(use_cache=False)"
+                f"{self.where}: the call goes on from a cache that holds no state ({layer.why}): "
+                f"generate(use_cache=False)"
             )
         state = None if layer is None else layer.state
         if tokens.shape[1] == 1 and state is not None and mask is None:
@@ -83,8 +88,8 @@ class Held:
         self.note(tokens.shape[1], after)
         return out
 
-    def note(self, tokens: int, state: Any = None) -> None:
-        """So many tokens more, and the state after them; None: it is not kept."""
+    def note(self, tokens: int, state: Any = None, why: str = "the first call was recorded") -> None:
+        """So many tokens more, and the state after them; None: it is not kept, and why."""
         layers = self.cache.layers
         while len(layers) <= self.index:
             layers.append(self.cache.layer_class_to_replicate())
@@ -92,7 +97,7 @@ class Held:
         if layer is None:
             layer = layers[self.index] = state_layer()(self.where)
         layer.length += tokens
-        layer.state = state
+        layer.state, layer.why = state, why
 
 
 def twin_of(cache: Any, site: Site) -> Any:
@@ -138,7 +143,7 @@ def _make() -> Any:
 
         def __init__(self, where: str = "") -> None:
             super().__init__()
-            self.where, self.length, self.state = where, 0, None
+            self.where, self.length, self.state, self.why = where, 0, None, ""
 
         def get_seq_length(self) -> int:
             return self.length

@@ -60,8 +60,7 @@ class TransformersInterface(TransformersAttention):
         entry = next((part for part in module.children() if isinstance(getattr(part, "weight", None), Tensor)), None)
         if not calls_interface(module) or parameters[:1] != ("hidden_states",) or entry is None:
             return None
-        linear = isinstance(entry, nn.Linear)
-        dim = entry.in_features if linear else entry.weight.shape[0]  # GPT-2's Conv1D
+        dim = getattr(entry, "in_features", entry.weight.shape[0])  # GPT-2's Conv1D says it by its weight alone
         cross = crosses(place)
         prefix, grid = image(place)
         first = Site(
@@ -192,7 +191,7 @@ def attend(
             raise ValueError(f"{where}: eager attention adds a bool mask to its scores as numbers: give one of floats")
         seen = read_mask(attention_mask, query.shape[2], key.shape[2], expected, where)
     matrix = _matrix(query, key, scaling, seen, told.get("position_bias"))
-    found = Attended(matrix, value, lambda mixed: mixed, dropout)
+    found = Attended(matrix, value, lambda mixed: mixed, dropout, positional=seen.pairs is None)
     if instead is not None:
         return instead(found).transpose(1, 2), None
     if structured is None:  # a module that was taken out and is run by itself: what it was

@@ -55,7 +55,10 @@ def read_mask(mask: Any, rows: int, columns: int, causal: bool, where: str) -> S
         return _read(mask[..., :columns], rows, columns)
     what = (mask._version, rows, columns)
     if _last is None or _last[0]() is not mask or _last[1] != what:
-        _last = (weakref.ref(mask), what, _read(mask[..., :columns], rows, columns))
+        seen = _read(mask[..., :columns], rows, columns)
+        if seen.pairs is not None:
+            return seen  # it holds the mask, which would never go
+        _last = (weakref.ref(mask), what, seen)
     return _last[2]
 
 
@@ -73,7 +76,7 @@ def _wanted(allowed: Tensor, rows: int, causal: bool) -> tuple[Tensor, Tensor]:
     The last row tells them. Rows of padded queries are not read by anyone; they may see nothing, or all.
     """
     columns = allowed.shape[3]
-    keys = allowed[:, 0, -1]
+    keys = allowed[:, 0, -1].clone()  # a view would hold the whole
     wanted = keys[:, None, None]
     if causal:
         past = torch.ones(rows, columns, dtype=torch.bool, device=allowed.device).tril(columns - rows)

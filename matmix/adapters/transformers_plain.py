@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from matmix.adapters.base import Attended, parameters_of, parts_of
 from matmix.adapters.registry import register_adapter
@@ -42,7 +42,7 @@ class TransformersPlain(TransformersAttention):
         if not (bert or distil) or not takes or not isinstance(heads, int) or calls_interface(module):
             return None
         entry = module.query if bert else module.q_lin
-        if not isinstance(entry, nn.Linear) or entry.out_features % heads:
+        if not hasattr(entry, "in_features") or entry.out_features % heads:
             return None
         inside = bert and {"dense", "LayerNorm"} <= own
         cross = crosses(place)

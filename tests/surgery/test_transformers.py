@@ -225,6 +225,19 @@ def test_class_tokens_of_images_stand_aside_if_asked():
     assert tokens_of(model(**x)).isfinite().all()
 
 
+@pytest.mark.parametrize(("name", "layer"), [("llama", "q_proj"), ("bert", "query"), ("distilbert", "q_lin")])
+def test_layers_that_are_wrapped_are_called(name, layer):
+    peft = pytest.importorskip("peft")
+    model, case = CASES[name].model(), CASES[name]
+    bare = [site.name for site in surgery.find(model)]
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=[layer], init_lora_weights=False))
+    assert [site.name for site in surgery.find(model)] == [f"base_model.model.{site}" for site in bare]
+    before = tokens_of(model(**case.input()))
+    assert not torch.allclose(before, tokens_of(case.model()(**case.input())), atol=1e-3)
+    surgery.replace(model, "softmax", level="matrix")
+    close(tokens_of(model(**case.input())), before)
+
+
 def test_masks_are_read_as_padding_and_causality():
     keys = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1]]).bool()
     past = torch.ones(5, 5, dtype=torch.bool).tril()
@@ -434,6 +447,14 @@ def test_what_keeps_no_state_says_so_when_it_is_asked_to_go_on():
         model(ids[:, :1], past_key_values=out.past_key_values)
     with pytest.raises(ValueError, match=r"layers.0.self_attn: a Static\w* of a cache cannot keep the state"):
         model.generate(ids, max_new_tokens=3, cache_implementation="static")
+    report.restore()
+    report = surgery.replace(model, "s4d(causal=True)")
+    with torch.no_grad():
+        model(ids, attention_mask=padding("left"))
+        with record(model):
+            out = model(ids)
+    with pytest.raises(ValueError, match=r"holds no state \(the first call was recorded\)"), torch.no_grad():
+        model(ids[:, :1], past_key_values=out.past_key_values)
     report.restore()
     report = surgery.replace(model, "softmax", level="matrix")
     again = model.generate(ids, max_new_tokens=8, do_sample=False)
