@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from matmix.matrices.convolution import Convolution
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
 from matmix.mixers.registry import register
-from matmix.ops.depthwise import conv
+from matmix.ops.depthwise import conv, convolve
 from matmix.ops.effective import depthwise_of, tensor_of
 from matmix.ops.layers import StarReLU
 from matmix.ops.layout import image_of
@@ -87,10 +87,14 @@ class SepConv(Mixer):
         return Projected(matrix, self._inner(x, context).mT.unsqueeze(-1), bias)
 
     def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
-        """By the convolution itself; its bias, where there is one, is in the product."""
-        image = image_of(self._inner(x, context), context.grid)
+        """By the convolution itself. The bias of a layer that was replaced is in the product."""
+        layer, image = self.dwconv, image_of(self._inner(x, context), context.grid)
+        if is_plain(layer, nn.Conv1d if self.axes == 1 else nn.Conv2d) and layer.bias is not None:
+            kernel = layer.weight if self.axes == 2 else layer.weight.unsqueeze(2)
+            before = [0] * (2 - self.axes) + [b for b, _ in self._margins()]
+            return convolve(image, kernel, None, before).flatten(2).unsqueeze(-1), layer.bias
         # A part of a channels-last image: its values as they come from tokens.
-        return conv(self.dwconv, image, self._margins()).flatten(2).unsqueeze(-1), None
+        return conv(layer, image, self._margins()).flatten(2).unsqueeze(-1), None
 
     def _inner(self, x: Tensor, context: Context) -> Tensor:
         if len(context.grid) != self.axes:

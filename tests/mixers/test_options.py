@@ -38,6 +38,7 @@ WORDS = {
     "gate_rank": "rank of the projection to decays",
     "kernel": "taps of the convolution that is the product",
     "window": "reach of attention or pooling, in tokens",
+    "wrapper": "JustDense's: what stands around the dense matrix",
     "pool": "tokens a side that are averaged before the product",
     "width": "neighbouring channels that make one place of a mixer along the channels",
     "share": "neighbouring channels that read at one distance",
