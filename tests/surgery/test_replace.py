@@ -310,7 +310,7 @@ def test_wrapped_models_are_refused_with_advice(kind, advice):
         ("vit", "monarch(causal=True)", {"level": "matrix"}, "blocks.0.attn: the site is causal|cannot be"),
         ("vit", "ssd, hydra", {}, "blocks.0.attn: spec 'ssd, hydra' names 2 mixers"),
         ("vit", "ssd", {"level": "both"}, "level must be 'module' or 'matrix', got 'both'"),
-        ("vit", "ssd", {"init": "old"}, "init must be 'fresh', got 'old'"),
+        ("vit", "ssd", {"init": "old"}, "init must be 'fresh' or 'projected', got 'old'"),
         ("vit", "ssd", {"prefix": "gone"}, "prefix must be 'joined' or 'aside'"),
         ("vit", {"attn": "ssd", "0.attn": "hydra"}, {}, "blocks.0.attn: two patterns"),
         ("vit", {"attn": "ssd", "mlp": "hydra"}, {}, "'mlp' matches no site"),
