@@ -1,0 +1,121 @@
+"""What surgery costs on a ViT of twelve layers: replacing, running what was put in, recording.
+
+    python -m benchmarks.surgery [--batch 4] [--out FILE.md]
+
+The model is timm's `vit_tiny_patch16_224` with random weights. What is compared is measured in turn in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from benchmarks.measure import best_times, heading, say, table
+from matmix import surgery
+from matmix.inspect import record
+
+MODEL = "vit_tiny_patch16_224"
+PUT = {  # what is put in the place of all twelve
+    "matmix's attention": ("attention(head_dim=64, qkv_bias=True, proj_bias=True)", "module"),
+    "hydra": ("hydra(expand=1)", "module"),
+    "a Toeplitz matrix": ("toeplitz", "matrix"),
+}
+
+
+def vit() -> nn.Module:
+    """The model, built anew."""
+    torch.manual_seed(0)
+    return timm.create_model(MODEL).eval()
+
+
+def replacing(rounds: int = 5) -> list[list[str]]:
+    """Seconds of `find`, of `replace` and of `restore`, the best of several models."""
+    rows = []
+    for name, (spec, level) in PUT.items():
+        seen: list[tuple[float, float, float]] = []
+        for _ in range(rounds):
+            model = vit()
+            marks = [time.perf_counter()]
+            surgery.find(model)
+            marks.append(time.perf_counter())
+            report = surgery.replace(model, spec, level=level)  # type: ignore[arg-type]
+            marks.append(time.perf_counter())
+            report.restore()
+            marks.append(time.perf_counter())
+            seen.append(tuple(b - a for a, b in itertools.pairwise(marks)))  # type: ignore[arg-type]
+        find, put, back = (min(column) for column in zip(*seen, strict=True))
+        rows.append([f"{name}, `{spec}`, {level}", f"{find:.2f} s", f"{put:.2f} s", f"{1e3 * back:.1f} ms"])
+        say(str(rows[-1]))
+    return rows
+
+
+def running(batch: int) -> list[list[str]]:
+    """A forward of timm's model, of the same with other mixers, and of timm's under a recording."""
+    images = torch.randn(batch, 3, 224, 224)
+    plain, changed = vit(), []
+    for spec, level in PUT.values():
+        model = vit()
+        surgery.replace(model, spec, level=level)  # type: ignore[arg-type]
+        changed.append(model)
+
+    def recorded(model: nn.Module) -> None:
+        with record(model):
+            model(images)
+
+    def noted(model: nn.Module) -> None:
+        with record(model) as found:
+            model(images)
+        for matrix in found.values():
+            matrix.to_dense()
+
+    works = [
+        lambda: plain(images),
+        *(lambda model=model: model(images) for model in changed),
+        lambda: recorded(plain),
+        *(lambda model=model: recorded(model) for model in changed),
+        lambda: noted(plain),
+    ]
+    names = [
+        f"timm's {MODEL}",
+        *(f"with {name}" for name in PUT),
+        "timm's, recorded",
+        *(f"with {name}, recorded" for name in PUT),
+        "timm's, recorded and every entry written out",
+    ]
+    seconds = best_times(works, budget=2.0, most=120.0)
+    bases = [0, *(0 for _ in PUT), *range(len(PUT) + 1), 0]
+    return [
+        [name, f"{1e3 * s:.1f} ms", f"{s / seconds[base]:.2f}", "" if at == 0 else names[base]]
+        for at, (name, s, base) in enumerate(zip(names, seconds, bases, strict=True))
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=4, help="images of a forward")
+    parser.add_argument("--note", default="", help="what is to be said of the machine")
+    parser.add_argument("--out", type=Path, help="write the tables to this file too")
+    options = parser.parse_args()
+    text = "\n\n".join(
+        [
+            heading("python -m benchmarks.surgery") + (f"\n\n{options.note}" if options.note else ""),
+            f"Twelve sites of timm's {MODEL}; `replace` builds and checks everything before it changes anything.",
+            table(["replacement", "find", "replace", "restore"], replacing()),
+            f"One forward of {options.batch} images, without gradients.",
+            table(["model", "forward", "times", "that of"], running(options.batch)),
+        ]
+    )
+    print(text)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text("# Surgery\n\n" + text + "\n")
+
+
+if __name__ == "__main__":
+    main()
