@@ -1,6 +1,6 @@
 """What surgery costs on a ViT of twelve layers: replacing, running what was put in, recording.
 
-    python -m benchmarks.surgery [--batch 1] [--out FILE.md]
+    python -m benchmarks.surgery [--batch 4] [--out FILE.md]
 
 The model is timm's `vit_tiny_patch16_224` with random weights. What is compared is measured in turn in one run.
 """
@@ -115,7 +115,7 @@ def alone(batch: int) -> list[list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=1, help="images of a forward")
+    parser.add_argument("--batch", type=int, default=4, help="images of a forward")
     parser.add_argument("--note", default="", help="what is to be said of the machine")
     parser.add_argument("--out", type=Path, help="write the tables to this file too")
     options = parser.parse_args()
