@@ -96,7 +96,8 @@ def ablate(
             - ``"mean"``: the average of the site's matrices over ``batches``, for all samples.
             - ``"uniform"``: the mean of all tokens that may be seen: no padding, and none that come later where the
               site is causal.
-        batches: inputs of the model, for ``"mean"``: tensors, tuples of arguments or dicts of them by name.
+        batches: inputs of the model without padding, for ``"mean"``: tensors, tuples of arguments or dicts of them by
+            name.
         seed: of ``"shuffle_rows"``.
 
     Yields:

@@ -120,6 +120,30 @@ def test_padding_has_no_influence() -> None:
                 assert bool((rows.sum(-1) - 1).abs().max() < 1e-9)
 
 
+def test_layers_that_torch_fuses_and_masks_of_pairs() -> None:
+    """In eval mode torch goes around the attention of an encoder layer; a causal mask stays one under ``uniform``."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().eval()
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    later = nn.Transformer.generate_square_subsequent_mask(5, dtype=x.dtype)
+    hidden = torch.zeros(3, 5, dtype=torch.bool)
+    hidden[0, 3:] = True
+    other = x.masked_fill(hidden.unsqueeze(-1), 7.0)
+    with torch.no_grad():
+        plain = model(x)
+        for how in ("zero", "diagonal", "shuffle_rows", "uniform"):
+            with surgery.ablate(model, "all", how):
+                assert not torch.allclose(model(x), plain), how
+                first, second = (model(t, src_key_padding_mask=hidden)[~hidden] for t in (x, other))
+                assert torch.equal(first, second), how
+        with surgery.ablate(model, "0.self_attn", "uniform"), record(model) as found:
+            model(x, mask=later)
+        assert torch.equal(model(x), plain)
+    triangle = torch.ones(5, 5, dtype=x.dtype).tril()
+    made = found["layers.0.self_attn"].to_dense()
+    assert torch.allclose(made, (triangle / triangle.sum(-1, keepdim=True)).expand_as(made))
+
+
 def test_each_part_of_a_hybrid_alone() -> None:
     model = Around(OURS["hybrid"][0], 12, 6).eval()
     x, hybrid = torch.randn(3, 6, 12), model.mixer
