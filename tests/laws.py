@@ -18,6 +18,7 @@ import matmix
 from matmix.matrices import Matrix, all_classes
 from matmix.mixers import MixerInfo
 from matmix.testing import MixerCase
+from matmix.testing.check import traits_of
 from matmix.testing.mixer_laws import TRACED
 
 COMMON: dict[str, Any] = {
@@ -52,9 +53,9 @@ def mixer_names() -> list[str]:
 def skip_if_rows_are_read(factory: Callable[[int, Any], matmix.Mixer], dim: int, why: str) -> None:
     """Skip a test of a sequence where a mixer does to an image just what it does to its rows in a row: the same code
     ran on the image."""
-    line, image = (MixerCase(factory, dim, grid) for grid in ((15,), (3, 5)))
-    if line.build().traits.dims != {1, 2}:
+    if traits_of(factory, dim).dims != {1, 2}:
         return
+    line, image = (MixerCase(factory, dim, grid) for grid in ((15,), (3, 5)))
     with torch.no_grad():
         if torch.equal(line.build()(line.tokens()), image.build()(image.tokens())):
             pytest.skip(f"reads an image row by row: {why}")
