@@ -155,7 +155,13 @@ def test_an_adapter_alone(name: str) -> None:
                 own.add_(more)
             parent, _, last = place.rpartition(".")
             setattr(model.get_submodule(parent), last, Adapted(copy.deepcopy(layer), delta))
-            close(model(images()), merged(images()), place)
+            expected = merged(images())
+            close(model(images()), expected, place, scale=terms(expected))
+
+
+def terms(logits: torch.Tensor) -> float:
+    """The scale of their errors: logits are sums of terms of about 1 that may cancel."""
+    return max(1.0, logits.abs().max().item())
 
 
 @pytest.mark.parametrize("name", SOME_QUICK)
@@ -163,8 +169,7 @@ def test_offloaded_to_disk(name: str, tmp_path: Path) -> None:
     model = built(name)
     with torch.no_grad():
         expected = model(images())
-        # Logits are sums of terms of about 1 that may cancel: the error is that of the terms.
-        scale = max(1.0, expected.abs().max().item())
+        scale = terms(expected)
         away = disk_offload(copy.deepcopy(model), tmp_path, execution_device=torch.device("cpu"))
         for size in (False, True):
             with large(size):
@@ -177,7 +182,8 @@ def test_offloaded_to_memory(name: str) -> None:
     model = built(name)
     with torch.no_grad(), large(True):
         expected = model(images())
-        close(cpu_offload(copy.deepcopy(model), torch.device("cpu"))(images()), expected, "offloaded")
+        away = cpu_offload(copy.deepcopy(model), torch.device("cpu"))
+        close(away(images()), expected, "offloaded", scale=terms(expected))
 
 
 @pytest.mark.parametrize("name", SOME_QUICK)
