@@ -95,8 +95,12 @@ def serve(threads: int) -> None:
         asked = json.loads(line)
         if "case" in asked:
             name, batch, grid, dim = asked["case"]
-            works = build(Case(name, batch, tuple(grid), dim))
-            answer = 0.0
+            try:
+                works = build(Case(name, batch, tuple(grid), dim))
+                answer = 0.0
+            except ValueError as error:  # what this tree does not have, or refuses at this size
+                print(error, file=sys.stderr, flush=True)
+                answer = math.nan
         else:
             work, answer, spent = works[asked["run"]], math.inf, 0.0
             while spent <= asked["seconds"]:
@@ -137,9 +141,10 @@ class Tree:
 
 
 def compare(trees: tuple[Tree, Tree], case: Case, budget: float) -> dict[str, tuple[float, float]]:
-    """Best seconds of both trees, by what was run."""
-    for tree in trees:
-        tree.ask(case=case)
+    """Best seconds of both trees, by what was run; nothing where a tree does not have it."""
+    answers = [tree.ask(case=case) for tree in trees]
+    if any(map(math.isnan, answers)):
+        return {}
     found = {}
     for what in WHAT:
         best = [math.inf, math.inf]
@@ -215,6 +220,8 @@ def main() -> None:
     measured = run((options.before, here), every)
     rows, ratios = [], {what: [] for what in WHAT}
     for case, times in measured.items():
+        if not times:
+            continue
         row: list[object] = [case]
         for what, (a, b) in times.items():
             ratios[what].append(a / b)
@@ -232,6 +239,9 @@ def main() -> None:
     ]
     if apart:
         parts.append(f"This tree against itself, {len(apart)} ratios: {apart[0]:.2f} to {apart[-1]:.2f}.")
+    alone = [case.name for case, times in measured.items() if not times]
+    if alone:
+        parts.append(f"Not in both trees at this size: {', '.join(alone)}.")
     text = "\n\n".join([*parts, table(columns, rows)])
     print(text)
     if options.out:
