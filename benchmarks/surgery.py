@@ -44,11 +44,11 @@ def replacing(rounds: int = 5) -> list[list[str]]:
             marks = [time.perf_counter()]
             surgery.find(model)
             marks.append(time.perf_counter())
-            report = surgery.replace(model, spec, level=level)  # type: ignore[arg-type]
+            report = surgery.replace(model, spec, level=level)
             marks.append(time.perf_counter())
             report.restore()
             marks.append(time.perf_counter())
-            seen.append(tuple(b - a for a, b in itertools.pairwise(marks)))  # type: ignore[arg-type]
+            seen.append(tuple(b - a for a, b in itertools.pairwise(marks)))
         find, put, back = (min(column) for column in zip(*seen, strict=True))
         rows.append([f"{name}, `{spec}`, {level}", f"{find:.2f} s", f"{put:.2f} s", f"{1e3 * back:.1f} ms"])
         say(str(rows[-1]))
@@ -61,7 +61,7 @@ def running(batch: int) -> list[list[str]]:
     plain, changed = vit(), []
     for spec, level in PUT.values():
         model = vit()
-        surgery.replace(model, spec, level=level)  # type: ignore[arg-type]
+        surgery.replace(model, spec, level=level)
         changed.append(model)
 
     def recorded(model: nn.Module) -> None:
@@ -107,8 +107,8 @@ def alone(batch: int) -> list[list[str]]:
     plain, changed = vit(), vit()
     surgery.replace(changed, *PUT["matmix's attention"][:1])
     tokens = torch.randn(batch, 197, 192)
-    theirs, ours = plain.blocks[0].attn, changed.blocks[0].attn  # type: ignore[union-attr,index]
-    seconds = best_times([lambda: theirs(tokens), lambda: ours(tokens)], budget=4.0, most=30.0)  # type: ignore[operator]
+    theirs, ours = plain.blocks[0].attn, changed.blocks[0].attn
+    seconds = best_times([lambda: theirs(tokens), lambda: ours(tokens)], budget=4.0, most=30.0)
     names = ["timm's attention", "matmix's, as it stands in its place"]
     return [[name, f"{1e6 * s:.0f} us", f"{s / seconds[0]:.3f}"] for name, s in zip(names, seconds, strict=True)]
 

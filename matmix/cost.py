@@ -14,7 +14,7 @@ Conventions, so that columns of a table mean the same for every mixer:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +52,7 @@ def count(model: nn.Module, *inputs: Any, **options: Any) -> CostReport:
     """
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     seen = _Unknown()
-    with evaluating(model), torch.no_grad(), _frozen(model), seen, counter:
+    with evaluating(model), torch.no_grad(), frozen(model), seen, counter:
         model(*inputs, **options)
     by_operator = counter.get_flop_counts().get("Global", {})
     fft = sum(flops for operator, flops in by_operator.items() if operator in _FFTS)
@@ -67,13 +67,14 @@ def count(model: nn.Module, *inputs: Any, **options: Any) -> CostReport:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter takes a gradient, each as before afterwards.
+def frozen(model: nn.Module, but: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """No parameter but these takes a gradient, each as before afterwards.
 
-    The counter hooks on to what modules return; a view of a parameter there (a learned matrix) claims to have a
+    FLOP counters hook on to what modules return; a view of a parameter there (a learned matrix) claims to have a
     gradient even where gradients are off, and fails.
     """
-    taking = [p for p in model.parameters() if p.requires_grad]
+    spared = {id(p) for p in but}
+    taking = [p for p in model.parameters() if p.requires_grad and id(p) not in spared]
     try:
         for p in taking:
             p.requires_grad_(False)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from matmix.adapters.discovery import arguments_of
 from matmix.adapters.held import holding
-from matmix.cost import evaluating
+from matmix.cost import evaluating, frozen
 from matmix.ops.marks import no_weight_decay
 from matmix.ops.seed import fork_seed
 from matmix.ops.signals import interruptible
@@ -197,7 +197,7 @@ class _Run:
         if self.saved is not None:
             optimizer.load_state_dict(self.saved)
             self.saved = None
-        with _only(self.student, trained):
+        with frozen(self.student, trained):
             for step in range(self.done - before, stage.steps):
                 for group in optimizer.param_groups:
                     group["lr"] = stage.lr_at(step)
@@ -363,20 +363,6 @@ def _groups(student: nn.Module, trained: list[nn.Parameter], stage: Stage) -> li
         {"params": [p for name, p in named if p.dim() >= 2 and name not in spared], "weight_decay": stage.weight_decay},
         {"params": light, "weight_decay": 0.0},
     ]
-
-
-@contextmanager
-def _only(model: nn.Module, trained: list[nn.Parameter]) -> Iterator[None]:
-    """Inside, no other parameter takes a gradient."""
-    chosen = {id(p) for p in trained}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
-    try:
-        for p in others:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p in others:
-            p.requires_grad_(True)
 
 
 @contextmanager
