@@ -13,7 +13,7 @@ from matmix.experiments.environment import is_main_process
 from matmix.experiments.folder import Result
 from matmix.experiments.plugins import fingerprints
 from matmix.experiments.progress import watch
-from matmix.experiments.task import check_metric
+from matmix.experiments.task import check_metric, check_tests
 
 
 def train(words: Sequence[str]) -> int:
@@ -52,6 +52,9 @@ def evaluate(words: Sequence[str]) -> int:
     from matmix.experiments.weights import load_weights
 
     name, given, _ = parse(words, _Evaluate, "evaluate", evaluate.__doc__)
+    splits = ("val", "test", *check_tests(given.task))
+    if given.split not in splits:
+        raise ValueError(f"split must be one of {', '.join(splits)}, got {given.split!r}")
     model = given.task.model(given.mixer, 0)
     load_weights(model, given.weights, given.source)
     accelerator = new_accelerator(given.recipe.precision)
@@ -95,11 +98,7 @@ class _Evaluate(OfTask):
     mixer: str = ""
     """Spec of the mixers, where they are not those of the model itself."""
     split: str = "test"
-    """val or test."""
-
-    def __post_init__(self) -> None:
-        if self.split not in ("val", "test"):
-            raise ValueError(f"split must be 'val' or 'test', got {self.split!r}")
+    """val, test, or a further test split of the task, such as test@2x."""
 
 
 def _summary(result: Result, out: Path) -> str:

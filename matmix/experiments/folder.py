@@ -32,12 +32,16 @@ class Result:
     reproduce: str
     val: dict[str, float] = dataclasses.field(default_factory=dict)
     test: dict[str, float] = dataclasses.field(default_factory=dict)
+    tests: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """Scores of the same weights on the further splits of `Task.tests()`; empty for one that the model cannot take."""
     metric: str = ""
     higher_is_better: bool = True
     best_step: int | None = None
     """The step whose weights scored best on validation; `val` and `test` are theirs."""
     baselines: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What a reader must know about this run beside its settings, in sentences."""
     parameters: int | None = None
     macs: int | None = None
     """Multiply-accumulates of one forward of one example, and the FFT operations beside them."""

@@ -28,8 +28,7 @@ class Log:
         kept = b""
         if path.exists():
             lines = (line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
-            past = (line for line in lines if json.loads(line)["step"] <= step and b'"test"' not in line)
-            kept = b"".join(past) if step else b""
+            kept = b"".join(line for line in lines if _stays(json.loads(line), step)) if step else b""
         write_file(path, kept)
         self.file = open(path, "ab")  # noqa: SIM115  (closed with the object)
 
@@ -53,3 +52,8 @@ class Log:
             tracker.finish()
         if self.file is not None:
             self.file.close()
+
+
+def _stays(line: dict[str, Any], step: int) -> bool:
+    """Tests come after the last step and are made again."""
+    return line["step"] <= step and line["split"] in ("train", "val")

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torchmetrics import MeanMetric
 
 
+class Refused(ValueError):
+    """Another process could not score its batches."""
+
+
 class Scorer:
     """Loss and metrics of a split, over all its batches and all ranks."""
 
@@ -31,10 +35,36 @@ class Scorer:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, split: Split) -> dict[str, float]:
-        began, task, accelerator = time.perf_counter(), self.task, self.accelerator
-        rank, world = accelerator.process_index, accelerator.num_processes
-        training = model.training
+        """Raises a ValueError in every process where one of them does: none waits for what will not come."""
+        began, training = time.perf_counter(), model.training
         model.eval()
+        try:
+            return self._score(model, split)
+        finally:
+            model.train(training)
+            self.seconds = time.perf_counter() - began
+
+    def _score(self, model: nn.Module, split: Split) -> dict[str, float]:
+        error: ValueError | None = None
+        try:
+            self._update(model, split)
+        except ValueError as raised:
+            error = raised
+        errors = gather_objects(error and str(error), self.accelerator.num_processes)
+        found = {"loss": self.mean, **self._parts(), **self.metrics}
+        try:
+            if error is not None:
+                raise error
+            for text in filter(None, errors):
+                raise Refused(text)
+            return {name: float(metric.compute()) for name, metric in found.items()}
+        finally:
+            for metric in found.values():
+                metric.reset()
+
+    def _update(self, model: nn.Module, split: Split) -> None:
+        task, accelerator = self.task, self.accelerator
+        rank, world = accelerator.process_index, accelerator.num_processes
         for batch in task.batches(split, self.batch_size, rank=rank, world=world):
             weight = float(task.weight(batch))
             batch = batch.map(lambda tensor: tensor.to(accelerator.device, non_blocking=True))
@@ -49,13 +79,6 @@ class Scorer:
             prediction, target = task.prediction(output, batch)
             for metric in self.metrics.values():
                 metric.update(prediction, target)
-        found = {"loss": self.mean, **self._parts(), **self.metrics}
-        values = {name: float(metric.compute()) for name, metric in found.items()}
-        for metric in found.values():
-            metric.reset()
-        model.train(training)
-        self.seconds = time.perf_counter() - began
-        return values
 
     def _parts(self) -> dict[str, MeanMetric]:
         """The parts of the loss, the same ones on every rank: one may have met no batch that has targets."""

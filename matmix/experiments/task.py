@@ -21,7 +21,9 @@ from matmix.spec import unknown_option
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-Split = Literal["train", "val", "test"]
+Split = str
+"""The name of a part of the data: "train", "val", "test", or one of `Task.tests()`."""
+SPLITS = ("train", "val", "test")
 T = TypeVar("T")
 
 
@@ -158,11 +160,20 @@ class Task(ABC):
     def batches(
         self, split: Split, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
-        """Batches of a split, on the CPU. `train` never ends; `val` and `test` go through their examples once.
+        """Batches of a split, on the CPU. `train` never ends; `val`, `test` and those of `tests()` go through their
+        examples once.
 
         Process `rank` of `world` gets its share of each batch. The batch of a step depends on `(seed, step)` alone and
         `start` is the step to begin with: with that a resumed run sees the data that an uninterrupted one sees.
         """
+
+    def tests(self) -> tuple[str, ...]:
+        """Names of further splits to test on, such as "test@2x": the test at twice the length of training.
+
+        `batches` gives them. They are scored after "test", with the same weights, and reported beside it; they choose
+        nothing.
+        """
+        return ()
 
     @abstractmethod
     def loss(self, output: Any, batch: Batch) -> Tensor | Mapping[str, Tensor] | tuple[Tensor, ...]:
@@ -224,6 +235,19 @@ def check_metric(task: Task) -> dict[str, Metric]:
     if task.metric not in metrics:
         raise ValueError(f"{type(task).__name__}.metric is {task.metric!r}; metrics() has {list(metrics)}")
     return metrics
+
+
+def check_tests(task: Task) -> tuple[str, ...]:
+    """The further test splits of a task.
+
+    Raises:
+        ValueError: if a name stands twice, or is that of another split.
+    """
+    names = task.tests()
+    for name in names:
+        if name in SPLITS or names.count(name) > 1:
+            raise ValueError(f"{type(task).__name__}.tests() must name splits besides {', '.join(SPLITS)}: {names}")
+    return names
 
 
 def named_losses(loss: Any) -> dict[str, Tensor]:

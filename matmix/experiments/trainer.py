@@ -7,7 +7,6 @@ on (seed, step), the learning rate on the step, and all random generators travel
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,8 @@ from matmix.experiments.optimizer import match_layout, new_optimizer, running_av
 from matmix.experiments.progress import Progress
 from matmix.experiments.scoring import Scorer
 from matmix.experiments.step import StepLoss, accumulate, agree, alone, gather_objects, new_accelerator
-from matmix.experiments.task import Batch
+from matmix.experiments.stopwatch import Stopwatch
+from matmix.experiments.task import Batch, check_tests
 from matmix.ops.signals import interruptible
 from matmix.sampling import stream
 from matmix.training import after_step, having
@@ -76,6 +76,8 @@ class Training:
             nn.ModuleList(having(self.bare, name)) for name in ("auxiliary_loss", "after_step")
         )
         self.scorer = Scorer(self.task, self.accelerator, self.recipe.eval_batch_size)
+        self.tests = check_tests(self.task)
+        self.notes: list[str] = []
 
         self.step = self.saved = 0
         # Losses since the last line of the log: they stay on the device, since reading one would wait for its step.
@@ -245,6 +247,7 @@ class Training:
         self.bare.load_state_dict(best)
         test = self.scorer(self.model, "test")
         self.log.write({"step": self.step, "split": "test", **test})
+        tests = {name: self._further(name) for name in self.tests}
         self.log.flush()
         if self.accelerator.is_main_process:
             write_tensors(self.folder / "final.safetensors", final)
@@ -254,6 +257,8 @@ class Training:
             "step": self.step,
             "val": self.best["val"],
             "test": test,
+            "tests": tests,
+            "notes": self.notes,
             "metric": self.task.metric,
             "higher_is_better": self.task.higher_is_better,
             "best_step": self.best["step"],
@@ -267,44 +272,13 @@ class Training:
             "max_rss_bytes": process_memory(),
         }
 
-
-class Stopwatch:
-    """Mean seconds of a step in each window between two lines of the log; evaluations and checkpoints are left out.
-
-    Args:
-        windows: those of the part of the run before this start.
-        before: its seconds.
-    """
-
-    def __init__(self, windows: list[float] | None = None, before: float = 0.0) -> None:
-        self.windows = windows or []
-        self._before, self._began = before, time.perf_counter()
-        self.start()
-
-    def start(self) -> None:
-        """Begin a window here."""
-        self._since, self._steps = time.perf_counter(), 0
-
-    def tick(self) -> None:
-        """A step is done."""
-        self._steps += 1
-
-    def leave_out(self, seconds: float) -> None:
-        self._since += seconds
-
-    def window(self, whole: int) -> None:
-        """End a window; one of fewer than `whole` steps (after a new start, at the end) is not counted."""
-        now = time.perf_counter()
-        if self._steps == whole:
-            self.windows.append((now - self._since) / whole)
-        self._since, self._steps = now, 0  # what logging takes belongs to the next window
-
-    @property
-    def typical(self) -> float | None:
-        """Median seconds of a step; the first window pays for warming up."""
-        return statistics.median(self.windows[1:] or self.windows) if self.windows else None
-
-    @property
-    def seconds(self) -> float:
-        """Since the beginning of the run, evaluations and checkpoints included."""
-        return self._before + time.perf_counter() - self._began
+    def _further(self, split: str) -> dict[str, float]:
+        """Scores on a further test split; {} and a note where the model does not take its inputs, such as a length that
+        it was not built for: what was trained has its test all the same."""
+        try:
+            scores = self.scorer(self.model, split)
+        except ValueError as error:
+            self.notes.append(f"{split} has no score: {error}")
+            return {}
+        self.log.write({"step": self.step, "split": split, **scores})
+        return scores

@@ -15,7 +15,7 @@ import pandas as pd
 
 from matmix.experiments.checkpoint import write_file
 from matmix.experiments.plugins import import_code
-from matmix.experiments.report import page, tables
+from matmix.experiments.report import further, page, tables
 from matmix.experiments.report.collect import Collected, Setting, collect
 from matmix.experiments.statistics import Ranks
 
@@ -162,6 +162,15 @@ def _section(
             )
         )
         blocks += [page.Heading(3, "Reading this table"), page.Items(tables.hints(setting, reference))]
+        if further.splits(setting):
+            blocks += [
+                page.Heading(3, "Further tests"),
+                page.Text(f"{sample.metric} of the same weights on other test splits, which chose nothing."),
+                page.Table(further.tests_table(setting)),
+            ]
+        notes = further.notes(setting)
+        if notes:
+            blocks += [page.Heading(3, "Notes of the runs"), page.Items(notes)]
     slug = f"{index + 1}-{''.join(c if c.isalnum() else '-' for c in setting.name)}"
     if pictures.cost_picture(setting, out / f"{slug}-cost.png"):
         blocks.append(page.Picture(out / f"{slug}-cost.png", f"{setting.name}: score against cost"))
