@@ -58,7 +58,7 @@ class Reverse(TensorTask):
             grid=(self.length,),
             head="token",
             outputs=self.vocabulary,
-            position=True,
+            position="learned",
             seed=seed,
         )
 

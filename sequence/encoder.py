@@ -1,8 +1,8 @@
-"""A small pre-norm MetaFormer encoder: what stands around a mixer in the studies.
+"""The encoder of all sequence models here: what stands around a mixer in the studies.
 
-    x = embedding(tokens)  [+ position]
-    x = x + mixer(norm(x));  x = x + mlp(norm(x))      for each block
-    y = head(norm(x)), where a pooled mean is normalised again
+    x = embedding(input)  [+ position]
+    x = x + mixer(norm(x));  x = x + mlp(norm(x))      for each block, or post-norm
+    y = head(pool(norm(x)))
 
 Every part draws its initial weights under its own name, so two encoders that differ in their mixer only agree, bit for
 bit, in all the rest.
@@ -11,34 +11,62 @@ bit, in all the rest.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from matmix.mixers import create_mixer, layer_specs
+from matmix.mixers import layer_specs
+from matmix.mixers.base import drop_padding
+from matmix.ops.masks import runs
 from matmix.ops.seed import fork_seed
+from sequence.layers.block import ACTS, Act, Block, BlockOptions
+from sequence.layers.norms import Norm, make_norm, normed
+from sequence.layers.pooling import PAIR_WIDTH, PairFeatures, Pool, pair_features, pool
+from sequence.layers.positions import places, sinusoids
 
-Head = Literal["pool", "last", "token", "forecast"]
+Head = Literal["class", "pair", "token", "language", "forecast"]
+Position = Literal["none", "learned", "sinusoidal"]
 
 
 class Encoder(nn.Module):
     """Embedding, blocks, norm and head.
 
     Args:
-        embedding: builds the module that maps the raw input to tokens (B, L, D): `nn.Embedding` for token ids,
+        embedding: builds the module that maps the raw input to tokens (B, L, D): `nn.Embedding` for token or byte ids,
             `nn.Linear` for real values (B, L, channels), `Patches` for images.
         mixer: spec of the mixer; a pattern of several is tiled over the depth.
         dim, depth: model width D and number of blocks.
-        grid: shape of the token axis, `(L,)` or `(rows, cols)`.
-        head: "pool" (mean over real tokens), "last" (last real token) and "token" (each token) give (B, outputs),
-            (B, outputs) and (B, L, outputs); "forecast" reads all tokens of a fixed length L at once: (B, outputs).
+        grid: shape of the token axis, `(L,)` or `(rows, cols)`. Shorter sequences are taken where the mixers take them,
+            longer ones where the positions do as well.
+        head: "class" reads one vector a sequence, (B, outputs). "pair" reads two sequences that the same blocks have
+            read, (B, 2, L, ...) to (B, outputs). "token" reads each token, (B, L, outputs). "language" does so too, to
+            say the next token, and refuses mixers that see it. "forecast" reads all tokens of a fixed length L at once.
         outputs: number of classes, logits or forecast steps.
+        pool: of "class" and "pair": "mean" over the real tokens, "max", "first" or "last" of them, "cls" (a learned
+            token in front), or "padded_mean", which divides by the padded length as Nystromformer's code does.
+        pool_norm: normalise the pooled vector. The mean of many tokens is small where they differ; at its own scale
+            the head learns in far fewer steps.
+        pair_features: what the head reads of two vectors: "concat" [a, b], "difference_product" [a, b, a - b, a * b]
+            (S4), "product_difference" [a, b, a * b, a - b] (Nystromformer).
+        head_hidden: units of the hidden layers of the head, `(128,)` for one of 128; () for none.
+        head_act: their activation.
+        tied: the last layer of the head has the weights of the token embedding, and no bias.
         mlp_ratio: hidden width of the channel MLP over D; 0 leaves the MLP out.
-        position: learned position embedding (without it, a mixer must know the order by itself).
+        glu: the MLP is a gated unit of that hidden width, `u * act(v)`.
+        act: activation of the MLP: "gelu", "relu" or "silu".
+        position: "none" (a mixer must know the order by itself), "learned" or "sinusoidal", added to the embedding.
+            Rotary positions are the mixer's: `attention(rotary=True)`.
+        norm: "layer", "rms", "batch" (over the real tokens of a batch) or "scale" (Mega's).
+        prenorm: norms stand before mixers and MLPs, else behind the residual sums.
+        final_norm: a norm behind the last block, where blocks are pre-norm; those that are post-norm end with one.
+        conv: taps of a short depthwise convolution in front of the mixer, causal where the mixer is, else centred.
         embedding_std: of the initial weights of both embeddings. Small: a block adds more than it finds, so later
             blocks see what earlier ones gathered, and less of the token itself.
         dropout: on the output of each mixer and MLP.
+        embedding_dropout: on the embedded tokens.
+        hidden_dropout: on the hidden units of the MLP.
+        tied_dropout: `dropout` leaves out a channel for the whole sequence (S4, S5).
         seed: of the initial weights.
     """
 
@@ -52,68 +80,154 @@ class Encoder(nn.Module):
         grid: tuple[int, ...],
         head: Head,
         outputs: int,
+        pool: Pool = "mean",
+        pool_norm: bool = False,
+        pair_features: PairFeatures = "difference_product",
+        head_hidden: tuple[int, ...] = (),
+        head_act: Act = "gelu",
+        tied: bool = False,
         mlp_ratio: float = 2.0,
-        position: bool = False,
+        glu: bool = False,
+        act: Act = "gelu",
+        position: Position = "none",
+        norm: Norm = "layer",
+        prenorm: bool = True,
+        final_norm: bool = True,
+        conv: int = 0,
         embedding_std: float = 0.2,
         dropout: float = 0.0,
+        embedding_dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
+        tied_dropout: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if head not in ("pool", "last", "token", "forecast"):
-            raise ValueError(f"head must be 'pool', 'last', 'token' or 'forecast', got {head!r}")
-        length = torch.Size(grid).numel()
+        for name, value, allowed in (
+            ("head", head, get_args(Head)), ("pool", pool, get_args(Pool)), ("position", position, get_args(Position)),
+            ("pair_features", pair_features, tuple(PAIR_WIDTH)), ("head_act", head_act, tuple(ACTS)),
+        ):  # fmt: skip
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        self.read, self.pool, self.pair_features = head, pool, pair_features
+        self.pools = head in ("class", "pair")
+        length, in_front = torch.Size(grid).numel(), self.pools and pool == "cls"
+        if in_front:
+            if len(grid) > 1:
+                raise ValueError(f"pool='cls' puts a token in front of a sequence, and grid={grid} is none")
+            grid = (length + 1,)
+        length += in_front
         with fork_seed(seed, "embedding"):
             self.embedding = embedding()
             for parameter in self.embedding.parameters():
                 nn.init.normal_(parameter, std=embedding_std) if parameter.ndim > 1 else nn.init.zeros_(parameter)
-        self.position = None
-        if position:
+        self.cls = None
+        if in_front:
+            with fork_seed(seed, "cls"):
+                self.cls = nn.Parameter(embedding_std * torch.randn(dim))
+        self.sinusoidal, self.position = position == "sinusoidal", None
+        if position == "learned":
             with fork_seed(seed, "position"):
                 self.position = nn.Parameter(embedding_std * torch.randn(length, dim))
+        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        options = BlockOptions(mlp_ratio, glu, act, norm, prenorm, conv, dropout, hidden_dropout, tied_dropout)
         self.blocks = nn.ModuleList(
-            Block(str(spec), dim, grid, mlp_ratio, dropout, seed, f"blocks.{index}")
+            Block(str(spec), dim, grid, options, seed, f"blocks.{index}")
             for index, spec in enumerate(layer_specs(mixer, depth))
         )
-        self.norm = nn.LayerNorm(dim)
-        self.read = head
-        # The mean of many tokens is small where they differ; at its own scale the head learns in far fewer steps.
-        self.pooled_norm = nn.LayerNorm(dim) if head == "pool" else nn.Identity()
+        self._check_order()
+        self.norm = make_norm(norm, dim) if prenorm and final_norm else nn.Identity()
+        self.pooled_norm = make_norm(norm, dim) if self.pools and pool_norm else nn.Identity()
         with fork_seed(seed, "head"):
-            self.head = nn.Linear(dim * length if head == "forecast" else dim, outputs)
+            width = dim * {"forecast": length, "pair": PAIR_WIDTH[pair_features]}.get(head, 1)
+            self.head = make_head(width, head_hidden, outputs, head_act)
+        if tied:
+            _tie(self.head, self.embedding)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Raw input and `mask` (B, L), True = a real token, to the outputs of the head."""
+    def _check_order(self) -> None:
+        """Refuse what would be quietly wrong: an answer in sight, or a token that sees none."""
+        mixers = [block.mixer for block in self.blocks if isinstance(block, Block)]
+        sighted = [type(mixer).__name__ for mixer in mixers if not mixer.traits.causal]
+        if self.read == "language" and sighted:
+            raise ValueError(f"head='language' needs causal mixers (causal=True), else they see the answer: {sighted}")
+        mixing = [mixer for mixer in mixers if mixer.traits.mixes]
+        if self.pools and self.pool in ("cls", "first") and mixing and all(mixer.traits.causal for mixer in mixing):
+            raise ValueError(f"pool={self.pool!r} reads the first token, and to causal mixers it shows no other")
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """Raw input to the outputs of the head.
+
+        Args:
+            x: what the embedding takes, (B, L, ...); for head="pair" (B, 2, L, ...).
+            mask: (B, L), for pairs (B, 2, L), bool, True = a real token. What stands elsewhere reaches no output.
+            segments: (B, L) integers, for sequences packed in a row, where the mixers take them: a run of one number is
+                a sequence, and padding belongs to the last. "class" then gives (B, S, outputs) for rows of up to S.
+        """
+        if self.read == "pair":
+            if segments is not None:
+                raise ValueError("segments: pairs are not packed")
+            a, b = (
+                self.encode(x.flatten(0, 1), None if mask is None else mask.flatten(0, 1))
+                .unflatten(0, (-1, 2))
+                .unbind(1)
+            )
+            return self.head(pair_features(a, b, self.pair_features))
+        return self.head(self.encode(x, mask, segments))
+
+    def encode(self, x: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """What the head reads: a vector a sequence (B, D), or the tokens (B, L, D)."""
+        segments = None if segments is None else runs(segments)
         x = self.embedding(x)
-        if self.position is not None:
-            x = x + self.position
+        if self.cls is not None:
+            if segments is not None:
+                raise ValueError(
+                    "segments: pool='cls' has one token in front, packed rows take 'mean', 'max' or 'last'"
+                )
+            x = torch.cat((self.cls.expand(len(x), 1, -1), x), 1)
+            mask = None if mask is None else nn.functional.pad(mask, (1, 0), value=True)
+        x = self.embedding_dropout(drop_padding(self._place(x, mask, segments), mask))
         for block in self.blocks:
-            x = block(x, mask)
-        return self.head(self.pooled_norm(pool(self.norm(x), self.read, mask)))
+            x = block(x, mask, segments)
+        x = normed(self.norm, x, mask)
+        if self.pools:
+            return self.pooled_norm(pool(x, self.pool, mask, segments))
+        return drop_padding(x, mask).flatten(1) if self.read == "forecast" else x
+
+    def _place(self, x: Tensor, mask: Tensor | None, segments: Tensor | None) -> Tensor:
+        """Tokens and where they stand."""
+        length = x.shape[1]
+        if self.sinusoidal:
+            return x + sinusoids(places(length, mask, segments, x.device), x.shape[2], x.dtype)
+        if self.position is None:
+            return x
+        if length > len(self.position):
+            raise ValueError(
+                f"x: {length} tokens, and learned positions reach {len(self.position)}: build the encoder for a longer "
+                "grid, or with position='sinusoidal' or 'none'"
+            )
+        if mask is None and segments is None:
+            return x + (self.position if length == len(self.position) else self.position[:length])
+        return x + self.position[places(length, mask, segments, x.device)]
 
 
-class Block(nn.Module):
-    """`x + mixer(norm(x))`, then `x + mlp(norm(x))`."""
+def make_head(width: int, hidden: tuple[int, ...], outputs: int, act: str) -> nn.Module:
+    """A linear layer, or several with an activation between them."""
+    widths, layers = (width, *hidden), []
+    for before, after in zip(widths, hidden, strict=False):
+        layers += [nn.Linear(before, after), ACTS[act]()]
+    last = nn.Linear(widths[-1], outputs)
+    return nn.Sequential(*layers, last) if layers else last
 
-    def __init__(
-        self, mixer: str, dim: int, grid: tuple[int, ...], mlp_ratio: float, dropout: float, seed: int, name: str
-    ) -> None:
-        super().__init__()
-        self.mixer_norm = nn.LayerNorm(dim)
-        with fork_seed(seed, f"{name}.mixer"):
-            self.mixer = create_mixer(mixer, dim, grid)
-        self.dropout = nn.Dropout(dropout)
-        self.mlp = None
-        if mlp_ratio:
-            self.mlp_norm, hidden = nn.LayerNorm(dim), round(mlp_ratio * dim)
-            with fork_seed(seed, f"{name}.mlp"):
-                self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tokens (B, L, D) to tokens (B, L, D)."""
-        x = x + self.dropout(self.mixer(self.mixer_norm(x), mask=mask))
-        if self.mlp is not None:
-            x = x + self.dropout(self.mlp(self.mlp_norm(x)))
-        return x
+def _tie(head: nn.Module, embedding: nn.Module) -> None:
+    last: Any = head[-1] if isinstance(head, nn.Sequential) else head
+    weight = getattr(embedding, "weight", None)
+    if not isinstance(embedding, nn.Embedding) or weight is None or weight.shape != last.weight.shape:
+        raise ValueError(
+            f"tied: the last layer of the head is {tuple(last.weight.shape)}, the embedding is {embedding}; they must "
+            "be of one shape, and the embedding one of tokens"
+        )
+    last.weight = weight
+    last.register_parameter("bias", None)
 
 
 class Patches(nn.Module):
@@ -125,20 +239,3 @@ class Patches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(x).flatten(2).mT
-
-
-def pool(x: Tensor, head: Head, mask: Tensor | None) -> Tensor:
-    """Tokens (B, L, D) to what the head reads. With a mask, "last" is the last real token, wherever it stands."""
-    if head == "pool":
-        if mask is None:
-            return x.mean(1)
-        weight = mask.to(x.dtype).unsqueeze(-1)
-        return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
-    if head == "last":
-        if mask is None:
-            return x[:, -1]
-        last = (mask * torch.arange(1, x.shape[1] + 1, device=x.device)).argmax(1)
-        return x[torch.arange(len(x), device=x.device), last]
-    if head == "forecast":
-        return (x if mask is None else x * mask.unsqueeze(-1)).flatten(1)
-    return x

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe
 from matmix.experiments.tensor_task import TensorTask
-from sequence.encoder import Encoder
+from sequence.tasks.settings import EncoderSettings
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -22,7 +22,7 @@ YEAR = 52
 
 
 @dataclasses.dataclass(frozen=True)
-class CO2(TensorTask):
+class CO2(EncoderSettings, TensorTask):
     """Forecast the next `horizon` weeks of atmospheric CO2 (ppm) from the last `length` weeks.
 
     59 of the 2284 weeks were not measured. As an input such a week is interpolated linearly between its neighbours and
@@ -36,10 +36,6 @@ class CO2(TensorTask):
     length: int = 104
     horizon: int = 26
     dim: int = 32
-    depth: int = 2
-    mlp_ratio: float = 2.0
-    position: bool = True
-    dropout: float = 0.0
     train_share: float = 0.7
     val_share: float = 0.1
 
@@ -59,19 +55,7 @@ class CO2(TensorTask):
         return Recipe(steps=400, batch_size=64, lr=2e-3, eval_every=50, log_every=20)
 
     def model(self, mixer: str, seed: int) -> nn.Module:
-        return Encoder(
-            lambda: nn.Linear(2, self.dim),
-            mixer,
-            dim=self.dim,
-            depth=self.depth,
-            grid=(self.length,),
-            head="forecast",
-            outputs=self.horizon,
-            mlp_ratio=self.mlp_ratio,
-            position=self.position,
-            dropout=self.dropout,
-            seed=seed,
-        )
+        return self.encoder(mixer, seed, channels=2, grid=(self.length,), head="forecast", outputs=self.horizon)
 
     def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
         return windows(self.length, self.horizon, self.train_share, self.val_share)

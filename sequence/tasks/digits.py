@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe
 from matmix.experiments.tensor_task import TensorTask
-from sequence.encoder import Encoder, Patches
+from sequence.encoder import Patches
+from sequence.tasks.settings import ClassSettings
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -20,7 +21,7 @@ CLASSES = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Digits(TensorTask):
+class Digits(ClassSettings, TensorTask):
     """Which digit is it, from 64 pixel tokens: a sequence row by row, or an 8 x 8 grid.
 
     The split is stratified and fixed by `split_seed` (60 / 20 / 20 %), not by the seed of the run. With the position
@@ -32,10 +33,7 @@ class Digits(TensorTask):
     patch: int = 1
     """Pixels a side of a token: 1, 2 or 4 give 64, 16 or 4 tokens."""
     dim: int = 32
-    depth: int = 2
-    mlp_ratio: float = 2.0
-    position: bool = True
-    dropout: float = 0.0
+    pool_norm: bool = True
     split_seed: int = 0
 
     metric: ClassVar[str] = "accuracy"
@@ -51,18 +49,9 @@ class Digits(TensorTask):
 
     def model(self, mixer: str, seed: int) -> nn.Module:
         side = 8 // self.patch
-        return Encoder(
-            lambda: Patches(1, self.dim, self.patch),
-            mixer,
-            dim=self.dim,
-            depth=self.depth,
-            grid=(side, side) if self.layout == "grid" else (side * side,),
-            head="pool",
-            outputs=CLASSES,
-            mlp_ratio=self.mlp_ratio,
-            position=self.position,
-            dropout=self.dropout,
-            seed=seed,
+        grid = (side, side) if self.layout == "grid" else (side * side,)
+        return self.encoder(
+            mixer, seed, embedding=lambda: Patches(1, self.dim, self.patch), grid=grid, head="class", outputs=CLASSES
         )
 
     def splits(self) -> dict[str, tuple[Tensor, Tensor]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from matmix.experiments.task import Batch, Recipe, Split
 from matmix.experiments.tensor_task import TensorTask
 from matmix.sampling import stream
-from sequence.encoder import Encoder
+from sequence.tasks.settings import EncoderSettings
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -28,7 +28,7 @@ IGNORED = -100
 
 
 @dataclasses.dataclass(frozen=True)
-class Recall(TensorTask):
+class Recall(EncoderSettings, TensorTask):
     """Find the value that stood behind each key.
 
     The defaults are a small setting that an attention encoder solves within 320 steps: seconds on one CPU core. So
@@ -54,11 +54,9 @@ class Recall(TensorTask):
     train_examples: int = 0
     """Size of a fixed training set, as published; 0 = new examples at every step."""
     eval_examples: int = 1024
-    dim: int = 64
-    depth: int = 2
     mlp_ratio: float = 0.0
-    position: bool = True
-    dropout: float = 0.0
+    embedding_std: float = 0.05
+    """With 0.2 or more, attention takes several times as many steps, or never solves it."""
     data_seed: int = 0
     """Draws the evaluation sets (and a fixed training set), whatever the seed of the run."""
 
@@ -71,21 +69,8 @@ class Recall(TensorTask):
         return Recipe(steps=320, batch_size=128, lr=2.5e-3, lr_end=0.2, eval_every=80, log_every=10, weight_decay=0.0)
 
     def model(self, mixer: str, seed: int) -> nn.Module:
-        return Encoder(
-            lambda: nn.Embedding(self.vocabulary, self.dim),
-            mixer,
-            dim=self.dim,
-            depth=self.depth,
-            grid=(self.length,),
-            head="token",
-            outputs=self.vocabulary,
-            mlp_ratio=self.mlp_ratio,
-            position=self.position,
-            # With 0.2 or more, attention takes several times as many steps, or never solves it.
-            embedding_std=0.05,
-            dropout=self.dropout,
-            seed=seed,
-        )
+        grid = (self.length,)
+        return self.encoder(mixer, seed, vocabulary=self.vocabulary, grid=grid, head="token", outputs=self.vocabulary)
 
     def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
         names = ("train", "val", "test") if self.train_examples else ("val", "test")

@@ -291,14 +291,12 @@ def test_damaged_checkpoints_cost_time_only(tmp_path, finished, monkeypatch):
 
 
 def test_command_names_only_what_differs():
-    assert (
-        config()
-        .command("out")
-        .startswith("matmix train digits --mixer 'attention(head_dim=4)' --seed 0 --task.patch 4")
-    )
-    plain = RunConfig("digits", "ssd", 2, {"position": False}, {"betas": [0.8, 0.9]})
+    command = config().command("out")
+    assert command.startswith("matmix train digits --mixer 'attention(head_dim=4)' --seed 0 --task.dim 8")
+    assert " --task.patch 4 " in command and "--task.layout" not in command
+    plain = RunConfig("digits", "ssd", 2, {"position": "none"}, {"betas": [0.8, 0.9]})
     words = plain.command("a").split()
-    expected = "matmix train digits --mixer ssd --seed 2 --task.no-position --recipe.betas 0.8 0.9 --out"
+    expected = "matmix train digits --mixer ssd --seed 2 --task.position none --recipe.betas 0.8 0.9 --out"
     assert words[:-1] == expected.split() and words[-1] == f"repeat/{plain.name}"
     assert "--threads 2" in dataclasses.replace(plain, threads=2).command("a")
 

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from matmix.mixers import list_mixers, mixer_info
-from sequence.encoder import Encoder, Patches, pool
+from sequence.encoder import Encoder, Patches
+from sequence.layers.pooling import pool
 from tests.building import check_building, check_dtypes
 
 
-def encoder(mixer="attention(head_dim=4)", *, head="pool", grid=(12,), seed=0, **options) -> Encoder:
+def encoder(mixer="attention(head_dim=4)", *, head="class", grid=(12,), seed=0, **options) -> Encoder:
     return Encoder(
         lambda: nn.Embedding(20, 8), mixer, dim=8, depth=2, grid=grid, head=head, outputs=5, seed=seed, **options
     )
@@ -22,9 +23,7 @@ def encoder(mixer="attention(head_dim=4)", *, head="pool", grid=(12,), seed=0, *
 TOKENS = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(
-    ("head", "shape"), [("pool", (3, 5)), ("last", (3, 5)), ("token", (3, 12, 5)), ("forecast", (3, 5))]
-)
+@pytest.mark.parametrize(("head", "shape"), [("class", (3, 5)), ("token", (3, 12, 5)), ("forecast", (3, 5))])
 def test_heads(head, shape):
     model = encoder(head=head)
     assert model(TOKENS).shape == shape
@@ -32,9 +31,9 @@ def test_heads(head, shape):
         encoder(head="mean")
 
 
-@pytest.mark.parametrize("head", ["pool", "last"])
-def test_a_padded_sequence_gives_what_the_real_one_gives(head):
-    model = encoder("attention(head_dim=4), identity", head=head).eval()
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_a_padded_sequence_gives_what_the_real_one_gives(pool):
+    model = encoder("attention(head_dim=4), identity", pool=pool).eval()
     short = TOKENS[:, :7]
     mask = torch.zeros(3, 12, dtype=torch.bool)
     mask[:, :7] = True
@@ -49,12 +48,12 @@ def test_last_is_the_last_real_token():
     assert torch.equal(pool(x, "last", mask), torch.stack([x[0, 1], x[1, 3]]))
     assert torch.equal(pool(x, "last", None), x[:, -1])
     nothing = torch.zeros(2, 4, dtype=torch.bool)
-    assert torch.equal(pool(x, "pool", nothing), torch.zeros(2, 3))
+    assert torch.equal(pool(x, "mean", nothing), torch.zeros(2, 3))
 
 
 def test_position_makes_order_matter():
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
-    bag, aware = encoder().eval(), encoder(position=True).eval()
+    bag, aware = encoder().eval(), encoder(position="learned").eval()
     torch.testing.assert_close(bag(TOKENS[:, order]), bag(TOKENS))
     assert (aware(TOKENS[:, order]) - aware(TOKENS)).abs().max() > 1e-3
 
@@ -90,8 +89,8 @@ def test_arms_agree_outside_of_the_mixer(name):
     if 1 not in info.traits.dims:
         pytest.skip("images only")
     options = ", ".join(f"{k}={v!r}" for k, v in info.smallest.items() if k != "dim")
-    mine = outside(encoder(f"{name}({options})", position=True))
-    reference = outside(encoder("identity", position=True))
+    mine = outside(encoder(f"{name}({options})", position="learned"))
+    reference = outside(encoder("identity", position="learned"))
     assert mine.keys() == reference.keys()
     for key, value in reference.items():
         assert torch.equal(value, mine[key]), key
@@ -111,15 +110,15 @@ def test_building_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    encoder(position=True)
+    encoder(position="learned")
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_is_built_and_saved_in_every_way(tmp_path: Path) -> None:
     def build() -> Encoder:
         return Encoder(
-            lambda: nn.Linear(2, 8), "ssd(head_dim=4, d_state=2), attention", dim=8, depth=2, grid=(9,), head="pool",
-            outputs=3, position=True,
+            lambda: nn.Linear(2, 8), "ssd(head_dim=4, d_state=2), attention", dim=8, depth=2, grid=(9,), head="class",
+            outputs=3, position="learned",
         )  # fmt: skip
 
     x = torch.randn(2, 9, 2)

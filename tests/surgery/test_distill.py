@@ -21,8 +21,8 @@ LENGTH, DIM = 6, 8
 
 
 def encoder(mixer: str = "attention(head_dim=4)", dropout: float = 0.0) -> Encoder:
-    options = {"dim": DIM, "depth": 2, "grid": (LENGTH,), "head": "pool", "outputs": 3, "dropout": dropout}
-    return Encoder(lambda: nn.Linear(2, DIM), mixer, embedding_std=1.0, **options)
+    options = {"dim": DIM, "depth": 2, "grid": (LENGTH,), "outputs": 3, "dropout": dropout}
+    return Encoder(lambda: nn.Linear(2, DIM), mixer, head="class", pool_norm=True, embedding_std=1.0, **options)
 
 
 def two(spec: str = "hydra(expand=1, head_dim=4)", dropout: float = 0.0) -> tuple[Encoder, Encoder]:

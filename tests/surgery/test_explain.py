@@ -26,7 +26,8 @@ def trained():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Encoder(
-            lambda: Patches(1, 24, 1), mixers, dim=24, depth=2, grid=(8, 8), head="pool", outputs=10, position=True,
+            lambda: Patches(1, 24, 1), mixers, dim=24, depth=2, grid=(8, 8), head="class", outputs=10,
+            pool_norm=True, position="learned",
         )  # fmt: skip
         optimizer = torch.optim.AdamW(model.parameters(), 4e-3)
         for _ in range(120):

@@ -1,0 +1,1 @@
+"""What stands around the mixers of a sequence model."""

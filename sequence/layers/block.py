@@ -1,0 +1,131 @@
+"""The block around a mixer: norms, a short convolution, a perceptron and the residual stream."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.mixers import create_mixer
+from matmix.mixers.base import drop_padding
+from matmix.ops.layers import ShortConv
+from matmix.ops.seed import fork_seed
+from sequence.layers.norms import Norm, make_norm, normed
+
+Act = Literal["gelu", "relu", "silu"]
+ACTS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockOptions:
+    """What stands around the mixer of a block; the encoder says what each means."""
+
+    mlp_ratio: float = 2.0
+    glu: bool = False
+    act: Act = "gelu"
+    norm: Norm = "layer"
+    prenorm: bool = True
+    conv: int = 0
+    dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    tied_dropout: bool = False
+
+    def __post_init__(self) -> None:
+        if self.act not in ACTS:
+            raise ValueError(f"act must be one of {', '.join(ACTS)}, got {self.act!r}")
+        if self.mlp_ratio < 0:
+            raise ValueError(f"mlp_ratio must be at least 0 (0: no perceptron), got {self.mlp_ratio}")
+        if self.conv < 0:
+            raise ValueError(f"conv counts taps, 0 for none, got {self.conv}")
+
+
+class Block(nn.Module):
+    """`x + mixer(conv(norm(x)))`, then `x + mlp(norm(x))`; post-norm: `norm(x + mixer(conv(x)))`, `norm(x + mlp(x))`.
+
+    Args:
+        mixer: its spec.
+        dim, grid: as for the mixer.
+        options: what stands around it.
+        seed, name: every part draws its initial weights under `name` and its own.
+    """
+
+    def __init__(
+        self, mixer: str, dim: int, grid: tuple[int, ...], options: BlockOptions, seed: int = 0, name: str = "block"
+    ) -> None:
+        super().__init__()
+        self.prenorm = options.prenorm
+        self.mixer_norm = make_norm(options.norm, dim)
+        with fork_seed(seed, f"{name}.mixer"):
+            self.mixer = create_mixer(mixer, dim, grid)
+        self.conv = None
+        if options.conv:
+            with fork_seed(seed, f"{name}.conv"):
+                self.conv = FrontConv(dim, options.conv, causal=self.mixer.traits.causal)
+        self.dropout = TiedDropout(options.dropout) if options.tied_dropout else nn.Dropout(options.dropout)
+        self.mlp = None
+        if options.mlp_ratio:
+            self.mlp_norm, hidden = make_norm(options.norm, dim), round(options.mlp_ratio * dim)
+            with fork_seed(seed, f"{name}.mlp"):
+                self.mlp = make_mlp(dim, hidden, options)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """Tokens (B, L, D) to tokens (B, L, D)."""
+        x = self._add(x, self.mixer_norm, lambda tokens: self._mix(tokens, mask, segments), mask)
+        return x if self.mlp is None else self._add(x, self.mlp_norm, self.mlp, mask)
+
+    def _add(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor], mask: Tensor | None) -> Tensor:
+        if self.prenorm:
+            return x + self.dropout(branch(normed(norm, x, mask)))
+        return normed(norm, x + self.dropout(branch(x)), mask)
+
+    def _mix(self, x: Tensor, mask: Tensor | None, segments: Tensor | None) -> Tensor:
+        if self.conv is not None:
+            x = self.conv(drop_padding(x, mask), segments=segments)
+        return self.mixer(x, mask=mask) if segments is None else self.mixer(x, mask=mask, segments=segments)
+
+
+def make_mlp(dim: int, hidden: int, options: BlockOptions) -> nn.Sequential:
+    """Two linear layers with an activation, or a gated unit, between them."""
+    act = ACTS[options.act]()
+    first = [nn.Linear(dim, 2 * hidden), Gate(act)] if options.glu else [nn.Linear(dim, hidden), act]
+    rest = nn.Dropout(options.hidden_dropout) if options.hidden_dropout else None
+    return nn.Sequential(*first, *([rest] if rest else []), nn.Linear(hidden, dim))
+
+
+class Gate(nn.Module):
+    """`u * act(v)` of the two halves of the channels, a gated linear unit (arXiv 2002.05202)."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = x.chunk(2, -1)
+        return value * self.act(gate)
+
+
+class FrontConv(ShortConv):
+    """A short depthwise convolution in front of a mixer: causal, or centred with the odd tap of an even size before
+    the token, so that four taps, Mamba's size, stand in front of any mixer."""
+
+    def __init__(self, dim: int, size: int, *, causal: bool) -> None:
+        super().__init__(dim, size)  # drawn alike either way
+        self.causal = causal
+
+
+class TiedDropout(nn.Module):
+    """Dropout that leaves out whole channels of a sequence: one draw for all of its tokens, as in S4's code."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = nn.Dropout(p).p  # which checks it
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, L, D)."""
+        return x if self.p == 0 else F.dropout1d(x.mT, self.p, self.training).mT
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
