@@ -11,7 +11,7 @@ from matmix.mixers import (
     mixer_info,
     register,
 )
-from matmix.ops.marks import no_weight_decay
+from matmix.ops.marks import no_weight_decay, optim_settings
 from matmix.ops.seed import fork_seed
 from matmix.projection import Projection, list_projections, project, projection_info, register_projection
 from matmix.published import load_published
@@ -34,6 +34,7 @@ __all__ = [
     "mixer_info",
     "mixers",
     "no_weight_decay",
+    "optim_settings",
     "project",
     "projection_info",
     "register",

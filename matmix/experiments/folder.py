@@ -42,6 +42,8 @@ class Result:
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What a reader must know about this run beside its settings, in sentences."""
+    groups: tuple[dict[str, float], ...] = ()
+    """Parameters by learning rate and weight decay: how many tensors and numbers had which."""
     parameters: int | None = None
     macs: int | None = None
     """Multiply-accumulates of one forward of one example, and the FFT operations beside them."""
@@ -133,8 +135,8 @@ def differences(theirs: dict[str, Any], mine: dict[str, Any], path: str = "") ->
     """What tells the configuration of a folder from another one, in words."""
     for key in sorted(theirs.keys() | mine.keys()):
         old, new = theirs.get(key), mine.get(key)
-        if not path and key in ("threads", "plugins") and key not in theirs:
-            yield f"it was made by an older version, which did not record its {key}"
+        if (path == "recipe." or (not path and key in ("threads", "plugins"))) and key not in theirs:
+            yield f"it was made by an older version, which did not record its {path}{key}"
         elif isinstance(old, dict) and isinstance(new, dict):
             yield from differences(old, new, f"{path}{key}.")
         elif old != new:

@@ -9,26 +9,80 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from matmix.experiments.extras import advice
-from matmix.ops.marks import no_weight_decay
+from matmix.ops.marks import no_weight_decay, optim_settings
 from matmix.spec import hint
 
 if TYPE_CHECKING:
-    from matmix.experiments.task import Recipe
+    from matmix.experiments.recipe import Recipe
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The parameters with decay, those without, and then those with settings of their own, each kind in the order of
+    the model. A group with a learning rate of its own has it as `initial_lr`, torch's word for the rate that a schedule
+    begins from."""
+    shared: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    own: dict[tuple[float | None, float], list[nn.Parameter]] = {}
+    spared, marked, groups = no_weight_decay(model), optim_settings(model), recipe.parsed_groups()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = recipe.decayed == "all" or name not in spared
+        decays &= recipe.decayed != "matrices" or parameter.ndim >= 2
+        named = next((group.settings for group in groups if group.names(name)), {})
+        settings = {**marked.get(name, {}), **named}
+        if settings:
+            decay = settings.get("weight_decay", recipe.weight_decay if decays else 0.0)
+            own.setdefault((settings.get("lr"), decay), []).append(parameter)
+        else:
+            shared[decays].append(parameter)
+    return [
+        {"params": shared[True], "weight_decay": recipe.weight_decay},
+        {"params": shared[False], "weight_decay": 0.0},
+        *(
+            {"params": found, "weight_decay": decay, **({} if lr is None else {"lr": lr, "initial_lr": lr})}
+            for (lr, decay), found in own.items()
+        ),
+    ]
+
+
+def unused_groups(model: nn.Module, recipe: Recipe) -> list[str]:
+    """Those of `Recipe.groups` that name no parameter of this model."""
+    names = [name for name, _ in model.named_parameters()]
+    return [
+        text
+        for text, group in zip(recipe.groups, recipe.parsed_groups(), strict=True)
+        if not any(group.names(name) for name in names)
+    ]
+
+
+def describe_groups(optimizer: torch.optim.Optimizer, recipe: Recipe) -> tuple[dict[str, float], ...]:
+    """The groups that hold parameters: their number of tensors and of numbers, highest learning rate and decay."""
+    return tuple(
+        {
+            "tensors": len(group["params"]),
+            "parameters": sum(parameter.numel() for parameter in group["params"]),
+            "lr": group.get("initial_lr", recipe.lr),
+            "weight_decay": group["weight_decay"],
+        }
+        for group in optimizer.param_groups
+        if group["params"]
+    )
+
+
+def set_step(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
+    """Learning rates, and what else of the optimiser a schedule moves, as they are in update `step`."""
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.lr_at(step, group.get("initial_lr"))
+        if recipe.schedule == "onecycle":
+            group["betas"] = (recipe.beta_at(step), *group["betas"][1:])
 
 
 def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser; decay on tensors with at least two axes that `no_weight_decay` does not name."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    spared = no_weight_decay(model)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups[parameter.ndim >= 2 and name not in spared].append(parameter)
-    parameters = [
-        {"params": groups[True], "weight_decay": recipe.weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
-    ]
+    """The recipe's optimiser over `parameter_groups`."""
+    parameters = parameter_groups(model, recipe)
+    eps: dict[str, Any] = {"eps": recipe.eps} if recipe.eps else {}
     if recipe.optimizer == "adamw":  # fused: one call for all tensors; on CPU too
-        return torch.optim.AdamW(parameters, lr=recipe.lr, betas=recipe.betas, fused=True)
+        return torch.optim.AdamW(parameters, lr=recipe.lr, betas=recipe.betas, fused=True, **eps)
     try:
         import timm.optim
     except ImportError as error:
@@ -39,8 +93,15 @@ def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         raise ValueError(
             f"Recipe.optimizer={recipe.optimizer!r} is no optimizer of timm{hint(recipe.optimizer, known)}"
         )
-    betas = {"betas": recipe.betas} if factory.get_optimizer_info(recipe.optimizer).has_betas else {}
-    made: torch.optim.Optimizer = factory.create_optimizer_v2(parameters, opt=recipe.optimizer, lr=recipe.lr, **betas)
+    about = factory.get_optimizer_info(recipe.optimizer)
+    for lacking, field, given in (
+        (not about.has_betas, "schedule", recipe.schedule == "onecycle"),
+        (not about.has_eps, "eps", bool(recipe.eps)),
+    ):
+        if lacking and given:
+            raise ValueError(f"Recipe.{field}={getattr(recipe, field)!r} moves what {recipe.optimizer!r} does not have")
+    more = {**({"betas": recipe.betas} if about.has_betas else {}), **eps}
+    made: torch.optim.Optimizer = factory.create_optimizer_v2(parameters, opt=recipe.optimizer, lr=recipe.lr, **more)
     return made
 
 

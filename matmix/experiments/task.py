@@ -7,15 +7,15 @@ A task is a frozen dataclass. Its fields are its settings, so they become comman
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from matmix.experiments.recipe import Recipe as Recipe  # where everybody looks for it
 from matmix.spec import unknown_option
 
 if TYPE_CHECKING:
@@ -72,62 +72,6 @@ def inputs_of(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(x, Mapping):
         return (), dict(x)
     return (tuple(x), {}) if isinstance(x, tuple | list) else ((x,), {})
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How to train: linear warm-up, decay to `lr_end * lr`. One step is one update of the weights.
-
-    `batch_size` counts the examples of one step over all devices and all `accumulate` parts. Tensors with fewer than
-    two axes, and parameters that `matmix.no_weight_decay` names, are not decayed.
-    """
-
-    steps: int = 1000
-    batch_size: int = 64
-    lr: float = 1e-3
-    lr_end: float = 0.0
-    warmup: float = 0.05
-    """Share of the steps in which the learning rate rises to `lr`."""
-    power: float = 0.0
-    """The decay is (1 - t)^power over the rest of the steps: 1 is linear; 0 = half a cosine."""
-    optimizer: str = "adamw"
-    """"adamw" is torch's; any other is timm's of that name ("lamb", "lion", ...), with its defaults except `betas`."""
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.99)
-    clip: float = 1.0
-    """Largest norm of the gradient; 0 = no clipping."""
-    ema: float = 0.0
-    """Decay, a step, of a running average of the weights, which is what is evaluated and kept then; 0 = none."""
-    accumulate: int = 1
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    log_every: int = 10
-    eval_every: int = 100
-    checkpoint_every: int = 500
-    eval_batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Recipe.{name} must be at least 1, got {getattr(self, name)}")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"Recipe.batch_size={self.batch_size} must divide by accumulate={self.accumulate}")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"Recipe.warmup is a share of the steps in [0, 1], got {self.warmup}")
-        if self.power < 0:
-            raise ValueError(f"Recipe.power is the exponent of a polynomial decay, or 0 for a cosine, got {self.power}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"Recipe.ema is a decay in [0, 1), got {self.ema}")
-        if self.precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f"Recipe.precision must be 'no', 'bf16' or 'fp16', got {self.precision!r}")
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of update `step` (0 is the first)."""
-        rise = round(self.warmup * self.steps)
-        if step < rise:
-            return self.lr * (step + 1) / rise
-        progress = (step - rise) / max(1, self.steps - rise)
-        left = (1 - progress) ** self.power if self.power else 0.5 * (1 + math.cos(math.pi * progress))
-        return self.lr * (self.lr_end + (1 - self.lr_end) * left)
 
 
 class Task(ABC):

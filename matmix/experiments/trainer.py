@@ -21,7 +21,14 @@ from matmix.experiments.costs import costs
 from matmix.experiments.generators import get_generators, seed_everything, set_generators
 from matmix.experiments.log import Log
 from matmix.experiments.memory import process_memory, step_memory
-from matmix.experiments.optimizer import match_layout, new_optimizer, running_average
+from matmix.experiments.optimizer import (
+    describe_groups,
+    match_layout,
+    new_optimizer,
+    running_average,
+    set_step,
+    unused_groups,
+)
 from matmix.experiments.progress import Progress
 from matmix.experiments.scoring import Scorer
 from matmix.experiments.step import StepLoss, accumulate, agree, alone, gather_objects, new_accelerator
@@ -77,7 +84,7 @@ class Training:
         )
         self.scorer = Scorer(self.task, self.accelerator, self.recipe.eval_batch_size)
         self.tests = check_tests(self.task)
-        self.notes: list[str] = []
+        self.notes = [f"no parameter is named by {text!r}" for text in unused_groups(self.bare, self.recipe)]
 
         self.step = self.saved = 0
         # Losses since the last line of the log: they stay on the device, since reading one would wait for its step.
@@ -174,8 +181,7 @@ class Training:
             stepper, clip = self.optimizer.optimizer, nn.utils.clip_grad_norm_
 
         def update(batch: Batch) -> StepLoss:
-            for group in self.optimizer.param_groups:
-                group["lr"] = recipe.lr_at(self.step)
+            set_step(self.optimizer, recipe, self.step)
             loss = accumulate(self.accelerator, self.task, self.model, batch, recipe.accumulate, self.with_losses)
             if recipe.clip:
                 clip(self.parameters, recipe.clip)
@@ -258,12 +264,13 @@ class Training:
             "val": self.best["val"],
             "test": test,
             "tests": tests,
-            "notes": self.notes,
+            "notes": tuple(self.notes),
             "metric": self.task.metric,
             "higher_is_better": self.task.higher_is_better,
             "best_step": self.best["step"],
             "baselines": self.task.baselines(),
             "facts": self.task.facts(),
+            "groups": describe_groups(self.optimizer, self.recipe),
             **costs(self.task, self.bare),
             "step_seconds": seconds,
             "samples_per_second": self.recipe.batch_size / seconds if seconds else None,

@@ -7,13 +7,18 @@ module names parameters of its own, on its class or, by ``spare``, on the instan
     class Scan(nn.Module):
         undecayed: ClassVar[frozenset[str]] = frozenset({"A_log", "D"})
 
-Whatever else is to be said of a parameter (a learning rate of its own) is one more attribute of modules that names
-parameters in the same way, and ``held`` finds them.
+A learning rate or decay of their own is said in the same way::
+
+        optim_settings: ClassVar[dict[str, dict[str, float]]] = {"log_dt": {"lr": 0.001, "weight_decay": 0.0}}
+
+Whatever else is to be said of a parameter is one more attribute of modules that names parameters, and ``held`` finds
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
@@ -66,3 +71,45 @@ def no_weight_decay(model: nn.Module) -> set[str]:
         if callable(listed):
             names.update(f"{prefix}.{name}" if prefix else name for name in listed())
     return names & {name for name, _ in model.named_parameters(remove_duplicate=False)}
+
+
+def optim_settings(model: nn.Module) -> dict[str, dict[str, float]]:
+    """What the modules of a model set for parameters of their own, by their names in ``model.named_parameters()``: the
+    learning rate ``"lr"``, at its highest, the decay ``"weight_decay"``, or both.
+
+    S4's mark, a dict ``_optim`` of the parameter, counts too, after what its module says. The trainer of
+    ``matmix.experiments`` makes groups of them; for an optimiser of one's own, so does::
+
+        own = matmix.optim_settings(model)
+        groups = [{"params": [p], **own.get(name, {})} for name, p in model.named_parameters()]
+
+    Raises:
+        ValueError: for a setting that is none of the two, or not a finite number of at least 0.
+    """
+    found: dict[int, dict[str, float]] = {}
+    for module in model.modules():
+        settings = getattr(module, "optim_settings", None)
+        for name, own in settings.items() if isinstance(settings, Mapping) else ():
+            for parameter in held(module, name):
+                found[id(parameter)] = _checked(own, f"{type(module).__name__}.optim_settings[{name!r}]")
+    named: dict[str, dict[str, float]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        mark = getattr(parameter, "_optim", None)
+        own = {
+            **(_checked(mark, f"_optim of {name}") if isinstance(mark, Mapping) else {}),
+            **found.get(id(parameter), {}),
+        }
+        if own:
+            named[name] = own
+    return named
+
+
+def _checked(settings: Mapping[str, float], where: str) -> dict[str, float]:
+    # S4 writes None where a parameter has the rate of the others.
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name, value in given.items():
+        if name not in ("lr", "weight_decay") or not 0 <= value < math.inf:
+            raise ValueError(
+                f"{where} may set lr and weight_decay, to finite numbers of at least 0, got {name}={value!r}"
+            )
+    return given

@@ -19,8 +19,12 @@ TINY: dict[str, Any] = {
     "seed": 3,
     # Dropout, so that a generator that is not restored shows.
     "options": {"patch": 2, "dim": 8, "depth": 1, "dropout": 0.1},
-    "recipe": {"steps": 60, "batch_size": 32, "log_every": 4, "eval_every": 9, "checkpoint_every": 7},
-}
+    "recipe": {
+        "steps": 60, "batch_size": 32, "log_every": 4, "eval_every": 9, "checkpoint_every": 7,
+        # Rates of their own and betas that move: an optimiser that is not restored shows.
+        "groups": ["position blocks.*.bias lr=0.01 weight_decay=0.3", "head.* lr=0.0001"], "schedule": "onecycle",
+    },
+}  # fmt: skip
 """Settings that finish in a second; the intervals share no factor, so checkpoints fall between log lines."""
 
 

@@ -75,7 +75,7 @@ def test_config_is_resolved_and_round_trips():
         (("digits", "ssd", 0, {"dims": 3}), "no setting 'dims'; did you mean dim"),
         (("digits", "ssd", 0, {"patch": 3}), "patch must be 1, 2 or 4"),
         (("digits", "ssd", 0, {}, {"step": 3}), "no setting 'step'; did you mean steps"),
-        (("digits", "ssd", 0, {}, {"steps": 0}), "steps must be at least 1"),
+        (("digits", "ssd", 0, {}, {"steps": 0}), "steps must be a whole number of at least 1"),
         (("digits", "ssd", 0, {}, {"accumulate": 3}), "must divide by accumulate=3"),
         (("digits", "ssd", 0, {}, {"precision": "fp8"}), "precision must be"),
         (("recall", "ssd", 0, {"pairs": 9}), "pairs must be"),
@@ -145,11 +145,17 @@ def test_another_configuration_is_refused(finished):
 
 
 def test_folders_of_older_versions_say_so(tmp_path):
-    """They had no number of threads: they are read, but never gone on with."""
+    """They had no number of threads, and fewer settings: they are read, but never gone on with."""
     old = {key: value for key, value in config().to_json().items() if key not in ("threads", "plugins")}
     (tmp_path / "config.json").write_text(json.dumps(old))
     assert read_config(tmp_path).threads == 1
     with pytest.raises(RunError, match="made by an older version, which did not record its threads"):
+        execute(config(), tmp_path)
+    old = config().to_json()
+    del old["recipe"]["decayed"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert read_config(tmp_path).make_recipe().decayed == "matrices"
+    with pytest.raises(RunError, match=r"made by an older version, which did not record its recipe\.decayed"):
         execute(config(), tmp_path)
 
 

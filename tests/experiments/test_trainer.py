@@ -36,9 +36,9 @@ def test_learning_rate_rises_and_falls():
     assert rates[10] == 2.0 and rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[55] == pytest.approx(1.1) and rates[-1] == pytest.approx(0.2, rel=0.02)
     assert Recipe(steps=3, lr=1.0, warmup=0.0).lr_at(0) == 1.0
-    straight = Recipe(steps=100, lr=2.0, warmup=0.0, power=1.0)
+    straight = Recipe(steps=100, lr=2.0, warmup=0.0, schedule="power", power=1.0)
     assert [straight.lr_at(step) for step in (0, 25, 50)] == pytest.approx([2.0, 1.5, 1.0])
-    assert Recipe(steps=100, lr=1.0, warmup=0.0, power=0.9).lr_at(50) == pytest.approx(0.5**0.9)
+    assert Recipe(steps=100, lr=1.0, warmup=0.0, schedule="power", power=0.9).lr_at(50) == pytest.approx(0.5**0.9)
     with pytest.raises(ValueError, match=r"Recipe\.power .* got -1"):
         Recipe(power=-1)
 

@@ -43,5 +43,6 @@ def test_names_that_are_marked_exist(name: str) -> None:
     factory, dim = checks.factory_of(info)
     mixer = factory(dim, (3, 5) if 2 in info.traits.dims else (7,))
     for module in mixer.modules():
-        missing = {n for n in getattr(module, "undecayed", ()) if not hasattr(module, n)}
+        marks = {*getattr(module, "undecayed", ()), *getattr(module, "optim_settings", ())}
+        missing = {n for n in marks if not hasattr(module, n)}
         assert not missing, f"{type(module).__name__} has no {missing}"

@@ -128,8 +128,8 @@ class Segmentation(Task):
         if name != "published":
             return super().named_recipe(name)
         recipe = Recipe(
-            steps=40_000, batch_size=32, lr=2e-4, warmup=0.0, power=0.9, weight_decay=1e-4, betas=(0.9, 0.999),
-            clip=0.0, log_every=50, eval_every=4000, checkpoint_every=4000, eval_batch_size=16,
+            steps=40_000, batch_size=32, lr=2e-4, warmup=0.0, schedule="power", power=0.9, weight_decay=1e-4,
+            betas=(0.9, 0.999), clip=0.0, log_every=50, eval_every=4000, checkpoint_every=4000, eval_batch_size=16,
         )  # fmt: skip
         return dataclasses.replace(self, img_size=512, scale=(0.5, 2.0), color_jitter=0.25), recipe
 

@@ -1,0 +1,176 @@
+"""How to train: length, learning rate, decay, and which parameters have a rate of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from matmix.ranges import check, numbers, one_of, pair_of
+
+Schedule = Literal["cosine", "power", "constant", "rsqrt", "onecycle"]
+Decayed = Literal["matrices", "unmarked", "all"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters by name, and what they have of their own: see `Recipe.groups`."""
+
+    patterns: tuple[str, ...]
+    settings: dict[str, float]
+
+    @classmethod
+    def read(cls, text: str) -> Group:
+        """From `"dt_bias blocks.*.A_log lr=0.001 weight_decay=0"`.
+
+        Raises:
+            ValueError: for anything else; the message has the text, and what it should look like.
+        """
+        words = text.split()
+        pairs = [word.partition("=") for word in words if "=" in word]
+        patterns = tuple(word for word in words if "=" not in word)
+        try:
+            settings = {name: float(value) for name, _, value in pairs}
+        except ValueError:
+            settings = {}
+        fine = set(settings) <= {"lr", "weight_decay"} and all(0 <= value < math.inf for value in settings.values())
+        if not (patterns and settings and fine and len(settings) == len(pairs)):
+            raise ValueError(
+                "each of Recipe.groups must be names of parameters, then lr=NUMBER, weight_decay=NUMBER or both, "
+                f"such as 'dt_bias *.A_log lr=0.001 weight_decay=0', got {text!r}"
+            )
+        return cls(patterns, settings)
+
+    def names(self, parameter: str) -> bool:
+        """Whether a name of `named_parameters()` is meant: by all of it, or by its last part alone."""
+        # What is parametrised or pruned has the name that it had before.
+        plain = re.sub(r"parametrizations\.(\w+)\.original\d*$", r"\1", parameter).removesuffix("_orig")
+        return any(
+            fnmatchcase(name, pattern)
+            for pattern in self.patterns
+            for name in (plain, *([] if "." in pattern else [plain.rpartition(".")[2]]))
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to train: linear warm-up, then what `schedule` says. One step is one update of the weights.
+
+    `batch_size` counts the examples of one step over all devices and all `accumulate` parts.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    lr: float = 1e-3
+    """The highest learning rate, at the end of the warm-up."""
+    lr_end: float = 0.0
+    """Where "cosine", "power" and "onecycle" end, as a share of `lr`."""
+    warmup: float = 0.05
+    """Share of the schedule in which the learning rate rises to `lr`."""
+    warmup_start: float = 0.0
+    """Where the rise begins, as a share of `lr`."""
+    schedule: Schedule = "cosine"
+    """After the warm-up: "cosine", half of one; "power", (1 - t)^power over the rest, linear with power=1; "constant";
+    "rsqrt", lr * sqrt(warm-up / step). "onecycle" is torch's OneCycleLR with straight lines, warm-up included: the
+    first of the betas goes from 0.95 to 0.85 and back while the rate rises and falls."""
+    power: float = 0.0
+    """Of schedule="power"."""
+    schedule_steps: int = 0
+    """Length of the schedule, where it is not that of the training; 0 = `steps`. Past its end the rate stays."""
+    optimizer: str = "adamw"
+    """"adamw" is torch's; any other is timm's of that name ("lamb", "lion", ...), with its defaults except `betas`."""
+    weight_decay: float = 0.05
+    decayed: Decayed = "matrices"
+    """What weight decay acts on: tensors with two axes or more that `matmix.no_weight_decay` does not name; or all that
+    it does not name ("unmarked"), biases and norms too; or every parameter ("all")."""
+    groups: tuple[str, ...] = ()
+    """Parameters with a rate or decay of their own: "dt_bias *.A_log lr=0.001 weight_decay=0". A name is that of a
+    parameter, or its last part, with * and ?; the first group that names a parameter has it. `lr` is what `Recipe.lr`
+    is to the others: the schedule moves both in proportion. It goes before what a model says of its own parameters
+    (`matmix.optim_settings`)."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 0.0
+    """In the denominator of adaptive steps; 0 = the optimiser's own, 1e-8 for "adamw"."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 = no clipping."""
+    ema: float = 0.0
+    """Decay, a step, of a running average of the weights, which is what is evaluated and kept then; 0 = none."""
+    accumulate: int = 1
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    log_every: int = 10
+    eval_every: int = 100
+    checkpoint_every: int = 500
+    eval_batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        count, share, positive = numbers(1, whole=True), numbers(0, 1), numbers(0)
+        check(
+            self, steps=count, batch_size=count, lr=positive, lr_end=positive, warmup=share, warmup_start=share,
+            schedule=one_of("cosine", "power", "constant", "rsqrt", "onecycle"), power=positive,
+            schedule_steps=numbers(0, whole=True), weight_decay=positive,
+            decayed=one_of("matrices", "unmarked", "all"), betas=pair_of(numbers(0, below=1)), eps=positive,
+            clip=positive, ema=numbers(0, below=1), accumulate=count, precision=one_of("no", "bf16", "fp16"),
+            log_every=count, eval_every=count, checkpoint_every=count, eval_batch_size=count,
+        )  # fmt: skip
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"Recipe.batch_size={self.batch_size} must divide by accumulate={self.accumulate}")
+        if (self.schedule == "power") != bool(self.power):
+            raise ValueError(
+                f"Recipe.power must be above 0 with schedule='power', and 0 with any other, got power={self.power} "
+                f"with schedule={self.schedule!r}"
+            )
+        if self.schedule in ("constant", "rsqrt") and self.lr_end:
+            raise ValueError(f"Recipe.lr_end must be 0 with schedule={self.schedule!r}, got {self.lr_end}")
+        if self.schedule in ("rsqrt", "onecycle") and self.rise < 2:
+            raise ValueError(
+                f"Recipe.warmup must be at least 2 steps with schedule={self.schedule!r}, got warmup={self.warmup}, "
+                f"{self.rise} of {self.span} steps"
+            )
+        if self.warmup_start and not self.rise:
+            raise ValueError(f"Recipe.warmup_start={self.warmup_start} needs a warm-up, got warmup={self.warmup}")
+        self.parsed_groups()
+
+    @property
+    def span(self) -> int:
+        """Steps of the schedule, and `rise`: those of its warm-up."""
+        return self.schedule_steps or self.steps
+
+    @property
+    def rise(self) -> int:
+        return round(self.warmup * self.span)
+
+    def parsed_groups(self) -> list[Group]:
+        return [Group.read(text) for text in self.groups]
+
+    def lr_at(self, step: int, lr: float | None = None) -> float:
+        """Learning rate of update `step` (0 is the first) where the highest is `lr`, or the recipe's own."""
+        peak, rise = self.lr if lr is None else lr, self.rise
+        if self.schedule == "onecycle":
+            up, down = self._cycle(step)
+            return peak * (self.warmup_start + (1 - self.warmup_start) * up - (1 - self.lr_end) * down)
+        if step < rise:
+            if self.warmup_start:
+                return peak * (self.warmup_start + (1 - self.warmup_start) * (step + 1) / rise)
+            return peak * (step + 1) / rise
+        if self.schedule == "constant":
+            return peak
+        if self.schedule == "rsqrt":
+            return peak * math.sqrt(rise / (step + 1))
+        progress = min(1.0, (step - rise) / max(1, self.span - rise))
+        left = (1 - progress) ** self.power if self.power else 0.5 * (1 + math.cos(math.pi * progress))
+        return peak * (self.lr_end + (1 - self.lr_end) * left)
+
+    def beta_at(self, step: int) -> float:
+        """The first of the betas in update `step`."""
+        if self.schedule != "onecycle":
+            return self.betas[0]
+        up, down = self._cycle(step)
+        return 0.95 - 0.1 * (up - down)
+
+    def _cycle(self, step: int) -> tuple[float, float]:
+        """How much of the way up and of the way down is done, as OneCycleLR counts: the top is step rise - 1, the end
+        the last step."""
+        top, last = self.rise - 1, self.span - 1
+        return min(1.0, step / top), min(1.0, max(0.0, (step - top) / max(1, last - top)))
