@@ -18,7 +18,6 @@ COMMANDS = {
     "report": ("matmix.experiments.cli_study:report", "Write the report of a study from its run folders."),
     "cost": ("matmix.experiments.cli_models:cost", "Count what a forward of a model or a mixer costs."),
     "sites": ("matmix.experiments.cli_models:sites", "List where tokens mix in a model."),
-    "explain": ("matmix.experiments.cli_explain:explain", "Say which structured matrices the heads of a model are."),
     "picture": ("matmix.experiments.cli_models:picture", "Draw what a model does with one input."),
 }
 """Where a command stands, a function from its words to the exit status, and what it does."""

@@ -34,6 +34,9 @@ WEIGHTS: dict[str, Callable[..., Matrix]] = {"softmax": Softmax, "laplace": Lapl
 class Mega(Mixer):
     """``x + u (silu(h + W_h (r * attention)) - x)``: norm, residual and gates belong to the mixer, as published.
 
+    In a block that has a norm and a residual of its own, ``residual=False`` leaves both to it. Where the block is
+    post-norm, the whole is then what it is without; where it is pre-norm, the gate reads the normalised tokens.
+
     Of ``x' = norm(x)`` and its moving averages ``m = EMA(x')``: the gates u (sigmoid) and r (SiLU), the part h, one
     shared vector z that scales and shifts turn into queries and keys, all from m; values ``silu(W_v x')``. The matrix
     is the attention, with a learned bias for every distance. Not linear in the product: SiLU. Images are read row by
@@ -59,6 +62,7 @@ class Mega(Mixer):
             not be multiples.
         max_len: distances with a bias of their own (if simple); longer ones share that of the longest. Blocks need
             only their own.
+        residual: norm the tokens and add them to what comes out; False is ``u (silu(...) - x)`` of x as it comes.
     """
 
     traits = Traits(data_dependent=True, mask="trim")
@@ -76,6 +80,7 @@ class Mega(Mixer):
         causal: bool = False,
         block: int | None = None,
         max_len: int = 1024,
+        residual: bool = True,
     ) -> None:
         traits = type(self).traits
         if causal:
@@ -94,7 +99,8 @@ class Mega(Mixer):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         self.act, self.causal, self.block = act, causal, block
         self.sizes = (dim, qk_dim, hidden, dim)  # u, z, r, h
-        self.norm = nn.LayerNorm(dim)
+        self.residual = residual
+        self.norm = nn.LayerNorm(dim) if residual else nn.Identity()
         self.move = EMA(dim, d_state=d_state, causal=causal)
         self.v_proj, self.mx_proj, self.h_proj = (
             nn.Linear(dim, hidden),
@@ -160,7 +166,8 @@ class Mega(Mixer):
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         x, gate, reset, straight = rest
         hidden = F.silu(straight + self.h_proj(mixed.squeeze(1) * reset))
-        return torch.addcmul(x, gate, hidden - x)
+        change = hidden - x
+        return torch.addcmul(x, gate, change) if self.residual else gate * change
 
     # ------------------------------------------------------------------ token by token: averages, keys, values
 

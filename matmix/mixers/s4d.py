@@ -151,7 +151,7 @@ class S4DKernel(nn.Module):
             # Repeated as real numbers: the ONNX exporter knows no repetition of complex ones.
             rate = torch.complex(*(part.repeat(dt.shape[0] // self.groups, 1) for part in (decay, angle)))
             if self.discretization == "zoh":
-                poles, inputs = dt * rate, _expm1(dt * rate) / rate
+                poles, inputs = dt * rate, complex_expm1(dt * rate) / rate
             else:
                 half = dt * rate / 2
                 poles, inputs = _log_bilinear(half), dt / (1 - half)
@@ -166,7 +166,7 @@ def _parameter(values: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(torch.empty(values.shape, dtype=like.dtype, device=like.device).copy_(values))
 
 
-def _expm1(exponent: Tensor) -> Tensor:
+def complex_expm1(exponent: Tensor) -> Tensor:
     """``exp(z) - 1`` of complex numbers, exact for small ones; in real parts while exporting, for ONNX's exporter."""
     if not torch.compiler.is_exporting():
         return torch.expm1(exponent)

@@ -140,3 +140,12 @@ def test_errors_say_what_is_allowed() -> None:
         create_mixer("ema(d_state=0)", 8)
     with pytest.raises(NotImplementedError, match="not recurrent"):
         create_mixer("mega(causal=True, block=4)", 8).init_state(1)
+
+
+def test_without_norm_and_residual_it_is_the_branch_of_a_post_norm_block() -> None:
+    whole = create_mixer("mega(qk_dim=4, d_state=2, max_len=8)", 6).double()
+    bare = create_mixer("mega(qk_dim=4, d_state=2, max_len=8, residual=False)", 6).double()
+    bare.load_state_dict({name: value for name, value in whole.state_dict().items() if not name.startswith("norm.")})
+    whole.norm = torch.nn.Identity()
+    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    torch.testing.assert_close(x + bare(x), whole(x))

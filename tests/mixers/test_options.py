@@ -51,6 +51,7 @@ WORDS = {
     "max_len": "the longest length or distance that has numbers of its own, or scales the matrix",
     "block": "tokens of a block, where it changes the result",
     "chunk": "tokens of a chunk of the computation; no result depends on it",
+    "copies": "how often an initial spectrum is repeated in the state",
     "built": "the grid that weights are kept for; other grids resize them in every forward",
     # what is on
     "causal": "a token sees no later one",
@@ -64,6 +65,7 @@ WORDS = {
     "out_norm": "the product is normalised before the output projection",
     "norm_before_gate": "the order of these two",
     "rotary": "queries and keys are turned by their place",
+    "residual": "the mixer norms its tokens and adds them to what comes out",
     "shared": "one set of weights for all orders",
     "real": "real modes",
     "divide": "half the sum of two directions, not the sum",
@@ -90,6 +92,7 @@ WORDS = {
     # numbers
     "A_floor": "the smallest rate",
     "A_init_range": "initial rates",
+    "C_init": "mean square of the initial output weights",
     "commitment": "weight of a quantiser's loss",
     "decay": "of moving averages",
     "drop_path": "chance of a sample to go without the branch",
