@@ -10,23 +10,31 @@ bit, in all the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from matmix.mixers import layer_specs
 from matmix.mixers.base import drop_padding
-from matmix.ops.masks import runs
+from matmix.ops.masks import in_order, padding_first, padding_last, places, runs
 from matmix.ops.seed import fork_seed
-from sequence.layers.block import ACTS, Act, Block, BlockOptions
+from sequence.layers.block import ACTS, Act, Block, BlockOptions, BlockState
 from sequence.layers.norms import Norm, make_norm, normed
 from sequence.layers.pooling import PAIR_WIDTH, PairFeatures, Pool, pair_features, pool
-from sequence.layers.positions import places, sinusoids
+from sequence.layers.positions import sinusoids
+from sequence.published import encoder_from_ponet
 
 Head = Literal["class", "pair", "token", "language", "forecast"]
 Position = Literal["none", "learned", "sinusoidal"]
+
+
+class EncoderState(NamedTuple):
+    """What an encoder has read, for `prefill` and `step`."""
+
+    seen: Tensor  # (B,) int64: real tokens so far
+    blocks: tuple[BlockState, ...]
 
 
 class Encoder(nn.Module):
@@ -51,7 +59,7 @@ class Encoder(nn.Module):
             (S4), "product_difference" [a, b, a * b, a - b] (Nystromformer).
         head_hidden: units of the hidden layers of the head, `(128,)` for one of 128; () for none.
         head_act: their activation.
-        tied: the last layer of the head has the weights of the token embedding, and no bias.
+        tied: "token" and "language" multiply by the token embedding's own weights, without a bias.
         mlp_ratio: hidden width of the channel MLP over D; 0 leaves the MLP out.
         glu: the MLP is a gated unit of that hidden width, `u * act(v)`.
         act: activation of the MLP: "gelu", "relu" or "silu".
@@ -139,19 +147,29 @@ class Encoder(nn.Module):
         self.pooled_norm = make_norm(norm, dim) if self.pools and pool_norm else nn.Identity()
         with fork_seed(seed, "head"):
             width = dim * {"forecast": length, "pair": PAIR_WIDTH[pair_features]}.get(head, 1)
-            self.head = make_head(width, head_hidden, outputs, head_act)
+            self.head = Tied() if tied else make_head(width, head_hidden, outputs, head_act)
         if tied:
-            _tie(self.head, self.embedding)
+            self._check_tied(head_hidden, outputs)
 
     def _check_order(self) -> None:
         """Refuse what would be quietly wrong: an answer in sight, or a token that sees none."""
-        mixers = [block.mixer for block in self.blocks if isinstance(block, Block)]
+        mixers = [block.mixer for block in self._blocks()]
         sighted = [type(mixer).__name__ for mixer in mixers if not mixer.traits.causal]
         if self.read == "language" and sighted:
             raise ValueError(f"head='language' needs causal mixers (causal=True), else they see the answer: {sighted}")
         mixing = [mixer for mixer in mixers if mixer.traits.mixes]
         if self.pools and self.pool in ("cls", "first") and mixing and all(mixer.traits.causal for mixer in mixing):
             raise ValueError(f"pool={self.pool!r} reads the first token, and to causal mixers it shows no other")
+
+    def _check_tied(self, hidden: tuple[int, ...], outputs: int) -> None:
+        embedding = self.embedding
+        if self.read not in ("token", "language") or hidden or not isinstance(embedding, nn.Embedding):
+            raise ValueError(
+                "tied is for head='token' or 'language' without head_hidden, on an nn.Embedding; got "
+                f"head={self.read!r}, head_hidden={hidden}, {embedding}"
+            )
+        if outputs != embedding.num_embeddings:
+            raise ValueError(f"tied: outputs must be the {embedding.num_embeddings} tokens embedded, got {outputs}")
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Raw input to the outputs of the head.
@@ -170,8 +188,14 @@ class Encoder(nn.Module):
                 .unflatten(0, (-1, 2))
                 .unbind(1)
             )
-            return self.head(pair_features(a, b, self.pair_features))
-        return self.head(self.encode(x, mask, segments))
+            return self._answer(pair_features(a, b, self.pair_features))
+        return self._answer(self.encode(x, mask, segments))
+
+    def _answer(self, x: Tensor) -> Tensor:
+        if isinstance(self.head, Tied):
+            return nn.functional.linear(x, self.embedding.weight)  # type: ignore[arg-type]
+        answer: Tensor = self.head(x)
+        return answer
 
     def encode(self, x: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """What the head reads: a vector a sequence (B, D), or the tokens (B, L, D)."""
@@ -182,8 +206,10 @@ class Encoder(nn.Module):
                 raise ValueError(
                     "segments: pool='cls' has one token in front, packed rows take 'mean', 'max' or 'last'"
                 )
+            if mask is not None:  # padding in front would part the token from its sequence
+                order = padding_last(mask)
+                x, mask = in_order(x, order), nn.functional.pad(mask.gather(1, order), (1, 0), value=True)
             x = torch.cat((self.cls.expand(len(x), 1, -1), x), 1)
-            mask = None if mask is None else nn.functional.pad(mask, (1, 0), value=True)
         x = self.embedding_dropout(drop_padding(self._place(x, mask, segments), mask))
         for block in self.blocks:
             x = block(x, mask, segments)
@@ -192,21 +218,82 @@ class Encoder(nn.Module):
             return self.pooled_norm(pool(x, self.pool, mask, segments))
         return drop_padding(x, mask).flatten(1) if self.read == "forecast" else x
 
-    def _place(self, x: Tensor, mask: Tensor | None, segments: Tensor | None) -> Tensor:
-        """Tokens and where they stand."""
-        length = x.shape[1]
-        if self.sinusoidal:
-            return x + sinusoids(places(length, mask, segments, x.device), x.shape[2], x.dtype)
-        if self.position is None:
+    def _place(
+        self, x: Tensor, mask: Tensor | None = None, segments: Tensor | None = None, before: Tensor | None = None
+    ) -> Tensor:
+        """Tokens and where they stand, behind as many (B,) as came before."""
+        if not self.sinusoidal and self.position is None:
             return x
-        if length > len(self.position):
+        length = x.shape[1]
+        place = places(length, mask, segments, x.device)
+        place = place if before is None else place + before.unsqueeze(1)
+        if self.position is None:
+            return x + sinusoids(place, x.shape[2], x.dtype)
+        last = length if before is None else int(place.max()) + 1
+        if last > len(self.position):
             raise ValueError(
-                f"x: {length} tokens, and learned positions reach {len(self.position)}: build the encoder for a longer "
+                f"x: {last} tokens, and learned positions reach {len(self.position)}: build the encoder for a longer "
                 "grid, or with position='sinusoidal' or 'none'"
             )
-        if mask is None and segments is None:
-            return x + (self.position if length == len(self.position) else self.position[:length])
-        return x + self.position[places(length, mask, segments, x.device)]
+        return x + (self.position[:length] if place.dim() == 1 else self.position[place])
+
+    # ------------------------------------------------------------------ token by token
+
+    def init_state(self, batch: int) -> EncoderState:
+        """The state before the first token.
+
+        Raises:
+            ValueError: unless the head reads tokens and all mixers are recurrent.
+        """
+        names = [type(b.mixer).__name__ for b in self._blocks() if not b.mixer.traits.recurrent]
+        if names or self.read not in ("token", "language"):
+            raise ValueError(
+                "step and prefill need recurrent mixers (causal=True makes some so) and head='token' or 'language', "
+                f"got {', '.join(names) or 'recurrent mixers'} and head={self.read!r}"
+            )
+        states = tuple(block.init_state(batch) for block in self._blocks())
+        return EncoderState(torch.zeros(batch, dtype=torch.int64, device=next(self.parameters()).device), states)
+
+    def prefill(
+        self, x: Tensor, *, mask: Tensor | None = None, state: EncoderState | None = None
+    ) -> tuple[Tensor, EncoderState]:
+        """Outputs (B, L, outputs) for a prompt or a further part of one, and the state after it: a pure function.
+
+        Args:
+            x: raw input, (B, L, ...).
+            mask: (B, L); padding at either end is as if it were not there.
+            state: the state that the tokens follow on.
+        """
+        state = self.init_state(len(x)) if state is None else state
+        back = None
+        if mask is not None:
+            order, back = padding_first(mask)
+            x, mask = in_order(x, order), mask.gather(1, order)
+        tokens = self._place(self.embedding(x), mask, None, state.seen)
+        tokens = self.embedding_dropout(drop_padding(tokens, mask))
+        states = []
+        for block, before in zip(self._blocks(), state.blocks, strict=True):
+            tokens, after = block.absorb(tokens, mask, before)
+            states.append(after)
+        out = self._answer(normed(self.norm, tokens, mask))
+        seen = state.seen + (x.shape[1] if mask is None else mask.sum(1))
+        return (out if back is None else in_order(out, back)), EncoderState(seen, tuple(states))
+
+    def step(self, x: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
+        """One more token (B, ...) and the state before it to its outputs (B, outputs) and the state after it."""
+        token = self._place(self.embedding(x).unsqueeze(1), before=state.seen).squeeze(1)
+        token, states = self.embedding_dropout(token), []
+        for block, before in zip(self._blocks(), state.blocks, strict=True):
+            token, after = block.step(token, before)
+            states.append(after)
+        return self._answer(normed(self.norm, token, None)), EncoderState(state.seen + 1, tuple(states))
+
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
+
+    published: ClassVar = {"lxchtan/PoNet": encoder_from_ponet}
 
 
 def make_head(width: int, hidden: tuple[int, ...], outputs: int, act: str) -> nn.Module:
@@ -218,16 +305,8 @@ def make_head(width: int, hidden: tuple[int, ...], outputs: int, act: str) -> nn
     return nn.Sequential(*layers, last) if layers else last
 
 
-def _tie(head: nn.Module, embedding: nn.Module) -> None:
-    last: Any = head[-1] if isinstance(head, nn.Sequential) else head
-    weight = getattr(embedding, "weight", None)
-    if not isinstance(embedding, nn.Embedding) or weight is None or weight.shape != last.weight.shape:
-        raise ValueError(
-            f"tied: the last layer of the head is {tuple(last.weight.shape)}, the embedding is {embedding}; they must "
-            "be of one shape, and the embedding one of tokens"
-        )
-    last.weight = weight
-    last.register_parameter("bias", None)
+class Tied(nn.Identity):
+    """Stands for a head that has the weights of the embedding."""
 
 
 class Patches(nn.Module):

@@ -13,6 +13,8 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, m
 from matmix.mixers.registry import register
 from matmix.ops.effective import tensor_of
 from matmix.ops.linear import linear
+from matmix.ops.masks import places
+from matmix.ops.rotary import turn_pairs
 
 
 def _from_three(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -34,14 +36,17 @@ class Attention(Mixer):
     """``y = W_o softmax(q k^T / sqrt(E)) v`` a head, by PyTorch's fused kernels (defaults as in CAFormer).
 
     There are ``dim // head_dim`` heads, at least one; where ``head_dim`` does not divide ``dim`` the inner width
-    differs from it, as in the published code. Masked keys are seen by nobody. No position enters: the outputs follow
-    any permutation of the tokens unless causal.
+    differs from it, as in the published code. Masked keys are seen by nobody. Unless causal or rotary no position
+    enters: the outputs follow any permutation of the tokens.
 
     Args:
         head_dim: width E of a head.
         qkv_bias: biases of queries, keys and values.
         proj_bias: bias of the output projection (PoolFormer's ablations have one).
         causal: token i sees tokens up to i; then the mixer also runs token by token on a cache of keys and values.
+        rotary: neighbouring channels of queries and keys are turned as a pair by angles in proportion to the place of
+            the token (rotary position embedding), so scores hang on the distance of two tokens. Padding counts as no
+            place; an image is read row by row.
     """
 
     traits = Traits(data_dependent=True, mask="trim", packed=True)
@@ -55,13 +60,16 @@ class Attention(Mixer):
         qkv_bias: bool = False,
         proj_bias: bool = False,
         causal: bool = False,
+        rotary: bool = False,
     ) -> None:
         if causal:
             self.traits = replace(type(self).traits, causal=True, recurrent=True, aligned=True)
         super().__init__(dim, grid)
         if not isinstance(head_dim, int) or head_dim < 1:
             raise ValueError(f"head_dim must be a positive integer, got {head_dim!r}")
-        self.head_dim, self.heads, self.causal = head_dim, max(1, dim // head_dim), causal
+        if rotary and head_dim % 2:
+            raise ValueError(f"rotary turns pairs of channels and needs an even head_dim, got {head_dim}")
+        self.head_dim, self.heads, self.causal, self.rotary = head_dim, max(1, dim // head_dim), causal, rotary
         inner = self.heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
         self.proj = nn.Linear(inner, dim, bias=proj_bias)
@@ -72,6 +80,9 @@ class Attention(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         query, key, values = self._heads(x)
+        if self.rotary:
+            place = places(x.shape[1], context.mask, context.segments, x.device)
+            query, key = turn_pairs(query, place), turn_pairs(key, place)
         return Projected(Softmax(query, key, context.mask, causal=self.causal, segments=context.segments), values)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
@@ -88,6 +99,10 @@ class Attention(Mixer):
     def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
         query, key, values = self._heads(x)
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+        if self.rotary:  # keys in the state are turned already
+            place = places(x.shape[1], mask, None, x.device)
+            place = place if state is None else place + state[2].sum(1, keepdim=True)
+            query, key = turn_pairs(query, place), turn_pairs(key, place)
         if state is not None:
             keys, past, before = state
             key, values = torch.cat((keys.to(key.dtype), key), 2), torch.cat((past.to(values.dtype), values), 2)

@@ -31,6 +31,12 @@ def padding_before(mask: Tensor) -> Tensor:
     return (mask.cumsum(1) == 0).sum(1)
 
 
+def padding_last(mask: Tensor) -> Tensor:
+    """The order ``(B, L)`` of the tokens that moves the padding before a sample's first real token behind its end."""
+    length = mask.shape[1]
+    return modulo(torch.arange(length, device=mask.device) + padding_before(mask).unsqueeze(1), length)
+
+
 def continued(past: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
     """What came before ``(B, P, ...)`` and then tokens ``(B, L, ...)``, with the padding before the first real token
     moved in front of both, so that it parts nothing."""
@@ -55,6 +61,25 @@ def packed_segments(cu_seqlens: Tensor, length: int | None = None) -> Tensor:
     length = int(cu_seqlens[-1]) if length is None else length
     place = torch.arange(length, device=cu_seqlens.device)
     return torch.searchsorted(cu_seqlens[1:].contiguous().long(), place, right=True).unsqueeze(0)
+
+
+def places(
+    length: int, mask: Tensor | None = None, segments: Tensor | None = None, device: torch.device | None = None
+) -> Tensor:
+    """How many real tokens stand before each in its sequence, ``(L,)``, or ``(B, L)`` where rows differ.
+
+    Padding does not count, so a sequence that is padded on the left has the places of the trimmed one; every segment of
+    a packed row begins at 0.
+    """
+    plain = torch.arange(length, device=device)
+    if mask is None and segments is None:
+        return plain
+    count = (plain + 1).unsqueeze(0) if mask is None else mask.cumsum(1)  # real tokens up to here
+    if segments is not None:
+        begins = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
+        before = count - (1 if mask is None else mask.long())
+        count = count - (before * begins).cummax(1).values
+    return (count - 1).clamp(min=0)
 
 
 def runs(segments: Tensor) -> Tensor:

@@ -47,9 +47,11 @@ class BatchNorm(nn.BatchNorm1d):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-        share = self.momentum * (count > 1)  # no real position, no news
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        # Without momentum the plain mean of all batches, as torch.optim.swa_utils.update_bn asks for.
+        momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        share = momentum * (count > 1)  # no real position, no news
         self.running_mean.add_(share * (mean - self.running_mean))
         self.running_var.add_(share * (var * (count / (count - 1).clamp(min=1)) - self.running_var))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,8 +14,10 @@ from matmix.mixers.base import drop_padding
 from matmix.ops.layers import ShortConv
 from matmix.ops.seed import fork_seed
 from sequence.layers.norms import Norm, make_norm, normed
+from sequence.published import block_from_ponet
 
 Act = Literal["gelu", "relu", "silu"]
+BlockState = tuple[Tensor | None, Any]  # the last tokens that the convolution has seen (B, D, taps); the mixer's state
 ACTS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
@@ -52,6 +54,8 @@ class Block(nn.Module):
         seed, name: every part draws its initial weights under `name` and its own.
     """
 
+    published: ClassVar = {"lxchtan/PoNet": block_from_ponet}
+
     def __init__(
         self, mixer: str, dim: int, grid: tuple[int, ...], options: BlockOptions, seed: int = 0, name: str = "block"
     ) -> None:
@@ -73,7 +77,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Tokens (B, L, D) to tokens (B, L, D)."""
-        x = self._add(x, self.mixer_norm, lambda tokens: self._mix(tokens, mask, segments), mask)
+
+        def mix(x: Tensor) -> Tensor:
+            if self.conv is not None:
+                x = self.conv(drop_padding(x, mask), segments=segments)
+            return self.mixer(x, mask=mask) if segments is None else self.mixer(x, mask=mask, segments=segments)
+
+        return self._around(x, mix, mask)
+
+    def _around(self, x: Tensor, mix: Callable[[Tensor], Tensor], mask: Tensor | None = None) -> Tensor:
+        """Both residual branches; the first is the mixer's, however it runs."""
+        x = self._add(x, self.mixer_norm, mix, mask)
         return x if self.mlp is None else self._add(x, self.mlp_norm, self.mlp, mask)
 
     def _add(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor], mask: Tensor | None) -> Tensor:
@@ -81,10 +95,39 @@ class Block(nn.Module):
             return x + self.dropout(branch(normed(norm, x, mask)))
         return normed(norm, x + self.dropout(branch(x)), mask)
 
-    def _mix(self, x: Tensor, mask: Tensor | None, segments: Tensor | None) -> Tensor:
-        if self.conv is not None:
-            x = self.conv(drop_padding(x, mask), segments=segments)
-        return self.mixer(x, mask=mask) if segments is None else self.mixer(x, mask=mask, segments=segments)
+    # ------------------------------------------------------------------ token by token
+
+    def init_state(self, batch: int) -> BlockState:
+        """Before the first token: zeros for the convolution, what the mixer says."""
+        window = None if self.conv is None else self.conv.weight.new_zeros(batch, self.mixer.dim, self.conv.size)
+        return window, self.mixer.init_state(batch)
+
+    def absorb(self, x: Tensor, mask: Tensor | None, state: BlockState) -> tuple[Tensor, BlockState]:
+        """Tokens (B, L, D) that follow on a state, padding before the first real one, and the state after them."""
+        window, memory = state
+
+        def mix(x: Tensor) -> Tensor:
+            nonlocal window, memory
+            if self.conv is not None:
+                x, window = self.conv.absorb(drop_padding(x, mask), mask, window)
+            x, memory = self.mixer.prefill(x, mask=mask, state=memory)
+            return x
+
+        return self._around(x, mix, mask), (window, memory)
+
+    def step(self, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
+        """One more token (B, D)."""
+        window, memory = state
+
+        def mix(x: Tensor) -> Tensor:
+            nonlocal window, memory
+            if self.conv is not None:
+                assert window is not None
+                x, window = self.conv.step(x, window)
+            x, memory = self.mixer.step(x, memory)
+            return x
+
+        return self._around(x, mix), (window, memory)
 
 
 def make_mlp(dim: int, hidden: int, options: BlockOptions) -> nn.Sequential:

@@ -8,7 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from matmix.mixers.base import drop_padding
 from matmix.ops.precision import working_dtype
+from matmix.ops.reparam import BatchNorm
 
 Norm = Literal["layer", "rms", "batch", "scale"]
 
@@ -30,8 +32,8 @@ class ScaleNorm(nn.Module):
         return f"eps={self.eps}"
 
 
-class TokenBatchNorm(nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` over all tokens of a batch, with its arguments, its running averages and their names.
+class TokenBatchNorm(BatchNorm):
+    """Batch norm over all tokens of a batch, ``nn.BatchNorm1d`` in its arguments, running averages and names.
 
     With a mask the mean and the variance are those of the real tokens alone, so a batch that is padded further moves
     neither its outputs nor the averages.
@@ -39,30 +41,8 @@ class TokenBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``(..., D)`` and a mask ``(...)``, True = a real token, to ``(..., D)``."""
-        if mask is None or not self.training:
-            return super().forward(x.flatten(0, -2)).view_as(x)
-        real = mask.unsqueeze(-1)
-        wide = x.to(working_dtype(x)).masked_fill(~real, 0)
-        axes = tuple(range(x.dim() - 1))
-        count = mask.sum().clamp(min=1)
-        mean = wide.sum(axes) / count
-        centred = (wide - mean).masked_fill(~real, 0)
-        variance = centred.square().sum(axes) / count
-        self._remember(mean.detach(), variance.detach() * (count / (count - 1).clamp(min=1)))
-        out = centred * torch.rsqrt(variance + self.eps)
-        if self.affine:
-            out = out * self.weight + self.bias
-        return out.to(x.dtype)
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        """The running averages, as PyTorch keeps them: of the unbiased variance; momentum None is the plain mean."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+        rows = drop_padding(x, mask).flatten(0, -2)
+        return super().forward(rows, None if mask is None else mask.reshape(-1, 1)).view_as(x)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -83,5 +63,9 @@ def make_norm(name: str, dim: int) -> nn.Module:
 
 def normed(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     """A norm on tokens; one that looks at several tokens at once is told which are real."""
+    if isinstance(norm, nn.SyncBatchNorm):  # what nn.SyncBatchNorm.convert_sync_batchnorm makes of ours
+        if mask is not None and norm.training:
+            raise TypeError("norm='batch': statistics over several processes (SyncBatchNorm) take no mask")
+        return norm(x.flatten(0, -2)).view_as(x)
     result: Tensor = norm(x, mask) if isinstance(norm, TokenBatchNorm) else norm(x)
     return result
