@@ -1,0 +1,1 @@
+"""Readers, generators and the cache of the sequence tasks' data."""

@@ -1,0 +1,129 @@
+"""What is said of data that are damaged: the file, the line, the value, and what is allowed there."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, BinaryIO, TypeVar, cast
+
+T = TypeVar("T")
+GZIP = b"\x1f\x8b"
+UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
+"""What decompressors raise over what they cannot read."""
+
+
+class BadData(ValueError):
+    """What is wrong lies in the data; the words name file and line."""
+
+
+def bad(file: object, line: int, what: str, allowed: str) -> BadData:
+    """The error of one line (counted from 1; 0 = of the file as a whole)."""
+    where = f"{file}, line {line}" if line else f"{file}"
+    return BadData(f"data: {where}: {what}; allowed: {allowed}")
+
+
+class Broken:
+    """What is done about damaged rows: "stop" raises the first, "skip" leaves them out and counts them."""
+
+    def __init__(self, wish: str) -> None:
+        check_broken(wish)
+        self.skip = wish == "skip"
+        self.count = 0
+        self.first: list[str] = []
+
+    def kept(self, rows: Iterator[T | BadData]) -> Iterator[T]:
+        """The sound rows of a reader."""
+        for row in rows:
+            if not isinstance(row, BadData):
+                yield row
+                continue
+            if not self.skip:
+                raise row
+            self.count += 1
+            if len(self.first) < 5:
+                self.first.append(str(row))
+
+    def facts(self) -> dict[str, Any]:
+        """How many were left out, and the first of them."""
+        return {"left out as damaged": self.count, "the first of them": self.first} if self.count else {}
+
+
+def check_broken(wish: str) -> None:
+    if wish not in ("stop", "skip"):
+        raise ValueError(f"broken: {wish!r}; allowed: 'stop' or 'skip'")
+
+
+def shown(value: object, most: int = 60) -> str:
+    """A value as it stands in an error: quoted, in one line, cut where it is long."""
+    text = str(value)
+    return repr(text if len(text) <= most else text[: most - 3] + "...")
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """A file to read, unpacked on the way where it is packed: by what stands in it for gzip, else by its ending."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == GZIP
+    if packed:
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    opener = {".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix)
+    return cast(BinaryIO, opener(path, "rb")) if opener else open(path, "rb")
+
+
+def byte_lines(file: IO[bytes], name: object) -> Iterator[bytes]:
+    """The lines of a file. Where its packing is damaged or cut short, the error names the first line that is lost."""
+    number = 0
+    try:
+        for number, line in enumerate(file, 1):
+            yield line
+    except UNREADABLE as error:
+        raise bad(name, number + 1, f"it cannot be read on: {_reason(error)}", "a whole file; get it again") from error
+
+
+def table(lines: Iterator[str], name: object, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """The rows of a csv or tsv file, quoted or not, each with the number of the line on which it ends."""
+    reader = csv.reader(lines, delimiter=delimiter)
+    with wide_fields():
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise bad(name, reader.line_num, str(error), "rows of a csv file") from None
+            yield reader.line_num, row
+
+
+def text_lines(file: IO[bytes], name: object) -> Iterator[str]:
+    """The lines of a file as text, for `csv.reader`."""
+    for number, line in enumerate(byte_lines(file, name), 1):
+        yield decoded(line, name, number)
+
+
+def decoded(line: bytes, name: object, number: int) -> str:
+    """One line as text."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise bad(name, number, f"the byte {line[error.start]:#04x} at {error.start} is no text", "UTF-8") from None
+
+
+@contextmanager
+def wide_fields(most: int = 2**30) -> Iterator[None]:
+    """Python's csv reader refuses fields above 128 KiB, and papers are longer; the limit is one for the process."""
+    before = csv.field_size_limit(most)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

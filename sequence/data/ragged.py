@@ -1,0 +1,79 @@
+"""Rows of different lengths, end to end in one array: what a prepared data set of sequences is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Row i is `values[starts[i]:starts[i + 1]]`; `starts` has one number more than there are rows."""
+
+    values: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path, name: str) -> Ragged:
+        """What a `RaggedWriter` wrote; the values stay on disk and are mapped into memory."""
+        return cls(np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}.starts.npy"))
+
+    @classmethod
+    def of(cls, rows: Iterable[np.ndarray], dtype: str = "uint8") -> Ragged:
+        """Rows in memory."""
+        listed = list(rows)
+        starts = np.cumsum([0, *(len(row) for row in listed)], dtype=np.int64)
+        return cls(np.concatenate([*listed, np.zeros(0, dtype)]).astype(dtype, copy=False), starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.values[self.starts[index] : self.starts[index + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+    def part(self, first: int, end: int) -> Ragged:
+        """The rows from `first` to before `end`; the values are shared."""
+        return Ragged(self.values, self.starts[first : end + 1])
+
+
+class RaggedWriter:
+    """Writes rows as they come, so that they need not fit in memory."""
+
+    def __init__(self, folder: Path, name: str, dtype: str = "uint8") -> None:
+        self.folder, self.name, self.dtype = folder, name, np.dtype(dtype)
+        self.lengths: list[int] = []
+        self.file = open(folder / f"{name}.npy", "wb")
+        self._header(0)
+        self.begin = self.file.tell()
+
+    def __enter__(self) -> RaggedWriter:
+        return self
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def append(self, row: np.ndarray) -> None:
+        self.lengths.append(len(row))
+        self.file.write(np.ascontiguousarray(row, self.dtype).tobytes())
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with self.file:
+            if kind is None:
+                self.file.seek(0)
+                self._header(sum(self.lengths))
+                # numpy pads its header so that the first axis can grow in place.
+                assert self.file.tell() == self.begin
+                starts = np.cumsum([0, *self.lengths], dtype=np.int64)
+                np.save(self.folder / f"{self.name}.starts.npy", starts)
+
+    def _header(self, count: int) -> None:
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(self.file, header)
