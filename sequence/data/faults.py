@@ -72,15 +72,17 @@ def open_binary(path: Path) -> BinaryIO:
         packed = file.read(2) == GZIP
     if packed:
         return cast(BinaryIO, gzip.open(path, "rb"))
-    opener = {".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix)
-    return cast(BinaryIO, opener(path, "rb")) if opener else open(path, "rb")
+    if path.suffix == ".bz2":
+        return cast(BinaryIO, bz2.open(path, "rb"))
+    return cast(BinaryIO, lzma.open(path, "rb")) if path.suffix == ".xz" else open(path, "rb")
 
 
 def byte_lines(file: IO[bytes], name: object) -> Iterator[bytes]:
     """The lines of a file. Where its packing is damaged or cut short, the error names the first line that is lost."""
     number = 0
     try:
-        for number, line in enumerate(file, 1):
+        for line in file:
+            number += 1
             yield line
     except UNREADABLE as error:
         raise bad(name, number + 1, f"it cannot be read on: {_reason(error)}", "a whole file; get it again") from error

@@ -17,6 +17,10 @@ class Labelled(NamedTuple):
     rows: Ragged
     labels: np.ndarray
 
+    def chosen(self, indices: np.ndarray) -> Labelled:
+        """Some of them; the values are shared."""
+        return Labelled(self.rows.chosen(indices), self.labels[indices])
+
     def facts(self, classes: int) -> dict[str, Any]:
         """How many, how long, and the share of each class."""
         lengths = self.rows.lengths

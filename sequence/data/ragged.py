@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,36 +11,31 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """Row i is `values[starts[i]:starts[i + 1]]`; `starts` has one number more than there are rows."""
+    """Row i is `values[starts[i]:ends[i]]`."""
 
     values: np.ndarray
     starts: np.ndarray
+    ends: np.ndarray
 
     @classmethod
     def open(cls, folder: Path, name: str) -> Ragged:
         """What a `RaggedWriter` wrote; the values stay on disk and are mapped into memory."""
-        return cls(np.load(folder / f"{name}.npy", mmap_mode="r"), np.load(folder / f"{name}.starts.npy"))
-
-    @classmethod
-    def of(cls, rows: Iterable[np.ndarray], dtype: str = "uint8") -> Ragged:
-        """Rows in memory."""
-        listed = list(rows)
-        starts = np.cumsum([0, *(len(row) for row in listed)], dtype=np.int64)
-        return cls(np.concatenate([*listed, np.zeros(0, dtype)]).astype(dtype, copy=False), starts)
+        edges = np.load(folder / f"{name}.starts.npy")
+        return cls(np.load(folder / f"{name}.npy", mmap_mode="r"), edges[:-1], edges[1:])
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return len(self.starts)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.values[self.starts[index] : self.starts[index + 1]]
+        return self.values[self.starts[index] : self.ends[index]]
 
     @property
     def lengths(self) -> np.ndarray:
-        return np.diff(self.starts)
+        return self.ends - self.starts
 
-    def part(self, first: int, end: int) -> Ragged:
-        """The rows from `first` to before `end`; the values are shared."""
-        return Ragged(self.values, self.starts[first : end + 1])
+    def chosen(self, indices: np.ndarray) -> Ragged:
+        """Some of the rows; the values are shared."""
+        return Ragged(self.values, self.starts[indices], self.ends[indices])
 
 
 class RaggedWriter:
@@ -50,7 +44,7 @@ class RaggedWriter:
     def __init__(self, folder: Path, name: str, dtype: str = "uint8") -> None:
         self.folder, self.name, self.dtype = folder, name, np.dtype(dtype)
         self.lengths: list[int] = []
-        self.file = open(folder / f"{name}.npy", "wb")
+        self.file = open(folder / f"{name}.npy", "wb")  # noqa: SIM115 (closed by __exit__)
         self._header(0)
         self.begin = self.file.tell()
 

@@ -75,7 +75,7 @@ def sources(data: str, names: Sequence[str], folder: str) -> list[Path]:
 
 def _packed(path: Path, names: Sequence[str]) -> Iterator[Found]:
     """The files in a tar archive, packed by gzip or not."""
-    wanted, seen = set(names), []
+    wanted, seen = set(names), list[str]()
     with open(path, "rb") as raw, progress(f"reading {path.name}", path.stat().st_size, "bytes") as advance:
         packed = raw.read(2) == GZIP
         raw.seek(0)

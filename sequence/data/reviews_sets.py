@@ -69,6 +69,20 @@ def prepared(data: str, tokens: str, length: int, min_frequency: int, broken: st
     return Reviews(splits, prints, tuple(entry.facts["vocabulary"]), entry.digest, facts)
 
 
+@cache
+def divided(
+    data: str, tokens: str, length: int, min_frequency: int, broken: str, cache: str, share: float, seed: int
+) -> dict[str, Labelled]:
+    """The published test set, and the training set with a share of it for validation."""
+    found = prepared(data, tokens, length, min_frequency, broken, cache)
+    train = found.splits["train"]
+    held = held_out(found.prints["train"], train.labels, share, seed)
+    if not 0 < held.sum() < len(held):
+        raise bad(data, 0, f"held_out={share} of {len(held)} training texts leaves a split empty", "another share")
+    parts = {"train": np.flatnonzero(~held), "val": np.flatnonzero(held)}
+    return {**{split: train.chosen(rows) for split, rows in parts.items()}, "test": found.splits["test"]}
+
+
 def held_out(prints: np.ndarray, labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Which rows are for validation (bool): of each class that share, drawn by the texts' fingerprints."""
     chosen = np.zeros(0, np.uint64)
