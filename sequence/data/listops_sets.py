@@ -47,9 +47,13 @@ def generated(shape: Shape, counts: tuple[tuple[str, int], ...], seed: int, cach
 
 
 def longer(shape: Shape, factor: int, count: int, seed: int, cache: str) -> Labelled:
-    """Lists longer than all in training, up to `factor` times as long as the longest there."""
+    """Lists longer than all in training, up to `factor` times as long as the longest there.
+
+    For every doubling they may be one level deeper: of lists of ten levels 8 % have 500 to 2,000 tokens, 1 % up to
+    twice and 0.04 % up to four times as many.
+    """
     bounds = (shape.max_length * factor // 2 - 1, shape.max_length * factor)
-    other = shape._replace(min_length=bounds[0], max_length=bounds[1])
+    other = Shape(shape.max_depth + (factor - 1).bit_length(), shape.max_args, *bounds)
     name = f"test@{factor}x"
     return generated(other, ((name, count),), stream(seed, factor), cache).splits[name]
 

@@ -55,6 +55,17 @@ def files(data: str, names: Sequence[str], folder: str) -> Iterator[Found]:
             yield Found(name, str(file), opened)
 
 
+def each(folder: Path, names: Sequence[str], inside: str) -> Iterator[Found]:
+    """Those of the files that a folder has, or that are in a packed release in it."""
+    there = located(folder, names, inside)
+    for name, file in there.items():
+        with open_binary(file) as opened:
+            yield Found(name, str(file), opened)
+    missing = [name for name in names if name not in there]
+    if missing and (folder / ARCHIVE).is_file():
+        yield from _packed(folder / ARCHIVE, missing)
+
+
 def located(root: Path, names: Sequence[str], folder: str) -> dict[str, Path]:
     """Those of the files that a folder has, by name."""
     places = [root / inside / last for last in (folder, "") for inside in INSIDE]
@@ -99,7 +110,9 @@ def _packed(path: Path, names: Sequence[str]) -> Iterator[Found]:
                     done = raw.tell()
         except UNREADABLE as error:
             at = f"{raw.tell():,} of {path.stat().st_size:,} bytes"
-            what = "is no tar archive" if not seen else "is damaged or cut short"
+            what = (
+                "is no tar archive" if isinstance(error, tarfile.TarError) and not seen else "is damaged or cut short"
+            )
             raise BadData(f"data: {path} {what} (at {at}: {error}); allowed: {ARCHIVE}, whole, from {URL}") from error
     raise BadData(
         f"data: {path} holds no {', '.join(sorted(wanted))}, but {', '.join(seen) or 'nothing'}, ...; allowed: "

@@ -43,7 +43,8 @@ class ListOps(TokenTask):
     data_seed: int = 0
     """Draws the lists, whatever the seed of the run."""
     longer: tuple[int, ...] = ()
-    """Further tests on drawn lists that are longer than all of training, up to so many times `max_length`."""
+    """Further tests on lists that are longer than all of training, up to so many times `max_length`, and a level deeper
+    for each doubling. They need positions that reach so far: `--task.position sinusoidal`, or none."""
 
     classes: ClassVar[int] = CLASSES
     aliases: ClassVar[dict[str, str]] = {"data": "data"}
