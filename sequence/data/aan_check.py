@@ -19,6 +19,7 @@ def check(folder: Path) -> Iterator[Finding]:
         rows = Rows("retrieval")
         yield from rows.faults(aan.read(found.file, found.where, tokens="bytes", length=1, quoting=False))
         yield rows.summary(found.where, aan.ROWS[aan.NAMES[found.name]])
-    for name in aan.NAMES:
-        if name not in there:
-            yield Finding("retrieval", "missing", f"{name}: get {aan.FOLDER}/{name} of {ARCHIVE} (8 GB), {URL}")
+    missing = ", ".join(name for name in aan.NAMES if name not in there)
+    if missing:
+        where = f"the folder {aan.FOLDER} of {ARCHIVE} (8 GB, read as it is), {URL}"
+        yield Finding("retrieval", "missing", f"{missing}: get {where}")

@@ -20,7 +20,7 @@ def check(folder: Path) -> Iterator[Finding]:
         rows = Rows("listops")
         yield from rows.faults(listops_files.read(found.file, found.where))
         yield rows.summary(found.where, listops_files.ROWS[splits[found.name]])
-    for name in splits:
-        if name not in there:
-            where = f"{listops_files.FOLDER}/{name} of {ARCHIVE}, {URL}"
-            yield Finding("listops", "missing", f"{name}: get {where}; without --data the lists are drawn")
+    missing = ", ".join(name for name in splits if name not in there)
+    if missing:
+        where = f"the folder {listops_files.FOLDER} of {ARCHIVE}, {URL}"
+        yield Finding("listops", "missing", f"{missing}: get {where}; without --data the lists are drawn")

@@ -3,8 +3,9 @@
 ========================  =========================================================================================
 `owner/name`              a data set of the hub, downloaded once by `datasets`: splits train and test, columns text
                           and label, as stanfordnlp/imdb has them
-a folder                  files of a split each: csv, tsv (also .gz) or parquet, with `train` or `test` in their names
-                          (`imdb_train.csv.gz`, `plain_text/train-00000-of-00001.parquet`); columns text and label
+a folder                  files of a split each, csv (also .gz) or parquet, with `train` or `test` in their names, in
+                          it or in its folders (`imdb_train.csv.gz`, `plain_text/train-00000-of-00001.parquet`);
+                          columns text and label
 ========================  =========================================================================================
 """
 
@@ -22,7 +23,7 @@ HUB = "stanfordnlp/imdb"
 CLASSES = ("negative", "positive")
 ROWS = 25_000
 """Of each split, as published."""
-TABLES = {".csv": ",", ".tsv": "\t"}
+KINDS = (".csv", ".parquet")
 PACKED = (".gz", ".bz2", ".xz")
 Review = tuple[str, int]
 
@@ -39,7 +40,8 @@ def files_of(data: str) -> dict[str, list[Path]]:
             return {}
         raise BadData(f"data: {data} is no folder; allowed: {_allowed()}")
     found: dict[str, list[Path]] = {"train": [], "test": []}
-    for file in sorted(path for path in root.rglob("*") if path.is_file()):
+    # No deeper: the release of the Long Range Arena holds millions of other files.
+    for file in sorted(path for depth in ("*", "*/*") for path in root.glob(depth) if path.is_file()):
         words = re.split(r"[\W_]+", file.name.lower())
         for split, files in found.items():
             if _kind(file) and split in words and "unsupervised" not in words:
@@ -82,7 +84,7 @@ def _checked(where: str, line: int, text: Any, label: Any) -> Review | BadData:
 
 def _table(file: Path) -> Iterator[tuple[int, Any, Any] | BadData]:
     with open_binary(file) as opened:
-        rows = table(text_lines(opened, file), file, TABLES[_kind(file)])
+        rows = table(text_lines(opened, file), file)
         line, header = next(rows, (1, []))
         if not {"text", "label"} <= set(header):
             raise bad(file, line, f"the columns are {shown(', '.join(header))}", "a header with text and label")
@@ -133,8 +135,8 @@ def _kind(file: Path) -> str:
     for end in PACKED:
         name = name.removesuffix(end)
     kind = Path(name).suffix
-    return kind if kind in TABLES or kind == ".parquet" else ""
+    return kind if kind in KINDS else ""
 
 
 def _allowed() -> str:
-    return f"{HUB} or another data set of the hub, or a folder with train and test as csv, tsv or parquet"
+    return f"{HUB} or another data set of the hub, or a folder with train and test as csv or parquet"

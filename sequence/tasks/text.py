@@ -1,7 +1,7 @@
 """Text classification of the Long Range Arena: is a film review good or bad, read byte by byte?
 
 matmix train text --mixer hydra                                    stanfordnlp/imdb of the Hugging Face hub
-matmix train text --mixer hydra --data FOLDER                      train and test as csv, tsv or parquet
+matmix train text --mixer hydra --data FOLDER                      train and test as csv or parquet
 matmix train text --mixer hydra --task.test-as-validation          as the published numbers were selected
 """
 
@@ -34,7 +34,7 @@ class Text(TextSettings, TokenTask):
     length: int = 4096
     """The most tokens; longer reviews are cut."""
     data: str = reviews.HUB
-    """A data set of the Hugging Face hub, or a folder with train and test as csv, tsv or parquet."""
+    """A data set of the Hugging Face hub, or a folder with train and test as csv or parquet."""
     min_frequency: int = 15
     """Of characters; rarer ones are unknown."""
     held_out: float = 0.1

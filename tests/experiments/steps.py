@@ -19,7 +19,10 @@ from matmix.experiments.task import Batch, Task
 from matmix.training import after_step, having
 from sequence.tasks.co2 import CO2
 from sequence.tasks.digits import Digits
+from sequence.tasks.listops import ListOps
 from sequence.tasks.recall import Recall
+from sequence.tasks.retrieval import Retrieval
+from sequence.tasks.text import Text
 
 BATCH = 16
 VQ = "vq_attention(head_dim=4, codes=3, commitment=0.5)"  # state of its own, and a loss of its own
@@ -49,8 +52,9 @@ class Never(Rare):
 
 
 def cases(folder: str) -> dict[str, tuple[Task, str]]:
-    """A small setting of every task, without dropout, and its mixer; `folder` holds `images` by class and
-    `masks`."""
+    """A small setting of every task, without dropout, and its mixer; `folder` holds `images` by class,
+    `masks`, `reviews` and `papers`."""
+    from tests.sequence.written import LISTS
     from tests.vision.folders import TINY
     from vision.tasks.cifar10 import CIFAR10
     from vision.tasks.imagefolder import ImageFolder
@@ -60,6 +64,8 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
     three = {"classes": 3}  # the folder's, instead of ten and a thousand
     cifar10, imagenet = (type(cls.__name__, (cls,), three) for cls in (CIFAR10, ImageNet))
     small: dict[str, Any] = {"patch": 4, "dim": 8, "depth": 1}
+    tokens: dict[str, Any] = {"dim": 8, "depth": 1, "length": 32, "cache": f"{folder}/cache"}
+    lists = {f"{split}_examples": count for split, count in (("train", 40), ("val", 10), ("test", 10))}
     images: dict[str, Any] = {"architecture": TINY, "data": f"{folder}/images", "img_size": 32, "drop_path": 0.0}
     mixed: dict[str, Any] = {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1}
     masks: dict[str, Any] = {"data": f"{folder}/masks", "width": 16, "inner": 16, "dropout": 0.0, "ignore_zero": True}
@@ -69,6 +75,9 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
         "never": (Never(**small), "attention(head_dim=4)"),
         "recall": (Recall(dim=8, depth=1, eval_examples=50), "attention(head_dim=4)"),
         "parity": (task_class(f"{Path(__file__).with_name('lab.py')}:Parity")(), "attention(head_dim=4)"),
+        "listops": (ListOps(**tokens, **LISTS._asdict(), **lists), VQ),
+        "text": (Text(**tokens, data=f"{folder}/reviews"), VQ),
+        "retrieval": (Retrieval(**tokens, data=f"{folder}/papers"), VQ),
         "co2": (CO2(length=16, horizon=8, dim=8, depth=1), VQ),
         "imagefolder": (ImageFolder(**images, **mixed), ""),
         "cifar10": (cifar10(**images), ""),

@@ -14,10 +14,14 @@ from torch import Tensor
 
 from matmix.experiments.run import RunConfig, execute, read_metrics
 from tests.experiments import steps
+from tests.sequence import written
 from tests.vision.folders import make_folder
 from tests.vision.test_segmentation import make_folder as make_masks
 
-NAMES = ("digits", "rare", "recall", "parity", "co2", "imagefolder", "cifar10", "imagenet", "segmentation")
+NAMES = (
+    "digits", "rare", "recall", "parity", "listops", "text", "retrieval", "co2", "imagefolder", "cifar10", "imagenet",
+    "segmentation",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +29,8 @@ def folder(tmp_path_factory) -> str:
     root = tmp_path_factory.mktemp("data")
     make_folder(root / "images", {"train": 8, "val": 3, "test": 1})
     make_masks(root / "masks", counts={"train": 16, "val": 3, "test": 1})
+    written.reviews(root / "reviews")
+    written.papers(root / "papers")
     return str(root)
 
 
