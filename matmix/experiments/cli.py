@@ -19,6 +19,7 @@ COMMANDS = {
     "data": ("matmix.experiments.cli_data:data", "Say what of some data sets a folder has, lacks, or has damaged."),
     "cost": ("matmix.experiments.cli_models:cost", "Count what a forward of a model or a mixer costs."),
     "sites": ("matmix.experiments.cli_models:sites", "List where tokens mix in a model."),
+    "explain": ("matmix.experiments.cli_explain:explain", "Say which structured matrices the heads of a model are."),
     "picture": ("matmix.experiments.cli_models:picture", "Draw what a model does with one input."),
 }
 """Where a command stands, a function from its words to the exit status, and what it does."""

@@ -75,10 +75,10 @@ def _mixer(
 def sites(words: Sequence[str]) -> int:
     """List the places of a model where tokens mix, and at which level each can be replaced (matmix.surgery).
 
-    Name the model first, such as timm:vit_tiny_patch16_224. It runs once, for lengths and the number of calls.
+    Name the model first, such as timm:vit_tiny_patch16_224 or hf:bert. It runs once, for lengths and numbers of calls.
     """
     from matmix import surgery
-    from matmix.experiments.models import example
+    from matmix.experiments.models import as_input, example
 
     what = first(words)
     if what is None:
@@ -86,8 +86,7 @@ def sites(words: Sequence[str]) -> int:
     model, inputs, options = tyro.cli(
         example(what), prog=f"matmix sites {what!r}", description=sites.__doc__, args=list(words[1:])
     )
-    found = surgery.find(model, example=inputs) if not options else surgery.find(model)
-    print(found)
+    print(surgery.find(model, example=as_input(inputs, options)))
     return 0
 
 

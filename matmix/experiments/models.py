@@ -31,6 +31,9 @@ from torch import nn
 from matmix.experiments.extras import advice
 from matmix.spec import hint, parse_spec
 
+Example = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+"""A model, and the positional and the named arguments of one call."""
+
 
 def create_model(spec: str, **options: Any) -> nn.Module:
     """Build a model; `options` yield to those that the spec names itself.
@@ -44,7 +47,7 @@ def create_model(spec: str, **options: Any) -> nn.Module:
     return model
 
 
-def example(spec: str) -> Callable[..., tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]:
+def example(spec: str) -> Callable[..., Example]:
     """The function that builds a model and the arguments of one example for it.
 
     Raises:
@@ -54,6 +57,17 @@ def example(spec: str) -> Callable[..., tuple[nn.Module, tuple[Any, ...], dict[s
     if not hasattr(source, "example"):
         raise ValueError(f"model {spec!r}: its package says no example input (see matmix.experiments.models)")
     return partial(source.example, name, own)
+
+
+def as_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The arguments of an example as `matmix.surgery` takes an input: a tuple of them, or a dict by name.
+
+    Raises:
+        ValueError: for arguments of both sorts.
+    """
+    if args and kwargs:
+        raise ValueError("an example with positional and named arguments: its package should name all of them")
+    return kwargs or args
 
 
 def _find(spec: str) -> tuple[Any, str, dict[str, Any]]:

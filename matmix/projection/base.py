@@ -35,6 +35,8 @@ class ProjectionInfo:
     size: str = ""
     """The option by which the class grows, such as ``"rank"``; empty where there is one size only."""
     sizes: Callable[[Grid], Sequence[int]] | None = None
+    axes: int = 1
+    """Of the smallest grids on which the class is not another one that is registered."""
 
     @property
     def summary(self) -> str:
@@ -100,6 +102,7 @@ def register_projection(
     exact: bool = True,
     size: str = "",
     sizes: Callable[[Grid], Sequence[int]] | None = None,
+    axes: int = 1,
 ) -> Callable[[_NearestT], _NearestT]:
     """Put a class of matrices under a name.
 
@@ -114,6 +117,7 @@ def register_projection(
         exact: whether what is found is the nearest there is.
         size: the option by which the class grows.
         sizes: from the grid of the tokens to sensible values of that option, from small to large.
+        axes: 2 for a class that is the same as another one but on images: ``explain`` leaves it out of sequences.
     """
     if not name.isidentifier():
         raise ValueError(f"name must be a Python identifier, got {name!r}")
@@ -127,7 +131,7 @@ def register_projection(
             nearest.__qualname__,
         ):
             raise ValueError(f"the class {name!r} is taken by {known.nearest.__module__}.{known.nearest.__qualname__}")
-        _REGISTRY[name] = ProjectionInfo(name, nearest, parameters, cost, exact, size, sizes)
+        _REGISTRY[name] = ProjectionInfo(name, nearest, parameters, cost, exact, size, sizes, axes)
         return nearest
 
     return enrol

@@ -46,6 +46,17 @@ def toeplitz(entries: Tensor, grid: Grid) -> tuple[Matrix, int]:
     return Product.of(crop, Circulant.from_kernel(taps, spans), enlarge), large.numel()
 
 
+@register_projection("sequence_toeplitz", parameters="2 L - 1", cost="O(L log L W)", axes=2)
+def sequence_toeplitz(entries: Tensor, grid: Grid) -> tuple[Matrix, int]:
+    """Convolutions over the tokens in their order, with a kernel of any length; an image is read row by row.
+
+    On a sequence the same as ``toeplitz``. On an image it is another class: what is so many tokens further on may
+    stand at the other end of the next row.
+    """
+    square(entries, "sequence_toeplitz")
+    return toeplitz(entries, (entries.shape[3],))
+
+
 @register_projection("causal_toeplitz", parameters="L", cost="O(L log L W)")
 def causal_toeplitz(entries: Tensor, grid: Grid) -> tuple[Matrix, int]:
     """Convolutions over what came before, with a kernel of any length; an image is read row by row."""

@@ -112,13 +112,14 @@ def ladders(classes: Sequence[str] | None, rows: int, columns: int, grid: Grid) 
     """The classes to be measured.
 
     Args:
-        classes: names (all sizes) or specs with options (as they are); all but ``dense`` where absent, those for square
-            matrices left out where the matrix is not.
+        classes: names (all sizes) or specs with options (as they are); all but ``dense`` where absent, without those
+            for square matrices where the matrix is not, and those that are of their own on images alone elsewhere.
         rows, columns: of the matrices.
         grid: of the tokens.
     """
     found = []
-    for name in [n for n in list_projections() if n != "dense"] if classes is None else classes:
+    usual = [name for name in list_projections() if name != "dense" and projection_info(name).axes <= len(grid)]
+    for name in usual if classes is None else classes:
         sizes = tuple(projection_info(name).sizes(grid)) if name in list_projections() and _sized(name) else ()  # type: ignore[misc]
         ladder = Ladder(name, sizes)
         if classes is None and rows != columns and not _takes(ladder, rows, columns):

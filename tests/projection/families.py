@@ -132,6 +132,7 @@ FAMILIES = [
     Family("banded(3)", ((6, 6),), lambda m: m * _inside(IMAGE, 3), IMAGE),
     Family("toeplitz", ((11,),), _taps((6,))),
     Family("toeplitz", ((3, 5),), _taps(IMAGE), IMAGE),
+    Family("sequence_toeplitz", ((11,),), _taps((6,)), IMAGE),
     Family("causal_toeplitz", ((11,),), lambda t: _taps((6,))(t).tril()),
     Family("circulant", ((6,),), _taps((6,))),
     Family("circulant", ((2, 3),), _taps(IMAGE), IMAGE),

@@ -175,6 +175,8 @@ def test_classes_as_they_are_written_and_rectangles():
     wide = torch.randn(2, 1, 6, 9)
     names = {ladder.name for ladder in ladders(None, 6, 9, (9,))}
     assert {"low_rank", "uniform", "equal_rows"} <= names and not {"toeplitz", "kron", "causal"} & names
+    one, two = ({ladder.name for ladder in ladders(None, 6, 6, grid)} for grid in ((6,), (2, 3)))
+    assert two - one == {"sequence_toeplitz"}  # which is toeplitz, but on images
     assert Ladder("low_rank", (1, 2)) in ladders(None, 6, 9, (9,))
     assert measured(wide)[0][0].distances
 
@@ -222,15 +224,17 @@ def test_what_was_put_in_is_named():
     """Replacements at both levels, and sites that are too long are told instead."""
     from tests.surgery.models import CASES, vit
 
-    model = vit(img_size=(64, 80))
+    model = vit(img_size=(64, 80), depth=3)
     x = torch.randn(3, 3, 64, 80, generator=torch.Generator().manual_seed(0))
     surgery.replace(model, "low_rank(2)", where="attn", level="matrix", layers=0)
     surgery.replace(model, "sep_conv(kernel=7)", where="attn", layers=1, prefix="aside")
-    found = surgery.explain(model, [x], classes=FEW, max_heads=3)
+    surgery.replace(model, "toeplitz", where="attn", level="matrix", layers=2)
+    found = surgery.explain(model, [x], classes=[*FEW, "sequence_toeplitz"], max_heads=3)
     kinds = {head.site: (head.found and head.found.spec, head.fixed, head.prefix) for head in found.heads}
     # 7 taps are more than half of the image of 4 x 5.
     assert kinds["blocks.0.attn"] == ("low_rank(rank=2)", True, 1)
     assert kinds["blocks.1.attn"] == ("convolution(kernel=7)", True, 0)
+    assert kinds["blocks.2.attn"] == ("sequence_toeplitz", True, 1)  # row by row, which is no convolution of the image
     case = CASES["convnext"]
     found = surgery.explain(case.model(), [case.input()], max_heads=1, classes=["convolution"])
     assert found.skipped == {"stages.0.blocks.0.conv_dw": "384 tokens are more than max_tokens=256"}
