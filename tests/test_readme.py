@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +63,7 @@ def test_image_models_build() -> None:
     assert names["model"](torch.randn(1, 3, 256, 256)).shape == (1, 10)
 
 
-COMMANDS = sorted({line.split("#")[0].strip() for line in README.splitlines() if line.startswith("matmix ")})
+COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("matmix ")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -83,3 +85,39 @@ def check_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for option in options:
         assert option in shown, f"{option} is not in the help of matmix {shlex.join(named)}"
+
+
+# What makes a command short: the steps and examples of a command, never another way through it.
+SHORTER = {
+    "matmix study quickstart --seeds 1": "--mixers identity",  # CI runs it whole
+    "matmix train imagefolder": "--steps 2 --recipe.batch-size 4",
+    "matmix train imagenet": "--steps 1 --recipe.batch-size 2 --task.repeats 1",
+    "matmix study imagefolder": "--seeds 1 --recipe.steps 2 --recipe.batch-size 4",
+}
+
+
+@pytest.mark.slow
+def test_commands_run(tmp_path: Path) -> None:
+    """Every command in the order of the README, in one folder that holds what its reader has by then."""
+    import vision
+    from tests.vision.folders import make_folder
+
+    make_folder(tmp_path / "FOLDER")
+    shutil.copy(next((tmp_path / "FOLDER").rglob("*.jpg")), tmp_path / "IMAGE")
+    (tmp_path / "contrast.py").write_text(BLOCKS[1])
+    for place in (
+        tmp_path / "IMAGENET" / split / f"n{index:08}" for split in ("train", "val") for index in range(1000)
+    ):
+        place.mkdir(parents=True)
+        os.link(tmp_path / "IMAGE", place / "0.jpg")
+    torch.save(vision.create_model("caformer_s18").state_dict(), tmp_path / "FILE")
+    assert {short for short in SHORTER if not any(line.startswith(short) for line in COMMANDS)} == set()
+    for command in dict.fromkeys(COMMANDS):
+        shorter = " ".join(more for start, more in SHORTER.items() if command.startswith(start))
+        words = shlex.split(f"{command} {shorter}".replace("--image FILE", "--image IMAGE"))
+        words = ["IMAGENET" if word == "FOLDER" and "imagenet" in words else word for word in words]
+        run = [sys.executable, "-m", "matmix.experiments.cli", *words[1:]]
+        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    for written in ("hydra.png", "field.png", "runs/hydra/result.json", "runs/quickstart/report/index.html"):
+        assert (tmp_path / written).stat().st_size, written

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from inspect import getdoc
+from dataclasses import asdict, dataclass, field, make_dataclass
+from inspect import getdoc, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import tyro
 
@@ -15,7 +15,15 @@ from matmix.experiments.cli_options import Imports, OfTask, first, named, parse,
 from matmix.experiments.config import slug
 from matmix.experiments.plugins import import_all
 from matmix.experiments.registry import list_tasks
-from matmix.experiments.study import Study, StudyTask, is_study, load_study, with_imports
+from matmix.experiments.study import (
+    Study,
+    StudyTask,
+    find_study,
+    is_study,
+    list_studies,
+    load_study,
+    with_imports,
+)
 
 
 def study(words: Sequence[str]) -> int:
@@ -41,13 +49,31 @@ def study(words: Sequence[str]) -> int:
         found = with_imports(found, given.imports)
         say(given.task)
     else:
-        given = tyro.cli(_NamedStudy, prog="matmix study", description=getdoc(study), args=list(words))
-        found = with_imports(load_study(given.source), given.imports)
+        own = _options(what or "")
+        options: Any = make_dataclass("Study", own, bases=(_NamedStudy,), frozen=True, kw_only=True)
+        given = tyro.cli(options, prog=f"matmix study {what if own else ''}".strip(),
+                         description=getdoc(find_study(what or "") if own else study), args=list(words))  # fmt: skip
+        found = with_imports(
+            load_study(given.source, **{name: getattr(given, name) for name, *_ in own}), given.imports
+        )
+        found = found.only(given.tasks) if given.tasks else found
         changes: dict[str, Any] = {"mixers": given.mixers, "reference": given.reference}
         changes["seeds"] = None if given.seeds is None else tuple(range(given.seeds))
         keep = {key: value for key, value in changes.items() if value not in (None, "", ()) or key == "seeds"}
         found = dataclasses.replace(found, **{key: value for key, value in keep.items() if value is not None})
     return _run_study(found, given)
+
+
+def _options(name: str) -> list[tuple[str, Any, Any]]:
+    """The arguments of the function behind a named study, as fields of the command."""
+    if name not in list_studies():
+        return []
+    function = find_study(name)
+    kinds = get_type_hints(function, include_extras=True)
+    return [
+        (argument.name, kinds[argument.name], field(default=argument.default))
+        for argument in signature(function).parameters.values()
+    ]
 
 
 def _run_study(found: Any, given: _Study) -> int:
@@ -56,7 +82,7 @@ def _run_study(found: Any, given: _Study) -> int:
 
     folder = given.out or Path("runs") / found.name
     try:
-        how = {name: getattr(given, name) for name in ("jobs", "threads", "ray", "gpus", "tensorboard")}
+        how = {name: getattr(given, name) for name in ("jobs", "threads", "ray", "gpus", "minutes", "tensorboard")}
         outcome = run_study(found, folder, **how)
     except KeyboardInterrupt:
         return 130
@@ -93,6 +119,8 @@ class _Study:
     """The mixer that differences are taken to. Default: attention, or the first one."""
     jobs: int | None = None
     """Runs at once. Default: one for each core."""
+    minutes: float = 0.0
+    """Stop after so many minutes, as Ctrl-C does; the same command goes on. 0 = when all is done."""
     threads: int | None = None
     """Threads of torch in each run (1 where the study names none): part of what a run is."""
     tensorboard: bool = False
@@ -107,6 +135,8 @@ class _Study:
 class _NamedStudy(_Study):
     source: tyro.conf.Positional[str]
     """Name of a study, such as quickstart; a .py, .toml or .json file; or the name of a task, see above."""
+    tasks: tuple[str, ...] = ()
+    """These tasks of the study alone, by their names in it."""
     imports: Imports = ()
     """Python files or modules to import first; they register mixers."""
 

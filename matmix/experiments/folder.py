@@ -39,6 +39,9 @@ class Result:
     best_step: int | None = None
     """The step whose weights scored best on validation; `val` and `test` are theirs."""
     baselines: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    published: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    solved_above: float | None = None
+    """As `Task.solved_above` says."""
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What a reader must know about this run beside its settings, in sentences."""

@@ -8,6 +8,7 @@ OUT/report/        see `report/`
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
 import json
 import os
@@ -62,6 +63,7 @@ def run_study(
     threads: int | None = None,
     ray: bool = False,
     gpus: float = 0.0,
+    minutes: float = 0.0,
     tensorboard: bool = False,
     quiet: bool = False,
 ) -> Outcome:
@@ -78,6 +80,7 @@ def run_study(
         threads: torch's threads in each run; None: those of the study. They are part of what a run is: its last digits
             may depend on them, but never on ``jobs``.
         ray: spread the runs over a Ray cluster instead; ``gpus`` is what each run asks of it.
+        minutes: stop after so many minutes, as Ctrl-C does, and return how far the study is; 0 = when all is done.
         tensorboard: let each run write what its log says to its folder ``tensorboard`` as well.
         quiet: print nothing.
 
@@ -89,6 +92,8 @@ def run_study(
     out = Path(out)
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got jobs={jobs}")
+    if not minutes >= 0:
+        raise ValueError(f"minutes must be a time, or 0 for no limit, got minutes={minutes}")
     study = study if threads is None else dataclasses.replace(study, threads=threads)
     if ray:
         require_ray()
@@ -123,9 +128,11 @@ def run_study(
     if pending:
         how = "Ray" if ray else f"{jobs} process{'es' * (jobs > 1)}"
         board.say(f"study {study.name}: {len(pending)} of {len(runs)} runs to do, {how}, in {out}")
-    with _session(out, {"jobs": jobs, "threads": study.threads, "ray": ray, "pending": len(pending)}), _stoppable():
+    about = {"jobs": jobs, "threads": study.threads, "ray": ray, "pending": len(pending)}
+    clock = Clock(minutes)
+    with _session(out, about), _stoppable():
         try:
-            with board:
+            with clock, board:
                 if ray:
                     run_on_ray(work, study.imports, study.threads, gpus, tell, tensorboard)
                 elif jobs > 1:
@@ -134,8 +141,10 @@ def run_study(
                     _run_here(work, tell, tensorboard)
         except KeyboardInterrupt:
             left = sum(not _done(out / run.folder) for run in runs)
-            board.say(f"stopped; {left} of {len(runs)} runs are left. The same command goes on where this one stopped.")
-            raise
+            why = f"{minutes:g} minutes are over" if clock.over else "stopped"
+            board.say(f"{why}; {left} of {len(runs)} runs are left. The same command goes on where this one stopped.")
+            if not clock.over:
+                raise
     outcome = Outcome(out, {name(run): _status(out / run.folder) for run in runs} | dict.fromkeys(refused, "refused"))
     board.say(f"study {study.name}: {outcome}")
     return outcome
@@ -215,6 +224,28 @@ def _session(out: Path, about: dict[str, Any]) -> Iterator[None]:
         raise
     finally:
         write_json(path, {**about, "ended": ended, "seconds": round(time.monotonic() - began, 1)})
+
+
+class Clock:
+    """Interrupts the main thread after so many minutes, as Ctrl-C does; 0 never does."""
+
+    def __init__(self, minutes: float) -> None:
+        self.over = False
+        self._timer = threading.Timer(60 * minutes, self._ring) if minutes else None
+        if self._timer is not None:
+            self._timer.daemon = True
+
+    def _ring(self) -> None:
+        self.over = True
+        _thread.interrupt_main()
+
+    def __enter__(self) -> None:
+        if self._timer is not None:
+            self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 @contextmanager

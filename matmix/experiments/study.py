@@ -29,15 +29,41 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from matmix.experiments.config import RunConfig
+from matmix.experiments.extras import advice
 from matmix.experiments.plugins import absolute, absolute_task, fingerprints, import_all, import_code
 from matmix.experiments.registry import list_tasks
 from matmix.experiments.task import build, check_metric
 from matmix.mixers import list_mixers
 from matmix.spec import hint
+
+
+@dataclass(frozen=True)
+class StudyArm:
+    """A row of one task's table that is more than a spec: a mixer under another name, on other settings.
+
+    A control such as "bag" is the mixer "identity" in a model without positions; the arm "attention" of a published
+    regime has the regime's number of heads.
+    """
+
+    name: str
+    mixer: str = ""
+    """Spec; the name where empty."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of the task that differ from those of its other arms."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    window: int = 0
+    """Of an arm that sees near tokens only: how many, over its whole depth. Where such an arm comes as far as the best
+    one, the report calls the task local."""
+
+    @property
+    def spec(self) -> str:
+        return self.mixer or self.name
 
 
 @dataclass(frozen=True)
@@ -48,6 +74,18 @@ class StudyTask:
     options: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     label: str = ""
+    arms: tuple[StudyArm, ...] = ()
+    """What stands here for a mixer of the study with the same name, and further rows of this task alone."""
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"StudyTask.arms of {self.label or self.task!r} have a name twice: {', '.join(names)}")
+
+    def rows(self, mixers: Iterable[str]) -> list[StudyArm]:
+        """The arms of this task in a study of these mixers: theirs first, then its own."""
+        mine = {arm.name: arm for arm in self.arms}
+        return list({**{mixer: mine.get(mixer, StudyArm(mixer)) for mixer in mixers}, **mine}.values())
 
 
 @dataclass(frozen=True)
@@ -56,6 +94,7 @@ class StudyRun:
 
     setting: str
     mixer: str
+    """Name of its arm: the spec, where the study says nothing else."""
     seed: int
     folder: str
     config: RunConfig
@@ -121,15 +160,35 @@ class Study:
         return [
             StudyRun(
                 label,
-                mixer,
+                arm.name,
                 seed,
-                run_folder(label, mixer, seed),
-                RunConfig(task.task, mixer, seed, task.options, recipe, self.threads, plugins),
+                run_folder(label, arm.name, seed),
+                RunConfig(
+                    task.task,
+                    arm.spec,
+                    seed,
+                    {**task.options, **arm.options},
+                    {**recipe, **arm.recipe},
+                    self.threads,
+                    plugins,
+                ),
             )
             for seed in self.seeds
             for label, task, recipe in self.settings()
-            for mixer in self.mixers
+            for arm in task.rows(self.mixers)
         ]
+
+    def only(self, labels: Iterable[str]) -> Study:
+        """The study with these of its tasks, in its order.
+
+        Raises:
+            ValueError: for a label that no task has.
+        """
+        mine = {task.label or task.task: task for task in self.tasks}
+        for label in labels:
+            if label not in mine:
+                raise ValueError(f"study {self.name!r} has no task {label!r}{hint(label, mine)}")
+        return dataclasses.replace(self, tasks=tuple(task for label, task in mine.items() if label in set(labels)))
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -140,8 +199,7 @@ class Study:
         tasks = data.get("tasks", ())
         if not isinstance(tasks, list | tuple) or not all(isinstance(task, dict | str) for task in tasks):
             raise ValueError(f"tasks must be a list of names or tables, got {tasks!r}")
-        made = tuple(build(StudyTask, {"task": task} if isinstance(task, str) else task) for task in tasks)
-        return build(cls, {**data, "tasks": made})
+        return build(cls, {**data, "tasks": tuple(_study_task(task) for task in tasks)})
 
     def check(self) -> None:
         """Build the model of every task and mixer once, so that a typing error ends a study before it begins.
@@ -151,17 +209,28 @@ class Study:
         """
         import_all(self.imports)
         errors = {}
+        seed = self.seeds[0]
         for label, task, recipe in self.settings():
-            for mixer in self.mixers:
-                config = RunConfig(task.task, mixer, self.seeds[0], task.options, recipe)
+            for arm in task.rows(self.mixers):
+                options, changes = {**task.options, **arm.options}, {**recipe, **arm.recipe}
                 try:
-                    check_metric(config.make_task())
-                    config.make_task().model(mixer, self.seeds[0])
+                    made = RunConfig(task.task, arm.spec, seed, options, changes).make_task()
+                    check_metric(made)
+                    made.model(arm.spec, seed)
                 except Exception as error:
-                    errors[f"{mixer} on {label}"] = f"{type(error).__name__}: {error}"
+                    errors[f"{arm.name} on {label}"] = f"{type(error).__name__}: {error}"
         if errors:
             lines = "".join(f"\n  {where}: {what}" for where, what in errors.items())
             raise ValueError(f"study {self.name!r} cannot be built:{lines}")
+
+
+def _study_task(data: dict[str, Any] | str) -> StudyTask:
+    if isinstance(data, str):
+        return StudyTask(data)
+    arms = data.get("arms", ())
+    if not isinstance(arms, list | tuple) or not all(isinstance(arm, dict) for arm in arms):
+        raise ValueError(f"arms of a task must be a list of tables, got {arms!r}")
+    return build(StudyTask, {**data, "arms": tuple(build(StudyArm, arm) for arm in arms)})
 
 
 def quickstart() -> Study:
@@ -185,26 +254,51 @@ def quickstart() -> Study:
 
 
 FILES = (".py", ".json", ".toml")
-STUDIES: dict[str, Callable[[], Study]] = {"quickstart": quickstart}
+STUDIES: dict[str, Callable[..., Study]] = {"quickstart": quickstart}
+
+
+@cache
+def _entries() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group="matmix.studies")}
+
+
+def list_studies() -> list[str]:
+    """Names of the studies here and of installed packages (entry-point group `matmix.studies`)."""
+    return sorted({*STUDIES, *_entries()})
+
+
+def find_study(name: str) -> Callable[..., Study]:
+    """The function behind a name of `list_studies()`; its arguments, all with defaults, are options of the command.
+
+    Raises:
+        ValueError: for an unknown name, or one whose package cannot be imported.
+    """
+    if name in STUDIES:
+        return STUDIES[name]
+    if name not in _entries():
+        known = [*list_studies(), *list_tasks()]
+        raise ValueError(f"unknown study {name!r}{hint(name, known)} Or give a .py, .json or .toml file.")
+    try:
+        found: Callable[..., Study] = _entries()[name].load()
+    except ImportError as error:
+        raise ValueError(f"study {name!r} cannot be imported: {advice(error)}") from error
+    return found
 
 
 def is_study(source: str) -> bool:
     """Whether it is the name of a study, or that of a file that may hold one."""
-    return source in STUDIES or source.endswith(FILES)
+    return source in list_studies() or source.endswith(FILES)
 
 
-def load_study(source: str) -> Study:
-    """A study by name, or from a ``.py`` (its ``study``), ``.json`` or ``.toml`` file.
+def load_study(source: str, **options: Any) -> Study:
+    """A study by name, or from a ``.py`` (its ``study``), ``.json`` or ``.toml`` file; ``options`` are those of a name.
 
     Raises:
         ValueError: for an unknown name, a file of another kind, or a file without a study.
     """
     path = Path(source)
     if not source.endswith(FILES):
-        if source not in STUDIES:
-            known = [*STUDIES, *list_tasks()]
-            raise ValueError(f"unknown study {source!r}{hint(source, known)} Or give a .py, .json or .toml file.")
-        return STUDIES[source]()
+        return find_study(source)(**options)
     if not path.is_file():
         raise ValueError(f"there is no study file {path}")
     if path.suffix == ".py":

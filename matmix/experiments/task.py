@@ -160,6 +160,18 @@ class Task(ABC):
         """Test metrics of trivial predictors, by name: `{"chance": {"accuracy": 0.1}}`."""
         return {}
 
+    def published(self, recipe: Recipe) -> dict[str, dict[str, float]]:
+        """Published test metrics, by name and source, that were got under these very settings and this recipe."""
+        return {}
+
+    def solved_above(self) -> float | None:
+        """The test score above which a run has learnt its task, where a run either learns it or stays at chance.
+
+        A report then counts the runs that did and gives their median; it never averages the two kinds. None: scores
+        lie around one value.
+        """
+        return None
+
     def found(self) -> str:
         """What data were found, for the command line to say before it begins; "" says nothing."""
         return ""

@@ -269,6 +269,8 @@ class Training:
             "higher_is_better": self.task.higher_is_better,
             "best_step": self.best["step"],
             "baselines": self.task.baselines(),
+            "published": self.task.published(self.recipe),
+            "solved_above": self.task.solved_above(),
             "facts": self.task.facts(),
             "groups": describe_groups(self.optimizer, self.recipe),
             **costs(self.task, self.bare),

@@ -39,6 +39,7 @@ def write_run(
     higher_is_better: bool = True,
     baselines: dict | None = None,
     error: str | None = None,
+    solved_above: float | None = None,
 ) -> None:
     """One run folder; the curve rises to the score."""
     folder = root / run.folder
@@ -70,6 +71,7 @@ def write_run(
         higher_is_better=higher_is_better,
         best_step=300 if done else None,
         baselines=(baselines if baselines is not None else {"chance": {metric: 0.1}}) if done else {},
+        solved_above=solved_above,
         facts={"train": 1078, "test": 360} if done else {},
         parameters=int(20_000 * cost) if done else None,
         macs=int(1_000_000 * cost) if done else None,
@@ -89,7 +91,8 @@ def write_study(root: Path, study: Study, levels: dict[str, dict[str, float]], s
     root.mkdir(parents=True, exist_ok=True)
     (root / "study.json").write_text(json.dumps(study.to_json()))
     generator = np.random.default_rng(0)
+    arms = list(dict.fromkeys(run.mixer for run in study.runs()))
     for run in study.runs():
         if run.mixer in levels.get(run.setting, {}):
             score = levels[run.setting][run.mixer] + spread * generator.normal()
-            write_run(root, run, float(min(score, 1.0)), cost=1 + 0.1 * study.mixers.index(run.mixer))
+            write_run(root, run, float(min(score, 1.0)), cost=1 + 0.1 * arms.index(run.mixer))

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matmix.experiments.report import page, pictures, tables, write_report
 from matmix.experiments.report.collect import collect
 from matmix.experiments.runner import run_study
-from matmix.experiments.study import Study, StudyTask
+from matmix.experiments.study import Study, StudyArm, StudyTask
 from tests.experiments.synthetic import MIXERS, write_run, write_study
 
 FEW = ("identity", "attention", "aff", "ssd", "hydra")
@@ -52,7 +52,53 @@ def rows_of(markdown: str, title: str) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(cells[0], row, strict=True)) for row in cells[2:]}
 
 
+def with_arms(**changes) -> Study:
+    arms = (StudyArm("near-16", "sep_conv(kernel=8)", window=16), StudyArm("bag", "identity", {"position": "none"}))
+    return made_up(tasks=(StudyTask("digits", arms=arms),), mixers=("attention", "ssd"), **changes)
+
+
 # ------------------------------------------------------------------ numbers
+
+
+def test_solved_runs_are_counted_and_never_averaged(tmp_path):
+    study = with_arms()
+    scores = {
+        "attention": (0.51, 0.95, 0.97),
+        "ssd": (0.5, 0.49, 0.51),
+        "near-16": (0.9, 0.93, 0.5),
+        "bag": (0.5, 0.5, 0.5),
+    }
+    for run in study.runs():
+        write_run(tmp_path, run, scores[run.mixer][run.seed], solved_above=0.53)
+    (tmp_path / "study.json").write_text(json.dumps(study.to_json()))
+    text = text_of(tmp_path)
+    rows = rows_of(text, "digits")
+    assert list(rows)[:2] == ["attention", "near-16"]
+    assert rows["attention"]["solved"] == "2 of 3 seeds" and rows["ssd"]["solved"] == "0 of 3 seeds"
+    assert rows["attention"]["median test accuracy of the solved"] == "0.9600"
+    assert rows["ssd"]["median test accuracy of the solved"] == ""
+    assert "At chance with every seed: ssd, bag." in text
+    assert "±" not in text.split("## digits", 1)[1]
+    assert "LOCAL: near-16, where a token hears 16 tokens over the whole depth, solves it as often as attention" in text
+    assert "bag: identity, position=none." in text
+
+
+@pytest.mark.parametrize(("near", "said"), [(0.9, "LOCAL: near-16"), (0.7, "Not local: no window of up to 16 tokens")])
+def test_a_task_that_a_window_solves_is_local(tmp_path, near, said):
+    level = {"attention": 0.9, "ssd": 0.8, "near-16": near, "bag": 0.4}
+    write_study(tmp_path, with_arms(), {"digits": level})
+    assert said in text_of(tmp_path)
+    write_study(tmp_path / "one", with_arms(seeds=(0,)), {"digits": level})
+    assert ("cannot be said with one seed" in text_of(tmp_path / "one")) is (near < 0.9) or near == 0.9
+
+
+def test_published_scores_stand_apart(tmp_path):
+    write_study(tmp_path, made_up(), levels("digits"))
+    for path in tmp_path.rglob("result.json"):
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps({**result, "published": {"S4 (their paper)": {"accuracy": 0.8865}}}))
+    rows = re.search(r"### Published\n\n(.*?)\n\n(.*?)\n\n", text_of(tmp_path), re.S)
+    assert rows is not None and "under the settings" in rows[1] and "| S4 (their paper) | 0.8865 |" in rows[2]
 
 
 def test_the_table_holds_what_the_runs_hold(tmp_path):

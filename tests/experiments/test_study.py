@@ -6,18 +6,21 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from matmix.experiments import cli_study
 from matmix.experiments.plugins import import_code
 from matmix.experiments.run import Result
 from matmix.experiments.runner import run_study
-from matmix.experiments.study import STUDIES, Study, StudyTask, load_study, with_imports
+from matmix.experiments.study import STUDIES, Study, StudyArm, StudyTask, load_study, with_imports
 
 HERE = Path(__file__).parent
 ODD, LAB = str(HERE / "odd_mixers.py"), str(HERE / "lab.py")
@@ -54,6 +57,24 @@ def test_the_grid_pairs_everything_and_names_folders():
     assert {run.config.recipe["lr"] for run in runs if run.setting == "again fast"} == {0.1}
     assert all(run.config.recipe["steps"] == 12 and run.config.options["dim"] == 8 for run in runs)
     assert all("'" not in run.folder and " " not in run.folder for run in runs)
+
+
+def test_an_arm_has_its_own_spec_and_settings():
+    arms = (
+        StudyArm("own", "heads('own', 'identity')"),
+        StudyArm("bag", "identity", {"position": "none"}, {"lr": 0.2}),
+    )
+    grid = study("own", "identity", tasks=(dataclasses.replace(TINY, arms=arms), StudyTask("recall")))
+    assert Study.from_json(json.loads(json.dumps(grid.to_json()))) == grid
+    found = {run.mixer: run for run in grid.runs() if run.setting == "digits"}
+    assert list(found) == ["own", "identity", "bag"]
+    assert found["own"].config.mixer == "heads('own', 'identity')"
+    assert found["bag"].config.mixer == "identity" and found["bag"].config.options["position"] == "none"
+    assert found["bag"].config.recipe["lr"] == 0.2 != found["own"].config.recipe["lr"]
+    assert found["identity"].config.options["position"] != "none"
+    assert [run.mixer for run in grid.runs() if run.setting == "recall"] == ["own", "identity"]
+    with pytest.raises(ValueError, match=r"arms of 'digits' have a name twice: x, x"):
+        StudyTask("digits", arms=(StudyArm("x"), StudyArm("x")))
 
 
 @pytest.mark.parametrize(
@@ -263,6 +284,38 @@ def test_ray_spreads_the_runs(tmp_path):
     here = run_study(study("own"), tmp_path / "here", jobs=1, quiet=True)
     name = "runs/digits/own/seed-0/final.safetensors"
     assert (outcome.folder / name).read_bytes() == (here.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_time_that_is_over_stops_a_study(tmp_path, monkeypatch, capsys, jobs):
+    monkeypatch.setenv("NAP", "0.3")
+    grid = study("slow", seeds=(0, 1))
+    outcome = run_study(grid, tmp_path, jobs=jobs, minutes=(2 if jobs == 1 else 9) / 60)
+    assert not outcome.complete
+    assert re.search(r"minutes are over; \d of 2 runs are left", capsys.readouterr().out)
+    monkeypatch.setenv("NAP", "0")
+    assert run_study(grid, tmp_path, jobs=1, quiet=True, minutes=5).complete
+    with pytest.raises(ValueError, match="minutes must be a time, or 0 for no limit, got minutes=-1"):
+        run_study(grid, tmp_path, minutes=-1)
+
+
+def test_a_named_study_has_the_options_of_its_function(tmp_path, monkeypatch, capsys):
+    def made(width: int = 8, kind: Literal["a", "b"] = "a") -> Study:
+        tasks = tuple(dataclasses.replace(TINY, label=label, options={**TINY.options, "dim": width}) for label in "xyz")
+        return Study("made", tasks, ("identity",), note=f"kind {kind}")
+
+    monkeypatch.setitem(STUDIES, "made", made)
+    ran = []
+    monkeypatch.setattr(cli_study, "_run_study", lambda found, given: ran.append(found) or 0)
+    words = ["made", "--width", "16", "--kind", "b", "--tasks", "x", "z", "--seeds", "1"]
+    assert cli_study.study(words) == 0
+    (found,) = ran
+    assert [task.label for task in found.tasks] == ["x", "z"] and found.seeds == (0,) and found.note == "kind b"
+    assert found.tasks[0].options["dim"] == 16
+    with pytest.raises(ValueError, match=r"study 'made' has no task 'xx'.*x"):
+        cli_study.study(["made", "--tasks", "xx"])
+    with pytest.raises(SystemExit):
+        cli_study.study(["quickstart", "--width", "16"])
 
 
 def test_imports_are_absolute(tmp_path, monkeypatch):

@@ -15,12 +15,16 @@ import pandas as pd
 
 from matmix.experiments.checkpoint import write_file
 from matmix.experiments.plugins import import_code
-from matmix.experiments.report import further, page, tables
+from matmix.experiments.report import arms, further, page, tables
 from matmix.experiments.report.collect import Collected, Setting, collect
 from matmix.experiments.statistics import Ranks
 
 __all__ = ["write_report"]
 
+COSTS = (
+    "MACs and FFT operations (5 N log2 N) are those of one forward of one example; elementwise work is not counted. "
+    "Peak memory is the most that one training step has alive: weights, gradients, optimiser state, activations."
+)
 NUMBERS = frozenset({"seeds", "rank", "parameters", "MACs", "FFT operations", "ms a step", "peak MB", "seconds"})
 
 
@@ -147,21 +151,14 @@ def _section(
         blocks.append(page.Text(f"Recipe: {recipe}."))
         if facts:
             blocks.append(page.Text(f"Data: {facts}."))
-        frame = tables.score_table(setting, reference)
-        blocks.append(page.Table(frame, NUMBERS))
-        ranks = tables.seed_ranks(setting)
-        if ranks is not None:
-            test = "" if ranks.p is None else f"; p = {ranks.p:.3g}"
-            blocks.append(page.Text(f"Rank: mean over seeds, mixers with all seeds. {ranks.note}{test}."))
-            blocks += _told_apart(ranks, reference)
-        blocks.append(
-            page.Text(
-                "MACs and FFT operations (5 N log2 N) are those of one forward of one example; elementwise work is not "
-                "counted. Peak memory is the most that one training step has alive: weights, gradients, optimiser "
-                "state, activations."
-            )
-        )
-        blocks += [page.Heading(3, "Reading this table"), page.Items(tables.hints(setting, reference))]
+        blocks += _solved(setting) if setting.solved_above is not None else _scores(setting, reference)
+        found = arms.published_table(setting)
+        if found is not None:
+            blocks += [
+                page.Heading(3, "Published"),
+                page.Text("Got by others under the settings and the recipe of this table."),
+                page.Table(found),
+            ]
         if further.splits(setting):
             blocks += [
                 page.Heading(3, "Further tests"),
@@ -172,7 +169,7 @@ def _section(
         if notes:
             blocks += [page.Heading(3, "Notes of the runs"), page.Items(notes)]
     slug = f"{index + 1}-{''.join(c if c.isalnum() else '-' for c in setting.name)}"
-    if pictures.cost_picture(setting, out / f"{slug}-cost.png"):
+    if setting.solved_above is None and pictures.cost_picture(setting, out / f"{slug}-cost.png"):
         blocks.append(page.Picture(out / f"{slug}-cost.png", f"{setting.name}: score against cost"))
     if pictures.curves_picture(setting, out / f"{slug}-curves.png"):
         blocks.append(page.Picture(out / f"{slug}-curves.png", f"{setting.name}: learning curves"))
@@ -183,6 +180,29 @@ def _section(
         if failed:
             blocks.append(page.Fold(f"{len(failed)} mixers without a picture", [page.Items([*problems, *failed])]))
     return blocks
+
+
+def _scores(setting: Setting, reference: str) -> list[page.Block]:
+    """The table of a task whose scores have a mean, and how it is to be read."""
+    blocks: list[page.Block] = [page.Table(tables.score_table(setting, reference), NUMBERS)]
+    ranks = tables.seed_ranks(setting)
+    if ranks is not None:
+        test = "" if ranks.p is None else f"; p = {ranks.p:.3g}"
+        blocks.append(page.Text(f"Rank: mean over seeds, mixers with all seeds. {ranks.note}{test}."))
+        blocks += _told_apart(ranks, reference)
+    said = [*arms.described(setting), *tables.hints(setting, reference), *arms.local_text(setting)]
+    return [*blocks, page.Text(COSTS), page.Heading(3, "Reading this table"), page.Items(said)]
+
+
+def _solved(setting: Setting) -> list[page.Block]:
+    """The table of a task that a run solves or does not."""
+    said = [*arms.described(setting), *arms.solved_text(setting), *arms.local_text(setting)]
+    return [
+        page.Table(arms.solved_table(setting), NUMBERS),
+        page.Text(COSTS),
+        page.Heading(3, "Reading this table"),
+        page.Items(said),
+    ]
 
 
 def _details(collected: Collected) -> list[page.Block]:

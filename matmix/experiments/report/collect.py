@@ -11,7 +11,7 @@ from typing import Any
 from matmix.experiments.config import RunConfig
 from matmix.experiments.folder import Result, read_metrics
 from matmix.experiments.plugins import import_all
-from matmix.experiments.study import Study, run_folder
+from matmix.experiments.study import Study, StudyArm, run_folder
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Setting:
 
     name: str
     runs: tuple[Run, ...]
+    arms: tuple[StudyArm, ...] = ()
+    """The arms of the study that are more than a spec."""
 
     @property
     def mixers(self) -> list[str]:
@@ -54,6 +56,18 @@ class Setting:
     def sample(self) -> Result | None:
         """A finished result: metric, baselines and facts are the same in all of them."""
         return next((run.result for run in self.finished), None)
+
+    @property
+    def solved_above(self) -> float | None:
+        """See `Task.solved_above`: where it is a number, scores of several runs have no mean."""
+        return self.sample.solved_above if self.sample else None
+
+    def solved(self, mixer: str) -> list[float]:
+        """Test scores of the runs that learnt their task, of a setting with `solved_above`."""
+        assert self.sample is not None and self.sample.solved_above is not None
+        sign = 1 if self.sample.higher_is_better else -1
+        limit = sign * self.sample.solved_above
+        return [score for score in self.scores(mixer).values() if sign * score > limit]
 
     def of(self, mixer: str) -> list[Run]:
         return [run for run in self.runs if run.mixer == mixer]
@@ -86,11 +100,11 @@ def collect(folder: Path) -> Collected:
     runs: dict[str, Run] = {}
     if study is not None:
         planned = _configurations(study)
-        for setting, *_ in study.settings():
-            for mixer in study.mixers:
+        for setting, task, _ in study.settings():
+            for arm in task.rows(study.mixers):
                 for seed in study.seeds:
-                    where = run_folder(setting, mixer, seed)
-                    runs[where] = _read(folder / where, setting, mixer, seed, planned.get(where))
+                    where = run_folder(setting, arm.name, seed)
+                    runs[where] = _read(folder / where, setting, arm.name, seed, planned.get(where))
     seen: dict[str, str] = {}  # settings of runs that no study.json names
     for path in sorted(folder.glob("**/config.json")):
         where = path.parent.relative_to(folder).as_posix()
@@ -102,10 +116,14 @@ def collect(folder: Path) -> Collected:
     if not runs:
         raise ValueError(f"{folder} holds neither a study.json nor a run")
     settings = dict.fromkeys(run.setting for run in runs.values())
+    arms = {name: task.arms for name, task, _ in study.settings()} if study else {}
     return Collected(
         folder,
         study,
-        tuple(Setting(name, tuple(run for run in runs.values() if run.setting == name)) for name in settings),
+        tuple(
+            Setting(name, tuple(run for run in runs.values() if run.setting == name), arms.get(name, ()))
+            for name in settings
+        ),
         tuple(json.loads(path.read_bytes()) for path in sorted((folder / "sessions").glob("*.json"))),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
 import pandas as pd
 
@@ -30,7 +31,6 @@ def score_table(setting: Setting, reference: str) -> pd.DataFrame:
     decimals = decimals_for([summary.mean for _, summary in best_first])
     rows = []
     for mixer, summary in best_first:
-        results = [run.result for run in setting.of(mixer) if run.score is not None and run.result is not None]
         rows.append(
             {
                 "mixer": mixer,
@@ -40,14 +40,22 @@ def score_table(setting: Setting, reference: str) -> pd.DataFrame:
                 if mixer == reference
                 else difference_text(paired_difference(setting.scores(mixer), base), decimals),
                 "rank": f"{ranks.average[mixer]:.1f}" if ranks and mixer in ranks.average else "",
-                "parameters": _number(_mean(results, "parameters")),
-                "MACs": _number(_mean(results, "macs")),
-                "FFT operations": _number(_mean(results, "fft_flops")),
-                "ms a step": _fixed(_mean(results, "step_seconds"), 1e3),
-                "peak MB": _fixed(_mean(results, "peak_memory_bytes"), 1e-6),
+                **costs(setting, mixer),
             }
         )
     return pd.DataFrame(rows)
+
+
+def costs(setting: Setting, mixer: str) -> dict[str, str]:
+    """The cost columns of a mixer, means over its runs."""
+    results = [run.result for run in setting.of(mixer) if run.score is not None and run.result is not None]
+    return {
+        "parameters": _number(_mean(results, "parameters")),
+        "MACs": _number(_mean(results, "macs")),
+        "FFT operations": _number(_mean(results, "fft_flops")),
+        "ms a step": _fixed(_mean(results, "step_seconds"), 1e3),
+        "peak MB": _fixed(_mean(results, "peak_memory_bytes"), 1e-6),
+    }
 
 
 def seed_ranks(setting: Setting) -> Ranks | None:
@@ -66,10 +74,23 @@ def task_ranks(settings: Sequence[Setting]) -> Ranks | None:
     """Ranks of the mixers over tasks (mean over seeds), of those that have a score on each."""
     columns = {}
     for setting in settings:
+        if setting.solved_above is not None:  # by how many seeds solved it, then by the median of these
+            values = {mixer: solved_value(setting, mixer) for mixer in setting.mixers if setting.scores(mixer)}
+            places = sorted(set(values.values()))
+            columns[setting.name] = {mixer: float(places.index(value)) for mixer, value in values.items()}
+            continue
         sign = 1 if setting.sample is None or setting.sample.higher_is_better else -1
         columns[setting.name] = {mixer: sign * summary.mean for mixer, summary in ordered(setting)}
     table = pd.DataFrame(columns).dropna().T
     return rank(table) if table.shape[0] > 1 and table.shape[1] > 1 else None
+
+
+def solved_value(setting: Setting, mixer: str) -> tuple[float, float]:
+    """The share of runs that solved the task, then their median, larger is better: what such mixers are ordered by."""
+    assert setting.sample is not None
+    solved, scores = setting.solved(mixer), setting.scores(mixer)
+    sign = 1 if setting.sample.higher_is_better else -1
+    return len(solved) / len(scores), sign * median(solved) if solved else float("-inf")
 
 
 def not_finished(runs: Sequence[Run]) -> pd.DataFrame:
