@@ -62,7 +62,8 @@ def skip_if_rows_are_read(factory: Callable[[int, Any], matmix.Mixer], dim: int,
 
 
 def variants() -> dict[str, Callable[[int, Any], matmix.Mixer]]:
-    """Every registered mixer with one option changed: each bool turned over, each word of a Literal in turn.
+    """Every registered mixer with one option changed: each bool turned over, each word of a Literal in turn, and what
+    its registration names besides.
 
     An option that a mixer refuses by ValueError in its smallest form is left out when it is built.
     """
@@ -75,10 +76,13 @@ def variants() -> dict[str, Callable[[int, Any], matmix.Mixer]]:
             values = (True, False) if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
             for value in values:
                 if value != usual:
-                    found[f"{name}({option}={value!r})"] = _with(info, option, value)
+                    found[f"{name}({option}={value!r})"] = _with(info, {option: value})
+        for changed in info.variants:
+            words = ", ".join(f"{option}={value!r}" for option, value in changed.items())
+            found[f"{name}({words})"] = _with(info, changed)
     return found
 
 
-def _with(info: MixerInfo, option: str, value: Any) -> Callable[[int, Any], matmix.Mixer]:
+def _with(info: MixerInfo, changed: dict[str, Any]) -> Callable[[int, Any], matmix.Mixer]:
     options = {k: v for k, v in info.smallest.items() if k not in ("dim", "args")}
-    return lambda dim, grid: info.cls(dim, grid, *info.smallest.get("args", ()), **{**options, option: value})
+    return lambda dim, grid: info.cls(dim, grid, *info.smallest.get("args", ()), **{**options, **changed})

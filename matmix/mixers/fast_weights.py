@@ -32,8 +32,8 @@ class FastWeightTokens(NamedTuple):
     """Some tokens, projected."""
 
     query: Tensor  # (B, H, L, E), scaled by 1 / sqrt(E)
-    key: Tensor  # (B, H, L, E); of masked tokens zero
-    values: Tensor  # (B, H, L, W)
+    key: Tensor  # (B, H, n L, E), a token's n writes in a row; of masked tokens zero
+    values: Tensor  # (B, H, n L, W), in the same order
     gate: Tensor | None  # (B, L, H W)
     control: Tensor | None  # (B, L, extra): what decay or strength are made of
 
@@ -53,6 +53,7 @@ class FastWeights(Mixer):
         d_conv: taps of a causal convolution (with SiLU) over queries, keys and values; None is without.
         eps: added to the mean square of a head.
         extra: further columns of the projection, for decays or strengths.
+        writes: keys and values n of every token.
     """
 
     traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True, packed=True)
@@ -69,6 +70,7 @@ class FastWeights(Mixer):
         eps: float,
         *,
         extra: int = 0,
+        writes: int = 1,
     ) -> None:
         super().__init__(dim, grid)
         if not isinstance(heads, int) or heads < 1:
@@ -78,7 +80,8 @@ class FastWeights(Mixer):
             if size < 1 or size % heads:
                 raise ValueError(f"{name} * dim must be a multiple of heads={heads}, got {factor!r} * {dim} = {size}")
         self.heads, self.key_dim, self.head_dim = heads, keys // heads, width // heads
-        self.sizes = (2 * keys + width, width if out_gate else 0, extra)
+        self.writes = writes
+        self.sizes = (keys + writes * (keys + width), width if out_gate else 0, extra)
         self.in_proj = nn.Linear(dim, sum(self.sizes), bias=False)
         self.conv1d = None if d_conv is None else ShortConv(self.sizes[0], d_conv, bias=False)
         self.norm = (GatedRMSNorm if out_gate else nn.RMSNorm)(self.head_dim, eps=eps)
@@ -107,12 +110,13 @@ class FastWeights(Mixer):
     def _split(
         self, mixed: Tensor, gate: Tensor, control: Tensor, position: Tensor, mask: Tensor | None
     ) -> FastWeightTokens:
-        keys = self.heads * self.key_dim
-        query, key, values = (
-            split_heads(t, self.heads) for t in mixed.split((keys, keys, self.heads * self.head_dim), -1)
-        )
+        keys, width = self.heads * self.key_dim, self.heads * self.head_dim
+        query, key, values = mixed.split((keys, self.writes * keys, self.writes * width), -1)
+        key, values = (in_a_row(t, self.writes) for t in (key, values))
+        query, key, values = (split_heads(t, self.heads) for t in (query, key, values))
         query, key = self._features(query, key, position)
-        key = key if mask is None else key.masked_fill(~mask[:, None, :, None], 0)
+        if mask is not None:
+            key = key.masked_fill(~repeated(mask, self.writes)[:, None, :, None], 0)
         query = query * self.key_dim**-0.5
         return FastWeightTokens(query, key, values, gate if self.sizes[1] else None, control if self.sizes[2] else None)
 
@@ -123,7 +127,15 @@ class FastWeights(Mixer):
             apart = {} if segments is None else {"segments": segments}
             signal = self.conv1d(drop_padding(signal, mask), silu=True, **apart)
         tokens = self._split(signal, gate, control, _positions(x, mask), mask)
-        return Projected(self._mixing(tokens, mask, segments), tokens.values, tokens.gate)
+        return Projected(self._mixing(tokens, mask, segments), self._streams(tokens.values), tokens.gate)
+
+    def _by_write(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What writes have, ``(B, H, n L, .)`` in a row, as ``(B, H, L, .)`` of all first ones, all second ones, ..."""
+        return (x,) if self.writes == 1 else x.unflatten(2, (-1, self.writes)).unbind(3)
+
+    def _streams(self, values: Tensor) -> Tensor:
+        """Values ``(B, H, n L, W)`` in the order of the columns: all first ones, all second ones, and so on."""
+        return values if self.writes == 1 else torch.cat(self._by_write(values), 2)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         mixed = mixed.transpose(1, 2)  # (B, L, H, W): the norm is that of a head
@@ -202,6 +214,17 @@ def _positions(x: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
     return mask.long().cumsum(-1) - 1
+
+
+def in_a_row(x: Tensor, count: int) -> Tensor:
+    """What each token has ``count`` of, side by side in the channels, one after the other: ``(B, L, n C)`` to
+    ``(B, n L, C)``."""
+    return x if count == 1 else x.unflatten(-1, (count, -1)).flatten(1, 2)
+
+
+def repeated(marks: Tensor, count: int) -> Tensor:
+    """A mask or segments ``(B, L)`` for ``count`` of every token, ``(B, n L)``."""
+    return marks if count == 1 else marks.repeat_interleave(count, 1)
 
 
 def outer(values: Tensor, key: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class MixerInfo:
     smallest: dict[str, Any] = field(
         default_factory=dict
     )  # the smallest arguments that build it: enrols it in the laws
+    variants: tuple[dict[str, Any], ...] = ()  # options that change the structure, under the laws as well
 
     @property
     def traits(self) -> Traits:
@@ -47,6 +48,7 @@ def register(
     source: str,
     paper: str = "",
     smallest: dict[str, Any] | None = None,
+    variants: tuple[dict[str, Any], ...] = (),
 ) -> Callable[[_MixerT], _MixerT]:
     """Put a mixer class under a name, and with that under every law.
 
@@ -58,6 +60,8 @@ def register(
         paper: arXiv number and equation.
         smallest: arguments besides ``dim`` and ``grid`` that make the smallest sensible instance; its optional
             key ``"dim"`` states the smallest width (8 where absent).
+        variants: options with which the laws of matmix's own tests run too, each beside the others of ``smallest``.
+            An option that is a bool or one of several words needs no mention: each of its values is tried.
     """
     if not name.isidentifier():
         raise ValueError(f"name must be a Python identifier, got {name!r}")
@@ -67,7 +71,7 @@ def register(
         if known is not None and known.cls.__qualname__ != cls.__qualname__:
             raise ValueError(f"the mixer name {name!r} is taken by {known.cls.__module__}.{known.cls.__qualname__}")
         text = matrix if isinstance(matrix, str) else matrix.__name__
-        _REGISTRY[name] = MixerInfo(name, cls, text, cost, source, paper, dict(smallest or {}))
+        _REGISTRY[name] = MixerInfo(name, cls, text, cost, source, paper, dict(smallest or {}), variants)
         return cls
 
     return enrol

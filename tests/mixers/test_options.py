@@ -21,6 +21,7 @@ WORDS = {
     "dim": "model width D",
     "grid": "(L,) or (rows, columns)",
     "heads": "number of heads H",
+    "householders": "keys, values and strengths of a token, written one after the other",
     "head_dim": "width W of a head",
     "qk_dim": "width of a query and of a key, of each head",
     "expand": "inner width over model width",
