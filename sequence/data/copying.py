@@ -1,8 +1,8 @@
 """Copying: strings (Jelassi et al. 2024, arXiv 2402.01032) and the place that a pointer names (arXiv 2404.08819).
 
-    $abcde|abcde.            "copy"
-    $cd|abcdefg|efg.         "prefix_ngram": what stands behind the n-gram, which comes first
-    $abcdefg|cdefg.          "suffix_ngram": the n-gram comes last, and the answer follows on it
+$abcde|abcde.            "copy"
+$cd|abcdefg|efg.         "prefix_ngram": what stands behind the n-gram, which comes first
+$abcdefg|cdefg.          "suffix_ngram": the n-gram comes last, and the answer follows on it
 """
 
 from __future__ import annotations

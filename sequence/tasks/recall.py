@@ -1,6 +1,4 @@
-"""Multi-query associative recall (MQAR), as Zoology defines it (Arora et al. 2023, arXiv 2312.04927, section 4).
-
-    key value key value ...  |  queries: the keys again, in random even slots; the label there is the key's value
+"""A small setting of multi-query associative recall (see `sequence.data.mqar`), for the quickstart.
 
 No fixed filter solves it: which earlier token is the answer depends on the tokens, not on the distance.
 """
@@ -9,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,12 +16,11 @@ from torch import Tensor, nn
 from matmix.experiments.task import Batch, Recipe, Split
 from matmix.experiments.tensor_task import TensorTask
 from matmix.sampling import stream
+from sequence.data.mqar import IGNORED, check_mqar, fixed, fresh, pairs_asked, plain
 from sequence.tasks.settings import EncoderSettings
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
-
-IGNORED = -100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +83,7 @@ class Recall(EncoderSettings, TensorTask):
         step = start
         while True:
             generator = np.random.default_rng([self.data_seed, 1, seed, step])
-            x, y = draw_mqar(generator, batch_size, *self._settings())
+            x, y = fresh(plain, generator, batch_size, *self._settings(), fill=self.fill)
             yield Batch(x[rank::world], y[rank::world])
             step += 1
 
@@ -95,7 +91,7 @@ class Recall(EncoderSettings, TensorTask):
         # The published code tests on seeds of its own choice; ours are apart for every data_seed.
         seed = stream(self.data_seed, ("train", "val", "test").index(split)) % 2**32
         count = self.train_examples if split == "train" else self.eval_examples
-        return mqar(count, self.vocabulary, self.length, self.pairs, power=self.power, fill=self.fill, seed=seed)
+        return fixed(plain, count, *self._settings(), fill=self.fill, seed=seed)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         return nn.functional.cross_entropy(output.flatten(0, 1), batch.y.flatten(), ignore_index=IGNORED)
@@ -121,95 +117,15 @@ class Recall(EncoderSettings, TensorTask):
 
     def _by_position(self) -> float:
         """Test accuracy of naming, at each position, the value of the pair that is asked there most often."""
-        seen = draw_mqar(np.random.default_rng(0), 20_000, *self._settings())
-        asked, pair = _pairs_asked(*seen, self.pairs)
+        seen = fresh(plain, np.random.default_rng(0), 20_000, *self._settings(), fill=self.fill)
+        asked, pair = pairs_asked(*seen, self.pairs)
         most = torch.zeros(self.length, self.pairs).index_put_((asked, pair), torch.ones(len(pair)), accumulate=True)
-        asked, pair = _pairs_asked(*self.data("test"), self.pairs)
+        asked, pair = pairs_asked(*self.data("test"), self.pairs)
         return (most.argmax(1)[asked] == pair).double().mean().item()
 
-    def _settings(self) -> tuple[int, int, int, float, bool]:
-        return self.vocabulary, self.length, self.pairs, self.power, self.fill
+    def _settings(self) -> tuple[int, int, int, float]:
+        return self.vocabulary, self.length, self.pairs, self.power
 
     def facts(self) -> dict[str, Any]:
         train = self.train_examples or "new examples at every step"
         return {"train": train, "val": self.eval_examples, "test": self.eval_examples, "labels": self.pairs}
-
-
-def check_mqar(vocabulary: int, length: int, pairs: int) -> None:
-    """The published conditions: even length below the vocabulary, room for every query."""
-    if length % 2 or length < 2:
-        raise ValueError(f"recall: length must be even, got {length}")
-    if vocabulary <= length:
-        raise ValueError(f"recall: vocabulary must be larger than length={length}, got {vocabulary}")
-    if pairs < 1 or 4 * pairs > length:
-        raise ValueError(f"recall: pairs must be from 1 to length/4 = {length // 4}, got {pairs}")
-    if pairs > vocabulary // 2 - 1:
-        raise ValueError(f"recall: vocabulary={vocabulary} has {vocabulary // 2 - 1} keys, fewer than pairs={pairs}")
-
-
-@cache
-def mqar(
-    count: int, vocabulary: int, length: int, pairs: int, *, power: float = 0.01, fill: bool = False, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Inputs and labels (count, length), int64, the very numbers of the published generator for its seed.
-
-    It draws from numpy's legacy generator, example by example: all keys, all values, all slots. Its fillers came from
-    torch's global generator, which its seed did not reach; here they follow from `seed` as well.
-    """
-    check_mqar(vocabulary, length, pairs)
-    random = np.random.RandomState(seed)
-    slots = np.arange((length - 2 * pairs) // 2)
-    keys = np.stack([random.choice(np.arange(1, vocabulary // 2), pairs, replace=False) for _ in range(count)])
-    values = np.stack(
-        [random.choice(np.arange(vocabulary // 2, vocabulary), pairs, replace=False) for _ in range(count)]
-    )
-    weights = _slot_weights(len(slots), power)
-    chosen = np.stack([random.choice(slots, pairs, replace=False, p=weights) for _ in range(count)])
-    x, y = _compose(keys, values, chosen, length)
-    if fill:
-        filler = torch.randint(vocabulary, x.shape, generator=torch.Generator().manual_seed(seed))
-        x = torch.where(x == 0, filler, x)
-    return x, y
-
-
-def draw_mqar(
-    generator: np.random.Generator, count: int, vocabulary: int, length: int, pairs: int, power: float, fill: bool
-) -> tuple[Tensor, Tensor]:
-    """The same distribution, drawn for a whole batch at once: about a hundred times faster."""
-    keys = 1 + _subsets(generator, count, vocabulary // 2 - 1, pairs)
-    values = vocabulary // 2 + _subsets(generator, count, vocabulary - vocabulary // 2, pairs)
-    weights = _slot_weights((length - 2 * pairs) // 2, power)
-    # Gumbel top-k is drawing one after the other without replacement.
-    scores = np.log(weights) + generator.gumbel(size=(count, len(weights)))
-    chosen = np.argsort(-scores, axis=1)[:, :pairs]
-    x, y = _compose(keys, values, chosen, length)
-    if fill:
-        x = torch.where(x == 0, torch.from_numpy(generator.integers(vocabulary, size=x.shape)), x)
-    return x, y
-
-
-def _subsets(generator: np.random.Generator, count: int, size: int, pairs: int) -> np.ndarray:
-    """`count` ordered draws of `pairs` different numbers below `size`."""
-    return np.argsort(generator.random((count, size)), axis=1)[:, :pairs]
-
-
-def _pairs_asked(x: Tensor, y: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
-    """Position of every label, and which pair of the context it asks for."""
-    row, position = (y != IGNORED).nonzero(as_tuple=True)
-    values = x[row, 1 : 2 * pairs : 2]
-    return position, (values == y[row, position].unsqueeze(1)).int().argmax(1)
-
-
-def _slot_weights(slots: int, power: float) -> np.ndarray:
-    weights = power * np.arange(1, slots + 1) ** (power - 1)
-    return weights / weights.sum()
-
-
-def _compose(keys: np.ndarray, values: np.ndarray, slots: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-    count, pairs = keys.shape
-    x = np.zeros((count, length), dtype=np.int64)
-    y = np.full((count, length), IGNORED, dtype=np.int64)
-    x[:, 0 : 2 * pairs : 2], x[:, 1 : 2 * pairs : 2] = keys, values
-    np.put_along_axis(x, 2 * pairs + 2 * slots, keys, axis=1)
-    np.put_along_axis(y, 2 * pairs + 2 * slots, values, axis=1)
-    return torch.from_numpy(x), torch.from_numpy(y)

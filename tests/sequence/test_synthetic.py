@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def test_packed_copying_is_examples_in_a_row() -> None:
     assert x.shape == y.shape == (3, 59)
     for tokens, labels in zip(x.tolist(), y.tolist(), strict=True):
         starts = [at for at, token in enumerate(tokens) if token == 26]
-        for start, end in zip(starts, starts[1:], strict=False):
+        for start, end in pairwise(starts):
             size = (end - start - 3) // 2
             assert tokens[start + 1 : start + 1 + size] == tokens[start + size + 2 : end - 1]
             assert labels[start + 1 + size : end - 1] == tokens[start + size + 2 : end]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from matmix.experiments.registry import list_tasks, task_class
+from sequence.data.mqar import IGNORED, fixed, fresh, plain
 from sequence.tasks.co2 import CO2, weeks, windows
 from sequence.tasks.digits import Digits, splits
-from sequence.tasks.recall import IGNORED, Recall, draw_mqar, mqar
+from sequence.tasks.recall import Recall
 
-REFERENCE = Path(__file__).parents[1] / "reference" / "sequence"
 TASKS = {name: task_class(name)() for name in list_tasks()}
 
 
@@ -110,26 +109,9 @@ def test_digit_tokens_are_pixels_row_by_row():
 # ------------------------------------------------------------------ recall
 
 
-@pytest.mark.parametrize("path", sorted(REFERENCE.glob("data_mqar_*.json")), ids=lambda path: path.stem)
-def test_published_examples(path):
-    data = json.loads(path.read_text())
-    settings = data["config"]
-    x, y = mqar(
-        settings["num_examples"],
-        settings["vocab_size"],
-        settings["input_seq_len"],
-        settings["num_kv_pairs"],
-        power=settings.get("power_a", 0.01),
-        fill=settings["random_non_queries"],
-        seed=settings["seed"],
-    )
-    assert x.flatten().tolist() == data["output"]["values"]
-    assert y.flatten().tolist() == data["outputs"]["labels"]["values"]
-
-
 def both(fill: bool):
-    yield mqar(300, 40, 32, 5, fill=fill, seed=1)
-    yield draw_mqar(np.random.default_rng(0), 300, 40, 32, 5, 0.01, fill)
+    yield fixed(plain, 300, 40, 32, 5, 0.01, fill=fill, seed=1)
+    yield fresh(plain, np.random.default_rng(0), 300, 40, 32, 5, 0.01, fill=fill)
 
 
 @pytest.mark.parametrize("fill", [False, True])
@@ -152,8 +134,8 @@ def test_every_query_has_its_value(fill):
 def test_the_fast_generator_draws_the_published_distribution():
     """Frequencies of each key, value and (first query, slot) of both generators, within five standard errors."""
     count = 20000
-    one = mqar(count, 16, 12, 2, power=0.3, seed=0)
-    two = draw_mqar(np.random.default_rng(0), count, 16, 12, 2, 0.3, False)
+    one = fixed(plain, count, 16, 12, 2, 0.3, fill=False, seed=0)
+    two = fresh(plain, np.random.default_rng(0), count, 16, 12, 2, 0.3, fill=False)
     for position in range(12):
         a, b = (torch.bincount(x[:, position], minlength=16) / count for x, _ in (one, two))
         assert ((a - b).abs() <= 5 * (2 * a.clamp(min=1 / count) / count).sqrt()).all(), position
@@ -164,10 +146,10 @@ def test_the_fast_generator_draws_the_published_distribution():
 
 def test_fillers_follow_from_the_seed():
     torch.manual_seed(1)
-    one = mqar.__wrapped__(4, 40, 32, 5, fill=True, seed=9)[0]
+    one = fixed.__wrapped__(plain, 4, 40, 32, 5, 0.01, fill=True, seed=9)[0]
     torch.manual_seed(2)
-    assert torch.equal(one, mqar.__wrapped__(4, 40, 32, 5, fill=True, seed=9)[0])
-    assert not torch.equal(one, mqar(4, 40, 32, 5, fill=True, seed=10)[0])
+    assert torch.equal(one, fixed.__wrapped__(plain, 4, 40, 32, 5, 0.01, fill=True, seed=9)[0])
+    assert not torch.equal(one, fixed(plain, 4, 40, 32, 5, 0.01, fill=True, seed=10)[0])
 
 
 def test_recall_sets_differ_and_can_be_fixed():
