@@ -8,6 +8,7 @@ $abcdefg|cdefg.          "suffix_ngram": the n-gram comes last, and the answer f
 from __future__ import annotations
 
 import random as standard
+from collections import Counter
 from typing import Any, Literal
 
 import numpy as np
@@ -72,7 +73,7 @@ def _with_ngrams(
     for _ in range(ATTEMPTS):
         string = random.choice(letters, size).tolist()
         grams = [string[at : at + ngram] for at in range(size - ngram - answer - 1)]
-        if any(grams.count(gram) == 1 for gram in grams):
+        if 1 in Counter(map(tuple, grams)).values():
             return string, grams
     raise ValueError(f"copying: no {ngram}-gram occurs once in {ATTEMPTS} strings of {size} among {letters} letters")
 

@@ -52,6 +52,28 @@ class MadSettings:
     multi_query: bool = True
     """Recall: score every key that comes again, not the last one alone; False has a marker before the last one."""
 
+    def check(self, kind: str) -> None:
+        """Refuse what no row of the kind can be made of."""
+        name = f"mad, {kind}"
+        if self.length < 4 or (kind in ("recall", "noisy_recall", "memorization") and self.length % 2):
+            raise ValueError(f"{name}: length must be even and at least 4, got {self.length}")
+        if not 0 <= self.noise < 1:
+            raise ValueError(f"{name}: noise is a share of the slots, 0 or more and below 1, got {self.noise}")
+        if self.noise and self.noise_vocabulary < 1:
+            raise ValueError(f"{name}: noise={self.noise} needs tokens, got noise_vocabulary={self.noise_vocabulary}")
+        special = {"selective_copying": 2, "compression": 1, "memorization": 1, "fuzzy_recall": 1}.get(kind, 0)
+        left, least = self.vocabulary - special - self.noise_vocabulary, 2
+        if kind == "fuzzy_recall":
+            least = 2 * self.motif
+            if self.motif < 1 or self.length <= 4 * self.motif:
+                raise ValueError(f"{name}: motif must be from 1 to below length/4, got {self.motif} of {self.length}")
+        if left < least:
+            raise ValueError(
+                f"{name}: vocabulary={self.vocabulary} leaves {left} tokens for keys and values, {least} are needed"
+            )
+        if kind == "selective_copying" and not 1 <= self.copied < self.length / 2 - 0.5:
+            raise ValueError(f"{name}: copied must be from 1 to below (length - 1) / 2, got {self.copied}")
+
 
 # ------------------------------------------------------------------ recall
 

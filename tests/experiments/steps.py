@@ -23,6 +23,7 @@ from sequence.tasks.listops import ListOps
 from sequence.tasks.recall import Recall
 from sequence.tasks.retrieval import Retrieval
 from sequence.tasks.text import Text
+from tests.sequence.small import SMALL
 
 BATCH = 16
 VQ = "vq_attention(head_dim=4, codes=3, commitment=0.5)"  # state of its own, and a loss of its own
@@ -74,6 +75,7 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
         "rare": (Rare(**small), VQ),
         "never": (Never(**small), "attention(head_dim=4)"),
         "recall": (Recall(dim=8, depth=1, eval_examples=50), "attention(head_dim=4)"),
+        **{name: (task, "attention(head_dim=4, causal=True)") for name, task in SMALL.items()},
         "parity": (task_class(f"{Path(__file__).with_name('lab.py')}:Parity")(), "attention(head_dim=4)"),
         "listops": (ListOps(**tokens, **LISTS._asdict(), **lists), VQ),
         "text": (Text(**tokens, data=f"{folder}/reviews"), VQ),

@@ -15,10 +15,12 @@ from torch import Tensor
 from matmix.experiments.run import RunConfig, execute, read_metrics
 from tests.experiments import steps
 from tests.sequence import written
+from tests.sequence.small import SMALL
 from tests.vision.folders import make_folder
 from tests.vision.test_segmentation import make_folder as make_masks
 
 NAMES = (
+    *SMALL,
     "digits", "rare", "recall", "parity", "listops", "text", "retrieval", "co2", "imagefolder", "cifar10", "imagenet",
     "segmentation",
 )  # fmt: skip

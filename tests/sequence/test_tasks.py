@@ -1,4 +1,4 @@
-"""The three tasks: their data is what they say it is."""
+"""Every task that needs no files, and the three of the quickstart: their data is what they say it is."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from sequence.data.mqar import IGNORED, fixed, fresh, plain
 from sequence.tasks.co2 import CO2, weeks, windows
 from sequence.tasks.digits import Digits, splits
 from sequence.tasks.recall import Recall
+from tests.sequence.small import SMALL
 
-TASKS = {name: task_class(name)() for name in list_tasks()}
+TASKS = {**{name: task_class(name)() for name in ("digits", "co2", "recall")}, **SMALL}
 
 
 # ------------------------------------------------------------------ every task
 
 
-@pytest.mark.parametrize("name", ["digits", "co2", "recall"])
+@pytest.mark.parametrize("name", TASKS)
 class TestEveryTask:
     def test_is_found(self, name):
-        assert name in TASKS
+        assert task_class(name) is type(TASKS[name]) and name in list_tasks()
 
     def test_batches_follow_from_seed_and_step(self, name):
         task = TASKS[name]
@@ -164,7 +165,7 @@ def test_recall_sets_differ_and_can_be_fixed():
 
 def test_recall_baselines_are_what_such_predictors_score():
     task = Recall(pairs=4)
-    x, y = task._fixed("test")
+    x, y = task.data("test")
     scores = task.baselines()
     assert scores["a value of the context"]["accuracy"] == 1 / 4
     labels = y != IGNORED
