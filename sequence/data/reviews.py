@@ -12,7 +12,7 @@ a folder                  files of a split each, csv (also .gz) or parquet, with
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,11 @@ PACKED = (".gz", ".bz2", ".xz")
 Review = tuple[str, int]
 
 
-def files_of(data: str) -> dict[str, list[Path]]:
+def files_of(data: str, depths: Sequence[str] = ("*", "*/*")) -> dict[str, list[Path]]:
     """The files of each split below a folder, in order; {} where `data` names no folder but a data set of the hub.
+
+    Args:
+        depths: where to look. No deeper: the release of the Long Range Arena holds millions of other files.
 
     Raises:
         BadData: where there is neither, or a split is there in two formats.
@@ -40,8 +43,7 @@ def files_of(data: str) -> dict[str, list[Path]]:
             return {}
         raise BadData(f"data: {data} is no folder; allowed: {_allowed()}")
     found: dict[str, list[Path]] = {"train": [], "test": []}
-    # No deeper: the release of the Long Range Arena holds millions of other files.
-    for file in sorted(path for depth in ("*", "*/*") for path in root.glob(depth) if path.is_file()):
+    for file in sorted(path for depth in depths for path in root.glob(depth) if path.is_file()):
         words = re.split(r"[\W_]+", file.name.lower())
         for split, files in found.items():
             if _kind(file) and split in words and "unsupervised" not in words:

@@ -13,10 +13,10 @@ from sequence.data.faults import BadData
 
 def check(folder: Path) -> Iterator[Finding]:
     """The reviews of both splits, row by row, below the folder or in one of its folders that says imdb."""
-    places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir() and "imdb" in path.name.lower())]
-    for place in places:
+    named = sorted(path for path in folder.iterdir() if path.is_dir() and "imdb" in path.name.lower())
+    for place in [*named, folder]:
         try:
-            files = reviews.files_of(str(place))
+            files = reviews.files_of(str(place), ("*",) if place == folder else ("*", "*/*"))
         except BadData:
             continue
         for split in files:

@@ -22,7 +22,7 @@ def listops(folder: Path, counts: tuple[int, int, int] = (64, 16, 16), *, quoted
             writer.writerow(["Source", "Target"])
             for _ in range(count):
                 tree, label = next(rows)
-                words = (TOKENS[token].replace("X", "]") for token in tree)
+                words = ("]" if TOKENS[token] == "X" else TOKENS[token] for token in tree)
                 writer.writerow([" ".join(f"( {word} )" if word.isdigit() else word for word in words), label])
     return folder
 
