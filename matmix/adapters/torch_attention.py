@@ -63,9 +63,8 @@ class TorchAttention(Adapter):
         refused = {}
         if _kind(place) == "cross_attention":
             refused["module"] = CROSS
-        if module.bias_k is not None or module.add_zero_attn:
-            option = "add_bias_kv" if module.bias_k is not None else "add_zero_attn"
-            refused["matrix"] = f"{option} adds keys that are no tokens to its matrix"
+        options = {"add_bias_kv": module.bias_k is not None, "add_zero_attn": module.add_zero_attn}
+        more = [name for name, given in options.items() if given]
         return Site(
             place.name,
             _kind(place),
@@ -76,7 +75,13 @@ class TorchAttention(Adapter):
             head_dim=module.head_dim,
             parameters=parameters,
             refused=refused,  # type: ignore[arg-type]
-            options={"batch_first": module.batch_first, "kdim": module.kdim, "vdim": module.vdim},
+            note=f"{' and '.join(more)}: a key more each that is no token" if more else "",
+            options={
+                "batch_first": module.batch_first,
+                "kdim": module.kdim,
+                "vdim": module.vdim,
+                **({"more_keys": " and ".join(more)} if more else {}),
+            },
         )
 
     def read(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -360,6 +360,10 @@ def build(spec: str, site: Site, adapter: Adapter) -> MatrixOf:
     square = kind.square and not options.get("data_dependent")
     if square and site.kind == "cross_attention":
         raise ValueError(f"{site.name}: {call.name!r} is square, cross attention has queries and keys of two sequences")
+    more = site.options.get("more_keys")
+    if more and (square or (causal and not kind.keeps_bias)):
+        why = "is square" if square else "is causal by the places of keys"
+        raise ValueError(f"{site.name}: {call.name!r} {why}, and {more} adds keys that are no tokens")
     fixed = kind.fixed and not options.get("data_dependent")
     if fixed and site.length is None:
         raise ValueError(

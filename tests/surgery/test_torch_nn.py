@@ -332,10 +332,6 @@ def test_sites_say_what_they_are():
     assert all((site.heads, site.head_dim, site.causal, site.length) == (H, D // H, None, None) for site in sites)
     with pytest.raises(ValueError, match=r"multihead_attn: cannot be replaced at level='module': a mixer mixes one"):
         surgery.replace(transformer(), "hydra", "cross_attention")
-    keys = nn.ModuleDict({"attn": module("more_keys")})
-    with pytest.raises(ValueError, match=r"attn: cannot be replaced at level='matrix': add_bias_kv adds keys"):
-        surgery.replace(keys, "linear", level="matrix")
-    surgery.replace(keys, "hydra(expand=1)")
 
 
 def test_an_example_tells_what_a_site_is_called_with():
@@ -414,6 +410,29 @@ def test_cross_attention_gets_other_matrices(spec, tmp_path):
     report.restore()
     assert torch.equal(model(src, tgt), expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("form", ["more_keys", "zero_key"])
+def test_keys_that_are_no_tokens_are_columns_of_the_matrix(form):
+    """What can be other than square takes them, padding hides tokens alone; what is square, or causal, cannot."""
+    model, x, hidden = nn.ModuleDict({"attn": module(form)}), draw(B, L, D), padding("right")
+    expected, weights = model.attn(x, x, x, hidden)
+    other = torch.where(hidden[..., None], draw(B, L, D, seed=9), x)
+    for spec in ("softmax", "linear", "uniform", "zero", "cauchy", "low_rank(data_dependent=True)"):
+        report = surgery.replace(model, spec, level="matrix")
+        out, now = model.attn(x, x, x, hidden)
+        again, _ = model.attn(x, other, other, hidden)
+        torch.testing.assert_close(again, out, rtol=1e-12, atol=1e-12)
+        assert now.shape == weights.shape and torch.allclose(out, expected) == (spec == "softmax")
+        if spec == "uniform":  # the tokens that are real, and the others
+            keys = (~hidden).sum(1) + weights.shape[2] - L
+            torch.testing.assert_close(now[:, :, -1], (1 / keys.double())[:, None].expand(-1, L))
+        report.restore()
+        assert torch.equal(model.attn(x, x, x, hidden)[0], expected)
+    for spec, why in (("toeplitz", "is square"), ("identity", "is square"), ("linear(causal=True)", "is causal by")):
+        with pytest.raises(ValueError, match=rf"attn: '{spec[:6]}\w*' {why}.*, and add_.* adds keys that are no tokens"):
+            surgery.replace(model, spec, level="matrix")
+    surgery.replace(model, "hydra(expand=1)")
 
 
 def test_saved_applied_restored_bit_for_bit(tmp_path):
