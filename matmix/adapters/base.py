@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matmix.adapters.site import Place, Site
+from matmix.adapters.site import Kind, Place, Site
 from matmix.matrices.base import Matrix
 from matmix.matrices.dense import Dense
 from matmix.mixers.base import Grid
@@ -125,6 +125,12 @@ class Adapter:
         return {}
 
     # ------------------------------------------------------------------ what every adapter uses
+
+    def known(self, place: Place, kind: Kind, dim: int, **more: Any) -> Site:
+        """A site at this place, as far as name, class and call tell, and what else is known of it."""
+        module = place.module
+        told = {"parameters": parameters_of(module), **more}
+        return Site(place.name, kind, self.name, dim, type(module).__name__, **told)
 
     def arguments(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name, those left at None or False aside.

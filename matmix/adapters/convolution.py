@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from matmix.adapters.base import Adapter, Attended, Call, parameters_of, parts_of
+from matmix.adapters.base import Adapter, Attended, Call, parts_of
 from matmix.adapters.registry import register_adapter
 from matmix.adapters.site import Place, Site
 from matmix.matrices.convolution import Convolution
@@ -14,6 +14,19 @@ from matmix.matrices.convolution import Convolution
 
 class ChannelsFirst(Adapter):
     """``module(image (B, C, rows, columns))`` or ``module(sequence (B, C, L))``, the same out."""
+
+    def convolution(self, place: Place, kernel: Any, dim: int, refused: dict[str, str]) -> Site:
+        """The site of what mixes tokens by this depthwise convolution."""
+        return self.known(
+            place,
+            "depthwise_conv",
+            dim,
+            heads=kernel.in_channels,
+            head_dim=1,
+            causal=False,
+            refused={"matrix": "a convolution has no queries and keys", **refused},
+            options={"axes": len(kernel.kernel_size)},
+        )
 
     def read(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         (image,) = self.arguments(site, args, kwargs).values()
@@ -99,22 +112,10 @@ class DepthwiseConv(ChannelsFirst):
         module: Any = place.module
         if not is_depthwise(module):
             return None
-        refused = {"matrix": "a convolution has no queries and keys"}
+        refused = {}
         if taps(module) is None and module.padding_mode == "zeros":
             refused["module"] = "its outputs are not as many as its inputs"
-        return Site(
-            place.name,
-            "depthwise_conv",
-            self.name,
-            module.in_channels,
-            type(module).__name__,
-            heads=module.in_channels,
-            head_dim=1,
-            causal=False,
-            parameters=parameters_of(module),
-            refused=refused,  # type: ignore[arg-type]
-            options={"axes": len(module.kernel_size)},
-        )
+        return self.convolution(place, module, module.in_channels, refused)
 
     def attended(self, site: Site, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attended:
         (image,) = self.arguments(site, args, kwargs).values()
@@ -135,19 +136,7 @@ class SepConv(ChannelsFirst):
         dim = getattr(module.pwconv1, "in_channels", None)
         if not isinstance(dim, int) or getattr(module.pwconv2, "out_channels", None) != dim:
             return None
-        return Site(
-            place.name,
-            "depthwise_conv",
-            self.name,
-            dim,
-            type(module).__name__,
-            heads=module.dwconv.in_channels,
-            head_dim=1,
-            causal=False,
-            parameters=parameters_of(module),
-            refused={"matrix": "a convolution has no queries and keys"},
-            options={"axes": len(module.dwconv.kernel_size)},
-        )
+        return self.convolution(place, module.dwconv, dim, {})
 
     def attended(self, site: Site, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attended:
         (image,) = self.arguments(site, args, kwargs).values()

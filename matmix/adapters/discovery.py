@@ -67,7 +67,7 @@ class ByMatrix:
 
 
 def discover(model: nn.Module) -> list[Found]:
-    """The sites of a model in the order of its modules; of a site within another one the outer.
+    """The sites of a model in the order of its modules; of a site within another one the outer, if it is known.
 
     A module with several names is one site, with the others as ``tied``.
     """
@@ -88,7 +88,8 @@ def discover(model: nn.Module) -> list[Found]:
                 continue
             found[id(module)] = match
         names.setdefault(id(module), []).append(name)
-        outer = name
+        if not found[id(module)].adapter.last:  # what nobody knows may hold what somebody does
+            outer = name
     return [
         one._replace(site=dataclasses.replace(one.site, tied=tuple(names[key][1:]), inside=_inside(one, model)))
         for key, one in found.items()
@@ -123,7 +124,7 @@ def _called(structured: Structured) -> str:
 
 def _inside(one: Found, model: nn.Module) -> tuple[str, ...]:
     """Names of parts of a foreign site that would be sites by themselves."""
-    if isinstance(one.module, (Mixer, Replacement, Rematrixed)):
+    if one.adapter.last or isinstance(one.module, (Mixer, Replacement, Rematrixed)):
         return ()
     prefix = f"{one.site.name}." if one.site.name else ""
     return tuple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from matmix.adapters.base import Adapter, Attended, Call, parameters_of
+from matmix.adapters.base import Adapter, Attended, Call
 from matmix.adapters.registry import register_adapter
 from matmix.adapters.replacement import attended_by
 from matmix.adapters.site import Place, Site
@@ -27,17 +27,14 @@ class MixerAdapter(Adapter):
         grid = module.grid
         length = None if grid is None else math.prod(grid)
         heads = getattr(module, "heads", None)
-        return Site(
-            place.name,
+        return self.known(
+            place,
             "mixer",
-            self.name,
             module.dim,
-            type(module).__name__,
             heads=heads if isinstance(heads, int) else None,
             causal=module.traits.causal,
             length=length,
             grid=grid,
-            parameters=parameters_of(module),
             refused={"matrix": "a mixer of matmix goes as a whole: give the other spec at level='module'"},
         )
 

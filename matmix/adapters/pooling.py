@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from matmix.adapters.base import Attended, parameters_of, parts_of
+from matmix.adapters.base import Attended, parts_of
 from matmix.adapters.convolution import ChannelsFirst
 from matmix.adapters.registry import register_adapter
 from matmix.adapters.site import Place, Site
@@ -50,16 +50,13 @@ class Pooling(ChannelsFirst):
     """What both have in common."""
 
     def _site(self, place: Place, refused: dict[str, str]) -> Site:
-        return Site(
-            place.name,
+        return self.known(
+            place,
             "pooling",
-            self.name,
             width_around(place),
-            type(place.module).__name__,
             heads=1,
             causal=False,
-            parameters=parameters_of(place.module),
-            refused={"matrix": "pooling has no queries and keys", **refused},  # type: ignore[dict-item]
+            refused={"matrix": "pooling has no queries and keys", **refused},
             options={"axes": 2},
         )
 

@@ -1,4 +1,4 @@
-"""timm's attention over tokens: ViT, DeiT, with registers, of a MetaFormer, BEiT and EVA."""
+"""timm's attention over tokens: ViT, DeiT, with registers, of a MetaFormer, and EVA."""
 
 from __future__ import annotations
 
@@ -43,20 +43,17 @@ class Tokens(Adapter):
         if out != dim:
             refused["module"] = f"its outputs are {out} wide, its inputs {dim}: a mixer keeps the width"
         prefix, grid = self.sequence(place)
-        return Site(
-            place.name,
+        return self.known(
+            place,
             "self_attention",
-            self.name,
             dim,
-            type(module).__name__,
             heads=heads,
             head_dim=inner // heads,
             causal=None if {"attn_mask", "is_causal"} & set(parameters) else False,
             length=None if grid is None else math.prod(grid) + prefix,
             grid=grid,
             prefix=prefix,
-            parameters=parameters,
-            refused=refused,  # type: ignore[arg-type]
+            refused=refused,
             options=self.options(place),
         )
 
@@ -88,7 +85,7 @@ class Tokens(Adapter):
         return Call(x, mask=padding.expand(x.shape[0], -1), causal=causal)
 
 
-def _projected(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def projected(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values ``(B, H, N, E)``, from one layer or three, normed where the module does."""
     heads = module.num_heads
     if getattr(module, "qkv", None) is None:
@@ -103,7 +100,7 @@ def _projected(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, values
 
 
-def _finish(module: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
+def finished(module: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
     """From the product to the module's output: norm, gate, output projection, dropout, where it has them."""
     gate = getattr(module, "gate", None)
     share = None if gate is None else gate(x).sigmoid()
@@ -114,7 +111,8 @@ def _finish(module: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
             out = module.norm(out)
         if share is not None:
             out = out * share
-        return module.proj_drop(module.proj(out))
+        out = module.proj(out)
+        return module.proj_drop(out) if hasattr(module, "proj_drop") else out
 
     return finish
 
@@ -131,33 +129,10 @@ class TimmAttention(Tokens):
     def attended(self, site: Site, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attended:
         given = self.arguments(site, args, kwargs)
         x, causal = given["x"], bool(given.get("is_causal", False))
-        query, key, values = _projected(module, x)
+        query, key, values = projected(module, x)
         mask = None if causal else given.get("attn_mask")  # timm: with both the causal one wins
         matrix = softmax_of(query, key, factor=module.scale, attn_mask=mask, causal=causal)
-        return Attended(matrix, values, _finish(module, x), module.attn_drop.p)
-
-
-@register_adapter
-class BeitAttention(Tokens):
-    """``attn(x, shared_rel_pos_bias=None)``: a learned bias of positions, a bias of queries and values alone."""
-
-    name = "beit_attention"
-    understood = frozenset({"x", "shared_rel_pos_bias"})
-    parts = PARTS | BIASES | {"relative_position_bias_table", "relative_position_index"}
-    needed = frozenset({"qkv", "proj", "attn_drop", "proj_drop"})
-
-    def options(self, place: Place) -> dict[str, Any]:
-        return {"fixed": getattr(place.module, "relative_position_bias_table", None) is not None}
-
-    def attended(self, site: Site, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attended:
-        given = self.arguments(site, args, kwargs)
-        query, key, values = _projected(module, given["x"])
-        bias = given.get("shared_rel_pos_bias")
-        if module.relative_position_bias_table is not None:
-            own = module._get_rel_pos_bias()
-            bias = own if bias is None else own + bias
-        matrix = softmax_of(query, key, factor=module.scale, bias=bias)
-        return Attended(matrix, values, _finish(module, given["x"]), module.attn_drop.p, positional=True)
+        return Attended(matrix, values, finished(module, x), module.attn_drop.p)
 
 
 @register_adapter
@@ -179,14 +154,14 @@ class EvaAttention(Tokens):
 
     def attended(self, site: Site, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attended:
         given = self.arguments(site, args, kwargs)
-        query, key, values = _projected(module, given["x"])
+        query, key, values = projected(module, given["x"])
         if "rope" in given:
             prefix, half = module.num_prefix_tokens, getattr(module, "rotate_half", False)
             query, key = (_rotated(t, given["rope"], prefix, half) for t in (query, key))
         causal = bool(given.get("is_causal", False))
         mask = None if causal else given.get("attn_mask")
         matrix = softmax_of(query, key, factor=module.scale, attn_mask=mask, causal=causal)
-        return Attended(matrix, values, _finish(module, given["x"]), module.attn_drop.p)
+        return Attended(matrix, values, finished(module, given["x"]), module.attn_drop.p)
 
 
 def _rotated(tokens: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:

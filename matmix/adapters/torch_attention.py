@@ -65,16 +65,13 @@ class TorchAttention(Adapter):
             refused["module"] = CROSS
         options = {"add_bias_kv": module.bias_k is not None, "add_zero_attn": module.add_zero_attn}
         more = [name for name, given in options.items() if given]
-        return Site(
-            place.name,
+        return self.known(
+            place,
             _kind(place),
-            self.name,
             module.embed_dim,
-            type(module).__name__,
             heads=module.num_heads,
             head_dim=module.head_dim,
-            parameters=parameters,
-            refused=refused,  # type: ignore[arg-type]
+            refused=refused,
             note=f"{' and '.join(more)}: a key more each that is no token" if more else "",
             options={
                 "batch_first": module.batch_first,

@@ -42,7 +42,7 @@ NAME = "matmix"  # of the function
 INSTEAD = "matmix_instead"  # an attribute of a module: what the function does there, in place of its matrix
 LENGTH = 3  # of the tokens of the first look
 # What the function may be told besides; position_bias is added to the scores.
-TOLD = HARMLESS | {"is_causal", "head_mask", "position_bias", "output_attentions", "hidden_states"}
+TOLD = HARMLESS | {"is_causal", "head_mask", "position_bias", "softcap", "output_attentions", "hidden_states"}
 
 
 @register_adapter
@@ -63,16 +63,13 @@ class TransformersInterface(TransformersAttention):
         dim = getattr(entry, "in_features", entry.weight.shape[0])  # GPT-2's Conv1D says it by its weight alone
         cross = crosses(place)
         prefix, grid = image(place)
-        first = Site(
-            place.name,
+        first = self.known(
+            place,
             "cross_attention" if cross else "self_attention",
-            self.name,
             dim,
-            type(module).__name__,
             length=None if grid is None else prefix + math.prod(grid),
             grid=grid,
             prefix=prefix,
-            parameters=parameters,
             note=outside(place, module),
             options={"rotary": _rotary(place), "layer": getattr(module, "layer_idx", None)},
         )
@@ -190,7 +187,10 @@ def attend(
         if before == "eager" and instead is not None and attention_mask.dtype == torch.bool and structured is None:
             raise ValueError(f"{where}: eager attention adds a bool mask to its scores as numbers: give one of floats")
         seen = read_mask(attention_mask, query.shape[2], key.shape[2], expected, where)
-    matrix = _matrix(query, key, scaling, seen, told.get("position_bias"))
+    bias = told.get("position_bias")
+    if told.get("softcap") and before != "sdpa":  # whose function does without
+        bias = _capped(query, key, scaling, told["softcap"], bias)
+    matrix = _matrix(query, key, scaling, seen, bias)
     found = Attended(matrix, value, lambda mixed: mixed, dropout, positional=seen.pairs is None)
     if instead is not None:
         return instead(found).transpose(1, 2), None
@@ -206,6 +206,13 @@ def _causal(module: Any, told: dict[str, Any]) -> bool:
     """Whether no mask means causal: the rule of the library's ``sdpa``."""
     said = told.get("is_causal")
     return bool(getattr(module, "is_causal", True) if said is None else said)
+
+
+def _capped(query: Tensor, key: Tensor, scaling: float | None, cap: float, bias: Tensor | None) -> Tensor:
+    """What is added to scores for them to be ``cap tanh(scores / cap)``, Gemma's."""
+    scores = query @ key.mT * (query.shape[3] ** -0.5 if scaling is None else scaling)
+    less = cap * torch.tanh(scores / cap) - scores
+    return less if bias is None else less + bias
 
 
 def _matrix(query: Tensor, key: Tensor, scaling: float | None, seen: Seen, bias: Tensor | None) -> Softmax:

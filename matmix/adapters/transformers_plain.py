@@ -55,16 +55,13 @@ class TransformersPlain(TransformersAttention):
             refused["module"] = f"its outputs are {entry.out_features} wide, its inputs {entry.in_features}"
         decoder = bool(getattr(module, "is_decoder", False)) and not cross
         fused = hasattr(module, "dropout_prob")  # what calls scaled_dot_product_attention: no mask may be causal there
-        return Site(
-            place.name,
+        return self.known(
+            place,
             "cross_attention" if cross else "self_attention",
-            self.name,
             entry.in_features,
-            type(module).__name__,
             heads=heads,
             head_dim=entry.out_features // heads,
             causal=False if cross else True if decoder else None,
-            parameters=parameters,
             refused=refused,
             note="" if inside else outside(place, module),
             options={

@@ -29,6 +29,12 @@ def metaformer(kinds: tuple[str, ...]) -> nn.Module:
     return source.MetaFormer(num_classes=5, depths=(1, 1), dims=(8, 32), token_mixers=mixers, norm_layers=norms)
 
 
+def swin(depths: tuple[int, ...] = (1, 1)) -> nn.Module:
+    """timm's Swin over 8 x 12 and 4 x 6 tokens in windows of 4 x 4; every second block of a stage has shifted ones."""
+    small = {"embed_dim": 12, "num_heads": (3,) * len(depths), "window_size": 4, "img_size": (32, 48), "num_classes": 5}
+    return timm.create_model("swin_tiny_patch4_window7_224", depths=depths, drop_path_rate=0.0, **small)
+
+
 @dataclass(frozen=True)
 class Case:
     """A model by name."""
@@ -60,6 +66,9 @@ CASES = {
     "deit": Case(lambda: vit("deit_tiny_distilled_patch16_224"), ATTN, prefix=2),
     "registers": Case(lambda: vit("vit_medium_patch16_reg4_gap_256"), ATTN, prefix=4),
     "beit": Case(lambda: vit("beit_base_patch16_224"), ATTN, prefix=1),
+    "relpos": Case(lambda: vit("vit_relpos_small_patch16_224", rel_pos_type="bias"), ATTN),
+    "srelpos": Case(lambda: vit("vit_srelpos_small_patch16_224", rel_pos_type="bias"), ATTN),
+    "swin": Case(swin, ("layers.0.blocks.0.attn", "layers.1.blocks.0.attn")),
     "eva": Case(lambda: vit("eva02_tiny_patch14_224", img_size=(28, 42)), ATTN, (3, 28, 42), 1),
     "dinov3": Case(lambda: vit("vit_small_patch16_dinov3"), ATTN, prefix=5, since=(1, 0, 20)),
     "convnext": Case(
@@ -70,4 +79,4 @@ CASES = {
     "caformer": Case(lambda: metaformer(("SepConv", "Attention")), STAGES),
     "poolformer": Case(lambda: metaformer(("Pooling", "Pooling")), STAGES),
 }
-ATTENTION = ("vit", "norms", "deit", "registers", "beit", "eva", "dinov3")
+ATTENTION = ("vit", "norms", "deit", "registers", "beit", "relpos", "srelpos", "swin", "eva", "dinov3")

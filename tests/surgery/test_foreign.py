@@ -11,7 +11,7 @@ from torch import nn
 from matmix import surgery
 from matmix.inspect import matrices, record
 from matmix.matrices import Convolution, Softmax
-from tests.surgery.models import ATTENTION, CASES
+from tests.surgery.models import ATTENTION, CASES, swin
 
 NAMES = pytest.mark.parametrize("name", CASES)
 
@@ -132,6 +132,27 @@ def test_the_matrix_alone_is_replaced(spec, tmp_path):
     assert torch.equal(model(x), expected) and [type(m) for m in model.modules()] == classes
 
 
+def test_shifted_windows_keep_their_softmax_alone():
+    """What a shift brings into one window is kept apart by a mask of pairs."""
+    model, x = swin((2,)).double().eval(), CASES["swin"].input(torch.float64)
+    expected = model(x)
+    plain, shifted = (site.name for site in surgery.find(model))
+    report = surgery.replace(model, "softmax", level="matrix")
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
+    report.restore()
+    for spec, level in (("linear", "matrix"), ("toeplitz", "matrix"), ("sep_conv", "module")):
+        report = surgery.replace(model, spec, plain, level=level)
+        assert model(x).shape == expected.shape and not torch.allclose(model(x), expected)
+        report.restore()
+        report = surgery.replace(model, spec, shifted, level=level)
+        with pytest.raises(ValueError, match=rf"{shifted}: .*pairs of tokens"):
+            model(x)
+        report.restore()
+    assert torch.equal(model(x), expected)
+    with pytest.raises(ValueError, match=rf"{shifted}: cannot be replaced at level='module': in the example mask"):
+        surgery.replace(model, "sep_conv", example=x)
+
+
 def test_what_no_adapter_knows_is_listed_with_the_reason():
     import timm
 
@@ -141,6 +162,42 @@ def test_what_no_adapter_knows_is_listed_with_the_reason():
     with pytest.raises(ValueError, match=f"{channel.name}: cannot be replaced at level='module': no adapter knows"):
         surgery.replace(model, "identity", where=channel)
     assert all(site.name != channel.name for site in surgery.find(model, "depthwise_conv"))
+    window = next(site for site in surgery.find(model) if site.module_class == "WindowAttention")
+    assert window.grid == (7, 7) and not window.refused
+
+
+class Named(nn.Module):
+    """A module with layers of these names and a call that nobody knows."""
+
+    def __init__(self, *names: str, **attributes: int) -> None:
+        super().__init__()
+        for name in names:
+            setattr(self, name, nn.Linear(4, 4))
+        self.__dict__.update(attributes)
+
+    def forward(self, x: torch.Tensor, feat_size: int) -> torch.Tensor:
+        return x
+
+
+def test_what_looks_like_a_mixer_is_listed_whatever_its_layers_are_called():
+    """By appearances, and not in silence: DeBERTa's, Bloom's, MPT's, LeViT's, XCiT's names and others."""
+    lists = [
+        ("query_proj", "key_proj", "value_proj"), ("q_lin", "k_lin", "v_lin"), ("q", "kv"), ("qk", "v"), ("Wqkv",),
+        ("query_key_value", "dense"), ("to_q", "to_k", "to_v"), ("wq", "wk", "wv"),
+        ("linear_q", "linear_k", "linear_v"), ("receptance", "key", "value"), ("qkv_proj",),
+    ]  # fmt: skip
+    for names in lists:
+        (site,) = surgery.find(nn.ModuleDict({"mix": Named(*names)}))
+        assert (site.name, site.adapter, site.kind, site.dim) == ("mix", "unknown", "self_attention", 4), names
+        assert "no adapter knows what it does with its call (x, feat_size)" in site.why_not("matrix")
+    models = {"joint": Named("in_proj", num_heads=2), "cell": nn.LSTM(4, 4), "mlp_tokens": nn.Linear(4, 4)}
+    kinds = [(site.name, site.kind, site.heads) for site in surgery.find(nn.ModuleDict(models))]
+    assert kinds == [("joint", "self_attention", 2), ("cell", "mixer", None), ("mlp_tokens", "mixer", None)]
+    holds = Named("q", "k", "v")
+    holds.pe = nn.Conv1d(4, 4, 3, padding=1, groups=4)  # known, and replaceable, in what is not
+    assert [site.name for site in surgery.find(nn.ModuleDict({"mix": holds}))] == ["mix", "mix.pe"]
+    others = {"container": nn.ModuleDict({"q": nn.Linear(4, 4), "k": nn.Linear(4, 4), "v": nn.Linear(4, 4)})}
+    assert not surgery.find(nn.ModuleDict({**others, "two": Named("key", "value"), "mlp": Named("in_proj", "out")}))
 
 
 def test_a_replaced_model_is_recorded_too():

@@ -430,7 +430,9 @@ def test_keys_that_are_no_tokens_are_columns_of_the_matrix(form):
         report.restore()
         assert torch.equal(model.attn(x, x, x, hidden)[0], expected)
     for spec, why in (("toeplitz", "is square"), ("identity", "is square"), ("linear(causal=True)", "is causal by")):
-        with pytest.raises(ValueError, match=rf"attn: '{spec[:6]}\w*' {why}.*, and add_.* adds keys that are no tokens"):
+        with pytest.raises(
+            ValueError, match=rf"attn: '{spec[:6]}\w*' {why}.*, and add_.* adds keys that are no tokens"
+        ):
             surgery.replace(model, spec, level="matrix")
     surgery.replace(model, "hydra(expand=1)")
 

@@ -14,9 +14,12 @@ from matmix.matrices import Softmax
 from .transformers_models import (
     ALBERT,
     CASES,
+    GROUPED,
     LENGTH,
     NEW,
     TEXT,
+    WORDS,
+    Case,
     padded,
     padding,
     real,
@@ -69,6 +72,20 @@ def test_sites(name):
         assert sites[0].name == ALBERT and sites[0].calls == 2  # one module is all layers
         with pytest.raises(ValueError, match=f"{ALBERT}: cannot be replaced at level='module': it"):
             surgery.replace(model, "hydra")
+
+
+def test_scores_that_are_capped_are_the_matrix_that_ran():
+    """Gemma 2's, which the library's eager function caps and its sdpa does not."""
+    options = {**WORDS, **GROUPED, "head_dim": 6, "attn_logit_softcapping": 0.5, "sliding_window": 32}
+    for how in ("eager",) if NEW else ("eager", "sdpa"):  # from 5.0 on it takes no sdpa
+        case = Case("Gemma2ForCausalLM", "Gemma2Config", options, (), causal=True)
+        model, twin = case.model(how), case.model(how)
+        surgery.replace(model, "softmax", level="matrix")
+        for side in SIDES:
+            inputs = padded(case.input(), side)
+            close(real(model(**inputs), side), real(twin(**inputs), side))
+        surgery.replace(twin, "ssd(expand=1, head_dim=8)")
+        assert tokens_of(twin(**case.input())).isfinite().all()
 
 
 def test_what_crosses_is_known_and_stays_at_level_module():
