@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-accumulates and FFT operations of one forward.
+"""What a model costs: parameters, multiply-accumulates and FFT operations of one forward; bytes of state.
 
 Conventions, so that columns of a table mean the same for every mixer:
 
@@ -21,8 +21,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
+
+from matmix.mixers.base import Mixer
+from matmix.ops.layers import ShortConv
 
 aten = torch.ops.aten
 
@@ -64,6 +68,48 @@ def count(model: nn.Module, *inputs: Any, **options: Any) -> CostReport:
         fft_flops=fft,
         uncounted=tuple(sorted(seen.names)),
     )
+
+
+def state_bytes(model: nn.Module, *inputs: Any, **options: Any) -> int | None:
+    """Bytes that the mixers of a model keep of one sequence, behind these inputs, to go on token by token.
+
+    A fixed state, the keys and values of attention so far, the windows of short convolutions, also of those in front of
+    a mixer. A mixer that mixes no tokens keeps nothing. None where a mixer is not recurrent: whoever goes on from there
+    reads everything again. The model runs once with the inputs, in eval mode and without gradients, for the number of
+    tokens that each mixer sees.
+    """
+    kept = list(_outermost(model))
+    if not kept or any(isinstance(m, Mixer) and m.traits.mixes and not m.traits.recurrent for m in kept):
+        return None
+    tokens: dict[nn.Module, int] = {}
+    hooks = [m.register_forward_pre_hook(lambda m, args: tokens.update({m: args[0].shape[1]})) for m in kept]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(*inputs, **options)
+            return sum(_state_of(module, length) for module, length in tokens.items())
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _outermost(module: nn.Module) -> Iterator[nn.Module]:
+    """Mixers, and short convolutions that belong to none."""
+    if isinstance(module, Mixer | ShortConv):
+        yield module
+    else:
+        for child in module.children():
+            yield from _outermost(child)
+
+
+def _state_of(module: nn.Module, length: int) -> int:
+    if isinstance(module, ShortConv):
+        return (module.size - 1) * module.weight.shape[0] * module.weight.element_size()
+    assert isinstance(module, Mixer)
+    if not module.traits.mixes:
+        return 0
+    like = next(module.parameters(), torch.zeros(0))
+    _, state = module.prefill(like.new_zeros(1, length, module.dim))
+    return sum(leaf.numel() * leaf.element_size() for leaf in pytree.tree_leaves(state) if isinstance(leaf, Tensor))
 
 
 @contextmanager

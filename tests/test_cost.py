@@ -8,8 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from matmix.cost import count, fft_operations
+from matmix.cost import count, fft_operations, state_bytes
+from matmix.mixers import create_mixer
+from sequence.layers.block import Block, BlockOptions
 
 
 class Call(nn.Module):
@@ -125,3 +128,19 @@ def test_the_model_is_left_as_it_was():
         count(model, torch.randn(8, 5))
     assert [module.training for module in model.modules()] == before[0]
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_bytes_of_state():
+    """Keys, values and a mark for each token; a fixed state; the window of a convolution in front."""
+
+    def bytes_of(mixer: str, length: int = 12, conv: int = 0) -> int | None:
+        model = Block(mixer, 8, (length,), BlockOptions(conv=conv))
+        return state_bytes(model, torch.zeros(2, length, 8))
+
+    assert bytes_of("attention(head_dim=4, causal=True)") == 12 * (2 * 8 * 4 + 1)
+    assert bytes_of("attention(head_dim=4, causal=True)", 20, conv=3) == 20 * (2 * 8 * 4 + 1) + 2 * 8 * 4
+    fixed = create_mixer("retention(heads=2)", 8).init_state(1)
+    expected = sum(leaf.numel() * leaf.element_size() for leaf in pytree.tree_leaves(fixed))
+    assert bytes_of("retention(heads=2)") == bytes_of("retention(heads=2)", 20) == expected > 0
+    assert bytes_of("identity") == 0 and bytes_of("attention(head_dim=4)") is None is bytes_of("hydra(head_dim=4)")
+    assert state_bytes(nn.Linear(8, 8), torch.zeros(2, 8)) is None

@@ -5,13 +5,16 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from matmix.cost import count
+from matmix.cost import count, state_bytes
 from matmix.experiments.task import Task, inputs_of
 
 
-def costs(task: Task, model: nn.Module) -> dict[str, int]:
-    """Parameters, multiply-accumulates and FFT operations for one example."""
+def costs(task: Task, model: nn.Module) -> dict[str, int | None]:
+    """Parameters, multiply-accumulates and FFT operations for one example, and the state behind it."""
     device = next(model.parameters()).device
     args, named = inputs_of(tree_map_only(Tensor, lambda tensor: tensor.to(device), task.example()))
     report = count(model, *args, **named)
-    return {"parameters": report.parameters, "macs": report.macs, "fft_flops": report.fft_flops}
+    return {
+        "parameters": report.parameters, "macs": report.macs, "fft_flops": report.fft_flops,
+        "state_bytes": state_bytes(model, *args, **named),
+    }  # fmt: skip

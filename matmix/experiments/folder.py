@@ -51,6 +51,8 @@ class Result:
     macs: int | None = None
     """Multiply-accumulates of one forward of one example, and the FFT operations beside them."""
     fft_flops: int | None = None
+    state_bytes: int | None = None
+    """What the mixers keep of one example to go on token by token; None where one of them is not recurrent."""
     step_seconds: float | None = None
     """Median over logging windows of the mean time of a training step, the first window left out."""
     samples_per_second: float | None = None

@@ -23,9 +23,12 @@ __all__ = ["write_report"]
 
 COSTS = (
     "MACs and FFT operations (5 N log2 N) are those of one forward of one example; elementwise work is not counted. "
-    "Peak memory is the most that one training step has alive: weights, gradients, optimiser state, activations."
+    "Peak memory is the most that one training step has alive: weights, gradients, optimiser state, activations. "
+    "State bytes are what the mixers keep of one example to go on token by token; nothing stands where one cannot."
 )
-NUMBERS = frozenset({"seeds", "rank", "parameters", "MACs", "FFT operations", "ms a step", "peak MB", "seconds"})
+NUMBERS = frozenset(
+    {"seeds", "rank", "parameters", "MACs", "FFT operations", "state bytes", "ms a step", "peak MB", "seconds"}
+)
 
 
 def write_report(study_dir: Path | str, *, reference: str | None = None, matrices: bool = True) -> Path:

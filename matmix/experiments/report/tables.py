@@ -53,6 +53,7 @@ def costs(setting: Setting, mixer: str) -> dict[str, str]:
         "parameters": _number(_mean(results, "parameters")),
         "MACs": _number(_mean(results, "macs")),
         "FFT operations": _number(_mean(results, "fft_flops")),
+        **({"state bytes": _number(_mean(results, "state_bytes"))} if _has_state(setting) else {}),
         "ms a step": _fixed(_mean(results, "step_seconds"), 1e3),
         "peak MB": _fixed(_mean(results, "peak_memory_bytes"), 1e-6),
     }
@@ -275,6 +276,10 @@ def _seeds(setting: Setting, mixer: str) -> str:
     runs = setting.of(mixer)
     done = len(setting.scores(mixer))
     return f"{done}" if done == len(runs) else f"{done} of {len(runs)}"
+
+
+def _has_state(setting: Setting) -> bool:
+    return any(run.result is not None and run.result.state_bytes is not None for run in setting.runs)
 
 
 def _mean(results: Sequence[Result], name: str) -> float | None:
