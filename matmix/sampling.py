@@ -16,9 +16,7 @@ def order(n: int, batch_size: int, *, seed: int, start: int = 0, rank: int = 0, 
 
     Serves tensors directly and a `torch.utils.data.DataLoader` as its `batch_sampler`.
     """
-    per_epoch = n // batch_size
-    if per_epoch == 0:
-        raise ValueError(f"batch_size={batch_size} is larger than the training split of {n} examples")
+    per_epoch = _per_epoch(n, batch_size)
     step, epoch, permutation = start, -1, torch.empty(0)
     while True:
         if step // per_epoch != epoch:
@@ -27,6 +25,41 @@ def order(n: int, batch_size: int, *, seed: int, start: int = 0, rank: int = 0, 
         first = step % per_epoch * batch_size
         yield permutation[first : first + batch_size][rank::world]
         step += 1
+
+
+def by_length(
+    lengths: Tensor, batch_size: int, *, seed: int, start: int = 0, rank: int = 0, world: int = 1, among: int = 64
+) -> Iterator[Tensor]:
+    """`order` in buckets: each batch holds examples of similar length, so little of it is padding.
+
+    An epoch has the examples that it has in `order`. They come in a random order; of every `among` batches the examples
+    are sorted by length, cut into batches, and these come in a random order again. So batches differ between epochs.
+    """
+    n = len(lengths)
+    per_epoch = _per_epoch(n, batch_size)
+    step, epoch, batches = start, -1, torch.empty(0)
+    while True:
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            generator = torch.Generator().manual_seed(stream(seed, epoch))
+            chosen = torch.randperm(n, generator=generator)[: per_epoch * batch_size]
+            parts = [part[lengths[part].argsort(stable=True)] for part in chosen.split(among * batch_size)]
+            batches = torch.cat(parts).view(per_epoch, batch_size)
+            batches = batches[torch.randperm(per_epoch, generator=generator)]
+        yield batches[step % per_epoch][rank::world]
+        step += 1
+
+
+def once_by_length(lengths: Tensor, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
+    """`once` in buckets, the longest first: a batch that memory has no room for is met at once."""
+    longest_first = lengths.argsort(descending=True, stable=True)
+    return (longest_first[at] for at in once(len(lengths), batch_size, rank=rank, world=world))
+
+
+def _per_epoch(n: int, batch_size: int) -> int:
+    if batch_size > n:
+        raise ValueError(f"batch_size={batch_size} is larger than the training split of {n} examples")
+    return n // batch_size
 
 
 def once(n: int, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[Tensor]:

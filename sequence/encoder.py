@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from matmix.mixers import layer_specs
+from matmix.mixers import Mixer, layer_specs
 from matmix.mixers.base import drop_padding
 from matmix.ops.masks import in_order, padding_first, padding_last, places, runs
 from matmix.ops.seed import fork_seed
@@ -153,7 +153,7 @@ class Encoder(nn.Module):
 
     def _check_order(self) -> None:
         """Refuse what would be quietly wrong: an answer in sight, or a token that sees none."""
-        mixers = [block.mixer for block in self._blocks()]
+        mixers = self.mixers
         sighted = [type(mixer).__name__ for mixer in mixers if not mixer.traits.causal]
         if self.read == "language" and sighted:
             raise ValueError(f"head='language' needs causal mixers (causal=True), else they see the answer: {sighted}")
@@ -245,7 +245,7 @@ class Encoder(nn.Module):
         Raises:
             ValueError: unless the head reads tokens and all mixers are recurrent.
         """
-        names = [type(b.mixer).__name__ for b in self._blocks() if not b.mixer.traits.recurrent]
+        names = [type(mixer).__name__ for mixer in self.mixers if not mixer.traits.recurrent]
         if names or self.read not in ("token", "language"):
             raise ValueError(
                 "step and prefill need recurrent mixers (causal=True makes some so) and head='token' or 'language', "
@@ -287,6 +287,11 @@ class Encoder(nn.Module):
             token, after = block.step(token, before)
             states.append(after)
         return self._answer(normed(self.norm, token, None)), EncoderState(state.seen + 1, tuple(states))
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """Those of its blocks."""
+        return [block.mixer for block in self._blocks()]
 
     def _blocks(self) -> Iterator[Block]:
         for block in self.blocks:

@@ -52,7 +52,8 @@ class Batch(NamedTuple):
 
 
 def _part(tensor: Tensor, count: int, index: int) -> Tensor:
-    return tensor.chunk(count)[index]
+    parts = tensor.chunk(count)  # fewer than asked for where they do not divide: then some are smaller, or empty
+    return parts[index] if len(parts) == count else tensor.tensor_split(count)[index]
 
 
 def examples(tree: Any) -> int:

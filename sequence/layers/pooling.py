@@ -45,6 +45,8 @@ def pool(x: Tensor, how: str, mask: Tensor | None = None, segments: Tensor | Non
 
 def _pool_packed(x: Tensor, how: str, mask: Tensor | None, segments: Tensor) -> Tensor:
     """`pool` of every sequence of a row: the same numbers as by itself."""
+    if not len(x):
+        return x[:, :1]  # no rows, of no sequences
     count = int(segments.max()) + 1
     of = segments.unsqueeze(1) == torch.arange(count, device=x.device).view(1, -1, 1)  # (B, S, L)
     of = of if mask is None else of & mask.unsqueeze(1)

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Split, Task
-from matmix.sampling import once, order
+from matmix.sampling import by_length, once, once_by_length, order
 from sequence.data.characters import Tokens, check_tokens
 from sequence.data.faults import check_broken
 from sequence.data.labelled import Labelled
 from sequence.data.numbering import Numbering
 from sequence.data.vocabulary import Vocabulary, check_specials
 from sequence.encoder import Encoder
+from sequence.packing import IGNORED, pack
 from sequence.tasks.settings import ClassSettings
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ class TokenSettings(ClassSettings):
 
     length: int = 2048
     """The most tokens that the model takes."""
-    pad: Literal["batch", "length"] = "batch"
-    """Batches are as long as their longest sequence, or always `length`, for mixers of a fixed length."""
+    pad: Literal["batch", "length", "packed"] = "batch"
+    """Batches are as long as their longest sequence, or always `length`, for mixers of a fixed length. "packed" puts
+    sequences one behind the other into rows of up to `length` tokens, for mixers that keep them apart."""
+    buckets: bool = False
+    """Batches hold sequences of similar length, so that little of them is padding."""
     specials: tuple[str, ...] = ()
     """Special tokens, in the order of their numbers from 0: "pad", and any of "unk", "eos", "mask". With "eos" every
     sequence ends with one. Empty: "pad" alone; for texts as characters "pad", "unk", "eos"."""
@@ -47,8 +51,8 @@ class TokenSettings(ClassSettings):
             raise ValueError(f"{name}.length must be at least 1, got {self.length}")
         if self.length < 2 and "eos" in self.special_tokens():
             raise ValueError(f"{name}.length must be at least 2 with 'eos' among the specials, got {self.length}")
-        if self.pad not in ("batch", "length"):
-            raise ValueError(f"{name}.pad must be 'batch' or 'length', got {self.pad!r}")
+        if self.pad not in ("batch", "length", "packed"):
+            raise ValueError(f"{name}.pad must be 'batch', 'length' or 'packed', got {self.pad!r}")
         check_specials(self.special_tokens())
         check_broken(self.broken)
 
@@ -62,13 +66,31 @@ class TokenSettings(ClassSettings):
 
     def checked(self, model: Encoder) -> Encoder:
         """The model, if its mixers take batches as they are padded."""
-        fixed = [block.mixer for block in model.blocks if block.mixer.traits.length == "fixed"]
-        if fixed and self.pad == "batch":
+        mixers = model.mixers
+        fixed = [type(mixer).__name__ for mixer in mixers if mixer.traits.length == "fixed"]
+        if fixed and self.pad != "length":
             raise ValueError(
-                f"{type(fixed[0]).__name__} takes sequences of one length, and batches are padded to their longest: "
+                f"{fixed[0]} takes sequences of one length, and batches are padded to their longest: "
                 "--task.pad length pads all of them to --task.length"
             )
+        apart = [type(mixer).__name__ for mixer in mixers if not mixer.traits.packed]
+        if apart and self.pad == "packed":
+            raise ValueError(f"{apart[0]} does not keep packed sequences apart: take --task.pad batch")
         return model
+
+    def indices(
+        self, split: Split, lengths: np.ndarray, batch_size: int, seed: int, start: int, rank: int, world: int
+    ) -> Iterator[Tensor]:
+        """Which examples, of these lengths, are in the batches of a split."""
+        share = {"rank": rank, "world": world}
+        if self.buckets:
+            kept = torch.from_numpy(np.minimum(lengths, self.room()))
+            if split == "train":
+                return by_length(kept, batch_size, seed=seed, start=start, **share)
+            return once_by_length(kept, batch_size, **share)
+        if split == "train":
+            return order(len(lengths), batch_size, seed=seed, start=start, **share)
+        return once(len(lengths), batch_size, **share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,21 +143,26 @@ class TokenTask(TokenSettings, Task):
     ) -> Iterator[Batch]:
         rows, labels = self.labelled(split)
         numbering = self.numbering()
-        if split == "train":
-            indices = order(len(rows), batch_size, seed=seed, start=start, rank=rank, world=world)
-        else:
-            indices = once(len(rows), batch_size, rank=rank, world=world)
-        for at in indices:
+        for at in self.indices(split, rows.lengths, batch_size, seed, start, rank, world):
             x, mask = numbering.batch(rows, at.tolist())
-            yield Batch(x, torch.from_numpy(labels[at.numpy()].astype(np.int64)), mask)
+            batch = Batch(x, torch.from_numpy(labels[at.numpy()].astype(np.int64)), mask)
+            yield pack(batch, self.length) if self.pad == "packed" else batch
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        return nn.functional.cross_entropy(output, batch.y)
+        return nn.functional.cross_entropy(*self.prediction(output, batch), ignore_index=IGNORED)
+
+    def weight(self, batch: Batch) -> float:
+        return int((batch.y != IGNORED).sum())
+
+    def prediction(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of packed rows, those of all sequences; a part of a batch may have fewer in a row than the whole."""
+        y = batch.y if output.dim() == 2 else batch.y[:, : output.shape[1]]
+        return output.flatten(0, -2), y.flatten()
 
     def metrics(self) -> dict[str, Metric]:
         from torchmetrics.classification import MulticlassAccuracy
 
-        return {"accuracy": MulticlassAccuracy(self.classes, average="micro")}
+        return {"accuracy": MulticlassAccuracy(self.classes, average="micro", ignore_index=IGNORED)}
 
     def baselines(self) -> dict[str, dict[str, float]]:
         return class_baselines(self.labelled("train").labels, self.labelled("test").labels, self.classes)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe, Split, Task
-from matmix.sampling import once, order
 from sequence.data import aan_sets
 from sequence.data.numbering import Numbering
 from sequence.data.release import ARCHIVE, URL
@@ -47,6 +46,11 @@ class Retrieval(TextSettings, PairSettings, Task):
     metric: ClassVar[str] = "accuracy"
     aliases: ClassVar[dict[str, str]] = {"data": "data"}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pad == "packed":
+            raise ValueError("Retrieval.pad must be 'batch' or 'length': pairs are not packed")
+
     def recipe(self) -> Recipe:
         """About one epoch of 147,086 pairs."""
         return Recipe(
@@ -66,11 +70,8 @@ class Retrieval(TextSettings, PairSettings, Task):
         """`x` and `mask` are (B, 2, L): the two papers of a pair, padded to the longer of all."""
         papers, numbering = self._papers(), self.numbering()
         pairs, labels = papers.splits[split]
-        if split == "train":
-            indices = order(len(pairs), batch_size, seed=seed, start=start, rank=rank, world=world)
-        else:
-            indices = once(len(pairs), batch_size, rank=rank, world=world)
-        for at in indices:
+        longer = papers.documents.lengths[pairs].max(1)
+        for at in self.indices(split, longer, batch_size, seed, start, rank, world):
             x, mask = numbering.batch(papers.documents, pairs[at.numpy()].flatten().tolist())
             y = torch.from_numpy(labels[at.numpy()].astype(np.int64))
             yield Batch(x.unflatten(0, (-1, 2)), y, mask.unflatten(0, (-1, 2)))
