@@ -20,6 +20,7 @@ from matmix.training import after_step, having
 from sequence.tasks.co2 import CO2
 from sequence.tasks.digits import Digits
 from sequence.tasks.listops import ListOps
+from sequence.tasks.lm import LM
 from sequence.tasks.recall import Recall
 from sequence.tasks.retrieval import Retrieval
 from sequence.tasks.text import Text
@@ -54,7 +55,7 @@ class Never(Rare):
 
 def cases(folder: str) -> dict[str, tuple[Task, str]]:
     """A small setting of every task, without dropout, and its mixer; `folder` holds `images` by class,
-    `masks`, `reviews` and `papers`."""
+    `masks`, `reviews`, `papers` and `input.txt`."""
     from tests.sequence.written import LISTS
     from tests.vision.folders import TINY
     from vision.tasks.cifar10 import CIFAR10
@@ -80,6 +81,7 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
         "listops": (ListOps(**tokens, **LISTS._asdict(), **lists), VQ),
         "text": (Text(**tokens, data=f"{folder}/reviews"), VQ),
         "retrieval": (Retrieval(**tokens, data=f"{folder}/papers"), VQ),
+        "lm": (LM(data=f"{folder}/input.txt", length=16, context=3, dim=8, depth=1), "delta_rule(heads=2)"),
         "co2": (CO2(length=16, horizon=8, dim=8, depth=1), VQ),
         "imagefolder": (ImageFolder(**images, **mixed), ""),
         "cifar10": (cifar10(**images), ""),

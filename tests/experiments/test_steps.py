@@ -21,8 +21,8 @@ from tests.vision.test_segmentation import make_folder as make_masks
 
 NAMES = (
     *SMALL,
-    "digits", "rare", "recall", "parity", "listops", "text", "retrieval", "co2", "imagefolder", "cifar10", "imagenet",
-    "segmentation",
+    "digits", "rare", "recall", "parity", "listops", "text", "retrieval", "lm", "co2", "imagefolder", "cifar10",
+    "imagenet", "segmentation",
 )  # fmt: skip
 
 
@@ -33,6 +33,7 @@ def folder(tmp_path_factory) -> str:
     make_masks(root / "masks", counts={"train": 16, "val": 3, "test": 1})
     written.reviews(root / "reviews")
     written.papers(root / "papers")
+    written.text(root / "input.txt")
     return str(root)
 
 

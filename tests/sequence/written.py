@@ -55,3 +55,9 @@ def papers(folder: Path, counts: tuple[int, int, int] = (64, 16, 16)) -> Path:
                 b = (a + 2 * source.randrange(6) + number % 2) % 12
                 file.write(f"{float(number % 2 == 0)}\tP{a}\tP{b}\t{texts[a]}\t{texts[b]}\n")
     return folder
+
+
+def text(file: Path) -> Path:
+    """A text of some 2,000 bytes that comes again and again."""
+    file.write_text("Where the bee sucks, there suck I: €5 a day.\nIn a cowslip's bell I lie.\n" * 30, encoding="utf-8")
+    return file

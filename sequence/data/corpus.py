@@ -1,0 +1,254 @@
+"""Text files as streams of tokens: bytes, characters, or what a tokenizer's file says.
+
+corpus("input.txt", "bytes")                      one file: the first 90 % train, 5 % validate, 5 % test
+corpus("wikitext-2", "characters")                a folder with one file a split: train, valid, test
+corpus("enwik8.zip", "bytes")                     90, 5 and 5 million bytes, as published
+corpus("input.txt", "somewhere/tokenizer.json")   a tokenizer of Hugging Face's tokenizers, from its file
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from matmix.experiments.extras import require
+from sequence.data.faults import BadData, bad, open_binary, shown
+
+SPLITS = {"train": ("train", "training"), "val": ("valid", "val", "validation", "dev"), "test": ("test", "testing")}
+SHARES = {"train": 0.9, "val": 0.95, "test": 1.0}
+"""Where the splits of a single file end."""
+TEXTS = ("", ".txt", ".text", ".tokens", ".raw", ".md")
+PIECE = 1 << 20
+"""Characters, about, that a tokenizer reads at a time."""
+
+
+class Stream(NamedTuple):
+    """The tokens of a split in a row."""
+
+    tokens: np.ndarray  # (n,)
+    sizes: np.ndarray  # (n,) the bytes of text that each stands for; their sum is that of the split
+
+
+class Corpus(NamedTuple):
+    """The splits of a text, and what turns text into its tokens and back."""
+
+    splits: dict[str, Stream]
+    coder: Coder
+    files: dict[str, int]  # their sizes in bytes
+
+
+class Coder(Protocol):
+    """Text to tokens and back."""
+
+    vocabulary: int
+
+    def encode(self, text: bytes, name: object = "text") -> Stream:
+        """Tokens of UTF-8 text; the name of its file is for the error."""
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Text of tokens."""
+
+
+class Bytes:
+    """A token for each byte."""
+
+    vocabulary = 256
+
+    def encode(self, text: bytes, name: object = "text") -> Stream:
+        tokens = np.frombuffer(text, dtype=np.uint8)
+        return Stream(tokens, np.broadcast_to(np.uint8(1), len(tokens)))
+
+    def decode(self, tokens: np.ndarray) -> str:
+        return tokens.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+
+class Characters:
+    """A token for each of an alphabet's characters, in order of their code points."""
+
+    def __init__(self, alphabet: np.ndarray) -> None:
+        self.alphabet = alphabet
+        self.vocabulary = len(alphabet)
+
+    @classmethod
+    def of(cls, texts: dict[str, bytes]) -> Characters:
+        """The alphabet of all splits: which characters a language has is not what is to be learnt."""
+        return cls(np.unique(np.concatenate([np.unique(_points(text, name)) for name, text in texts.items()])))
+
+    def encode(self, text: bytes, name: object = "text") -> Stream:
+        points = _points(text, name)
+        tokens = np.searchsorted(self.alphabet, points)
+        unknown = self.alphabet[tokens.clip(max=self.vocabulary - 1)] != points
+        if unknown.any():
+            raise ValueError(f"{name}: the character {chr(points[unknown.argmax()])!r} is not in the alphabet")
+        sizes = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)  # of UTF-8
+        return Stream(tokens.astype(np.int32), sizes.astype(np.uint8))
+
+    def decode(self, tokens: np.ndarray) -> str:
+        return "".join(map(chr, self.alphabet[tokens]))
+
+
+class FileTokenizer:
+    """A tokenizer of the library tokenizers, from its `tokenizer.json`: nothing is loaded from the net.
+
+    It reads the text in pieces of about a million characters that end with a line, without special tokens.
+    """
+
+    def __init__(self, path: Path) -> None:
+        require("tokenizers")
+        from tokenizers import Tokenizer
+
+        try:
+            self.inner = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises no class of its own
+            raise bad(path, 0, f"it cannot be read: {error}", "a tokenizer.json of the library tokenizers") from None
+        self.inner.no_truncation()
+        self.inner.no_padding()
+        self.vocabulary = self.inner.get_vocab_size()
+
+    def encode(self, text: bytes, name: object = "text") -> Stream:
+        tokens, sizes = [], []
+        for piece in _pieces(_text(text, name)):
+            found = self.inner.encode(piece, add_special_tokens=False)
+            ends = np.array([end for _, end in found.offsets], dtype=np.int64)
+            if len(ends) == 0:
+                continue
+            ends = np.maximum.accumulate(ends)
+            ends[-1] = len(piece)  # what it leaves out at the end is the last token's, elsewhere the next one's
+            points = np.frombuffer(piece.encode("utf-32-le"), dtype=np.uint32)
+            before = np.concatenate(([0], np.cumsum(1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF))))
+            tokens.append(np.array(found.ids, dtype=np.int32))
+            sizes.append(np.diff(before[ends], prepend=0).astype(np.int32))
+        nothing = np.zeros(0, dtype=np.int32)
+        return Stream(np.concatenate([nothing, *tokens]), np.concatenate([nothing, *sizes]))
+
+    def decode(self, tokens: np.ndarray) -> str:
+        return str(self.inner.decode(tokens.tolist(), skip_special_tokens=False))
+
+
+@cache
+def corpus(data: str, tokens: str) -> Corpus:
+    """The streams of a file or folder.
+
+    Args:
+        data: a text file (also packed: gz, bz2, xz, zip), or a folder with one for each split.
+        tokens: "bytes", "characters", or the path of a tokenizer's json file.
+
+    Raises:
+        ValueError: says which file is missing or damaged, and where.
+    """
+    texts = read(Path(data).expanduser(), whole_characters=tokens != "bytes")
+    by_name = dict(texts.values())
+    coder: Coder
+    if tokens == "bytes":
+        coder = Bytes()
+    elif tokens == "characters":
+        coder = Characters.of(by_name)
+    elif Path(tokens).suffix == ".json":
+        if not Path(tokens).expanduser().is_file():
+            raise ValueError(f"tokens: there is no file {tokens!r}")
+        coder = FileTokenizer(Path(tokens).expanduser())
+    else:
+        raise ValueError(f"tokens must be 'bytes', 'characters' or a tokenizer's json file, got {tokens!r}")
+    splits = {split: coder.encode(text, name) for split, (name, text) in texts.items()}
+    return Corpus(splits, coder, {name: len(text) for name, text in by_name.items()})
+
+
+def read(path: Path, *, whole_characters: bool) -> dict[str, tuple[str, bytes]]:
+    """The text of "train", "val" and "test", each with a name for errors and tables.
+
+    Args:
+        path: a file or a folder.
+        whole_characters: where a single file is cut, the cut moves on to the next character of UTF-8.
+    """
+    if path.is_dir():
+        return {split: (file.name, _bytes(file)) for split, file in _files(path).items()}
+    if not path.is_file():
+        raise ValueError(f"data: there is no file or folder {str(path)!r}")
+    text, cuts = _bytes(path), [0]
+    for share in SHARES.values():
+        cut = round(share * len(text))
+        while whole_characters and cut < len(text) and text[cut] & 0xC0 == 0x80:
+            cut += 1
+        cuts.append(cut)
+    return {
+        split: (f"{path.name}, bytes {a} to {b}", text[a:b])
+        for split, a, b in zip(SHARES, cuts[:-1], cuts[1:], strict=True)
+    }
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The file of each split: a word of its name says which, as in valid.txt and wiki.valid.tokens."""
+    found: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    for file in sorted(folder.iterdir()):
+        packed = file.suffix in (".gz", ".bz2", ".xz", ".zip")
+        if not file.is_file() or Path(file.stem).suffix * packed + file.suffix * (not packed) not in TEXTS:
+            continue
+        words = re.split(r"[^a-z]+", file.name.lower())
+        for split, names in SPLITS.items():
+            if set(names) & set(words):
+                found[split].append(file)
+    for split, files in found.items():
+        if len(files) != 1:
+            there = ", ".join(file.name for file in files) or "none"
+            raise BadData(
+                f"data: {folder} needs one text file for {split} ({' or '.join(SPLITS[split])} in its name, such as "
+                f"{SPLITS[split][0]}.txt or wiki.{SPLITS[split][0]}.tokens), and has {there}; a single file is cut "
+                "into the three"
+            )
+    return {split: files[0] for split, files in found.items()}
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if not name.endswith("/")]
+                if len(names) != 1:
+                    raise bad(path, 0, f"it holds {len(names)} files", "an archive of one text file")
+                text = archive.read(names[0])
+        else:
+            with open_binary(path) as file:
+                text = file.read()
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise bad(path, 0, f"it cannot be read: {error}", "a whole text file; get it again") from None
+    if not text:
+        raise bad(path, 0, "it is empty", "a text file")
+    return text
+
+
+def _text(text: bytes, name: object) -> str:
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = 1 + text.count(b"\n", 0, error.start)
+        what = f"the byte {shown(hex(text[error.start]))} at {error.start} is no text"
+        raise bad(name, line, what, "UTF-8, or tokens='bytes'") from None
+
+
+def _points(text: bytes, name: object) -> np.ndarray:
+    """Code points."""
+    return np.frombuffer(_text(text, name).encode("utf-32-le"), dtype=np.uint32).astype(np.int64)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        stop = text.find("\n", start + PIECE) + 1 or len(text)
+        yield text[start:stop]
+        start = stop
+
+
+def facts_of(found: Corpus) -> dict[str, Any]:
+    """What a reader must know of the text."""
+    return {
+        "files (bytes)": found.files,
+        "vocabulary": found.coder.vocabulary,
+        "tokens": {split: len(stream.tokens) for split, stream in found.splits.items()},
+        "bytes a token (test)": float(found.splits["test"].sizes.mean(dtype=np.float64)),
+    }

@@ -1,0 +1,90 @@
+"""Accuracies of labels along a sequence."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class TokenAccuracy(Metric):
+    """The share of labels ``(B, L)`` that are said, of those from a share of the length on to another.
+
+    Args:
+        ignore_index: stands where there is no label.
+        start, stop: places from ``start * L`` on and below ``stop * L``, so that the first quarter is 0 to 1/4.
+    """
+
+    full_state_update = False
+    right: Tensor
+    count: Tensor
+
+    def __init__(self, ignore_index: int = -100, start: float = 0.0, stop: float = 1.0) -> None:
+        super().__init__()
+        self.ignore_index, self.start, self.stop = ignore_index, start, stop
+        for name in ("right", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Said and wanted, ``(B, L)`` integers."""
+        length = target.shape[1]
+        part = slice(round(self.start * length), round(self.stop * length))
+        prediction, target = prediction[:, part], target[:, part]
+        labelled = target != self.ignore_index
+        self.right += ((prediction == target) & labelled).sum()
+        self.count += labelled.sum()
+
+    def compute(self) -> Tensor:
+        return self.right / self.count
+
+
+class RowAccuracy(TokenAccuracy):
+    """The share of rows that are right at each of their labels; rows without one do not count."""
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        labelled = target != self.ignore_index
+        row = labelled.any(1)
+        self.right += (((prediction == target) | ~labelled).all(1) & row).sum()
+        self.count += row.sum()
+
+
+class Perplexity(Metric):
+    """``exp`` of the mean of nats, of those that are scored.
+
+    Every update gets the nats of some tokens and the bytes that these stand for, below 0 where one is not scored.
+    """
+
+    full_state_update = False
+    nats: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("nats", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, nats: Tensor, sizes: Tensor) -> None:
+        self.nats += nats.double().masked_fill(sizes < 0, 0).sum()
+        self.count += (sizes >= 0).sum()
+
+    def compute(self) -> Tensor:
+        return (self.nats / self.count).exp()
+
+
+class BitsPerByte(Perplexity):
+    """Bits for each byte of the text that is scored; ``whole`` for each token of it, which may be a character."""
+
+    def __init__(self, whole: bool = False) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def update(self, nats: Tensor, sizes: Tensor) -> None:
+        if self.whole:
+            return super().update(nats, sizes)
+        self.nats += nats.double().masked_fill(sizes < 0, 0).sum()
+        self.count += sizes.clamp(min=0).sum()
+
+    def compute(self) -> Tensor:
+        return self.nats / self.count / math.log(2)
