@@ -78,6 +78,8 @@ def accumulate(
                 if len(with_losses):
                     loss = loss + auxiliary() / parts
                 loss.backward() if alone(accelerator) else accelerator.backward(loss)
+                for module in with_losses:  # blocks that are computed again note again what has been counted
+                    module.noted.clear()  # type: ignore[union-attr, operator]
             total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
     return StepLoss(total, named)
@@ -107,6 +109,18 @@ def gather_objects(value: Any, world: int) -> list[Any]:
     found: list[Any] = [None] * world
     torch.distributed.all_gather_object(found, value)
     return found
+
+
+@torch.no_grad()
+def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+    """The buffers of the first process in every other: each batch norm has seen its own share of the last batch."""
+    if accelerator.num_processes > 1:
+        saved = model.state_dict().keys()
+        for name, buffer in model.named_buffers():
+            if name in saved:
+                value = buffer.contiguous()
+                torch.distributed.broadcast(value, 0)
+                buffer.copy_(value)
 
 
 def agree(accelerator: Accelerator, stop: bool) -> bool:

@@ -12,14 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from matmix.experiments.best import Best
 from matmix.experiments.checkpoint import load_latest, save_checkpoint, write_tensors
 from matmix.experiments.config import RunConfig
 from matmix.experiments.costs import costs
 from matmix.experiments.generators import get_generators, seed_everything, set_generators
 from matmix.experiments.log import Log
+from matmix.experiments.losses import RunningLoss
 from matmix.experiments.memory import process_memory, step_memory
 from matmix.experiments.optimizer import (
     describe_groups,
@@ -30,8 +31,9 @@ from matmix.experiments.optimizer import (
     unused_groups,
 )
 from matmix.experiments.progress import Progress
+from matmix.experiments.recompute import recompute_blocks
 from matmix.experiments.scoring import Scorer
-from matmix.experiments.step import StepLoss, accumulate, agree, alone, gather_objects, new_accelerator
+from matmix.experiments.step import StepLoss, accumulate, agree, alone, gather_objects, new_accelerator, share_buffers
 from matmix.experiments.stopwatch import Stopwatch
 from matmix.experiments.task import Batch, check_tests
 from matmix.ops.signals import interruptible
@@ -74,6 +76,8 @@ class Training:
             )
         seed_everything(stream(config.seed, self.rank))
         self.bare = self.task.model(config.mixer, config.seed)
+        if self.recipe.checkpointing:
+            recompute_blocks(self.bare)
         self.model, self.optimizer = self.accelerator.prepare(self.bare, new_optimizer(self.bare, self.recipe))
         self.average = running_average(self.bare, self.recipe.ema) if self.recipe.ema else None
         self.kept: nn.Module = self.bare if self.average is None else self.average.module
@@ -87,10 +91,8 @@ class Training:
         self.notes = [f"no parameter is named by {text!r}" for text in unused_groups(self.bare, self.recipe)]
 
         self.step = self.saved = 0
-        # Losses since the last line of the log: they stay on the device, since reading one would wait for its step.
-        self.total, self.count = torch.zeros((), device=self.accelerator.device), 0
-        self.parts: dict[str, Tensor] = {}
-        self.best: dict[str, Any] = {"score": -math.inf, "step": 0, "weights": {}, "val": {}}
+        self.losses, self.best = RunningLoss(self.accelerator), Best()
+        self.worlds = [(0, self.world)]  # from which step on there were how many processes
         self.watch = Stopwatch()
         self._resume()
         self.log = Log(folder / "metrics.jsonl", self.step, self.accelerator)
@@ -111,22 +113,19 @@ class Training:
             self.average.load_state_dict(state["average"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        if len(state["ranks"]) != self.world:
-            raise ValueError(
-                f"this run was begun by {len(state['ranks'])} processes; resume it with as many, not {self.world}"
-            )
-        mine = state["ranks"][self.rank]
-        set_generators(mine["generators"])
-        self.total, self.count = mine["total"].to(self.accelerator.device), mine["count"]
-        self.parts = {name: part.to(self.accelerator.device) for name, part in mine.get("parts", {}).items()}
-        self.best = state["best"]
+        ranks, self.worlds = state["ranks"], state["worlds"]
+        if len(ranks) != self.world:
+            self.worlds.append((self.step, self.world))
+        if self.rank < len(ranks):
+            set_generators(ranks[self.rank]["generators"])
+        else:
+            seed_everything(stream(stream(self.config.seed, self.rank), self.step))
+        self.losses.load([rank["losses"] for rank in ranks])
+        self.best.load(state["best"])
         self.watch = Stopwatch(state["windows"], state["seconds"])
 
     def _save(self) -> None:
-        mine: dict[str, Any] = {"generators": get_generators(), "total": self.total.cpu(), "count": self.count}
-        if self.parts:
-            mine["parts"] = {name: part.cpu() for name, part in self.parts.items()}
-        ranks = gather_objects(mine, self.world)
+        ranks = gather_objects({"generators": get_generators(), "losses": self.losses.state()}, self.world)
         if self.saved == self.step or not self.accelerator.is_main_process:
             return
         self.log.flush()
@@ -136,7 +135,8 @@ class Training:
             "average": None if self.average is None else self.average.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             "ranks": ranks,
-            "best": self.best,
+            "worlds": self.worlds,
+            "best": self.best.state(),
             "windows": self.watch.windows,
             "seconds": self.watch.seconds,
         }
@@ -146,7 +146,8 @@ class Training:
     # ------------------------------------------------------------------ training
 
     def train(self, interrupted: Callable[[], bool]) -> None:
-        """Step until the last one; KeyboardInterrupt, with a checkpoint, when `interrupted` says so."""
+        """Step until the last one, or until nothing gets better any more; KeyboardInterrupt, with a checkpoint, when
+        `interrupted` says so."""
         recipe = self.recipe
         batches = self.task.batches(
             "train", recipe.batch_size, seed=self.config.seed, start=self.step, rank=self.rank, world=self.world
@@ -154,9 +155,9 @@ class Training:
         self.model.train()
         update = self._updates()
         self.watch.start()
-        while self.step < recipe.steps:
-            self._add(update(next(batches)))
-            self.step, self.count = self.step + 1, self.count + 1
+        while self.step < recipe.steps and not self._stale():
+            self.losses.add(update(next(batches)))
+            self.step += 1
             self.watch.tick()
             last = self.step == recipe.steps
             stop = interrupted() and self.world == 1  # several processes agree only where they wait for each other
@@ -166,6 +167,10 @@ class Training:
             if self.step % recipe.eval_every == 0 or last:
                 self._evaluate()
                 self.watch.leave_out(self.scorer.seconds)
+                if self._stale() and not last:
+                    last = True
+                    if self.losses.count:
+                        self._log_losses()
             if self.step % recipe.checkpoint_every == 0 or last or stop:
                 pause = time.perf_counter()
                 self._save()
@@ -173,6 +178,10 @@ class Training:
             if stop and not last:
                 self.log.flush()
                 raise KeyboardInterrupt(self.step)
+
+    def _stale(self) -> bool:
+        """Whether the patience of the recipe is at its end."""
+        return bool(self.recipe.patience) and self.best.stale >= self.recipe.patience
 
     def _updates(self) -> Callable[[Batch], StepLoss]:
         """The function that makes one update of the weights from a batch and returns its loss."""
@@ -194,30 +203,16 @@ class Training:
 
         return update
 
-    def _add(self, loss: StepLoss) -> None:
-        self.total += loss.total
-        for name, value in loss.parts.items():
-            self.parts[name] = self.parts[name] + value if name in self.parts else value
-
     def _log_losses(self) -> None:
         """A line with the mean loss since the last one, and its parts where it has some."""
-        mean = self.accelerator.reduce(self.total, "mean").item() / self.count
+        means = self.losses.mean()
         self.watch.window(self.recipe.log_every)
-        line = {"step": self.step, "split": "train", "loss": mean, **self._mean_parts()}
-        self.log.write({**line, "lr": self.recipe.lr_at(self.step - 1)})
-        if not math.isfinite(mean):
-            raise Diverged(self.step, mean, "training")
+        self.log.write({"step": self.step, "split": "train", **means, "lr": self.recipe.lr_at(self.step - 1)})
+        if not math.isfinite(means["loss"]):
+            raise Diverged(self.step, means["loss"], "training")
         if self.progress is not None and self.accelerator.is_main_process:
-            self.progress(self._news(mean))
-        self.total.zero_()
-        self.parts, self.count = {}, 0
-
-    def _mean_parts(self) -> dict[str, float]:
-        """Over the steps and the processes; one that met no target has no parts."""
-        found = gather_objects({name: part.item() for name, part in self.parts.items()}, self.world)
-        names = dict.fromkeys(name for each in found for name in each)
-        scale = self.count * self.world
-        return {f"loss.{name}": sum(each.get(name, 0.0) for each in found) / scale for name in names}
+            self.progress(self._news(means["loss"]))
+        self.losses.clear()
 
     def _news(self, loss: float) -> dict[str, Any]:
         seconds = self.watch.typical
@@ -227,18 +222,18 @@ class Training:
             "loss": loss,
             "samples_per_second": self.recipe.batch_size / seconds if seconds else None,
             "seconds_left": (self.recipe.steps - self.step) * seconds if seconds else None,
-            **{f"val {name}": value for name, value in self.best["val"].items() if not name.startswith("loss")},
+            **{f"val {name}": value for name, value in self.best.val.items() if not name.startswith("loss")},
         }
 
     def _evaluate(self) -> None:
         """A line with the scores on validation; the best weights so far are kept."""
-        val = self.scorer(self.model if self.average is None else self.kept, "val")
+        share_buffers(self.accelerator, self.kept)
+        val = self.scorer(self.kept, "val")
         self.log.write({"step": self.step, "split": "val", **val})
         if not math.isfinite(val["loss"]):
             raise Diverged(self.step, val["loss"], "validation")
         score = val[self.task.metric] if self.task.higher_is_better else -val[self.task.metric]
-        if score > self.best["score"]:
-            self.best = {"score": score, "step": self.step, "weights": self._weights(), "val": val}
+        self.best.take(score, self.step, val, self._weights)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in self.kept.state_dict().items()}
@@ -249,9 +244,9 @@ class Training:
         """Test the best weights, write them and the last ones, count costs: the fields of a `Result`."""
         trained, final = self.watch.seconds, self._weights()
         memory = step_memory(self.task, self.accelerator, self.model, self.optimizer, self.recipe)
-        best = self.best["weights"] or final
+        best = self.best.weights or final
         self.bare.load_state_dict(best)
-        test = self.scorer(self.model, "test")
+        test = self.scorer(self.bare, "test")
         self.log.write({"step": self.step, "split": "test", **test})
         tests = {name: self._further(name) for name in self.tests}
         self.log.flush()
@@ -261,13 +256,13 @@ class Training:
         seconds = self.watch.typical
         return {
             "step": self.step,
-            "val": self.best["val"],
+            "val": self.best.val,
             "test": test,
             "tests": tests,
-            "notes": tuple(self.notes),
+            "notes": tuple(self._notes()),
             "metric": self.task.metric,
             "higher_is_better": self.task.higher_is_better,
-            "best_step": self.best["step"],
+            "best_step": self.best.step,
             "baselines": self.task.baselines(),
             "published": self.task.published(self.recipe),
             "solved_above": self.task.solved_above(),
@@ -281,11 +276,23 @@ class Training:
             "max_rss_bytes": process_memory(),
         }
 
+    def _notes(self) -> list[str]:
+        notes, recipe = list(self.notes), self.recipe
+        if self.step < recipe.steps:
+            notes.append(
+                f"stopped after {self.step} of {recipe.steps} steps: {recipe.patience} evaluations in a row were no "
+                f"better than that of step {self.best.step}"
+            )
+        if len(self.worlds) > 1:
+            parts = ", ".join(f"{world} from step {step} on" for step, world in self.worlds)
+            notes.append(f"the number of processes was {parts}: equal to a run with one number up to rounding")
+        return notes
+
     def _further(self, split: str) -> dict[str, float]:
         """Scores on a further test split; {} and a note where the model does not take its inputs, such as a length that
         it was not built for: what was trained has its test all the same."""
         try:
-            scores = self.scorer(self.model, split)
+            scores = self.scorer(self.bare, split)
         except ValueError as error:
             self.notes.append(f"{split} has no score: {error}")
             return {}

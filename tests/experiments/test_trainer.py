@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,7 +10,7 @@ from torch import nn
 
 from matmix.experiments import trainer
 from matmix.experiments.memory import step_memory
-from matmix.experiments.run import Result, RunConfig, execute, read_metrics
+from matmix.experiments.run import RunConfig, execute, read_metrics
 from matmix.experiments.task import Batch, Recipe
 from matmix.training import having
 from sequence.tasks.digits import Digits
@@ -147,6 +143,42 @@ def test_the_best_weights_are_kept(tmp_path):
         assert torch.equal(value, model.state_dict()[name])
 
 
+def test_patience_ends_a_run_that_gets_no_better(tmp_path, monkeypatch):
+    """Without a learning rate the first evaluation stays the best. Stopped at any step, the run ends the same."""
+    recipe = {**QUICK, "steps": 40, "lr": 0.0, "eval_every": 3, "patience": 2, "checkpoint_every": 2}
+    config = RunConfig("digits", "identity", 0, SMALL, recipe)
+    whole = execute(config, tmp_path / "whole")
+    assert (whole.status, whole.step, whole.best_step) == ("finished", 9, 3)
+    assert whole.notes == ("stopped after 9 of 40 steps: 2 evaluations in a row were no better than that of step 3",)
+    assert [(line["step"], line["split"]) for line in read_metrics(tmp_path / "whole")] == [
+        (3, "val"), (4, "train"), (6, "val"), (8, "train"), (9, "val"), (9, "train"), (9, "test"),
+    ]  # fmt: skip
+    for stops in (7, 9, "test"):
+        calls = []
+
+        def stop(*arguments, real=trainer.accumulate, calls=calls, at=stops):
+            calls.append(1)
+            if len(calls) == at:
+                raise OSError("stopped")
+            return real(*arguments)
+
+        def no_test(self, model, split, real=trainer.Scorer.__call__):
+            if split == "test":
+                raise OSError("stopped")
+            return real(self, model, split)
+
+        folder = tmp_path / str(stops)
+        with monkeypatch.context() as patch:
+            if stops == "test":
+                patch.setattr(trainer.Scorer, "__call__", no_test)
+            else:
+                patch.setattr(trainer, "accumulate", stop)
+            assert execute(config, folder).status == "failed"
+        assert execute(config, folder).notes == whole.notes
+        for name in ("metrics.jsonl", "final.safetensors", "best.safetensors"):
+            assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_lower_can_be_better(tmp_path):
     config = RunConfig("co2", "identity", 0, {"length": 16, "horizon": 4, "dim": 8}, {**QUICK, "steps": 24})
     result = execute(config, tmp_path)
@@ -228,29 +260,3 @@ def test_peak_memory_means_the_same_on_a_gpu():
     recipe = Recipe(batch_size=64)
     cpu, gpu = (step_bytes("sep_conv", device, recipe)[0] for device in ("cpu", "cuda"))
     assert gpu == pytest.approx(cpu, rel=0.25)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
-    """`torchrun` with two CPU processes: one writer, the same data, the same weights up to rounding."""
-    config = RunConfig("digits", "attention(head_dim=4)", 0, SMALL, {**QUICK, "checkpoint_every": 6})
-    assert execute(config, tmp_path / "one").status == "finished"
-    words = [
-        *("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29613"),
-        *("-m", "matmix.experiments.cli", "train", "digits", "--mixer", config.mixer, "--quiet"),
-        *("--task.patch", "4", "--task.dim", "8", "--task.depth", "1", "--recipe.checkpoint-every", "6"),
-        *("--steps", "12", "--recipe.batch-size", "32", "--recipe.log-every", "4", "--recipe.eval-every", "6"),
-        *("--out", str(tmp_path / "two")),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = Result.read(tmp_path / "one"), Result.read(tmp_path / "two")
-    assert one.test == pytest.approx(two.test, rel=1e-3)
-    for name, value in weights(tmp_path / "one").items():
-        torch.testing.assert_close(value, weights(tmp_path / "two")[name], rtol=1e-3, atol=1e-5)
-    lines = [
-        [json.dumps({k: v for k, v in line.items() if k in ("step", "split")}) for line in read_metrics(tmp_path / way)]
-        for way in ("one", "two")
-    ]
-    assert lines[0] == lines[1]
