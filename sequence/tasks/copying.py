@@ -71,8 +71,8 @@ class Copying(TokenTask):
     def recipe(self) -> Recipe:
         """The published schedule (warm-up of 100 steps, then linear, clipped) over 2,000 steps."""
         return Recipe(
-            steps=2000, batch_size=64, lr=1e-3, warmup=0.05, power=1.0, weight_decay=0.1, clip=1.0, eval_every=250,
-            eval_batch_size=32,
+            steps=2000, batch_size=64, lr=1e-3, warmup=0.05, schedule="power", power=1.0, weight_decay=0.1,
+            clip=1.0, eval_every=250, eval_batch_size=32,
         )  # fmt: skip
 
     def _settings(self) -> dict[str, Any]:

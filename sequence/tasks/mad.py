@@ -130,8 +130,8 @@ class Mad(TokenTask):
         batch = min(128, count)
         epoch = count // batch
         return Recipe(
-            steps=200 * epoch, batch_size=batch, lr=5e-4, lr_end=1.0, warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999),
-            clip=0.0, eval_every=epoch, eval_batch_size=128, checkpoint_every=5 * epoch,
+            steps=200 * epoch, batch_size=batch, lr=5e-4, warmup=0.0, schedule="constant", weight_decay=0.0,
+            betas=(0.9, 0.999), clip=0.0, eval_every=epoch, eval_batch_size=128, checkpoint_every=5 * epoch,
         )  # fmt: skip
 
     def model(self, mixer: str, seed: int) -> nn.Module:

@@ -25,7 +25,9 @@ TASKS = {**{name: task_class(name)() for name in ("digits", "co2", "recall")}, *
 @pytest.mark.parametrize("name", TASKS)
 class TestEveryTask:
     def test_is_found(self, name):
-        assert task_class(name) is type(TASKS[name]) and name in list_tasks()
+        cls = task_class(name)
+        assert cls is type(TASKS[name]) and name in list_tasks()
+        assert cls().recipe().steps > 0 and TASKS[name].recipe().batch_size > 0
 
     def test_batches_follow_from_seed_and_step(self, name):
         task = TASKS[name]
