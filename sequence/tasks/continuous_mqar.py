@@ -61,8 +61,8 @@ class ContinuousMQAR(TokenTask):
         batch = min(256, self.train_examples or 256)
         epoch = max(1, self.train_examples // batch)
         return Recipe(
-            steps=32 * epoch, batch_size=batch, lr=3.2e-3, warmup=0.0, weight_decay=0.1, betas=(0.9, 0.999), clip=0.0,
-            eval_every=epoch, eval_batch_size=32, checkpoint_every=epoch,
+            steps=32 * epoch, batch_size=batch, lr=3.2e-3, warmup=0.0, weight_decay=0.1, decayed="all",
+            betas=(0.9, 0.999), clip=0.0, eval_every=epoch, eval_batch_size=32, checkpoint_every=epoch,
         )  # fmt: skip
 
     def model(self, mixer: str, seed: int) -> nn.Module:

@@ -93,8 +93,8 @@ class MQAR(AssociativeRecall):
         batch = min(batch, *sizes)
         epoch = sum(size // batch for size in sizes)
         return Recipe(
-            steps=epochs * epoch, batch_size=batch, lr=lr, warmup=0.0, weight_decay=0.1, betas=(0.9, 0.999), clip=0.0,
-            eval_every=epoch, eval_batch_size=max(32, batch // 8), checkpoint_every=epoch,
+            steps=epochs * epoch, batch_size=batch, lr=lr, warmup=0.0, weight_decay=0.1, decayed="all",
+            betas=(0.9, 0.999), clip=0.0, eval_every=epoch, eval_batch_size=max(32, batch // 8), checkpoint_every=epoch,
         )  # fmt: skip
 
     def named_recipe(self, name: str) -> tuple[Task, Recipe]:
