@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from sequence.data.mqar import IGNORED
+from sequence.studies.mqar import mqar
 from sequence.tasks.continuous_mqar import ContinuousMQAR
 from sequence.tasks.copying import Copying
 from sequence.tasks.induction import Induction
@@ -51,6 +53,21 @@ def test_suites() -> None:
         assert recipe.steps == 32 * (390 + 4 * 78)
     with pytest.raises(ValueError, match="no recipe 'figure2'; it has: default, mixed"):
         ForgettingMQAR().named_recipe("figure2")
+
+
+def test_suites_are_studies() -> None:
+    """Every rate at every size and width, with the settings that `--recipe` gives."""
+    study = mqar(dims=(64, 128))
+    assert len(study.tasks) == 4 * 2 and len(study.recipes) == 4 and len(study.runs()) == 32 * len(study.mixers)
+    task = study.runs()[0].config.make_task()
+    assert task == MQAR(length=64, pairs=4, dim=64) and study.runs()[0].config.make_recipe().lr == 1e-4
+    study = mqar(suite="mixed", task="mqar-forgetting", dims=(32,), rates=(1e-3,))
+    config = study.runs()[0].config
+    assert config.make_task() == dataclasses.replace(ForgettingMQAR().named_recipe("mixed")[0], dim=32)
+    assert config.make_recipe().steps == ForgettingMQAR().named_recipe("mixed")[1].steps
+    for wrong in ({"lengths": (65,)}, {"suite": "mixed", "lengths": (64,)}):
+        with pytest.raises(ValueError, match=r"lengths are among \[64, 128, 256, 512\]"):
+            mqar(**wrong)
 
 
 def test_a_query_asks_for_both_halves_and_the_newest_value() -> None:

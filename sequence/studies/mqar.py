@@ -1,0 +1,65 @@
+"""The two published suites of associative recall as studies: accuracy against the size of the state."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from matmix.experiments.study import Study, StudyTask
+from sequence.tasks.mqar import FIGURE2, MQAR, RATES, CompositionalMQAR, ForgettingMQAR
+
+TASKS = {"mqar": MQAR, "mqar-compositional": CompositionalMQAR, "mqar-forgetting": ForgettingMQAR}
+MIXERS = (
+    "attention(causal=True)", "delta_rule", "gla", "ssd(d_state=16)", "ssd(d_state=64)", "s6", "retention", "s4d"
+)  # fmt: skip
+
+
+def mqar(
+    *,
+    suite: Literal["figure2", "mixed"] = "figure2",
+    task: Literal["mqar", "mqar-compositional", "mqar-forgetting"] = "mqar",
+    lengths: tuple[int, ...] = (),
+    dims: tuple[int, ...] = (64, 128, 256, 512),
+    rates: tuple[float, ...] = (),
+) -> Study:
+    """Associative recall at published sizes: how much can each mixer look up, for how many bytes of state?
+
+    "figure2" is one training for each length, "mixed" trains on five sizes at once and tests on seven. As published,
+    the best of four learning rates counts for each mixer and width; `matmix picture state` draws it. A training of
+    "figure2" at length 64 is 12,480 steps of 512 rows: half an hour on a GPU, days on a CPU core.
+
+    Args:
+        suite: which of the two.
+        task: recall, or one of its variants, which have the suite "mixed".
+        lengths: of those of "figure2", 64 to 512, where not all are wanted.
+        dims: widths of the model.
+        rates: learning rates, where they are not the published ones.
+    """
+    cls = TASKS[task]
+    sizes = [size for size in FIGURE2 if not lengths or size[0] in lengths] if suite == "figure2" else [None]
+    known = [length for length, _ in FIGURE2]
+    if lengths and (suite != "figure2" or not set(lengths) <= set(known)):
+        raise ValueError(f"lengths are among {known} and of suite='figure2', got {lengths} with suite={suite!r}")
+    tasks = []
+    for size in sizes:
+        given = cls() if size is None else dataclasses.replace(cls(), length=size[0], pairs=size[1])
+        named, recipe = given.named_recipe(suite)
+        options, plain = _changes(named, cls()), dataclasses.asdict(named.recipe())
+        changed = {name: value for name, value in dataclasses.asdict(recipe).items() if value != plain[name]}
+        words = "" if size is None else f" L={size[0]} n={size[1]}"
+        tasks += [StudyTask(task, {**options, "dim": dim}, changed, f"{task}{words} D={dim}") for dim in dims]
+    return Study(
+        name=f"{task}-{suite}",
+        tasks=tuple(tasks),
+        mixers=MIXERS,
+        seeds=(0,),
+        recipes={f"lr={rate:.1e}": {"lr": rate} for rate in rates or RATES[suite]},
+        reference=MIXERS[0],
+        note="How much can each mixer look up, for how many bytes of state? The best of the rates counts.",
+    )
+
+
+def _changes(task: Any, default: Any) -> dict[str, Any]:
+    """The settings that differ from the defaults."""
+    plain = dataclasses.asdict(default)
+    return {name: value for name, value in dataclasses.asdict(task).items() if value != plain[name]}
