@@ -1,6 +1,7 @@
 """Pictures of studies with sequence tasks.
 
-    matmix picture state --study runs/my-study --out state.png
+    matmix picture state --study runs/mqar-figure2 --out state.png
+    matmix picture mad --study runs/mad --out mad.png
 
 The functions stand in the entry-point group `matmix.pictures`; their arguments are the options of the command.
 """
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 from matmix.experiments.folder import Result
 from matmix.experiments.report.collect import collect
 from matmix.spec import parse_spec
+from sequence.tasks.mad import BASELINES
+from sequence.tasks.mad_grid import score
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKS = "osD^vP*X"
@@ -51,6 +54,39 @@ def state(study: Path, out: Path, *, split: str = "test", metric: str = "") -> s
     _draw(found, out, metric, split, results)
     without = sorted({mixer for _, left in found.values() for mixer in left})
     return f"{out}" + (f"\nno state, as they are not recurrent: {', '.join(without)}" if without else "")
+
+
+def mad(study: Path, out: Path) -> str:
+    """MAD's score of each mixer: of the sweep the best run, averaged over the settings of each of the six tasks.
+
+    Args:
+        study: folder of a study of the task `mad`.
+        out: picture to write; its ending picks the format (png, svg, pdf).
+    """
+    from matplotlib.figure import Figure
+
+    runs: dict[str, list[tuple[dict[str, Any], float]]] = defaultdict(list)
+    for run in collect(study).runs:
+        if run.result is not None and run.score is not None and run.result.config["task"] == "mad":
+            runs[run.mixer].append((run.result.config["options"], run.score))
+    if not runs:
+        raise ValueError(f"{study} has no finished run of the task mad")
+    scores = {mixer: score(of_mixer) for mixer, of_mixer in runs.items()}
+    order = sorted(scores, key=lambda mixer: -scores[mixer]["mean"])
+    kinds = [kind for kind in (*BASELINES, "mean") if any(kind in found for found in scores.values())]
+    cells = [[scores[mixer].get(kind, float("nan")) for kind in kinds] for mixer in order]
+    figure = Figure(figsize=(2.2 + 1.2 * len(kinds), 1.2 + 0.4 * len(order)), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(cells, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    axis.set_xticks(range(len(kinds)), [kind.replace("_", "\n") for kind in kinds], fontsize=8)
+    axis.set_yticks(range(len(order)), [f"{mixer} ({len(runs[mixer])} runs)" for mixer in order], fontsize=8)
+    for row, values in enumerate(cells):
+        for column, value in enumerate(values):
+            axis.text(column, row, f"{value:.3f}", ha="center", va="center", color="w" if value > 0.6 else "k")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+    lines = [" ".join(f"{kind} {value:.3f}" for kind, value in scores[mixer].items()) for mixer in order]
+    return "\n".join([str(out), *(f"{mixer}: {line}" for mixer, line in zip(order, lines, strict=True))])
 
 
 def panels(results: Iterable[Result], split: str, metric: str) -> dict[str, tuple[list[Point], list[str]]]:

@@ -10,7 +10,7 @@ import pytest
 
 from matmix.experiments.folder import Result
 from matmix.experiments.study import Study, StudyTask
-from sequence.pictures import family, panels, state
+from sequence.pictures import family, mad, panels, state
 from tests.experiments.synthetic import write_run
 
 
@@ -59,3 +59,22 @@ def test_a_study_becomes_a_picture(tmp_path: Path):
     with pytest.raises(ValueError, match="no finished run of a recurrent mixer with a score on 'test@2x'"):
         state(tmp_path / "study", tmp_path / "no.png", split="test@2x")
     assert not (tmp_path / "no.png").exists()
+
+
+def test_scores_of_mad_become_a_picture(tmp_path: Path):
+    """The best run of a setting, the mean over the settings of a task, the mean over the tasks."""
+    tasks = [StudyTask("mad", {"kind": "compression"}), StudyTask("mad", {"kind": "recall"}, label="one")]
+    tasks.append(StudyTask("mad", {"kind": "recall", "length": 256}, label="two"))
+    rates = {"slow": {"lr": 1e-4}, "fast": {"lr": 1e-3}}
+    study = Study("made-up", tuple(tasks), ("ssd", "attention"), seeds=(0,), recipes=rates)
+    levels = {"mad": 0.3, "one": 0.5, "two": 0.1}
+    for run in study.runs():
+        level = levels[run.setting.split()[0]] + 0.1 * ("fast" in run.setting) + 0.2 * (run.mixer == "ssd")
+        write_run(tmp_path / "study", run, level)
+    said = mad(tmp_path / "study", tmp_path / "mad.png").splitlines()
+    assert (tmp_path / "mad.png").stat().st_size > 5000
+    assert said[1:] == ["ssd: compression 0.600 recall 0.600 mean 0.600",
+                        "attention: compression 0.400 recall 0.400 mean 0.400"]  # fmt: skip
+    with pytest.raises(ValueError, match="no finished run of the task mad"):
+        write_run(tmp_path / "other", Study("o", (StudyTask("recall"),), ("ssd",)).runs()[0], 0.5)
+        mad(tmp_path / "other", tmp_path / "mad.png")
