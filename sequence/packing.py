@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 from matmix.experiments.task import Batch
-
-IGNORED = -100
-"""A target that is none: PyTorch's losses leave it out."""
+from sequence.data.labels import IGNORED
 
 
 def pack(batch: Batch, length: int) -> Batch:

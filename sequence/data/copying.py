@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORED = -100
+from sequence.data.labels import IGNORED
+
 Form = Literal["copy", "prefix_ngram", "suffix_ngram"]
 FORMS = ("copy", "prefix_ngram", "suffix_ngram")
 ATTEMPTS = 10

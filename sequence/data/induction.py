@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORED = -100
+from sequence.data.labels import IGNORED
 
 
 def check_induction(vocabulary: int, length: int, answer: int, triggers: int) -> None:

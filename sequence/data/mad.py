@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORED = -100
+from sequence.data.labels import IGNORED
+
 SEED = 12345
 Row = tuple[list[int], list[int]]
 

@@ -24,10 +24,7 @@ import torch
 from torch import Tensor
 
 from sequence.data.draws import Batched, Draws, Legacy
-
-IGNORED = -100
-"""Label of a position that is not scored."""
-
+from sequence.data.labels import IGNORED
 
 # ------------------------------------------------------------------ conditions
 

@@ -11,8 +11,8 @@ import random
 import numpy as np
 
 from sequence.data.groups import Group
+from sequence.data.labels import IGNORED
 
-IGNORED = -100
 ADD, SUBTRACT, MULTIPLY, EQUALS = 1, 2, 3, 4
 DIGIT = 5  # the first digit of arithmetic; 0 is padding
 

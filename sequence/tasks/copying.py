@@ -7,7 +7,7 @@ matmix train copying --task.form suffix_ngram --task.answer 5 --mixer ssd
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -15,8 +15,12 @@ from torch import Tensor
 from matmix.experiments.task import Recipe
 from matmix.sampling import stream
 from sequence.data.copying import Form, check_copying, packed_rows, padded_rows
+from sequence.data.labels import IGNORED
 from sequence.encoder import Head, Position
 from sequence.tasks.tokens import SPLITS, TIMES, TokenTask
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,11 @@ class Copying(TokenTask):
                 self.tokens(longest), shortest=shortest, longest=longest, **self._settings(),
             )  # fmt: skip
         return found
+
+    def metrics(self) -> dict[str, Metric]:
+        from sequence.metrics import RowAccuracy
+
+        return super().metrics() | {"string_accuracy": RowAccuracy(IGNORED)}
 
     def baselines(self) -> dict[str, dict[str, float]]:
         return {"chance (a letter)": {"accuracy": 1 / self.letters}}

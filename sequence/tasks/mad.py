@@ -155,7 +155,7 @@ class Mad(TokenTask):
     def metrics(self) -> dict[str, Metric]:
         from torchmetrics.classification import MulticlassAccuracy
 
-        from sequence.macro import BatchMacroAccuracy
+        from sequence.metrics import BatchMacroAccuracy
 
         micro = MulticlassAccuracy(self.ids, average="micro", ignore_index=IGNORED)
         return {"accuracy": BatchMacroAccuracy(self.ids, IGNORED), "micro": micro}

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Split
 from matmix.experiments.tensor_task import TensorTask
+from sequence.data.labels import IGNORED
 from sequence.encoder import Head
 from sequence.tasks.settings import EncoderSettings
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-IGNORED = -100
-"""Label of a token that is not scored."""
 TIMES = {"test@2x": 2, "test@4x": 4, "test@8x": 8}
 """Further tests: multiples of the length of training rows."""
 SPLITS = ("train", "val", "test", *TIMES)
