@@ -14,6 +14,8 @@ PARTS: dict[str, str] = {
     "listops": "sequence.data.listops_check:check",
     "text": "sequence.data.reviews_check:check",
     "retrieval": "sequence.data.aan_check:check",
+    "image": "sequence.data.cifar_check:check",
+    "pathfinder": "sequence.data.pathfinder_check:check",
 }
 """By task, the function from a folder to what is said about it: `(Path) -> Iterable[Finding]`."""
 SHOWN = 5

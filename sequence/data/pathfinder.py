@@ -19,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from matmix.sampling import stream
+from sequence.data.pathfinder_draws import Draws, mixed
 from sequence.data.pathfinder_stamps import Look, marker, marker_reach, stamps
-from sequence.data.pathfinder_walk import Draws, Masks, distractors, mixed, targets
+from sequence.data.pathfinder_walk import Masks, distractors, targets
 
 LANES = 256
 """Attempts at once; it changes nothing but the time."""

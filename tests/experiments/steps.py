@@ -19,8 +19,10 @@ from matmix.experiments.task import Batch, Task
 from matmix.training import after_step, having
 from sequence.tasks.co2 import CO2
 from sequence.tasks.digits import Digits
+from sequence.tasks.image import Image
 from sequence.tasks.listops import ListOps
 from sequence.tasks.lm import LM
+from sequence.tasks.pathfinder import Pathfinder
 from sequence.tasks.recall import Recall
 from sequence.tasks.retrieval import Retrieval
 from sequence.tasks.text import Text
@@ -55,7 +57,7 @@ class Never(Rare):
 
 def cases(folder: str) -> dict[str, tuple[Task, str]]:
     """A small setting of every task, without dropout, and its mixer; `folder` holds `images` by class,
-    `masks`, `reviews`, `papers` and `input.txt`."""
+    `masks`, `reviews`, `papers`, `colours` and `input.txt`."""
     from tests.sequence.written import LISTS
     from tests.vision.folders import TINY
     from vision.tasks.cifar10 import CIFAR10
@@ -67,6 +69,7 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
     cifar10, imagenet = (type(cls.__name__, (cls,), three) for cls in (CIFAR10, ImageNet))
     small: dict[str, Any] = {"patch": 4, "dim": 8, "depth": 1}
     tokens: dict[str, Any] = {"dim": 8, "depth": 1, "length": 32, "cache": f"{folder}/cache"}
+    pixels: dict[str, Any] = {"dim": 8, "depth": 1, "cache": f"{folder}/cache"}
     lists = {f"{split}_examples": count for split, count in (("train", 40), ("val", 10), ("test", 10))}
     images: dict[str, Any] = {"architecture": TINY, "data": f"{folder}/images", "img_size": 32, "drop_path": 0.0}
     mixed: dict[str, Any] = {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1}
@@ -82,6 +85,8 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
         "text": (Text(**tokens, data=f"{folder}/reviews"), VQ),
         "retrieval": (Retrieval(**tokens, data=f"{folder}/papers"), VQ),
         "lm": (LM(data=f"{folder}/input.txt", length=16, context=3, dim=8, depth=1), "delta_rule(heads=2)"),
+        "image": (Image(**pixels, data=f"{folder}/colours"), VQ),
+        "pathfinder": (Pathfinder(**pixels, img_size=16, examples=40), VQ),
         "co2": (CO2(length=16, horizon=8, dim=8, depth=1), VQ),
         "imagefolder": (ImageFolder(**images, **mixed), ""),
         "cifar10": (cifar10(**images), ""),

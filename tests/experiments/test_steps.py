@@ -21,8 +21,8 @@ from tests.vision.test_segmentation import make_folder as make_masks
 
 NAMES = (
     *SMALL,
-    "digits", "rare", "recall", "parity", "listops", "text", "retrieval", "lm", "co2", "imagefolder", "cifar10",
-    "imagenet", "segmentation",
+    "digits", "rare", "recall", "parity", "listops", "text", "retrieval", "image", "pathfinder", "lm", "co2",
+    "imagefolder", "cifar10", "imagenet", "segmentation",
 )  # fmt: skip
 
 
@@ -34,6 +34,7 @@ def folder(tmp_path_factory) -> str:
     written.reviews(root / "reviews")
     written.papers(root / "papers")
     written.text(root / "input.txt")
+    written.cifar(root / "colours")
     return str(root)
 
 

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 from sequence.data.listops import TOKENS, Shape, draw
+from sequence.data.pathfinder import draw as drawn
 
 LISTS = Shape(max_depth=3, max_args=4, min_length=3, max_length=24)
 
@@ -61,3 +62,72 @@ def text(file: Path) -> Path:
     """A text of some 2,000 bytes that comes again and again."""
     file.write_text("Where the bee sucks, there suck I: €5 a day.\nIn a cowslip's bell I lie.\n" * 30, encoding="utf-8")
     return file
+
+
+def pathfinder(folder: Path, count: int = 60, size: int = 16, *, strangers: bool = False) -> Path:
+    """`pathfinder<size>` as released: pictures of png, tables of text called .npy, two of them; with `strangers` the
+    labels are those of other pictures."""
+    from PIL import Image
+
+    from sequence.data.pathfinder import published
+
+    level = folder / f"pathfinder{size}" / "curv_baseline"
+    (level / "metadata").mkdir(parents=True)
+    found = drawn(published(size, 6), seed=1, indices=range(count))
+    labels = drawn(published(16), seed=2, indices=range(count)).labels if strangers else found.labels
+    for table in (0, 10):
+        (level / "imgs" / str(table)).mkdir(parents=True)
+        lines = []
+        for number, index in enumerate(range(table // 10, count, 2)):
+            name = f"sample_{number}.png"
+            Image.fromarray(found.images[index]).save(level / "imgs" / str(table) / name)
+            lines.append(f"imgs/{table} {name} {number} {labels[index]} 1.0 6 2 2 0.5 1 1\n")
+        (level / "metadata" / f"{table}.npy").write_text("".join(lines))
+    return folder
+
+
+def cifar(folder: Path, count: int = 8, *, kind: str = "binary") -> Path:
+    """Six files of `count` pictures in a published format: one byte for the label, then red, green and blue. The class
+    is how bright a picture is."""
+    import io
+    import pickle
+
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    source = np.random.default_rng(0)
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    splits: dict[str, list] = {"train": [], "test": []}
+    for name in names:
+        labels = source.integers(0, 10, count)
+        rows = (25 * labels[:, None] + source.integers(0, 10, (count, 3072))).astype(np.uint8)
+        splits["test" if name == "test_batch" else "train"].append((rows, labels))
+        if kind == "binary":
+            data = np.concatenate([labels[:, None].astype(np.uint8), rows], 1).tobytes()
+            (folder / f"{name}.bin").write_bytes(data)
+        elif kind == "pickled":
+            found = {b"data": rows, b"labels": labels.tolist(), b"batch_label": name.encode()}
+            (folder / name).write_bytes(pickle.dumps(found, protocol=2))
+    if kind in ("parquet", "npz"):
+        arrays: dict[str, np.ndarray] = {}
+        for split, batches in splits.items():
+            images = []
+            for row in np.concatenate([rows for rows, _ in batches]):
+                buffer = io.BytesIO()
+                Image.fromarray(row.reshape(3, 32, 32).transpose(1, 2, 0)).save(buffer, "png")
+                images.append(buffer.getvalue())
+            labels = np.concatenate([labels for _, labels in batches])
+            if kind == "parquet":
+                import pyarrow
+                from pyarrow import parquet
+
+                column = pyarrow.array([{"bytes": image, "path": None} for image in images])
+                table = pyarrow.table({"img": column, "label": labels})
+                parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+            arrays[f"jpeg_{split}"] = np.frombuffer(b"".join(images), np.uint8)
+            arrays[f"off_{split}"] = np.cumsum([0, *map(len, images)])
+            arrays[f"y_{split}"] = labels
+        if kind == "npz":
+            np.savez(folder / "cifar10.npz", **arrays)
+    return folder

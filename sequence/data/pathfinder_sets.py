@@ -1,0 +1,92 @@
+"""The pictures of Pathfinder, drawn or read, prepared once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sequence.data import pathfinder_release as release
+from sequence.data import pictures
+from sequence.data.cache import cached, source_key
+from sequence.data.faults import BadData, Broken, bad
+from sequence.data.parallel import chunks, ordered_map, progress
+from sequence.data.pathfinder import Settings, draw
+from sequence.data.pictures import Pictures
+
+VERSION = 1
+"""Raised when the same settings prepare something else."""
+TOGETHER = 1000
+"""Pictures that a worker draws at once."""
+
+
+@cache
+def generated(settings: Settings, count: int, seed: int, cache: str) -> Pictures:
+    """The first `count` pictures of a seed."""
+    key = {"version": VERSION, "settings": repr(settings), "count": count, "seed": seed}
+
+    def make(folder: Path) -> dict[str, Any]:
+        side = settings.window
+        with progress(f"drawing {count:,} pictures of {side} x {side}", count, "pictures") as advance:
+
+            def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+                for some in ordered_map(partial(_drawn, settings, seed), chunks(range(count), TOGETHER)):
+                    advance(len(some[1]))
+                    yield some
+
+            pictures.write(folder, parts(), count, (side, side))
+        return {}
+
+    return pictures.read(cached("pathfinder", key, make, cache))
+
+
+def _drawn(settings: Settings, seed: int, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    found = draw(settings, seed=seed, indices=indices)
+    return found.images, found.labels
+
+
+@cache
+def from_files(data: str, size: int, contour_length: int, broken: str, broken_copy: str, cache: str) -> Pictures:
+    """The pictures of the release, in its order.
+
+    Raises:
+        BadData: for damaged rows or pictures, unless `broken` is "skip", and for labels that belong to other pictures,
+            unless `broken_copy` is "take".
+    """
+    folder = release.located(data, size, contour_length)
+    tables = release.tables(folder)
+    key = {"version": VERSION, "sources": source_key(*tables), "size": size, "broken": broken}
+    key["broken_copy"] = broken_copy
+
+    def make(target: Path) -> dict[str, Any]:
+        measured = release.traced(folder, size)
+        if broken_copy == "stop" and measured is not None and measured.broken:
+            raise release.broken_copy(folder, measured)
+        faults, empty = Broken(broken), 0
+        found = list(faults.kept(row for table in tables for row in release.rows(table)))
+        images, labels = [], []
+        with progress(f"reading {folder}", len(found), "pictures") as advance:
+            for some in ordered_map(partial(_read, folder, size), chunks(found, TOGETHER)):
+                theirs = [row for row in some if row is not None]
+                empty += len(some) - len(theirs)
+                kept = list(faults.kept(iter(theirs)))
+                images += [image for image, _ in kept]
+                labels += [label for _, label in kept]
+                advance(len(some))
+        if not images:
+            raise bad(folder, 0, "it has no picture", "at least one")
+        pictures.write(target, [(np.stack(images), np.array(labels))], len(images), (size, size))
+        return {"folder": str(folder), **({"left out, empty in the release": empty} if empty else {}), **faults.facts()}
+
+    return pictures.read(cached("pathfinder-files", key, make, cache))
+
+
+def _read(folder: Path, size: int, some: list[release.Row]) -> list[tuple[np.ndarray, int] | BadData | None]:
+    found = []
+    for row in some:
+        image = release.picture(folder, row, size)
+        found.append((image, row.label) if isinstance(image, np.ndarray) else image)
+    return found

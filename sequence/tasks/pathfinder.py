@@ -1,0 +1,95 @@
+"""Pathfinder and Path-X of the Long Range Arena (Tay et al. 2020, 2011.04006): do two discs lie on one dashed contour?
+
+matmix train pathfinder --mixer hydra                                      drawn once, in minutes, 1,024 pixels
+matmix train pathfinder --mixer hydra --task.img-size 128                  Path-X, 16,384 pixels; drawn in an hour
+matmix train pathfinder --mixer hydra --data lra_release/lra_release       the released pictures
+matmix train pathfinder --mixer hydra --task.img-size 16 --task.examples 20000      small, for quick studies
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from matmix.experiments.task import Recipe, Split
+from sequence.data import pathfinder_sets
+from sequence.data.pathfinder import Settings, published
+from sequence.data.pictures import Pictures, cut
+from sequence.tasks.pixels import PixelTask
+
+
+@dataclasses.dataclass(frozen=True)
+class Pathfinder(PixelTask):
+    """Two classes, as frequent as each other, so chance is 0.5. A run within two binomial deviations of it has learned
+    nothing: 0.507 for 20,000 test pictures.
+
+    Pictures are drawn from the distribution of the published generator; for the released ones name their folder in
+    `data`. Of 200,000, a tenth is for validation and a tenth for the test. The archive's outer Pathfinder-128 has
+    labels of other pictures; it is recognised by tracing the contours of 300 of them, and refused.
+    """
+
+    data: str = ""
+    """Folder of the release that holds pathfinder32 and others, or one of these; empty: drawn."""
+    img_size: int = 32
+    """Pixels a side: 16 (not published), 32, 64, 128 (Path-X) or 256."""
+    contour_length: int = 0
+    """Paddles of the long contours: 14 "hard", 9 "intermediate", 6 "easy"; 0 = 14, with 16 pixels 6."""
+    examples: int = 200_000
+    """Pictures that are drawn."""
+    data_seed: int = 0
+    """Draws the pictures, whatever the seed of the run."""
+    broken_copy: Literal["stop", "take"] = "stop"
+    """What is done where labels do not fit the pictures."""
+
+    classes: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.settings()
+        if self.examples < 10:
+            raise ValueError(f"Pathfinder.examples must be at least 10, got {self.examples}")
+        if self.broken_copy not in ("stop", "take"):
+            raise ValueError(f"Pathfinder.broken_copy must be 'stop' or 'take', got {self.broken_copy!r}")
+
+    def recipe(self) -> Recipe:
+        """Ten epochs of 160,000 pictures; what a run costs and reaches is said by the regimes."""
+        return Recipe(
+            steps=12_500, batch_size=128, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.999), warmup=0.1, log_every=50,
+            eval_every=1250, eval_batch_size=256,
+        )  # fmt: skip
+
+    def settings(self) -> Settings:
+        """Which pictures are drawn."""
+        return published(self.img_size, self.contour_length)
+
+    def size(self) -> int:
+        return self.img_size
+
+    def pictures(self, split: Split) -> tuple[Pictures, np.ndarray]:
+        found = self._set()
+        return found, _parts(len(found.labels), self.split_seed if self.split == "random" else None)[split]
+
+    def _set(self) -> Pictures:
+        if not self.data:
+            return pathfinder_sets.generated(self.settings(), self.examples, self.data_seed, self.cache)
+        length = self.settings().contour_length
+        return pathfinder_sets.from_files(self.data, self.img_size, length, self.broken, self.broken_copy, self.cache)
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "contour length": self.settings().contour_length, **self._set().facts}
+
+    def found(self) -> str:
+        origin = f"from {self._set().facts['folder']}" if self.data else "drawn"
+        left = self._set().facts.get("left out as damaged")
+        return (
+            f"pathfinder: {self.sizes()}, {self.img_size} x {self.img_size} pixels, {origin}"
+            + (f"; {left} damaged ones left out" if left else "")
+        )  # fmt: skip
+
+
+@cache
+def _parts(count: int, seed: int | None) -> dict[str, np.ndarray]:
+    return dict(zip(("train", "val", "test"), cut(count, (0.1, 0.1), seed), strict=True))
