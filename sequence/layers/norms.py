@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from matmix.mixers.base import drop_padding
 from matmix.ops.precision import working_dtype
@@ -36,13 +36,31 @@ class TokenBatchNorm(BatchNorm):
     """Batch norm over all tokens of a batch, ``nn.BatchNorm1d`` in its arguments, running averages and names.
 
     With a mask the mean and the variance are those of the real tokens alone, so a batch that is padded further moves
-    neither its outputs nor the averages.
+    neither its outputs nor the averages. In training on several processes they are those of all, as
+    ``nn.SyncBatchNorm``, which takes neither a mask nor a CPU, has them: two processes train as one.
     """
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``(..., D)`` and a mask ``(...)``, True = a real token, to ``(..., D)``."""
         rows = drop_padding(x, mask).flatten(0, -2)
-        return super().forward(rows, None if mask is None else mask.reshape(-1, 1)).view_as(x)
+        real = None if mask is None else mask.reshape(-1, 1)
+        if self.training and distributed.is_available() and distributed.is_initialized():
+            return self._joined(rows, real).view_as(x)
+        return super().forward(rows, real).view_as(x)
+
+    def _joined(self, rows: Tensor, real: Tensor | None) -> Tensor:
+        """Rows ``(tokens, D)``, zero where they are padding, by the statistics of all processes."""
+        from torch.distributed.nn.functional import all_reduce
+
+        wide = rows.to(working_dtype(rows))
+        count = wide.new_tensor(len(rows)) if real is None else real.sum().to(wide.dtype)
+        count = all_reduce(count)
+        mean = all_reduce(wide.sum(0)) / count.clamp(min=1)
+        centred = wide - mean if real is None else (wide - mean).masked_fill(~real, 0)
+        variance = all_reduce(centred.square().sum(0)) / count.clamp(min=1)
+        if self.track_running_stats:
+            self._follow(mean.detach(), variance.detach(), count)
+        return (centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(rows.dtype)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -63,9 +81,5 @@ def make_norm(name: str, dim: int) -> nn.Module:
 
 def normed(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     """A norm on tokens; one that looks at several tokens at once is told which are real."""
-    if isinstance(norm, nn.SyncBatchNorm):  # what nn.SyncBatchNorm.convert_sync_batchnorm makes of ours
-        if mask is not None and norm.training:
-            raise TypeError("norm='batch': statistics over several processes (SyncBatchNorm) take no mask")
-        return norm(x.flatten(0, -2)).view_as(x)
     result: Tensor = norm(x, mask) if isinstance(norm, TokenBatchNorm) else norm(x)
     return result

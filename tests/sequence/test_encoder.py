@@ -13,7 +13,6 @@ from matmix import fork_seed, load_published
 from matmix.mixers import list_mixers, mixer_info
 from sequence.encoder import Encoder, Patches
 from sequence.layers.block import Block, BlockOptions, TiedDropout
-from sequence.layers.norms import TokenBatchNorm
 from sequence.layers.pooling import pool
 from tests.building import check_building, check_dtypes
 from tests.fixtures import load_fixture
@@ -201,29 +200,6 @@ def test_an_empty_sequence_gives_finite_numbers():
         out = model(x, mask=mask)
         out[(slice(None), slice(None)) if head == "token" else ()].square().sum().backward()
         assert out.isfinite().all() and all(p.grad.isfinite().all() for p in model.parameters()), (head, style)
-
-
-def test_batch_norm_measures_the_real_tokens():
-    """As PyTorch's over the real tokens alone: outputs, gradients, running averages, the plain mean of `update_bn`."""
-    ours, theirs = TokenBatchNorm(5), nn.BatchNorm1d(5)
-    for seed in range(3):
-        torch.manual_seed(seed)
-        x = torch.randn(4, 6, 5) * 3 + 1
-        mask = torch.rand(4, 6) < 0.6
-        if seed == 2:
-            ours.momentum = theirs.momentum = None
-            ours.reset_running_stats(), theirs.reset_running_stats()
-        for repeat in range(2):
-            real = (x + repeat)[mask].requires_grad_()
-            padded = torch.full_like(x, float("nan")).masked_scatter(mask.unsqueeze(-1), real)
-            found, expected = ours(padded, mask)[mask], theirs(real)
-            torch.testing.assert_close(found, expected)
-            weight = torch.randn_like(found)
-            one, two = (torch.autograd.grad((out * weight).sum(), real)[0] for out in (found, expected))
-            torch.testing.assert_close(one, two)
-            for name, value in theirs.state_dict().items():
-                torch.testing.assert_close(ours.state_dict()[name], value)
-    assert torch.equal(ours.eval()(x, mask)[mask], ours(x)[mask])  # in evaluation the running averages alone
 
 
 # ------------------------------------------------------------------ packed, token by token, published
