@@ -45,6 +45,10 @@ class Attended(NamedTuple):
     positional: bool = False  # the bias of the Softmax is of positions alone: no mask is lost when it goes
     weights: Callable[[Any, Matrix], Any] | None = None  # where the matrix is returned too: what finish gave, with it
 
+    def other(self, matrix: Matrix, values: Tensor) -> Attended:
+        """The same with another matrix (the oldest torch compiles no ``_replace`` of a named tuple)."""
+        return Attended(matrix, values, self.finish, self.dropout, self.positional, self.weights)
+
     def answer(self, matrix: Matrix) -> Any:
         """What the module returns with this matrix, the old one or another."""
         out = self.finish(matrix.matmul(self.values))
@@ -121,8 +125,13 @@ class Adapter:
         return ()
 
     def kept(self, module: nn.Module) -> dict[str, Any]:
-        """Attributes of the old module that code around it reads, for what stands in its place to have too."""
+        """Attributes of the old module for what stands in its place to have too: what code around it reads, and parts
+        that are not of its mixing and stay, with their weights and names (``answer`` uses them)."""
         return {}
+
+    def answer(self, part: Any, call: Call, mixed: Tensor) -> Any:
+        """``write``, where it takes what was kept of the old module: ``part`` has it, and the site."""
+        return self.write(part.site, call, mixed)
 
     # ------------------------------------------------------------------ what every adapter uses
 
@@ -139,11 +148,8 @@ class Adapter:
             TypeError: for more positional arguments than the old forward has.
             ValueError: for an argument that is neither understood nor harmless.
         """
-        if len(args) > len(site.parameters):
-            raise TypeError(f"{site.name}: {len(args)} positional arguments, takes {', '.join(site.parameters)}")
-        given = {**dict(zip(site.parameters, args, strict=False)), **kwargs}
         found = {}
-        for name, value in given.items():
+        for name, value in site.named(args, kwargs).items():
             if value is None or value is False or name in self.harmless:
                 continue
             if name not in self.understood:

@@ -32,7 +32,7 @@ class Structured(nn.Module):
         """As the adapter tells of the old module, with the other matrix."""
         found = self.adapter.attended(self.site, module, args, kwargs)
         matrix, values = self(found)  # called as a module, so that hooks act and offloaded weights are in place
-        return found._replace(matrix=matrix, values=values)
+        return found.other(matrix, values)
 
 
 class Rematrixed:

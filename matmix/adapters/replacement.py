@@ -24,7 +24,7 @@ class Replacement(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         call = self.adapter.read(self.site, args, kwargs)
-        return self.adapter.write(self.site, call, self.mix(call))
+        return self.adapter.answer(self, call, self.mix(call))
 
     def mix(self, call: Call) -> Tensor:
         """Mixed tokens ``(B, L, D)``; of prefix tokens that stand aside the mixing term is zero.
@@ -48,7 +48,7 @@ class Replacement(nn.Module):
         def finish(mixed: Tensor) -> Any:
             if call.held is not None:
                 call.held.note(tokens.shape[1])
-            return self.adapter.write(self.site, call, self._beside(call, found.finish(mixed)))
+            return self.adapter.answer(self, call, self._beside(call, found.finish(mixed)))
 
         return found._replace(finish=finish)
 

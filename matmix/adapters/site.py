@@ -58,6 +58,17 @@ class Site:
         """Every name of the module."""
         return (self.name, *self.tied)
 
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name.
+
+        Raises:
+            TypeError: for more positional ones than the old forward has.
+        """
+        if len(args) > len(self.parameters):
+            raise TypeError(f"{self.name}: {len(args)} positional arguments, takes {', '.join(self.parameters)}")
+        # The oldest torch compiles no zip of unequal lengths.
+        return {**dict(zip(self.parameters[: len(args)], args, strict=True)), **kwargs}
+
     def why_not(self, level: Level) -> str | None:
         """Why the site cannot be replaced at this level; None: it can."""
         return self.refused.get(level)

@@ -83,7 +83,7 @@ class TorchAttention(Adapter):
 
     def read(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         inputs = self._inputs(site, args, kwargs)
-        query, key, value, masks = inputs[:4]
+        query, key, value, masks = inputs.query, inputs.key, inputs.value, inputs.masks
         unfit = masks.words
         if value is not key and (value.shape != key.shape or not _equal(value, key)):
             unfit = "the call brings values of other tokens than keys (keys with positions added?); a mixer has one x"
@@ -188,7 +188,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def _option(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> bool:
     """One of the options that are True unless given."""
-    return bool({**dict(zip(site.parameters, args, strict=False)), **kwargs}.get(name, True))
+    return bool(site.named(args, kwargs).get(name, True))
 
 
 def _as_given(site: Site, mixed: Tensor, batched: bool) -> Tensor:
@@ -199,7 +199,7 @@ def _as_given(site: Site, mixed: Tensor, batched: bool) -> Tensor:
 
 def _projected(module: Any, inputs: _Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values ``(B, L or S, D)``, in one product where they are of one sequence."""
-    query, key, value = inputs[:3]
+    query, key, value = inputs.query, inputs.key, inputs.value
     weight, bias = module.in_proj_weight, module.in_proj_bias
     if weight is not None and value is key is query:
         return F.linear(query, weight, bias).chunk(3, -1)  # type: ignore[return-value]

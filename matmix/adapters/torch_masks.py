@@ -58,16 +58,16 @@ def masks_of(
         return Masks(causal=True, hinted=True)
     if hint and torch.compiler.is_compiling():
         _assert_causal(where, pairs)
-        return found._replace(causal=True)
+        return Masks(found.keys, True, found.bias, found.words)
     nothing, causal = _look(pairs)
     if nothing or causal:
-        return found._replace(causal=causal)
+        return Masks(found.keys, causal, found.bias, found.words)
     bias = pairs if pairs.dtype != torch.bool else minus_infinity(pairs, given["query"].dtype)
     bias = bias[None, None] if bias.dim() == 2 else bias.unflatten(0, (batch, heads))
     if found.bias is not None:
         bias = bias + found.bias
     words = f"attn_mask {tuple(pairs.shape)} hides or weighs pairs of tokens; a mixer takes a mask of tokens"
-    return found._replace(bias=bias, words=words)
+    return Masks(found.keys, False, bias, words)
 
 
 def future(size: tuple[int, int], device: torch.device) -> Tensor:

@@ -9,18 +9,23 @@ import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from matmix.adapters.base import Adapter, Call
+from matmix.adapters.base import Adapter, Call, parts_of
 from matmix.adapters.rematrixed import SLOT
 from matmix.adapters.site import Place, Site
 from matmix.adapters.transformers_cache import held, state_layer
 from matmix.adapters.transformers_masks import Seen, both, read_mask
 from matmix.matrices.base import Matrix
 
+NORM = ("LayerNorm", "output_dropout")  # what stays of an attention with its residual and norm inside
+POSITIONS = (  # and of one that makes the bias of positions for all layers
+    "relative_attention_bias", "relative_attention_num_buckets", "relative_attention_max_distance", "is_decoder",
+    "_relative_position_bucket",
+)  # fmt: skip
 TOKENS = ("hidden_states", "query")  # the argument that brings the tokens; DistilBERT's before 5.0 is the second
 MEMORY = ("encoder_hidden_states", "key_value_states")
 MASKS = ("attention_mask", "causal_attention_mask", "mask")
@@ -37,21 +42,19 @@ HARMLESS = frozenset(
 class TransformersAttention(Adapter):
     """``attention(hidden_states (B, L, D), attention_mask, ...) -> (out, weights or None, ...)``, also by keyword."""
 
-    understood = frozenset({*TOKENS, "key", "value", *MEMORY, *MASKS, *CACHES, "is_causal"})
+    understood = frozenset({*TOKENS, "key", "value", *MEMORY, *MASKS, *CACHES, "is_causal", "position_bias"})
     harmless = HARMLESS
 
     def read(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        if {**dict(zip(site.parameters, args, strict=False)), **kwargs}.get("output_attentions"):
+        if site.named(args, kwargs).get("output_attentions"):
             raise ValueError(
                 f"{site.name}: output_attentions asks for the weights of an attention that was replaced; "
                 f"matmix.inspect.matrices(model, ...) shows the matrices of all sites"
             )
         given = self.arguments(site, args, kwargs)
-        tokens = next(given[name] for name in TOKENS if name in given)
-        memory = next((given[name] for name in MEMORY if name in given), None)
+        tokens, memory, cache = taken(given, TOKENS), taken(given, MEMORY), taken(given, CACHES)
         if "query" in given and given.get("key") is not tokens:
             memory = given["key"]
-        cache = next((given[name] for name in CACHES if name in given), None)
         kept = None if cache is None or memory is not None else held(cache, site)
         before = 0 if kept is None else kept.seen
         length = tokens.shape[1]
@@ -67,7 +70,10 @@ class TransformersAttention(Adapter):
         if memory is not None:
             return Call(tokens, memory=memory, memory_mask=keys, unfit=unfit)
         mask = None if keys is None else keys[:, before:]
-        return Call(tokens, mask=mask, causal=seen.causal, unfit=unfit, held=kept)
+        positions = given.get("position_bias")
+        if positions is not None and not site.options.get("positions"):
+            raise ValueError(f"{site.name}: the call brings a position_bias, which nothing there has asked for")
+        return Call(tokens, mask=mask, causal=seen.causal, unfit=unfit, held=kept, rest=_Rest(before, positions))
 
     def seen(self, site: Site, given: dict[str, Any], rows: int, columns: int, cross: bool = False) -> Seen:
         """What the masks of a call say; without one, what None means there."""
@@ -83,11 +89,49 @@ class TransformersAttention(Adapter):
 
     def kept(self, module: nn.Module) -> dict[str, Any]:
         state_layer()
-        return {}
+        names = NORM if normed(module) else POSITIONS if hasattr(module, "compute_bias") else ()
+        kept = {name: getattr(module, name) for name in names if hasattr(module, name)}
+        # A function of the class, for what has the attributes that it reads.
+        return {**kept, "compute_bias": type(module).compute_bias} if "is_decoder" in kept else kept  # type: ignore[attr-defined]
+
+    def answer(self, part: Any, call: Call, mixed: Tensor) -> Any:
+        if part.site.options.get("normed"):
+            mixed = part.LayerNorm(call.tokens + part.output_dropout(mixed))
+        out = self.write(part.site, call, mixed)
+        if not part.site.options.get("positions"):
+            return out
+        # The bias of positions says nothing to a mixer; the layers that come later need it.
+        before, bias = call.rest
+        rows, columns = mixed.shape[1], before + mixed.shape[1]
+        if bias is None and hasattr(part, "relative_attention_bias"):
+            bias = part.compute_bias(part, rows, columns, mixed.device, before)
+        if bias is None:
+            bias = mixed.new_zeros(1, part.site.heads, rows, columns)
+        return (out[0], bias, *out[2:])
 
     def write(self, site: Site, call: Call, mixed: Tensor) -> Any:
         outputs = site.options["outputs"]
         return (mixed, *[None] * (outputs - 1)) if outputs else mixed
+
+
+class _Rest(NamedTuple):
+    """What ``answer`` needs of a call."""
+
+    before: int  # tokens that a cache has seen
+    positions: Tensor | None  # the bias of positions, of the first layer
+
+
+def normed(module: nn.Module) -> bool:
+    """Whether residual and norm are inside of an attention, after its output projection, as ALBERT has them."""
+    return {"dense", *NORM} <= parts_of(module)
+
+
+def taken(given: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """The first of these arguments that is there, else None."""
+    for name in names:
+        if name in given:
+            return given[name]
+    return None
 
 
 def calls_interface(module: nn.Module) -> bool:

@@ -30,6 +30,7 @@ from matmix.adapters.transformers_attention import (
     calls_interface,
     crosses,
     image,
+    normed,
     outside,
     quietly,
     with_weights,
@@ -37,6 +38,7 @@ from matmix.adapters.transformers_attention import (
 from matmix.adapters.transformers_cache import twin_of
 from matmix.adapters.transformers_masks import Seen, read_mask
 from matmix.matrices.softmax import Softmax
+from matmix.mixers.base import merge_heads
 
 NAME = "matmix"  # of the function
 INSTEAD = "matmix_instead"  # an attribute of a module: what the function does there, in place of its matrix
@@ -101,7 +103,7 @@ class TransformersInterface(TransformersAttention):
 
     def attended(self, site: Site, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Attended:
         """By two runs of the module: one to see what it asks of the function, and in ``finish`` one to answer it."""
-        given = {**dict(zip(site.parameters, args, strict=False)), **kwargs}
+        given = site.named(args, kwargs)
         asked: list[Attended] = []
 
         def note(found: Attended) -> Tensor:
@@ -197,7 +199,7 @@ def attend(
     if structured is None:  # a module that was taken out and is run by itself: what it was
         return entries(found, module.training).matmul(value).transpose(1, 2).contiguous(), None
     other, values = structured(found)
-    ran = entries(found._replace(matrix=other), module.training)
+    ran = entries(found.other(other, values), module.training)
     weights = ran.to_dense() if told.get("output_attentions") else None
     return ran.matmul(values).transpose(1, 2).contiguous(), weights
 
@@ -252,14 +254,20 @@ def _looked(adapter: TransformersInterface, site: Site, module: Any, entry: Any)
     outputs = len(outs[0]) if isinstance(outs[0], tuple) else 0
     rest = outs[0][1:] if outputs else ()
     first = [out[0] if outputs else out for out in outs]
+    # Of T5: the bias of positions, which the first layer makes for all.
+    positions = "position_bias" in site.parameters and outputs == 3 and rest[1] is None
+    with quietly(module):
+        inside = normed(module) and _same(
+            first[0], module.LayerNorm(tokens.to(weight) + module.dense(merge_heads(mixed)))
+        )
     refused: dict[Any, str] = {}
-    if any(part is not None for part in rest):
+    if any(part is not None for part in rest) and not positions:
         refused["module"] = "it gives back more than tokens and weights, and later layers need it"
     elif first[0].shape[-1] != site.dim:
         refused["module"] = f"its outputs are {first[0].shape[-1]} wide, its inputs {site.dim}: a mixer keeps the width"
     elif site.kind == "cross_attention":
         refused["module"] = CROSS
-    elif weight.device.type != "meta" and not _projects(*first):
+    elif weight.device.type != "meta" and not inside and not _projects(*first):
         refused["module"] = "it adds its input to the product or norms it, which would go with it; level='matrix' stays"
     decoder = bool(getattr(module, "is_decoder", False)) or getattr(module, "is_causal", False) is True
     cross = site.kind == "cross_attention"
@@ -270,8 +278,20 @@ def _looked(adapter: TransformersInterface, site: Site, module: Any, entry: Any)
         head_dim=shape[3],
         causal=False if cross else True if decoder else None,
         refused=refused,
-        options={**site.options, "outputs": outputs, "none_is_causal": none_is_causal},
+        note=site.note or ("its residual and norm stay" if inside else ""),
+        options={
+            **site.options,
+            "outputs": outputs,
+            "none_is_causal": none_is_causal,
+            "normed": inside,
+            "positions": positions,
+        },
     )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    close = one.abs().max().clamp(min=1e-6) * 1e-2
+    return one.device.type == "meta" or bool((one - other).abs().max() <= close)
 
 
 def _projects(one: Tensor, zero: Tensor, minus: Tensor) -> bool:

@@ -16,7 +16,9 @@ from matmix.adapters.transformers_attention import (
     TransformersAttention,
     calls_interface,
     crosses,
+    normed,
     outside,
+    taken,
     with_weights,
 )
 from matmix.adapters.transformers_cache import twin_of
@@ -44,12 +46,10 @@ class TransformersPlain(TransformersAttention):
         entry = module.query if bert else module.q_lin
         if not hasattr(entry, "in_features") or entry.out_features % heads:
             return None
-        inside = bert and {"dense", "LayerNorm"} <= own
+        inside = bert and normed(module)
         cross = crosses(place)
         refused: dict[Any, str] = {}
-        if inside:
-            refused["module"] = "its residual and LayerNorm are inside of it and would go with it; level='matrix' stays"
-        elif cross:
+        if cross:
             refused["module"] = CROSS
         elif entry.out_features != entry.in_features:
             refused["module"] = f"its outputs are {entry.out_features} wide, its inputs {entry.in_features}"
@@ -63,12 +63,13 @@ class TransformersPlain(TransformersAttention):
             head_dim=entry.out_features // heads,
             causal=False if cross else True if decoder else None,
             refused=refused,
-            note="" if inside else outside(place, module),
+            note="its residual and norm stay" if inside else outside(place, module),
             options={
                 # BERT gives weights or None beside the tokens, the others the tokens alone.
                 "outputs": 1 if inside or distil else 2,
                 "none_is_causal": decoder and fused,
                 "fused": fused,
+                "normed": inside,
                 "layer": getattr(module, "layer_idx", None),
             },
         )
@@ -78,14 +79,15 @@ class TransformersPlain(TransformersAttention):
         names = BERT if hasattr(module, BERT[0]) else DISTIL
         if names is BERT:
             tokens = given["hidden_states"]
-            keys = values = next((given[name] for name in MEMORY if name in given), tokens)
+            memory = taken(given, MEMORY)
+            keys = values = tokens if memory is None else memory
         else:
             tokens, keys, values = given["query"], given["key"], given["value"]
         query, key, value = (
             heads_of(getattr(module, name)(x), site.heads or 1)
             for name, x in zip(names, (tokens, keys, values), strict=True)
         )
-        cache = next((given[name] for name in CACHES if name in given), None)
+        cache = taken(given, CACHES)
         cache = None if keys is not tokens else getattr(cache, "self_attention_cache", cache)
         new, layer = (key, value), site.options["layer"]
         if cache is not None:  # written to in finish, once

@@ -12,14 +12,15 @@ from torch import Tensor
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.matrices.dense import Dense
 from matmix.ops.cost import Cost
+from matmix.ops.sizes import joint
 
 
 def _joint(sizes: list[int], what: str, name: str) -> int:
     """The common size of parts whose size may also be 1."""
-    joint = next((size for size in sizes if size != 1), 1)
-    if any(size not in (1, joint) for size in sizes):
+    common = joint(sizes)
+    if any(size not in (1, common) for size in sizes):
         raise ValueError(f"{name}: the parts disagree on {what}: {sizes}; sizes must be equal or 1")
-    return joint
+    return common
 
 
 def _one_batch(mixed: list[Tensor]) -> list[Tensor]:

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
-from matmix.matrices.semiseparable import decays, joint_batch
+from matmix.matrices.semiseparable import decays
 from matmix.ops.cost import Cost
 from matmix.ops.diagonal_scan import diagonal_scan
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import share, unshare
+from matmix.ops.sizes import joint_batch
 
 
 class DiagonalSemiseparable(Matrix):

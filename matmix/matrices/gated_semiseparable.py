@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
-from matmix.matrices.semiseparable import decays, joint_batch
+from matmix.matrices.semiseparable import decays
 from matmix.ops.channel_scan import channel_blocks, channel_product
 from matmix.ops.cost import Cost
 from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import share, unshare
+from matmix.ops.sizes import joint_batch
 
 
 class GatedSemiseparable(Matrix):

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape
 from matmix.matrices.general_semiseparable import GeneralSemiseparable
-from matmix.matrices.semiseparable import joint_batch
 from matmix.ops.cost import Cost
+from matmix.ops.sizes import joint_batch
 
 
 class GeneralQuasiseparable(Matrix):

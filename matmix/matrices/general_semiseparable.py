@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape
-from matmix.matrices.semiseparable import joint_batch
 from matmix.ops.cost import Cost
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import share, unshare
+from matmix.ops.sizes import joint_batch
 
 
 class GeneralSemiseparable(Matrix):

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
-from matmix.matrices.semiseparable import joint_batch
 from matmix.ops.cost import Cost
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import share, unshare
-from matmix.ops.sizes import blocks
+from matmix.ops.sizes import blocks, joint_batch
 
 BLOCK = 256  # rows at a time
 MEAN, DEVIATION = 0.707107, 0.282095  # sqrt(1/2) and sqrt(1/(4 pi)), to the digits of the published code

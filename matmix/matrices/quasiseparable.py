@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape
-from matmix.matrices.semiseparable import Semiseparable, joint_batch, scan_cost
+from matmix.matrices.semiseparable import Semiseparable, scan_cost
 from matmix.ops import scan
 from matmix.ops.cost import Cost
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.sizes import joint_batch
 
 Factors = tuple[Tensor, Tensor, Tensor, Tensor | None]  # outputs, inputs, log decay and step of a triangle
 

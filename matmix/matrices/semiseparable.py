@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import ClassVar, Self
 
 import torch
@@ -14,6 +13,7 @@ from matmix.matrices.base import Matrix, Shape, static
 from matmix.ops import scan
 from matmix.ops.cost import Cost
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.sizes import joint_batch
 
 
 class Semiseparable(Matrix):
@@ -122,8 +122,3 @@ def scan_cost(
     flow = (4 + 2 * min(chunks, scan.CARRY) / size) * states * width if chunks > 1 else 0
     moved = 2 * groups * states + 2 * heads + 2 * heads * width
     return Cost(int(batch * heads * length * (table + flow)), itemsize * batch * length * moved)
-
-
-def joint_batch(parts: Iterable[Tensor | None]) -> int:
-    """The batch of parts of which some may have 1."""
-    return next((part.shape[0] for part in parts if part is not None and part.shape[0] != 1), 1)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
-from matmix.matrices.semiseparable import joint_batch
 from matmix.ops.cost import Cost
 from matmix.ops.delta_rule import CHUNK, MOST, unit_lower_solve
 from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import share, unshare
+from matmix.ops.sizes import joint_batch
 
 
 class UnitLowerInverse(Matrix):

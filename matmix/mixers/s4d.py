@@ -21,6 +21,7 @@ from matmix.mixers.registry import register
 from matmix.ops.fft import to_complex
 from matmix.ops.masks import padding_before
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.sizes import exporting
 
 SPECTRA = ("lin", "inv", "inv2", "quad", "legs", "real", "rand")
 DISCRETIZATIONS = ("zoh", "bilinear")
@@ -168,7 +169,7 @@ def _parameter(values: Tensor, like: Tensor) -> nn.Parameter:
 
 def complex_expm1(exponent: Tensor) -> Tensor:
     """``exp(z) - 1`` of complex numbers, exact for small ones; in real parts while exporting, for ONNX's exporter."""
-    if not torch.compiler.is_exporting():
+    if not exporting():
         return torch.expm1(exponent)
     decay, angle = exponent.real, exponent.imag
     return torch.complex(torch.expm1(decay) * angle.cos() - 2 * (angle / 2).sin().square(), decay.exp() * angle.sin())

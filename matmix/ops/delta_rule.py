@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from matmix.ops.precision import working_dtype
 from matmix.ops.scan import cut
-from matmix.ops.sizes import first_entries, known, power_of_two
+from matmix.ops.sizes import exporting, first_entries, known, power_of_two
 
 CHUNK = 64
 MOST = 256  # width of the factors that the kernels of ``unit_lower_triton`` take
@@ -68,7 +68,7 @@ def unit_lower_solve(
 def _solve(triangle: Tensor, sides: Tensor) -> Tensor:
     """``(I + triangle)^-1 sides``, of strictly lower triangles ``(..., Q, Q)``."""
     size = triangle.shape[-1]
-    if torch.compiler.is_exporting() and known(size):  # ONNX has no triangular solve
+    if exporting() and known(size):  # ONNX has no triangular solve
         return _inverse(triangle) @ sides
     return torch.linalg.solve_triangular(triangle, sides, upper=False, unitriangular=True)
 

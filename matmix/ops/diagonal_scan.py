@@ -21,7 +21,7 @@ from matmix.ops.diagonal_recurrence import run_tokens
 from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import bounded, carry, cut, join, recurrence
-from matmix.ops.sizes import known
+from matmix.ops.sizes import joint_batch, known
 
 
 def diagonal_scan(
@@ -83,7 +83,7 @@ def by_tokens(
     """``diagonal_scan`` one token after the other; factors of one dtype, ``written = s v``, shapes as there."""
     _, heads, length, width = written.shape
     given = (written, outputs, inputs, log_decay, clock, initial)
-    batch = next((t.shape[0] for t in given if t is not None and t.shape[0] != 1), 1)
+    batch = joint_batch(given)
     groups, states = outputs.shape[1], outputs.shape[3]
     repeat, streams = heads // groups, batch * groups
 
@@ -144,7 +144,7 @@ def by_chunks(
         totals = logs.sum(4).exp().unsqueeze(-2)
         first = ends[:, :, :, 0]
         before = [torch.zeros_like(first) if entering is None else entering.squeeze(3).expand_as(first)]
-        for end, total in zip(ends.unbind(3)[:-1], totals.unbind(3), strict=False):
+        for end, total in zip(ends.unbind(3)[:-1], totals.unbind(3)[:-1], strict=True):
             before.append(torch.addcmul(end, total, before[-1]))
         entering = torch.stack(before, 3)
     states = torch.stack(_run(tokens, entering), 4)

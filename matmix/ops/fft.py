@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from matmix.ops.pieces import piece_bytes
 from matmix.ops.precision import working_dtype
-from matmix.ops.sizes import known, larger, modulo, power_of_two
+from matmix.ops.sizes import exporting, known, larger, modulo, power_of_two
 
 # A C allocator maps blocks above 32 MiB anew at every call, and the page faults then cost more than the transform
 # (256 x 16384 real values, one thread: 97 ms in one piece, 30 ms in pieces of 2 MiB).
@@ -47,7 +47,7 @@ rfftn, _irfftn = _also_empty(torch.fft.rfftn), _also_empty(torch.fft.irfftn)
 
 def irfft(half: Tensor, n: int, dim: int = -1, norm: str | None = None) -> Tensor:
     """The real signals of n numbers along an axis, of half spectra of ``n // 2 + 1``."""
-    if known(n) or not torch.compiler.is_exporting():
+    if known(n) or not exporting():
         return _irfft(half, n, dim, norm)
     # Whole spectra, in real pairs: onnxruntime takes a half one for as long as it is where the length is open.
     place = torch.arange(n, device=half.device)
@@ -59,7 +59,7 @@ def irfft(half: Tensor, n: int, dim: int = -1, norm: str | None = None) -> Tenso
 
 def irfftn(half: Tensor, s: tuple[int, ...], dim: tuple[int, ...], norm: str | None = None) -> Tensor:
     """The real signals on a grid, which lies along axes, of half spectra; the last axis is halved."""
-    if known(*s) or not torch.compiler.is_exporting():
+    if known(*s) or not exporting():
         return _irfftn(half, s, dim, norm)
     if len(s) > 1:
         half = torch.fft.ifftn(half, s[:-1], dim[:-1], norm)

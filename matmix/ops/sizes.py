@@ -10,6 +10,7 @@ refuses: compare instead.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,18 +21,27 @@ def known(*sizes: int) -> bool:
     """Whether all of these sizes are numbers, not symbols of a compiler or an exporter."""
     if not torch.compiler.is_compiling():
         return True
-    from torch.fx.experimental.symbolic_shapes import has_static_value  # brings sympy, of which import knows nothing
+    from torch.fx.experimental import symbolic_shapes  # brings sympy, of which import knows nothing
 
-    return all(has_static_value(size) for size in sizes)
+    if not hasattr(symbolic_shapes, "has_static_value"):  # torch 2.6, where a compiled program is of its sizes alone
+        return torch.compiler.is_dynamo_compiling() or all(symbolic_shapes.is_concrete_int(size) for size in sizes)
+    return all(symbolic_shapes.has_static_value(size) for size in sizes)
 
 
 def surely(condition: bool) -> bool:
     """A comparison of sizes of which no result depends, such as a threshold of speed; False where it is open."""
     if not torch.compiler.is_compiling():
         return condition
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
+    from torch.fx.experimental import symbolic_shapes
 
-    return bool(statically_known_true(condition))
+    if not hasattr(symbolic_shapes, "has_static_value") and torch.compiler.is_dynamo_compiling():
+        return condition
+    return bool(symbolic_shapes.statically_known_true(condition))
+
+
+def exporting() -> bool:
+    """Whether an exporter runs the forward; torch 2.6 does not tell, and exports as it compiles."""
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 
 def larger(*sizes: int) -> int:
@@ -47,6 +57,19 @@ def larger(*sizes: int) -> int:
 def smaller(*sizes: int) -> int:
     """The least of sizes; without a condition where one is open."""
     return min(sizes) if known(*sizes) else -larger(*(-size for size in sizes))
+
+
+def joint(sizes: Iterable[int]) -> int:
+    """The common size of things of which some may have 1: the first other one."""
+    for size in sizes:  # a next() with a default, which says the same, is more than torch 2.6 can compile
+        if size != 1:
+            return size
+    return 1
+
+
+def joint_batch(parts: Iterable[Tensor | None]) -> int:
+    """The batch of parts of which some may have 1."""
+    return joint([part.shape[0] for part in parts if part is not None])
 
 
 def blocks(length: int, block: int) -> list[tuple[int, int]]:

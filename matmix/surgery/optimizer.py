@@ -70,12 +70,13 @@ def exchange(optimizer: Optimizer, old: Iterable[nn.Parameter], new: nn.Module) 
         _gone(optimizer)[id(p)] = Gone(p, group, at, optimizer.state.pop(p, None))
     _remove(optimizer, [p for p, _, _ in places])
     spared = undecayed(new)
-    for name, p in new.named_parameters():
-        if p.requires_grad:
-            light = bool(bare) and (p.dim() < 2 or name in spared)
-            target = (bare if light or not rest else rest)[0]
-            optimizer.param_groups[target]["params"].append(p)
-    return Exchange(optimizer, [p for p in new.parameters() if p.requires_grad])
+    stayed = {id(p) for one in optimizer.param_groups for p in one["params"]}  # parts of the old that were kept
+    fresh = {name: p for name, p in new.named_parameters() if p.requires_grad and id(p) not in stayed}
+    for name, p in fresh.items():
+        light = bool(bare) and (p.dim() < 2 or name in spared)
+        target = (bare if light or not rest else rest)[0]
+        optimizer.param_groups[target]["params"].append(p)
+    return Exchange(optimizer, list(fresh.values()))
 
 
 def _remove(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:

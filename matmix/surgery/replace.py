@@ -189,8 +189,11 @@ def plan(model: nn.Module, found: Found, spec: str, level: Level, seed: int) -> 
         mixer = _mixer(site, spec, seed)
         part = mixer if site.adapter == "mixer" else Replacement(site, adapter, mixer, **adapter.kept(old))
         new, owners, under = part, _owners(model, site), old
-    part.to(like.device, like.dtype)
-    part.train(old.training)
+    # What a replacement keeps of the old module is the model's own and stays as it is.
+    fresh = part.mixer if isinstance(part, Replacement) else part
+    fresh.to(like.device, like.dtype)
+    fresh.train(old.training)
+    part.training = old.training
     frozen = any(True for _ in old.parameters()) and not any(p.requires_grad for p in old.parameters())
     if frozen:
         part.requires_grad_(False)

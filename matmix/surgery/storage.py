@@ -43,7 +43,7 @@ def save(report: Report, folder: str | os.PathLike[str]) -> Path:
     weights = {
         f"{row.site.name}:{name}": tensor.detach().cpu().contiguous().clone()
         for row in report.rows
-        for name, tensor in row.part.state_dict().items()
+        for name, tensor in _fresh(row).items()
     }
     words = {
         "format": FORMAT,
@@ -111,7 +111,7 @@ def _row(model: nn.Module, saved: dict[str, Any], found: dict[str, Found], weigh
             raise ValueError(f"{name}: {word} is {now!r} here and was {was!r} in the model of the report")
     told = {word: _tuple(saved["site"][word]) for word in _RUN}
     row = plan(model, one._replace(site=replace(one.site, **told)), saved["spec"], saved["level"], saved["seed"])
-    own = row.part.state_dict()
+    own = _fresh(row)
     given = {key: weights.pop(f"{name}:{key}") for key in list(own) if f"{name}:{key}" in weights}
     missing = [key for key in own if key not in given]
     if missing:
@@ -119,8 +119,14 @@ def _row(model: nn.Module, saved: dict[str, Any], found: dict[str, Found], weigh
     for key, tensor in own.items():
         if tensor.shape != given[key].shape:
             raise ValueError(f"{name}: {key} is {tuple(tensor.shape)} here, {tuple(given[key].shape)} was saved")
-    row.part.load_state_dict(given, strict=True)
+    row.part.load_state_dict(given, strict=False)  # what it keeps of the old module is the model's own
     return row
+
+
+def _fresh(row: Row) -> dict[str, Tensor]:
+    """The state of what is new, without parts of the old module that it keeps."""
+    old = {id(tensor) for tensor in row.old.state_dict(keep_vars=True).values()} if row.level == "module" else set()
+    return {name: t for name, t in row.part.state_dict(keep_vars=True).items() if id(t) not in old}
 
 
 def _tuple(value: Any) -> Any:

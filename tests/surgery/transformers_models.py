@@ -29,7 +29,6 @@ class Case:
     sites: tuple[str, ...]
     kind: str = "text"
     causal: bool = False
-    whole: bool = True  # may go at level "module"
 
     def model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
         """The model with weights that are drawn anew but the same every time, in eval mode."""
@@ -75,7 +74,7 @@ CASES: dict[str, Case] = {
     "bert": text("Bert", BERT, "encoder.layer.{}.attention.self"),
     "roberta": text("Roberta", {**BERT, "pad_token_id": 1}, "encoder.layer.{}.attention.self"),
     "distilbert": text("DistilBert", DISTIL, "transformer.layer.{}.attention"),
-    "albert": Case("AlbertModel", "AlbertConfig", {**WORDS, **BERT, "embedding_size": 8}, (ALBERT,), whole=False),
+    "albert": Case("AlbertModel", "AlbertConfig", {**WORDS, **BERT, "embedding_size": 8}, (ALBERT,)),
     "vit": Case("ViTModel", "ViTConfig", IMAGE, tuple(VIT.format(layer) for layer in range(2)), "image"),
     "patchtst": Case(
         "PatchTSTModel", "PatchTSTConfig", SERIES, tuple(f"encoder.layers.{n}.self_attn" for n in range(2)), "series"
