@@ -24,6 +24,9 @@ COMMANDS = {
 }
 """Where a command stands, a function from its words to the exit status, and what it does."""
 
+RENAMED = {"--tensorboard": "--track tensorboard"}
+"""Options that had another word before, and the word that they have."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit status: 2 for wrong input, 130 after Ctrl-C."""
@@ -33,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0 if words else 2)
     if words[0] not in COMMANDS:
         _stop(f"unknown command {words[0]!r}{hint(words[0], COMMANDS)}")
+    for word in words:
+        if word in RENAMED:
+            _stop(f"{word} is now {RENAMED[word]}")
     from matmix.experiments.config import RunError
     from matmix.experiments.extras import advice
 

@@ -82,7 +82,7 @@ def _run_study(found: Any, given: _Study) -> int:
 
     folder = given.out or Path("runs") / found.name
     try:
-        how = {name: getattr(given, name) for name in ("jobs", "threads", "ray", "gpus", "minutes", "tensorboard")}
+        how = {name: getattr(given, name) for name in ("jobs", "threads", "ray", "gpus", "minutes", "track")}
         outcome = run_study(found, folder, **how)
     except KeyboardInterrupt:
         return 130
@@ -123,8 +123,8 @@ class _Study:
     """Stop after so many minutes, as Ctrl-C does; the same command goes on. 0 = when all is done."""
     threads: int | None = None
     """Threads of torch in each run (1 where the study names none): part of what a run is."""
-    tensorboard: bool = False
-    """Write what is logged for TensorBoard as well, in the folder of each run."""
+    track: str = ""
+    """Tell a tracker of accelerate what is logged, too: "tensorboard" writes in the folder of each run."""
     ray: bool = False
     """Spread the runs over a Ray cluster."""
     gpus: float = 0.0

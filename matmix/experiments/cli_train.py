@@ -36,7 +36,7 @@ def train(words: Sequence[str]) -> int:
         say(given.task)
     with watch(config.name, quiet=given.quiet or not main) as progress:
         try:
-            result = execute(config, out, progress=progress, resume=given.resume, tensorboard=given.tensorboard)
+            result = execute(config, out, progress=progress, resume=given.resume, track=given.track)
         except KeyboardInterrupt:
             print(f"stopped; the checkpoint is in {out}. The same command goes on from there.", file=sys.stderr)
             return 130
@@ -83,8 +83,8 @@ class _Train(OfTask):
     threads: int = 1
     """Threads of torch on the CPU: part of what a run is, since its last digits depend on them. 1 on every machine,
     unless it is said here: large models are faster with as many as there are cores."""
-    tensorboard: bool = False
-    """Write what is logged for TensorBoard as well, to OUT/tensorboard."""
+    track: str = ""
+    """Tell a tracker of accelerate what is logged, too: "tensorboard" writes to OUT/tensorboard."""
     quiet: bool = False
     """Show no progress."""
 

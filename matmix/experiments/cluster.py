@@ -31,7 +31,7 @@ def run_on_ray(
     threads: int,
     gpus: float,
     tell: Listener,
-    tensorboard: bool = False,
+    track: str = "",
 ) -> None:
     """Do the runs as Ray tasks of ``threads`` CPUs and ``gpus`` GPUs each; Ray decides where and how many at once.
 
@@ -47,7 +47,7 @@ def run_on_ray(
     try:
         for run, folder in runs:
             tell(run, "start", None)
-            reference = remote.remote(run.config.to_json(), str(folder.resolve()), tuple(imports), tensorboard)
+            reference = remote.remote(run.config.to_json(), str(folder.resolve()), tuple(imports), track)
             running[reference] = run
         while running:
             for reference in ray.wait(list(running), timeout=1.0)[0]:
@@ -68,6 +68,6 @@ def run_on_ray(
             ray.shutdown()
 
 
-def _remote(config: dict[str, Any], folder: str, imports: Sequence[str], tensorboard: bool) -> tuple[str, str]:
+def _remote(config: dict[str, Any], folder: str, imports: Sequence[str], track: str) -> tuple[str, str]:
     import_all(imports)
-    return run_one(config, folder, lambda news: None, tensorboard)
+    return run_one(config, folder, lambda news: None, track)

@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 
 
 class Log:
-    """`metrics.jsonl`, one JSON object a line, and the trackers of the accelerator where it has some.
+    """`metrics.jsonl`, one JSON object a line, and the tracker of the accelerator where it has one, which is told what
+    the run is (`about`).
 
     Lines after `step` belong to a future that a resumed run redoes.
     """
 
-    def __init__(self, path: Path, step: int, accelerator: Accelerator) -> None:
+    def __init__(self, path: Path, step: int, accelerator: Accelerator, about: dict[str, Any]) -> None:
         self.accelerator, self.file = accelerator, None
-        if accelerator.log_with:
+        if [str(tracker) for tracker in accelerator.log_with] == ["tensorboard"]:  # the project names its folder
             accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+        elif accelerator.log_with:
+            accelerator.init_trackers("matmix", config=_flat(about))
         if not accelerator.is_main_process:
             return
         kept = b""
@@ -57,3 +60,14 @@ class Log:
 def _stays(line: dict[str, Any], step: int) -> bool:
     """Tests come after the last step and are made again."""
     return line["step"] <= step and line["split"] in ("train", "val")
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names, as numbers and text."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat

@@ -57,14 +57,14 @@ def execute(
     *,
     progress: Progress | None = None,
     resume: bool = True,
-    tensorboard: bool = False,
+    track: str = "",
 ) -> Result:
     """Do one whole run in `folder`: lock, resume, train, evaluate, write `result.json`.
 
     A finished or diverged run is read, not repeated. A run that raises gets status "failed" and its traceback in
     `error.txt`; the next call goes on from its last checkpoint. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
-    `resume=False` drops the checkpoints of an unfinished run and starts at step 0. `tensorboard=True` writes what the
-    log says to `folder/tensorboard` as well; it changes no result.
+    `resume=False` drops the checkpoints of an unfinished run and starts at step 0. `track` names one of accelerate's
+    trackers, which is told what the log says ("tensorboard": in `folder/tensorboard`); it changes no result.
 
     Raises `RunError` when another process holds the folder, when it belongs to another configuration, or when a plugin
     is not the one that the run is made for.
@@ -81,7 +81,7 @@ def execute(
         if not resume and main:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         with _threads(config.threads):
-            result = _train(config, folder, main, lambda: trainer.fit(config, folder, progress, tensorboard))
+            result = _train(config, folder, main, lambda: trainer.fit(config, folder, progress, track))
         _finish(folder, result, main)
         return result
 

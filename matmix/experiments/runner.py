@@ -29,8 +29,8 @@ import torch
 from matmix.experiments.board import Board, name
 from matmix.experiments.cluster import require_ray, run_on_ray
 from matmix.experiments.environment import environment
-from matmix.experiments.extras import require
 from matmix.experiments.folder import Result, differences, last_logged_step, write_json
+from matmix.experiments.step import check_tracker
 from matmix.experiments.study import Study, StudyRun
 from matmix.experiments.workers import run_in_workers, run_one
 
@@ -64,7 +64,7 @@ def run_study(
     ray: bool = False,
     gpus: float = 0.0,
     minutes: float = 0.0,
-    tensorboard: bool = False,
+    track: str = "",
     quiet: bool = False,
 ) -> Outcome:
     """Do all runs of a study that are not finished. Failed ones are tried again, from their last checkpoint.
@@ -81,7 +81,7 @@ def run_study(
             may depend on them, but never on ``jobs``.
         ray: spread the runs over a Ray cluster instead; ``gpus`` is what each run asks of it.
         minutes: stop after so many minutes, as Ctrl-C does, and return how far the study is; 0 = when all is done.
-        tensorboard: let each run write what its log says to its folder ``tensorboard`` as well.
+        track: a tracker of accelerate that each run tells what it logs; ``"tensorboard"`` writes in its folder.
         quiet: print nothing.
 
     Raises:
@@ -97,8 +97,8 @@ def run_study(
     study = study if threads is None else dataclasses.replace(study, threads=threads)
     if ray:
         require_ray()
-    if tensorboard:
-        require("tensorboard")
+    if track:
+        check_tracker(track)
     study.check()
     runs = study.runs()
     _check_folder(out, runs)
@@ -134,11 +134,11 @@ def run_study(
         try:
             with clock, board:
                 if ray:
-                    run_on_ray(work, study.imports, study.threads, gpus, tell, tensorboard)
+                    run_on_ray(work, study.imports, study.threads, gpus, tell, track)
                 elif jobs > 1:
-                    run_in_workers(work, study.imports, jobs, tell, tensorboard)
+                    run_in_workers(work, study.imports, jobs, tell, track)
                 else:
-                    _run_here(work, tell, tensorboard)
+                    _run_here(work, tell, track)
         except KeyboardInterrupt:
             left = sum(not _done(out / run.folder) for run in runs)
             why = f"{minutes:g} minutes are over" if clock.over else "stopped"
@@ -150,11 +150,11 @@ def run_study(
     return outcome
 
 
-def _run_here(work: list[tuple[StudyRun, Path]], tell: Any, tensorboard: bool) -> None:
+def _run_here(work: list[tuple[StudyRun, Path]], tell: Any, track: str) -> None:
     for run, folder in work:
         tell(run, "start", None)
         try:
-            ended = run_one(run.config.to_json(), str(folder), partial(tell, run, "progress"), tensorboard)
+            ended = run_one(run.config.to_json(), str(folder), partial(tell, run, "progress"), track)
         except KeyboardInterrupt:
             tell(run, "end", ("interrupted", ""))
             raise

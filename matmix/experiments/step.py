@@ -10,25 +10,35 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import DistributedType, LoggerType
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from matmix.experiments.environment import on_cpu
 from matmix.experiments.extras import require
 from matmix.experiments.task import Batch, Task, named_losses, total_loss
+from matmix.spec import hint
 from matmix.training import auxiliary_losses
 
 
-def new_accelerator(precision: str, board: Path | None = None) -> Accelerator:
-    """An accelerator for one run; with `board` it logs to TensorBoard files in that folder."""
+def new_accelerator(precision: str, track: str = "", folder: Path | None = None) -> Accelerator:
+    """An accelerator for one run; `track` names one of accelerate's trackers, whose files go to the folder."""
     # The state is a process-wide singleton that refuses a second precision; runs in one process are independent.
     AcceleratorState._reset_state(reset_partial_state=False)
     tracking: dict[str, Any] = {}
-    if board is not None:
-        require("tensorboard")
-        tracking = {"log_with": "tensorboard", "project_dir": board}
+    if track:
+        check_tracker(track)
+        tracking = {"log_with": track, "project_dir": folder}
     return Accelerator(mixed_precision=precision, cpu=on_cpu(), **tracking)
+
+
+def check_tracker(name: str) -> None:
+    """Raise a ValueError where accelerate has no tracker of that name, or its package is not installed."""
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ValueError(f"track={name!r} is no tracker of accelerate{hint(name, LOGGER_TYPE_TO_CLASS)}")
+    if name in LoggerType.list() and name not in map(str, get_available_trackers()):
+        require(name)
 
 
 def alone(accelerator: Accelerator) -> bool:

@@ -49,9 +49,9 @@ class Diverged(Exception):
         self.step = step
 
 
-def fit(config: RunConfig, folder: Path, progress: Progress | None = None, tensorboard: bool = False) -> dict[str, Any]:
+def fit(config: RunConfig, folder: Path, progress: Progress | None = None, track: str = "") -> dict[str, Any]:
     """Train to the last step, test the weights that were best on validation; returns the fields of a `Result`."""
-    training = Training(config, folder, progress, tensorboard)
+    training = Training(config, folder, progress, track)
     try:
         with interruptible() as interrupted:
             training.train(interrupted)
@@ -64,10 +64,10 @@ class Training:
     """One run under way: `bare` is the task's model, `model` what accelerate makes of it, `kept` the weights that are
     evaluated and written (the running average where the recipe has one)."""
 
-    def __init__(self, config: RunConfig, folder: Path, progress: Progress | None, tensorboard: bool) -> None:
+    def __init__(self, config: RunConfig, folder: Path, progress: Progress | None, track: str) -> None:
         self.config, self.folder, self.progress = config, folder, progress
         self.task, self.recipe = config.make_task(), config.make_recipe()
-        self.accelerator = new_accelerator(self.recipe.precision, folder if tensorboard else None)
+        self.accelerator = new_accelerator(self.recipe.precision, track, folder)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         if self.recipe.batch_size % (self.world * self.recipe.accumulate):
             raise ValueError(
@@ -95,7 +95,7 @@ class Training:
         self.worlds = [(0, self.world)]  # from which step on there were how many processes
         self.watch = Stopwatch()
         self._resume()
-        self.log = Log(folder / "metrics.jsonl", self.step, self.accelerator)
+        self.log = Log(folder / "metrics.jsonl", self.step, self.accelerator, config.to_json())
 
     # ------------------------------------------------------------------ checkpoints
 

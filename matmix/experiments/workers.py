@@ -27,7 +27,7 @@ STOP_SECONDS = 60.0
 
 
 def run_one(
-    config: dict[str, Any], folder: str, news: Callable[[dict[str, Any]], None], tensorboard: bool = False
+    config: dict[str, Any], folder: str, news: Callable[[dict[str, Any]], None], track: str = ""
 ) -> tuple[str, str]:
     """Do one run; its status and its score or error in a line. A folder that is held is tried again for a while.
 
@@ -35,7 +35,7 @@ def run_one(
     """
     for patience in (0.5, 1, 2, 4, 8, None):
         try:
-            result = execute(RunConfig.from_json(config), Path(folder), progress=news, tensorboard=tensorboard)
+            result = execute(RunConfig.from_json(config), Path(folder), progress=news, track=track)
         except RunError as error:
             if patience is None or "in use" not in str(error):
                 return "refused", str(error)
@@ -48,7 +48,7 @@ def run_one(
 
 
 def run_in_workers(
-    runs: Sequence[tuple[StudyRun, Path]], imports: Sequence[str], jobs: int, tell: Listener, tensorboard: bool = False
+    runs: Sequence[tuple[StudyRun, Path]], imports: Sequence[str], jobs: int, tell: Listener, track: str = ""
 ) -> None:
     """Do the runs in ``jobs`` new processes. Ctrl-C lets every worker save a checkpoint, and is raised again.
 
@@ -58,12 +58,12 @@ def run_in_workers(
     waiting = list(runs)
     try:
         while len(pool) < min(jobs, len(runs)):
-            pool.append(_Worker(imports, tensorboard))
+            pool.append(_Worker(imports, track))
         while waiting or any(worker.current for worker in pool):
             for index, worker in enumerate(pool):
                 if worker.current is None and waiting:
                     if not worker.process.is_alive():
-                        worker = pool[index] = _Worker(imports, tensorboard)
+                        worker = pool[index] = _Worker(imports, track)
                     worker.begin(*waiting.pop(0), tell)
             for worker in _ready(pool):
                 worker.listen(tell)
@@ -78,10 +78,10 @@ def run_in_workers(
 class _Worker:
     """A process that does one run after the other, and the pipe to it."""
 
-    def __init__(self, imports: Sequence[str], tensorboard: bool) -> None:
+    def __init__(self, imports: Sequence[str], track: str) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, tuple(imports), tensorboard), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, tuple(imports), track), daemon=True)
         self.process.start()
         theirs.close()
         self.current: StudyRun | None = None
@@ -146,7 +146,7 @@ def _stop(pool: list[_Worker], tell: Listener) -> None:
             worker.listen(tell, stopping=True)
 
 
-def _work(pipe: Connection, imports: Sequence[str], tensorboard: bool) -> None:
+def _work(pipe: Connection, imports: Sequence[str], track: str) -> None:
     """The body of a worker process."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C reaches the parent alone, which then asks every worker once
@@ -166,7 +166,7 @@ def _work(pipe: Connection, imports: Sequence[str], tensorboard: bool) -> None:
 
         try:
             config, folder = work
-            ended = run_one(config, folder, news, tensorboard)
+            ended = run_one(config, folder, news, track)
         except KeyboardInterrupt:
             pipe.send(("end", ("interrupted", "")))
             return

@@ -75,7 +75,7 @@ def test_help_of_a_task_shows_its_settings(capsys):
         ("train digits --mixer hidra --out {out}", "unknown mixer 'hidra'; did you mean hydra"),
         ("train digits --mixer hydra(size=3) --out {out}", "hydra has no option 'size'"),
         ("train digits --mixer 'ssd, ssd, ssd' --out {out}", "does not divide depth=2"),
-        ("train digits --mixer identity --steps 0 --out {out}", "steps must be at least 1"),
+        ("train digits --mixer identity --steps 0 --out {out}", "steps must be a whole number of at least 1"),
         ("train digits --mixer identity --import none.py --out {out}", "there is no file"),
         ("show hidra --out {out}.png", "unknown mixer 'hidra'"),
         ("show ssd --dim 64 --length 0 --out {out}.png", "positive"),
