@@ -35,12 +35,13 @@ def _from_three(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
 class Attention(Mixer):
     """``y = W_o softmax(q k^T / sqrt(E)) v`` a head, by PyTorch's fused kernels (defaults as in CAFormer).
 
-    There are ``dim // head_dim`` heads, at least one; where ``head_dim`` does not divide ``dim`` the inner width
-    differs from it, as in the published code. Masked keys are seen by nobody. Unless causal or rotary no position
-    enters: the outputs follow any permutation of the tokens.
+    There are ``dim // head_dim`` heads, at least one, unless ``heads`` says how many; where ``head_dim`` does not
+    divide ``dim`` the inner width differs from it, as in the published code. Masked keys are seen by nobody. Unless
+    causal or rotary no position enters: the outputs follow any permutation of the tokens.
 
     Args:
         head_dim: width E of a head.
+        heads: number of heads, for an inner width of heads * head_dim that is not dim; None is dim // head_dim.
         qkv_bias: biases of queries, keys and values.
         proj_bias: bias of the output projection (PoolFormer's ablations have one).
         causal: token i sees tokens up to i; then the mixer also runs token by token on a cache of keys and values.
@@ -57,6 +58,7 @@ class Attention(Mixer):
         grid: Grid | None = None,
         *,
         head_dim: int = 32,
+        heads: int | None = None,
         qkv_bias: bool = False,
         proj_bias: bool = False,
         causal: bool = False,
@@ -65,11 +67,14 @@ class Attention(Mixer):
         if causal:
             self.traits = replace(type(self).traits, causal=True, recurrent=True, aligned=True)
         super().__init__(dim, grid)
-        if not isinstance(head_dim, int) or head_dim < 1:
-            raise ValueError(f"head_dim must be a positive integer, got {head_dim!r}")
+        heads = max(1, dim // head_dim) if heads is None and isinstance(head_dim, int) and head_dim > 0 else heads
+        for name, value in (("head_dim", head_dim), ("heads", heads)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        assert heads is not None
         if rotary and head_dim % 2:
             raise ValueError(f"rotary turns pairs of channels and needs an even head_dim, got {head_dim}")
-        self.head_dim, self.heads, self.causal, self.rotary = head_dim, max(1, dim // head_dim), causal, rotary
+        self.head_dim, self.heads, self.causal, self.rotary = head_dim, heads, causal, rotary
         inner = self.heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
         self.proj = nn.Linear(inner, dim, bias=proj_bias)

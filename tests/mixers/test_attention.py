@@ -26,6 +26,10 @@ def test_inner_width_of_a_width_that_heads_do_not_divide() -> None:
     mixer = create_mixer("attention", 40)
     assert mixer.heads == 1 and tuple(mixer.qkv.weight.shape) == (96, 40)
     assert create_mixer("attention", 8).heads == 1
+    narrow = create_mixer("attention(heads=2, head_dim=4)", 16)
+    assert narrow.heads == 2 and tuple(narrow.qkv.weight.shape) == (24, 16) and narrow.proj.in_features == 8
+    with pytest.raises(ValueError, match="heads must be a positive integer, got 0"):
+        create_mixer("attention(heads=0)", 8)
 
 
 def test_rotary_turns_pairs_by_their_place() -> None:

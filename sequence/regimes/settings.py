@@ -1,0 +1,127 @@
+"""What tasks of the Long Range Arena have besides the settings of the encoder: their regime, and where they begin."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from matmix.experiments.folder import Result, read_config
+from matmix.experiments.task import Recipe, Task
+from matmix.experiments.weights import read_weights
+from sequence.encoder import Encoder
+from sequence.regimes import REGIMES, Regime, regime
+from sequence.tasks.settings import EncoderSettings
+
+OF_THE_HEAD = ("head.", "pooled_norm.", "cls")
+"""Names of weights that belong to what is said of a sequence, not to how it is read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RegimeSettings(EncoderSettings, Task):
+    """In front of the settings of a task: `class Text(RegimeSettings, ClassSettings, TensorTask)`.
+
+    The task says its name in the regimes, `lra_name`, and a recipe for settings that are nobody's, `plain_recipe`.
+    """
+
+    regime: str = ""
+    """The published regime that the recipe is from: what `--recipe NAME` sets, with all settings that belong to it."""
+    init_from: str = ""
+    """Folder of a finished run whose best weights to start from, all but those of its head: a pretraining on the same
+    inputs."""
+
+    regimes: ClassVar[dict[str, Callable[[str], Regime]]] = REGIMES
+
+    @abstractmethod
+    def lra_name(self) -> str:
+        """The task as the regimes know it."""
+
+    @abstractmethod
+    def plain_recipe(self) -> Recipe:
+        """The recipe where no regime is named."""
+
+    def found_regime(self) -> Regime:
+        """The regime that is named."""
+        return regime(self.regime, self.lra_name(), self.regimes)
+
+    def recipe(self) -> Recipe:
+        return self.found_regime().recipe if self.regime else self.plain_recipe()
+
+    def named_recipe(self, name: str) -> tuple[Task, Recipe]:
+        """The settings and the recipe of a published regime (see `sequence.regimes`)."""
+        if name == "default":
+            return self, self.recipe()
+        found = regime(name, self.lra_name(), self.regimes)
+        return dataclasses.replace(self, regime=name, **found.settings), found.recipe
+
+    def arm(self, mixer: str) -> str:
+        """The mixer, or where none is named that of the regime."""
+        if not mixer and not self.regime:
+            raise ValueError(
+                "name the mixer, as in --mixer attention; or a regime, --recipe s4, for the mixer it is of"
+            )
+        return mixer or self.found_regime().mixer
+
+    def title(self) -> str:
+        return self.regime
+
+    def encoder(self, mixer: str, seed: int, **options: Any) -> Encoder:
+        """The encoder of these settings, begun at the weights of another run where one is named."""
+        made = super().encoder(self.arm(mixer), seed, **options)
+        if self.init_from:
+            start_from(made, Path(self.init_from))
+        return made
+
+    def regime_facts(self) -> dict[str, Any]:
+        """What a reader must know: the regime, what is not as it has it, and what was published in it."""
+        facts: dict[str, Any] = {}
+        if self.regime:
+            found = self.found_regime()
+            changed = [
+                f"{name}={getattr(self, name)!r} (published: {value!r})"
+                for name, value in found.settings.items()
+                if getattr(self, name) != value
+            ]
+            facts["regime"] = ", ".join([self.regime, *changed])
+            scores = [f"{model} {'at chance' if score is None else score}" for model, score in found.published.items()]
+            facts |= {"published in this regime (test accuracy in %)": "; ".join(scores)} if scores else {}
+        if self.init_from:
+            facts["begun at"] = f"{self.init_from} (run {read_config(Path(self.init_from)).key})"
+        return facts
+
+
+def start_from(model: nn.Module, folder: Path) -> None:
+    """Load the best weights of a finished run into a model, all but those of the head, and nothing in part.
+
+    A pixel embedding that has learned to read what is hidden, a second channel, gives its first one.
+
+    Raises:
+        ValueError: where the run is not finished or the rest does not fit; the message names every weight.
+    """
+    result = Result.read(folder)
+    if result is None or result.status != "finished":
+        state = "no run" if result is None else f"a run that is {result.status}"
+        raise ValueError(f"init_from: {folder} holds {state}; it must be the folder of a finished pretraining")
+    given = _body(read_weights(folder / "best.safetensors"))
+    wanted = _body(model.state_dict())
+    name = "embedding.weight"
+    if name in given and given[name].shape[1:] == (2,) and wanted[name].shape[1:] == (1,):
+        given[name] = given[name][:, :1]
+    wrong = [f"{name} is missing there" for name in wanted.keys() - given.keys()]
+    wrong += [f"{name} is not part of this model" for name in given.keys() - wanted.keys()]
+    wrong += [
+        f"{name} is {tuple(given[name].shape)} there and {tuple(wanted[name].shape)} here"
+        for name in given.keys() & wanted.keys()
+        if given[name].shape != wanted[name].shape
+    ]
+    if wrong:
+        raise ValueError(f"init_from: the weights of {folder} do not fit: {'; '.join(sorted(wrong))}")
+    model.load_state_dict(given, strict=False)
+
+
+def _body(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith(OF_THE_HEAD)}
