@@ -19,6 +19,8 @@ from sequence.tasks.settings import EncoderSettings
 
 OF_THE_HEAD = ("head.", "pooled_norm.", "cls")
 """Names of weights that belong to what is said of a sequence, not to how it is read."""
+NO_MATTER = ("regime", "init_from", "data", "cache", "broken", "data_seed", "split_seed")
+"""Settings that make no other regime."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +83,17 @@ class RegimeSettings(EncoderSettings, Task):
         facts: dict[str, Any] = {}
         if self.regime:
             found = self.found_regime()
+            whole = dataclasses.replace(type(self)(), regime=self.regime, **found.settings)
+            names = [field.name for field in dataclasses.fields(self) if field.name not in NO_MATTER]
             changed = [
-                f"{name}={getattr(self, name)!r} (published: {value!r})"
-                for name, value in found.settings.items()
-                if getattr(self, name) != value
+                f"{name}={getattr(self, name)!r} instead of {getattr(whole, name)!r}"
+                for name in names
+                if getattr(self, name) != getattr(whole, name)
             ]
             facts["regime"] = ", ".join([self.regime, *changed])
             scores = [f"{model} {'at chance' if score is None else score}" for model, score in found.published.items()]
-            facts |= {"published in this regime (test accuracy in %)": "; ".join(scores)} if scores else {}
+            if scores and not changed:
+                facts["published in this regime, with all of its steps (test accuracy in %)"] = "; ".join(scores)
         if self.init_from:
             facts["begun at"] = f"{self.init_from} (run {read_config(Path(self.init_from)).key})"
         return facts

@@ -20,6 +20,7 @@ from sequence.data.numbering import Numbering
 from sequence.data.vocabulary import Vocabulary, check_specials
 from sequence.encoder import Encoder
 from sequence.packing import IGNORED, pack
+from sequence.regimes.settings import RegimeSettings
 from sequence.tasks.settings import ClassSettings
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class TextSettings(TokenSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenTask(TokenSettings, Task):
+class TokenTask(RegimeSettings, TokenSettings, Task):
     """A class for each sequence of tokens. A subclass says where the sequences come from."""
 
     metric: ClassVar[str] = "accuracy"

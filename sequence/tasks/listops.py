@@ -1,6 +1,7 @@
 """ListOps of the Long Range Arena (Tay et al. 2020, 2011.04006): the value of nested lists of 500 to 2,000 tokens.
 
     matmix train listops --mixer "attention(rotary=True)"                      drawn once, as published, in minutes
+    matmix train listops --recipe s4                                           a published regime with its own mixer
     matmix train listops --mixer hydra --data lra_release/listops-1000         the released files, or another folder
     matmix train listops --mixer hydra --task.max-depth 4 --task.max-args 5 --task.min-length 10 \
         --task.max-length 60 --task.length 64 --task.train-examples 10000      short lists, for quick studies
@@ -60,7 +61,10 @@ class ListOps(TokenTask):
         if self.data and self.longer:
             raise ValueError("ListOps.longer is for lists that are drawn; leave out --data, or longer")
 
-    def recipe(self) -> Recipe:
+    def lra_name(self) -> str:
+        return "listops"
+
+    def plain_recipe(self) -> Recipe:
         """About 1.7 epochs; what a run costs and reaches is said by the regimes."""
         return Recipe(
             steps=5000, batch_size=32, lr=1e-3, weight_decay=0.01, betas=(0.9, 0.999), warmup=0.1, log_every=50,
@@ -102,7 +106,8 @@ class ListOps(TokenTask):
     def facts(self) -> dict[str, Any]:
         found = self._sets()
         facts = {split: labelled.facts(CLASSES) for split, labelled in found.splits.items()}
-        return {**facts, "vocabulary": len(self.vocabulary()), "checksum": found.entry.digest, **found.entry.facts}
+        facts |= {"vocabulary": len(self.vocabulary()), "checksum": found.entry.digest, **found.entry.facts}
+        return {**facts, **self.regime_facts()}
 
     def found(self) -> str:
         found = self._sets()

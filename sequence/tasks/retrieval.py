@@ -19,6 +19,7 @@ from sequence.data import aan_sets
 from sequence.data.numbering import Numbering
 from sequence.data.release import ARCHIVE, URL
 from sequence.data.vocabulary import Vocabulary
+from sequence.regimes.settings import RegimeSettings
 from sequence.tasks.classes import TextSettings, class_baselines
 from sequence.tasks.settings import PairSettings
 
@@ -29,7 +30,7 @@ CLASSES = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval(TextSettings, PairSettings, Task):
+class Retrieval(RegimeSettings, TextSettings, PairSettings, Task):
     """Pairs of papers as bytes or characters, read by one model each; the head sees both vectors.
 
     Published readers cut texts to 10,000 characters and then to 4,000 tokens; that is the same as to 4,000 at once.
@@ -51,7 +52,10 @@ class Retrieval(TextSettings, PairSettings, Task):
         if self.pad == "packed":
             raise ValueError("Retrieval.pad must be 'batch' or 'length': pairs are not packed")
 
-    def recipe(self) -> Recipe:
+    def lra_name(self) -> str:
+        return "retrieval"
+
+    def plain_recipe(self) -> Recipe:
         """About one epoch of 147,086 pairs."""
         return Recipe(
             steps=5000, batch_size=32, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.999), warmup=0.1, log_every=50,
@@ -116,6 +120,7 @@ class Retrieval(TextSettings, PairSettings, Task):
             "vocabulary": len(self.vocabulary()),
             "checksum": papers.digest,
             **papers.facts,
+            **self.regime_facts(),
         }
 
     def found(self) -> str:

@@ -53,7 +53,10 @@ class Text(TextSettings, TokenTask):
         if not 0 < self.held_out < 1:
             raise ValueError(f"Text.held_out is a share between 0 and 1, got {self.held_out}")
 
-    def recipe(self) -> Recipe:
+    def lra_name(self) -> str:
+        return "text"
+
+    def plain_recipe(self) -> Recipe:
         """Seven epochs of 22,500 reviews."""
         return Recipe(
             steps=5000, batch_size=32, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.999), warmup=0.1, log_every=50,
@@ -90,6 +93,7 @@ class Text(TextSettings, TokenTask):
             "vocabulary": len(self.vocabulary()),
             "checksum": found.digest,
             **found.facts,
+            **self.regime_facts(),
         }
 
     def found(self) -> str:

@@ -23,6 +23,7 @@ from sequence.tasks.image import Image
 from sequence.tasks.listops import ListOps
 from sequence.tasks.lm import LM
 from sequence.tasks.pathfinder import Pathfinder
+from sequence.tasks.pretraining import ListOpsPretraining, RetrievalPretraining, TextPretraining
 from sequence.tasks.recall import Recall
 from sequence.tasks.retrieval import Retrieval
 from sequence.tasks.text import Text
@@ -87,6 +88,12 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
         "lm": (LM(data=f"{folder}/input.txt", length=16, context=3, dim=8, depth=1), "delta_rule(heads=2)"),
         "image": (Image(**pixels, data=f"{folder}/colours"), VQ),
         "pathfinder": (Pathfinder(**pixels, img_size=16, examples=40), VQ),
+        "listops-pretraining": (ListOpsPretraining(**tokens, **LISTS._asdict(), **lists), VQ),
+        "text-pretraining": (
+            TextPretraining(**tokens, data=f"{folder}/reviews", objective="causal"),
+            "attention(head_dim=4, causal=True)",
+        ),
+        "retrieval-pretraining": (RetrievalPretraining(**tokens, data=f"{folder}/papers"), VQ),
         "co2": (CO2(length=16, horizon=8, dim=8, depth=1), VQ),
         "imagefolder": (ImageFolder(**images, **mixed), ""),
         "cifar10": (cifar10(**images), ""),

@@ -23,6 +23,7 @@ NAMES = (
     *SMALL,
     "digits", "rare", "recall", "parity", "listops", "text", "retrieval", "image", "pathfinder", "lm", "co2",
     "imagefolder", "cifar10", "imagenet", "segmentation",
+    "listops-pretraining", "text-pretraining", "retrieval-pretraining",
 )  # fmt: skip
 
 
