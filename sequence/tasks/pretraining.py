@@ -57,6 +57,8 @@ class Pretraining(RegimeSettings):
             raise ValueError(f"{name}.objective must be 'masked' or 'causal', got {self.objective!r}")
         if not 0 < self.share < 1:
             raise ValueError(f"{name}.share is a share between 0 and 1, got {self.share}")
+        if self.pad == "packed":
+            raise ValueError(f"{name}.pad must be 'batch' or 'length': targets are not packed")
         if self.objective == "masked" and "mask" not in self.special_tokens():
             raise ValueError(
                 f"{name}.specials need 'mask', to hide tokens with, got {' '.join(self.specials)}; the task that takes "

@@ -107,6 +107,7 @@ def test_what_does_not_fit_is_refused(pretrained, cache, tmp_path) -> None:
         ListOps(**{**options, "init_from": str(tmp_path)}).model(MIXER, 0)
     for wrong, message in (
         ({"share": 1.0}, "share is a share between 0 and 1, got 1.0"),
+        ({"pad": "packed"}, "pad must be 'batch' or 'length': targets are not packed"),
         ({"objective": "next"}, "objective must be 'masked' or 'causal', got 'next'"),
         ({"specials": ("pad", "eos")}, "specials need 'mask', to hide tokens with, got pad eos"),
     ):
