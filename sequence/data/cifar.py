@@ -64,7 +64,7 @@ def _entry(data: str, split: str, broken: str, key: dict[str, Any], cache: str) 
         if not rows:
             raise bad(data, 0, f"{split} has no picture", "at least one")
         images, labels = np.stack([image for image, _ in rows]), np.array([label for _, label in rows])
-        pictures.write(folder, [(images, labels)], len(rows), (SIDE, SIDE))
+        pictures.write(folder, [(images, labels)])
         return faults.facts()
 
     return cached("cifar10", {**key, "split": split}, make, cache)

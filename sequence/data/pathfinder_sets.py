@@ -20,7 +20,9 @@ from sequence.data.pictures import Pictures
 VERSION = 1
 """Raised when the same settings prepare something else."""
 TOGETHER = 1000
-"""Pictures that a worker draws at once."""
+"""Pictures that a worker draws or reads at once, if they are small:"""
+CHUNK = 2**24
+"""no more bytes than that."""
 
 
 @cache
@@ -33,11 +35,12 @@ def generated(settings: Settings, count: int, seed: int, cache: str) -> Pictures
         with progress(f"drawing {count:,} pictures of {side} x {side}", count, "pictures") as advance:
 
             def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-                for some in ordered_map(partial(_drawn, settings, seed), chunks(range(count), TOGETHER)):
+                together = min(TOGETHER, CHUNK // side**2)
+                for some in ordered_map(partial(_drawn, settings, seed), chunks(range(count), together)):
                     advance(len(some[1]))
                     yield some
 
-            pictures.write(folder, parts(), count, (side, side))
+            pictures.write(folder, parts())
         return {}
 
     return pictures.read(cached("pathfinder", key, make, cache))
@@ -67,18 +70,21 @@ def from_files(data: str, size: int, contour_length: int, broken: str, broken_co
             raise release.broken_copy(folder, measured)
         faults, empty = Broken(broken), 0
         found = list(faults.kept(row for table in tables for row in release.rows(table)))
-        images, labels = [], []
         with progress(f"reading {folder}", len(found), "pictures") as advance:
-            for some in ordered_map(partial(_read, folder, size), chunks(found, TOGETHER)):
-                theirs = [row for row in some if row is not None]
-                empty += len(some) - len(theirs)
-                kept = list(faults.kept(iter(theirs)))
-                images += [image for image, _ in kept]
-                labels += [label for _, label in kept]
-                advance(len(some))
-        if not images:
-            raise bad(folder, 0, "it has no picture", "at least one")
-        pictures.write(target, [(np.stack(images), np.array(labels))], len(images), (size, size))
+
+            def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+                nonlocal empty
+                together = min(TOGETHER, CHUNK // size**2)
+                for some in ordered_map(partial(_read, folder, size), chunks(found, together)):
+                    theirs = [row for row in some if row is not None]
+                    empty += len(some) - len(theirs)
+                    kept = list(faults.kept(iter(theirs)))
+                    if kept:
+                        yield np.stack([image for image, _ in kept]), np.array([label for _, label in kept])
+                    advance(len(some))
+
+            if not pictures.write(target, parts()):
+                raise bad(folder, 0, "it has no picture", "at least one")
         return {"folder": str(folder), **({"left out, empty in the release": empty} if empty else {}), **faults.facts()}
 
     return pictures.read(cached("pathfinder-files", key, make, cache))

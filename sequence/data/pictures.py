@@ -1,7 +1,8 @@
-"""Grey pictures with a class each, as a prepared data set on disk: `images.npy` (n, h, w) uint8 and `labels.npy`."""
+"""Square grey pictures with a class each, as a prepared data set on disk: `images.bin` (bytes) and `labels.npy`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from sequence.data.cache import Entry
 
 
 class Pictures(NamedTuple):
-    """Pictures (n, h, w) uint8, mapped from the disk, and the class of each (n,)."""
+    """Pictures (n, h, h) uint8, mapped from the disk, and the class of each (n,)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -21,25 +22,23 @@ class Pictures(NamedTuple):
     facts: dict[str, Any]
 
 
-def write(folder: Path, parts: Iterable[tuple[np.ndarray, np.ndarray]], count: int, size: tuple[int, int]) -> None:
-    """Write `count` pictures as they come, some (images, labels) at a time, in bounded memory."""
-    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (count, *size))
-    labels = np.zeros(count, np.uint8)
-    done = 0
-    for some, theirs in parts:
-        images[done : done + len(some)] = some
-        labels[done : done + len(some)] = theirs
-        done += len(some)
-    if done != count:
-        raise AssertionError(f"{count} pictures were promised, {done} came")
-    images.flush()
-    np.save(folder / "labels.npy", labels)
+def write(folder: Path, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> int:
+    """Write pictures as they come, some (images, labels) at a time, in bounded memory; their number."""
+    labels = [np.zeros(0, np.uint8)]
+    with open(folder / "images.bin", "wb") as file:
+        for some, theirs in parts:
+            file.write(np.ascontiguousarray(some, np.uint8).data)
+            labels.append(theirs.astype(np.uint8))
+    np.save(folder / "labels.npy", np.concatenate(labels))
+    return sum(map(len, labels))
 
 
 def read(entry: Entry) -> Pictures:
     """What was written."""
-    images = np.load(entry.folder / "images.npy", mmap_mode="r")
-    return Pictures(images, np.load(entry.folder / "labels.npy"), entry.digest, entry.facts)
+    labels = np.load(entry.folder / "labels.npy")
+    values = np.memmap(entry.folder / "images.bin", np.uint8, "r")
+    side = math.isqrt(len(values) // len(labels))
+    return Pictures(values.reshape(len(labels), side, side), labels, entry.digest, entry.facts)
 
 
 def cut(count: int, shares: tuple[float, ...], seed: int | None) -> list[np.ndarray]:

@@ -21,9 +21,10 @@ from sequence.tasks.pixels import PixelTask
 
 @dataclasses.dataclass(frozen=True)
 class Image(PixelTask):
-    """45,000 pictures to train on, 5,000 of the published 50,000 for validation, 10,000 to test on.
+    """Sequential grey CIFAR-10: which of ten classes does a picture of 32 x 32 pixels show, read pixel by pixel?
 
-    By default as in S4's line of work: reals, normalised with its mean and deviation, and a random split with seed 42.
+    45,000 pictures to train on, 5,000 of the published 50,000 for validation, 10,000 to test on. By default as in S4's
+    line of work: reals, normalised with its mean and deviation, and a random split with seed 42.
     Mega has 0.48 and 0.24. The Long Range Arena reads tokens, and holds the last tenth out.
     """
 

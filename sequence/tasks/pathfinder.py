@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from matmix.experiments.task import Recipe, Split
+from matmix.sampling import stream
 from sequence.data import pathfinder_sets
 from sequence.data.pathfinder import Settings, published
 from sequence.data.pictures import Pictures, cut
@@ -23,8 +24,10 @@ from sequence.tasks.pixels import PixelTask
 
 @dataclasses.dataclass(frozen=True)
 class Pathfinder(PixelTask):
-    """Two classes, as frequent as each other, so chance is 0.5. A run within two binomial deviations of it has learned
-    nothing: 0.507 for 20,000 test pictures.
+    """Do two discs lie on one dashed contour, among others? Read pixel by pixel; chance is 0.5.
+
+    A run within two binomial deviations of chance has learned nothing: 0.507 for 20,000 test pictures. How far apart
+    the discs lie does not help: who knows that alone scores 0.507 +- 0.009 on drawn pictures of 32 pixels.
 
     Pictures are drawn from the distribution of the published generator; for the released ones name their folder in
     `data`. Of 200,000, a tenth is for validation and a tenth for the test. The archive's outer Pathfinder-128 has
@@ -37,8 +40,10 @@ class Pathfinder(PixelTask):
     """Pixels a side: 16 (not published), 32, 64, 128 (Path-X) or 256."""
     contour_length: int = 0
     """Paddles of the long contours: 14 "hard", 9 "intermediate", 6 "easy"; 0 = 14, with 16 pixels 6."""
+    test_contours: tuple[int, ...] = ()
+    """Further tests on long contours of so many paddles, such as 9 14 after training with 6."""
     examples: int = 200_000
-    """Pictures that are drawn."""
+    """Pictures that are drawn; further tests have a tenth as many."""
     data_seed: int = 0
     """Draws the pictures, whatever the seed of the run."""
     broken_copy: Literal["stop", "take"] = "stop"
@@ -48,7 +53,14 @@ class Pathfinder(PixelTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.settings()
+        for length in (self.contour_length, *self.test_contours):
+            published(self.img_size, length)
+        mine = self.settings().contour_length
+        if len({mine, 0, *self.test_contours}) < 2 + len(self.test_contours):
+            raise ValueError(
+                f"Pathfinder.test_contours holds different lengths, other than the training's {mine}, got "
+                f"{self.test_contours}"
+            )
         if self.examples < 10:
             raise ValueError(f"Pathfinder.examples must be at least 10, got {self.examples}")
         if self.broken_copy not in ("stop", "take"):
@@ -68,14 +80,28 @@ class Pathfinder(PixelTask):
     def size(self) -> int:
         return self.img_size
 
+    def tests(self) -> tuple[str, ...]:
+        return tuple(f"test@{length}" for length in self.test_contours)
+
     def pictures(self, split: Split) -> tuple[Pictures, np.ndarray]:
-        found = self._set()
+        if split in self.tests():
+            length = self.test_contours[self.tests().index(split)]
+            if not self.data:
+                found = self._drawn(length, self.examples // 10, stream(self.data_seed, length))
+                return found, np.arange(len(found.labels))
+            found, split = self._read(length), "test"
+        else:
+            found = self._set()
         return found, _parts(len(found.labels), self.split_seed if self.split == "random" else None)[split]
 
     def _set(self) -> Pictures:
-        if not self.data:
-            return pathfinder_sets.generated(self.settings(), self.examples, self.data_seed, self.cache)
         length = self.settings().contour_length
+        return self._read(length) if self.data else self._drawn(length, self.examples, self.data_seed)
+
+    def _drawn(self, length: int, count: int, seed: int) -> Pictures:
+        return pathfinder_sets.generated(published(self.img_size, length), count, seed, self.cache)
+
+    def _read(self, length: int) -> Pictures:
         return pathfinder_sets.from_files(self.data, self.img_size, length, self.broken, self.broken_copy, self.cache)
 
     def facts(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from matmix.experiments.run import RunConfig, execute
+from matmix.experiments.run import RunConfig, execute, read_metrics
+from matmix.sampling import stream
 from sequence.data import cifar, pathfinder, pathfinder_release, pathfinder_sets
 from sequence.data.check import lra
 from sequence.data.faults import BadData
@@ -162,16 +164,29 @@ def test_discs_are_found_where_they_are() -> None:
             assert apart.min(0).max() <= 1 and apart.min(1).max() <= 1
 
 
-def test_drawn_pictures_do_not_depend_on_the_workers(monkeypatch) -> None:
+def test_drawn_pictures_do_not_depend_on_the_workers(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(pathfinder_sets, "TOGETHER", 7)
     settings, found = pathfinder.published(16), []
     for workers in ("0", "2"):
         monkeypatch.setenv("MATMIX_WORKERS", workers)
-        found.append(pathfinder_sets.generated.__wrapped__(settings, 30, 5, f"{workers}-cache"))
+        found.append(pathfinder_sets.generated.__wrapped__(settings, 30, 5, str(tmp_path / workers)))
     whole = pathfinder.draw(settings, seed=5, indices=range(30))
     for one in found:
         assert (one.images == whole.images).all() and (one.labels == whole.labels).all()
     assert found[0].digest == found[1].digest
+
+
+def test_further_tests_have_longer_contours(tmp_path) -> None:
+    task = Pathfinder(img_size=32, contour_length=6, test_contours=(9,), examples=40)
+    assert task.tests() == ("test@9",)
+    found, numbers = task.pictures("test@9")
+    longer = pathfinder.draw(pathfinder.published(32, 9), seed=stream(0, 9), indices=range(4))
+    assert (found.images[numbers] == longer.images).all()
+    assert sum(len(batch.y) for batch in task.batches("test@9", 3)) == 4
+    level = written.pathfinder(tmp_path, 20) / "pathfinder16"
+    shutil.copytree(level / "curv_baseline", level / "curv_contour_length_9")
+    task = Pathfinder(img_size=16, data=str(tmp_path), test_contours=(9,))
+    assert (task.pictures("test@9")[1] == task.pictures("test")[1]).all() and len(task.pictures("test@9")[1]) == 2
 
 
 def test_cut_is_in_order_or_random() -> None:
@@ -275,27 +290,18 @@ def tasks(root: Path, data: Path) -> dict[str, tuple]:
 def test_a_run_beats_the_majority(name: str, root, tmp_path) -> None:
     """End to end on small files in the published formats: the loss falls, and where 40 steps can, the score rises."""
     cls, settings = tasks(root, tmp_path / "cifar")[name]
-    settings = {**settings, "dim": 16, "depth": 1, "position": "learned"}
-    recipe = {"steps": 40, "batch_size": 32, "lr": 5e-3, "eval_every": 40, "log_every": 1}
-    place = f"{Path(__import__(cls.__module__, fromlist=['x']).__file__)}:{cls.__name__}"
-    result = execute(RunConfig(name if _registered(name) else place, "pooling", 0, settings, recipe), tmp_path / "run")
+    settings = {**settings, "dim": 16, "depth": 1}
+    recipe = {"steps": 40, "batch_size": 16, "lr": 2e-2, "eval_every": 40, "log_every": 1}
+    result = execute(RunConfig(name, "pooling", 0, settings, recipe), tmp_path / "run")
     assert result.status == "finished"
     task = cls(**settings)
     baselines = task.baselines()
     assert baselines["chance"]["accuracy"] == 1 / cls.classes
-    from matmix.experiments.run import read_metrics
-
     losses = [line["loss"] for line in read_metrics(tmp_path / "run") if line["split"] == "train"]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.02
     if name == "image":  # brightness says the class
         score = [line["accuracy"] for line in read_metrics(tmp_path / "run") if line["split"] == "test"][-1]
         assert score > baselines["most frequent class"]["accuracy"] + 0.2
-
-
-def _registered(name: str) -> bool:
-    from matmix.experiments.registry import list_tasks
-
-    return name in list_tasks()
 
 
 @pytest.mark.parametrize("name", ["pathfinder", "image"])
@@ -325,6 +331,8 @@ def test_wrong_settings_are_named() -> None:
         ({"img_size": 48}, "size must be one of"),
         ({"examples": 5}, "examples must be at least 10"),
         ({"broken_copy": "x"}, "broken_copy must be"),
+        ({"test_contours": (14,)}, "other than the training's 14"),
+        ({"test_contours": (9, 9)}, "holds different lengths"),
     ):
         with pytest.raises(ValueError, match=words):
             Pathfinder(**options)
