@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe, Split, Task
 from sequence.data.corpus import Corpus, Stream, corpus, facts_of
+from sequence.encoder import Position
 from sequence.tasks.settings import LanguageSettings
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class LM(LanguageSettings, Task):
     """Tokens of a piece of the evaluation that are read and not scored."""
     dim: int = 128
     depth: int = 4
+    position: Position = "none"
 
     metric: ClassVar[str] = "bits_per_byte"
     higher_is_better: ClassVar[bool] = False
@@ -62,7 +64,7 @@ class LM(LanguageSettings, Task):
             raise ValueError("LM.norm='batch' takes its statistics from later tokens too: 'layer', 'rms' or 'scale'")
 
     def recipe(self) -> Recipe:
-        """Half an epoch of tinyshakespeare's million bytes."""
+        """1.2 million tokens, an epoch of tinyshakespeare."""
         return Recipe(
             steps=300, batch_size=16, lr=3e-3, lr_end=0.1, warmup=0.1, weight_decay=0.1, betas=(0.9, 0.95),
             eval_every=100, log_every=10, eval_batch_size=32,

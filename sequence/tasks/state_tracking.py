@@ -167,3 +167,23 @@ class StateTracking(TokenTask):
         train: Any = self.train_examples or "new examples at every step"
         lengths = {name: x.shape[1] - self.start for name, (x, _) in self._found().items() if name != "train"}
         return {"train": train, "evaluation": self.eval_examples, "values": self.classes, "lengths": lengths}
+
+
+@torch.no_grad()
+def by_position(
+    task: StateTracking, model: nn.Module, split: str = "test@4x", batch_size: int = 128
+) -> dict[str, Tensor]:
+    """Along the row, what share of the rows is right: "accuracy" at each place, "prefix" at all places up to it.
+
+    The second is what arXiv 2502.10297 plots against length. Places without a label (the start token, operators) are
+    nan in the first and add nothing to the second.
+    """
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    rows = []
+    for batch in task.batches(split, batch_size):
+        said = task.forward(model, batch.map(lambda tensor: tensor.to(device))).argmax(-1).cpu()
+        rows.append(torch.where(batch.y == IGNORED, torch.nan, (said == batch.y).double()))
+    model.train(training)
+    right = torch.cat(rows)
+    return {"accuracy": right.mean(0), "prefix": right.nan_to_num(1.0).cummin(1).values.mean(0)}

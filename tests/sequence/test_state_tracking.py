@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from matmix.experiments.config import RunConfig
 from matmix.experiments.folder import Result
@@ -27,7 +28,7 @@ from sequence.data.states import (
     published_words,
     running_values,
 )
-from sequence.tasks.state_tracking import StateTracking
+from sequence.tasks.state_tracking import StateTracking, by_position
 from sequence.tasks.tokens import IGNORED
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "sequence"
@@ -161,6 +162,20 @@ def test_scores_by_quarter_and_row() -> None:
     scores = {name: float(metric.compute()) for name, metric in metrics.items()}
     assert scores["accuracy"] == pytest.approx(13 / 14) and scores["row_accuracy"] == 0.5
     assert [scores[f"accuracy.{part}/4"] for part in (1, 2, 3, 4)] == [1, 1, 0.75, 1]
+
+
+def test_accuracy_by_position() -> None:
+    """A model that says each time the newest token: right at the first, then where the prefix before is the identity;
+    all up to a place where all tokens but the first are."""
+    own = task(problem="parity", eval_examples=400)
+    newest = nn.Sequential(nn.Embedding(3, 2), nn.Identity())
+    newest[0].weight.data.copy_(torch.eye(3)[:, :2])
+    found = by_position(own, newest, "test@2x", batch_size=150)
+    x, y = own.data("test@2x")
+    assert found["accuracy"].shape == (25,) and found["accuracy"][0].isnan() and found["accuracy"][1] == 1
+    torch.testing.assert_close(found["accuracy"][1:], (x == y)[:, 1:].double().mean(0))
+    assert found["prefix"][1] == 1 and found["prefix"][2] == found["accuracy"][2] > found["prefix"][5] > 0
+    assert (found["prefix"].diff() <= 0).all() and newest.training
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
