@@ -110,9 +110,9 @@ def _packed(path: Path, names: Sequence[str]) -> Iterator[Found]:
                     done = raw.tell()
         except UNREADABLE as error:
             at = f"{raw.tell():,} of {path.stat().st_size:,} bytes"
-            what = (
-                "is no tar archive" if isinstance(error, tarfile.TarError) and not seen else "is damaged or cut short"
-            )
+            # tarfile says "zlib error" of what cannot be unpacked, in an exception of its own.
+            foreign = isinstance(error, tarfile.TarError) and not seen and "zlib" not in str(error)
+            what = "is no tar archive" if foreign else "is damaged or cut short"
             raise BadData(f"data: {path} {what} (at {at}: {error}); allowed: {ARCHIVE}, whole, from {URL}") from error
     raise BadData(
         f"data: {path} holds no {', '.join(sorted(wanted))}, but {', '.join(seen) or 'nothing'}, ...; allowed: "
