@@ -252,7 +252,7 @@ def _looked(adapter: TransformersInterface, site: Site, module: Any, entry: Any)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
         return None
     outputs = len(outs[0]) if isinstance(outs[0], tuple) else 0
-    rest = outs[0][1:] if outputs else ()
+    rest: tuple[Any, ...] = outs[0][1:] if outputs else ()
     first = [out[0] if outputs else out for out in outs]
     # Of T5: the bias of positions, which the first layer makes for all.
     positions = "position_bias" in site.parameters and outputs == 3 and rest[1] is None

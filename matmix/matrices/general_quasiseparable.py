@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matmix.matrices.base import Matrix, Shape
 from matmix.matrices.general_semiseparable import GeneralSemiseparable
+from matmix.matrices.two_triangles import TwoTriangles
 from matmix.ops.cost import Cost
-from matmix.ops.sizes import joint_batch
 
 
-class GeneralQuasiseparable(Matrix):
+class GeneralQuasiseparable(TwoTriangles):
     """Two general semiseparable triangles, each one token late, around a free diagonal.
 
     ::
@@ -33,18 +32,6 @@ class GeneralQuasiseparable(Matrix):
     upper: GeneralSemiseparable
     skip: Tensor  # (B or 1, H, L)
 
-    properties: ClassVar = frozenset({"quasiseparable"})
-
-    @property
-    def shape(self) -> Shape:
-        _, heads, length = self.skip.shape
-        return (joint_batch((self.skip, *self.lower.tensors(), *self.upper.tensors())), heads, length, length)
-
-    @property
-    def order(self) -> int:
-        """N: no block strictly on one side of the diagonal has a higher rank."""
-        return max(self.lower.order, self.upper.order)
-
     def _matmul(self, values: Tensor) -> Tensor:
         below = F.pad(self.lower.matmul(values), (0, 0, 1, -1))
         above = self.upper.rmatmul(F.pad(values, (0, 0, -1, 1)))
@@ -56,9 +43,6 @@ class GeneralQuasiseparable(Matrix):
     @property
     def mT(self) -> GeneralQuasiseparable:
         return GeneralQuasiseparable(self.upper, self.lower, self.skip)
-
-    def diagonal(self) -> Tensor:
-        return self.skip
 
     def to_dense(self) -> Tensor:
         below, above = (F.pad(part.to_dense(), (0, 0, 1, -1)) for part in (self.lower, self.upper))

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matmix.matrices.base import Matrix, Shape
 from matmix.matrices.semiseparable import Semiseparable, scan_cost
+from matmix.matrices.two_triangles import TwoTriangles
 from matmix.ops import scan
 from matmix.ops.cost import Cost
 from matmix.ops.precision import full_precision, working_dtype
-from matmix.ops.sizes import joint_batch
 
 Factors = tuple[Tensor, Tensor, Tensor, Tensor | None]  # outputs, inputs, log decay and step of a triangle
 
 
-class Quasiseparable(Matrix):
+class Quasiseparable(TwoTriangles):
     """Two semiseparable triangles, each one token late, around a diagonal (Hydra, 2407.09941, definition 3.1 as coded).
 
     ::
@@ -39,18 +38,6 @@ class Quasiseparable(Matrix):
     lower: Semiseparable
     upper: Semiseparable
     skip: Tensor  # (B or 1, H, L)
-
-    properties: ClassVar = frozenset({"quasiseparable"})
-
-    @property
-    def shape(self) -> Shape:
-        _, heads, length = self.skip.shape
-        return (joint_batch((self.skip, *self.lower.tensors(), *self.upper.tensors())), heads, length, length)
-
-    @property
-    def order(self) -> int:
-        """N: no block strictly on one side of the diagonal has a higher rank."""
-        return self.lower.order
 
     def _matmul(self, values: Tensor) -> Tensor:
         return self._apply(values, transposed=False)
@@ -84,9 +71,6 @@ class Quasiseparable(Matrix):
         forth, back = scan_triton.scan(values, *lower)[0], scan_triton.scan(values, *upper, flip=True)[0]
         mixed = F.pad(forth, (0, 0, 1, -1)) + F.pad(back, (0, 0, -1, 1))
         return torch.addcmul(mixed, self.skip.to(mixed.dtype).unsqueeze(-1), values)
-
-    def diagonal(self) -> Tensor:
-        return self.skip
 
     def to_dense(self) -> Tensor:
         below = F.pad(self.lower.to_dense(), (0, 0, 1, -1))  # row i is row i - 1 of the causal matrix
