@@ -18,7 +18,7 @@ from matmix.mixers.mean_matrix import MeanMatrix
 from matmix.mixers.monarch import Monarch
 from matmix.projection import project
 from matmix.projection.shifts import lag_means
-from matmix.surgery import structures
+from matmix.surgery import recurrences, structures
 from matmix.surgery.average import mean_matrices
 from matmix.surgery.report import Row
 
@@ -65,6 +65,9 @@ def _refuse(row: Row, part: Any) -> None:
         raise ValueError(f"{name}: {row.spec!r} cannot begin at a matrix, init='projected'; {allowed}")
     if isinstance(part, structures.Thin) and (part.data_dependent or part.causal):
         why = "its factors come from the tokens" if part.data_dependent else "the nearest causal one is not known"
+        raise ValueError(f"{name}: {row.spec!r} cannot begin at a matrix, {why}; {allowed}")
+    if isinstance(part, recurrences.BothSides) and part.order is None:
+        why = "its factors come from the tokens, of quasiseparable(order=...) they do not"
         raise ValueError(f"{name}: {row.spec!r} cannot begin at a matrix, {why}; {allowed}")
     if isinstance(part, GlobalFilter) and part.bottleneck is not None:
         raise ValueError(f"{name}: {row.spec!r} cannot begin at a matrix, its filter is of inner channels; {allowed}")
@@ -128,6 +131,17 @@ def _low_rank(part: structures.Thin, mean: Tensor, grid: Grid) -> Tensor:
     scale = (mean.shape[3] * rank) ** 0.25
     for name, factor in (("q_matrix", nearest.left), ("k_matrix", nearest.right)):
         getattr(part.learned, name).copy_(factor[0].transpose(0, 1) * scale)
+    return nearest.to_dense()
+
+
+@_sets(recurrences.BothSides, "quasiseparable(order)")
+def _quasiseparable(part: recurrences.BothSides, mean: Tensor, grid: Grid) -> Tensor:
+    kind = "semiseparable" if part.causal else "quasiseparable"
+    nearest: Any = project(mean, f"{kind}({part.order})").matrix
+    part.lower.set_to(nearest if part.causal else nearest.lower)
+    if not part.causal:
+        part.upper.set_to(nearest.upper)
+        part.skip.copy_(nearest.skip[0])
     return nearest.to_dense()
 
 

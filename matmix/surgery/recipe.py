@@ -8,19 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from matmix.ranges import check, numbers, one_of, or_none, pair_of
+
 Train = Literal["replaced", "all"]
 STAGES = ("matrices", "outputs", "predictions")
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number, not negative, got {value!r}")
-    return float(value)
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if type(value) is not int or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -42,20 +33,18 @@ class Stage:
     """``"replaced"``: the modules at the sites; ``"all"``: every parameter of the student that takes a gradient."""
 
     def __post_init__(self) -> None:
-        _whole("Stage.steps", self.steps, 1)
-        for name in ("lr", "lr_end", "warmup", "weight_decay"):
-            _number(f"Stage.{name}", getattr(self, name))
-        if self.lr == 0:
-            raise ValueError("Stage.lr must be above 0: leave a stage out by None in its place")
-        for name in ("lr_end", "warmup"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"Stage.{name} is a share in [0, 1], got {getattr(self, name)!r}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"Stage.betas must be two numbers in [0, 1), got {self.betas!r}")
-        if self.clip is not None and not (_number("Stage.clip", self.clip) > 0):
-            raise ValueError(f"Stage.clip must be above 0, or None for no clipping, got {self.clip!r}")
-        if self.train not in get_args(Train):
-            raise ValueError(f"Stage.train must be {' or '.join(map(repr, get_args(Train)))}, got {self.train!r}")
+        share = numbers(0, 1)
+        check(
+            self,
+            steps=numbers(least=1, whole=True),
+            lr=numbers(above=0),
+            lr_end=share,
+            warmup=share,
+            weight_decay=numbers(least=0),
+            betas=pair_of(numbers(0, below=1)),
+            clip=or_none(numbers(above=0)),
+            train=one_of(*get_args(Train)),
+        )
         object.__setattr__(self, "betas", tuple(self.betas))
 
     def lr_at(self, step: int) -> float:
@@ -98,11 +87,13 @@ class DistillRecipe:
                 raise TypeError(f"DistillRecipe.{name} must be a Stage or None, got {stage!r}")
         if not any(True for _ in self.stages()):
             raise ValueError(f"DistillRecipe leaves out every stage: {', '.join(STAGES)}")
-        if not _number("DistillRecipe.temperature", self.temperature) > 0:
-            raise ValueError(f"DistillRecipe.temperature must be above 0, got {self.temperature!r}")
-        _whole("DistillRecipe.seed", self.seed, 0)
-        _whole("DistillRecipe.log_every", self.log_every, 1)
-        _whole("DistillRecipe.checkpoint_every", self.checkpoint_every, 1)
+        check(
+            self,
+            temperature=numbers(above=0),
+            seed=numbers(least=0, whole=True),
+            log_every=numbers(least=1, whole=True),
+            checkpoint_every=numbers(least=1, whole=True),
+        )
 
     def stages(self) -> Iterator[tuple[str, Stage]]:
         """The stages that are not left out, by name."""

@@ -14,25 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from matmix.adapters import Adapter, Attended, Site, Structured
-from matmix.matrices.algebra import Sum
 from matmix.matrices.base import Matrix
 from matmix.matrices.dense import Dense
-from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.identity import Identity
 from matmix.matrices.low_rank import LowRank
 from matmix.matrices.monarch import Monarch
-from matmix.matrices.quasiseparable import Quasiseparable
 from matmix.matrices.semiseparable import Semiseparable
 from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import Context, Grid
 from matmix.mixers.cauchy import Reciprocals
-from matmix.mixers.hydra import triangles
 from matmix.mixers.linear_attention import normalised, positive
 from matmix.mixers.low_rank import Scores
 from matmix.mixers.matrix_block import Form, Signals, Structure
 from matmix.mixers.matrix_mixer import Free
 from matmix.mixers.toeplitz import Lags
-from matmix.ops.state_space import add_dynamics
 from matmix.spec import Spec, hint, parse_spec, unknown_option
 
 STRUCTURES: dict[str, type[MatrixOf]] = {}
@@ -303,34 +298,6 @@ class Meeting(MatrixOf):
         return self.scores.mixing(old.query, old.key, _count(old), None)
 
 
-@structure("quasiseparable")
-class BothSides(MatrixOf):
-    """Hydra's matrix with queries to read and keys to write, one learned step and decay a head, and a learned diagonal.
-
-    With ``causal`` only its lower triangle, the matrix of SSD. Queries are divided by ``E``, so that the scores of
-    independent unit vectors are of the size of a mean.
-    """
-
-    can_be_causal = True
-    dt_bias: nn.Parameter
-    A_log: nn.Parameter
-    D: nn.Parameter
-
-    def __init__(self, size: Size, causal: bool = False) -> None:
-        super().__init__(size, causal)
-        add_dynamics(self, size.heads)
-
-    def make(self, old: Softmax, values: Tensor) -> Matrix:
-        batch, heads, length, width = old.query.shape
-        read = old.query / width
-        raw = read.new_zeros(1, length, 2 * heads).expand(batch, -1, -1)
-        lower, upper = triangles(self, (read, old.key), (read, old.key), raw, old.mask)
-        diagonal = self.D.to(values.dtype)[None, :, None].expand(1, -1, length)
-        if self.causal:
-            return Sum((lower, Diagonal(diagonal)))
-        return Quasiseparable(lower, upper, diagonal)
-
-
 def _count(old: Softmax) -> Tensor | float:
     """Number of tokens that may be seen, which scales a matrix: a number, or ``(B, 1, 1, 1)``."""
     if old.mask is None:
@@ -357,6 +324,7 @@ def build(spec: str, site: Site, adapter: Adapter) -> MatrixOf:
         raise ValueError(f"{site.name}: the site is causal, the structure {call.name!r} is not and cannot be")
     if site.causal and not causal:
         raise ValueError(f"{site.name}: the site is causal, {spec!r} is not")
+    learned = options.get("order") is not None
     square = kind.square and not options.get("data_dependent")
     if square and site.kind == "cross_attention":
         raise ValueError(f"{site.name}: {call.name!r} is square, cross attention has queries and keys of two sequences")
@@ -364,7 +332,7 @@ def build(spec: str, site: Site, adapter: Adapter) -> MatrixOf:
     if more and (square or (causal and not kind.keeps_bias)):
         why = "is square" if square else "is causal by the places of keys"
         raise ValueError(f"{site.name}: {call.name!r} {why}, and {more} adds keys that are no tokens")
-    fixed = kind.fixed and not options.get("data_dependent")
+    fixed = (kind.fixed and not options.get("data_dependent")) or learned
     if fixed and site.length is None:
         raise ValueError(
             f"{site.name}: {call.name!r} has a fixed length, and the site's "

@@ -18,6 +18,8 @@ NEAREST = {
     "low_rank(2)": "low_rank(2)",
     "monarch": "monarch",
     "mean_matrix": "banded(width=13)",
+    "quasiseparable(order=2)": "quasiseparable(2)",
+    "quasiseparable(order=2, causal=True)": "semiseparable(2)",
 }
 
 
@@ -57,9 +59,11 @@ def test_a_mixer_begins_at_the_projection_of_the_mean(spec: str, nearest: str) -
 @pytest.mark.parametrize("level", ["matrix", "module"])
 def test_what_cannot_begin_at_a_matrix_is_refused(level: str) -> None:
     model, x = CASES["vit"].model(), CASES["vit"].input()
-    for spec in {"matrix": ["linear", "low_rank(data_dependent=True)", "random"], "module": ["hydra", "toeplitz"]}[
-        level
-    ]:
+    refused = {
+        "matrix": ("linear", "low_rank(data_dependent=True)", "quasiseparable", "random"),
+        "module": ("hydra", "toeplitz"),
+    }
+    for spec in refused[level]:
         with pytest.raises(ValueError, match=rf"{AT}: .* cannot begin at a matrix.* these can: .*dense"):
             surgery.replace(model, spec, where=AT, level=level, init="projected", batches=[x])
     with pytest.raises(ValueError, match="give batches="):
