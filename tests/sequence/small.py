@@ -9,6 +9,7 @@ from sequence.tasks.copying import Copying
 from sequence.tasks.induction import Induction
 from sequence.tasks.mad import Mad
 from sequence.tasks.mqar import MQAR, CompositionalMQAR, ForgettingMQAR
+from sequence.tasks.pointer import Pointer
 from sequence.tasks.state_tracking import StateTracking
 from sequence.tasks.tokens import TokenTask
 
@@ -26,4 +27,5 @@ SMALL: dict[str, TokenTask] = {
     "induction": Induction(length=12, train_examples=64, eval_examples=48, **_MODEL),
     "state_tracking": StateTracking(length=12, eval_examples=48, **_MODEL),
     "copying": Copying(shortest=3, longest=6, length=24, eval_examples=48, **_MODEL),
+    "pointer": Pointer(vocabulary=6, size=4, train_examples=64, eval_examples=48, **_MODEL),
 }

@@ -17,6 +17,7 @@ from sequence.tasks.induction import Induction
 from sequence.tasks.mad import BASELINES, Mad
 from sequence.tasks.mad_grid import SWEEP, score, settings
 from sequence.tasks.mqar import MQAR, CompositionalMQAR, ForgettingMQAR
+from sequence.tasks.pointer import Pointer
 
 ROWS = {"vocabulary": 80, "length": 36, "pairs": 4, "train_examples": 64, "eval_examples": 40, "dim": 8}
 PARTS = ((40, 4, 48), (60, 9, 32))
@@ -101,6 +102,7 @@ def test_a_query_asks_for_both_halves_and_the_newest_value() -> None:
         (Copying, {"form": "past"}, "form must be one of copy, prefix_ngram, suffix_ngram, got 'past'"),
         (Copying, {"length": 60}, "must hold one example of longest=50, 103 tokens, got 60"),
         (Copying, {"shortest": 60}, "at least 1 and in order, got 60 and 50"),
+        (Pointer, {"size": 1}, "Pointer.size must be at least 2, got 1"),
         (Mad, {"kind": "recal"}, "kind must be one of recall"),
         (Mad, {"copied": 3}, "copied is a setting of selective_copying, not of recall"),
         (Mad, {"kind": "noisy_recall", "noise": 1.0}, "0 or more and below 1, got 1.0"),
@@ -182,12 +184,25 @@ def test_the_grid_of_mad() -> None:
 # ------------------------------------------------------------------ longer than in training
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_pointer_counts_from_the_first_token(behind: bool) -> None:
+    x, y = Pointer(vocabulary=9, size=5, behind=behind, train_examples=64, eval_examples=30).data("test")
+    for tokens, labels in zip(x.tolist(), y.tolist(), strict=True):
+        (last,) = [at for at, label in enumerate(labels) if label != IGNORED]
+        assert set(tokens[last + 1 :]) <= {10} and 10 not in tokens[: last + 1]
+        real = tokens[: last + 1]
+        place, row = real.count(0), [token for token in real if token]
+        assert len(row) == 5 and labels[last] == row[place]
+        assert real == ([*row, *[0] * place] if behind else [*[0] * place, *row])
+
+
 @pytest.mark.parametrize(
     ("task", "length"),
     [
         (Induction(length=12, train_examples=64, eval_examples=9), lambda times: 12 * times + 1),
         (Copying(shortest=3, longest=6, length=24, eval_examples=9), lambda times: 2 * 6 * times + 2),
         (ContinuousMQAR(vocabulary=64, pairs=4, train_examples=64, eval_examples=9), lambda times: 8 * times),
+        (Pointer(size=5, train_examples=64, eval_examples=9), lambda times: 10 * times - 1),
     ],
     ids=lambda value: type(value).__name__,
 )
