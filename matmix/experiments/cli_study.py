@@ -35,7 +35,8 @@ def study(words: Sequence[str]) -> int:
     what = first(words)
     if not is_study(what or ""):
         import_all(named(words, "--import"))  # they may register the task
-    if what in list_tasks() or ":" in (what or ""):
+    # A study may have the name of its task (`mad`), and is meant then.
+    if (what in list_tasks() and what not in list_studies()) or ":" in (what or ""):
         name, given, changed = parse(words, _TaskStudy, "study", study.__doc__)
         if not given.mixers:
             raise ValueError("name the mixers: --mixers attention pooling ...")

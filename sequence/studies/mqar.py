@@ -26,7 +26,7 @@ def mqar(
 
     "figure2" is one training for each length, "mixed" trains on five sizes at once and tests on seven. As published,
     the best of four learning rates counts for each mixer and width; `matmix picture state` draws it. A training of
-    "figure2" at length 64 is 12,480 steps of 512 rows: half an hour on a GPU, days on a CPU core.
+    "figure2" at length 64 is 12,480 steps of 512 rows.
 
     Args:
         suite: which of the two.

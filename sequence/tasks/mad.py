@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from matmix.experiments.task import Recipe
+from matmix.experiments.task import Recipe, Task
 from sequence.data.mad import KINDS, SEED, MadSettings, mad
 from sequence.encoder import Head, Position
 from sequence.layers.block import Act
@@ -133,6 +133,15 @@ class Mad(TokenTask):
             steps=200 * epoch, batch_size=batch, lr=5e-4, warmup=0.0, schedule="constant", weight_decay=0.0,
             betas=(0.9, 0.999), clip=0.0, eval_every=epoch, eval_batch_size=128, checkpoint_every=5 * epoch,
         )  # fmt: skip
+
+    def named_recipe(self, name: str) -> tuple[Task, Recipe]:
+        """ "published": weights are chosen on the test rows, in bfloat16, where nothing else is changed."""
+        if name == "published":
+            task = dataclasses.replace(self, test_as_validation=True)
+            return task, dataclasses.replace(task.recipe(), precision="bf16")
+        if name != "default":
+            raise ValueError(f"Mad has no recipe {name!r}; it has: default, published")
+        return self, self.recipe()
 
     def model(self, mixer: str, seed: int) -> nn.Module:
         if self.kind != "compression":

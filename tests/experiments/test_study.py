@@ -17,10 +17,11 @@ from typing import Literal
 import pytest
 
 from matmix.experiments import cli_study
+from matmix.experiments.cli import main
 from matmix.experiments.plugins import import_code
 from matmix.experiments.run import Result
 from matmix.experiments.runner import run_study
-from matmix.experiments.study import STUDIES, Study, StudyArm, StudyTask, load_study, with_imports
+from matmix.experiments.study import STUDIES, Study, StudyArm, StudyTask, load_study, quickstart, with_imports
 
 HERE = Path(__file__).parent
 ODD, LAB = str(HERE / "odd_mixers.py"), str(HERE / "lab.py")
@@ -345,3 +346,12 @@ def test_the_board_counts_and_estimates(monkeypatch):
         task = board.progress.tasks[0]
         assert (task.completed, task.total, board.bad) == (3, 6, 1)
         assert "3/6 runs" in task.fields["text"] and "1 failed or diverged" in task.fields["text"]
+
+
+def test_a_study_may_have_the_name_of_its_task(monkeypatch, capsys):
+    """It is meant then, and has no options of the task; by the class the task is there all the same."""
+    monkeypatch.setitem(STUDIES, "digits", quickstart)
+    for name, of_task in (("digits", False), ("sequence.tasks.digits:Digits", True)):
+        with pytest.raises(SystemExit) as done:
+            main(["study", name, "--help"])
+        assert not done.value.code and ("--task.patch" in capsys.readouterr().out) == of_task

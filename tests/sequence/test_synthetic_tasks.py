@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
-from sequence.data.mqar import IGNORED
+from matmix.experiments.folder import Result
+from matmix.experiments.run import RunConfig, execute
+from sequence.data.labels import IGNORED
 from sequence.studies.mqar import mqar
 from sequence.tasks.continuous_mqar import ContinuousMQAR
 from sequence.tasks.copying import Copying
@@ -117,6 +120,20 @@ def test_wrong_sizes_say_so(cls: type, wrong: dict, message: str) -> None:
         cls(**{**rows, **wrong})
 
 
+@pytest.mark.slow
+def test_attention_looks_up_what_a_filter_cannot(tmp_path: Path) -> None:
+    """600 steps; over a fixed filter the best that is left is a guess by position, 0.29."""
+    options = {"train_examples": 0, "eval_examples": 500, "vocabulary": 64, "length": 32, "pairs": 4}
+    recipe = {"steps": 600, "batch_size": 64, "lr": 3e-3, "lr_end": 0.1, "warmup": 0.05, "weight_decay": 0.0}
+    scores = {}
+    for mixer in ("attention(causal=True)", "global_filter"):
+        folder = tmp_path / mixer
+        config = RunConfig("mqar", mixer, 0, options, {**recipe, "clip": 1.0, "eval_every": 100})
+        assert execute(config, folder).status == "finished"
+        scores[mixer] = Result.read(folder).test["accuracy"]
+    assert scores["attention(causal=True)"] > 0.95 and scores["global_filter"] < 0.4
+
+
 # ------------------------------------------------------------------ MAD
 
 
@@ -161,6 +178,15 @@ def test_weights_are_not_chosen_on_the_test() -> None:
         task = Mad(**sizes, test_as_validation=published)
         assert torch.equal(task.data("val")[0], task.data("test")[0]) is published
         assert ("as published" in task.facts()["weights are chosen on"]) is published
+
+
+def test_the_published_training_of_mad() -> None:
+    task, recipe = Mad(kind="recall").named_recipe("published")
+    assert task.test_as_validation and recipe.precision == "bf16"
+    assert (recipe.steps, recipe.batch_size, recipe.schedule, recipe.clip) == (20_000, 128, "constant", 0.0)
+    assert Mad(kind="memorization").recipe().steps == 400
+    with pytest.raises(ValueError, match="no recipe 'paper'; it has: default, published"):
+        Mad().named_recipe("paper")
 
 
 def test_the_grid_of_mad() -> None:
