@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from matmix.experiments.extras import advice
-from matmix.ops.marks import no_weight_decay, optim_settings
+from matmix.ops.marks import grouped, no_weight_decay, optim_settings
 from matmix.spec import hint
 
 if TYPE_CHECKING:
@@ -17,32 +18,18 @@ if TYPE_CHECKING:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The parameters with decay, those without, and then those with settings of their own, each kind in the order of
-    the model. A group with a learning rate of its own has it as `initial_lr`, torch's word for the rate that a schedule
-    begins from."""
-    shared: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    own: dict[tuple[float | None, float], list[nn.Parameter]] = {}
+    """The parameters with decay, those without, and then those with settings of their own (see `grouped`)."""
     spared, marked, groups = no_weight_decay(model), optim_settings(model), recipe.parsed_groups()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decays = recipe.decayed == "all" or name not in spared
-        decays &= recipe.decayed != "matrices" or parameter.ndim >= 2
-        named = next((group.settings for group in groups if group.names(name)), {})
-        settings = {**marked.get(name, {}), **named}
-        if settings:
-            decay = settings.get("weight_decay", recipe.weight_decay if decays else 0.0)
-            own.setdefault((settings.get("lr"), decay), []).append(parameter)
-        else:
-            shared[decays].append(parameter)
-    return [
-        {"params": shared[True], "weight_decay": recipe.weight_decay},
-        {"params": shared[False], "weight_decay": 0.0},
-        *(
-            {"params": found, "weight_decay": decay, **({} if lr is None else {"lr": lr, "initial_lr": lr})}
-            for (lr, decay), found in own.items()
-        ),
-    ]
+
+    def each() -> Iterator[tuple[nn.Parameter, bool, dict[str, float]]]:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                decays = recipe.decayed == "all" or name not in spared
+                decays &= recipe.decayed != "matrices" or parameter.ndim >= 2
+                named = next((group.settings for group in groups if group.names(name)), {})
+                yield parameter, decays, {**marked.get(name, {}), **named}
+
+    return grouped(each(), recipe.weight_decay)
 
 
 def unused_groups(model: nn.Module, recipe: Recipe) -> list[str]:

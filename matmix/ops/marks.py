@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -102,6 +103,32 @@ def optim_settings(model: nn.Module) -> dict[str, dict[str, float]]:
         if own:
             named[name] = own
     return named
+
+
+def grouped(
+    parameters: Iterable[tuple[nn.Parameter, bool, Mapping[str, float]]], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser: of parameters, whether each is decayed, and its own settings. First those with decay,
+    then those without, then those with settings, each kind in the order given.
+
+    A learning rate of its own stands in a group as ``initial_lr`` too, torch's word for what a schedule begins from.
+    """
+    shared: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    own: dict[tuple[float | None, float], list[nn.Parameter]] = {}
+    for parameter, decays, settings in parameters:
+        if settings:
+            decay = settings.get("weight_decay", weight_decay if decays else 0.0)
+            own.setdefault((settings.get("lr"), decay), []).append(parameter)
+        else:
+            shared[decays].append(parameter)
+    return [
+        {"params": shared[True], "weight_decay": weight_decay},
+        {"params": shared[False], "weight_decay": 0.0},
+        *(
+            {"params": found, "weight_decay": decay, **({} if lr is None else {"lr": lr, "initial_lr": lr})}
+            for (lr, decay), found in own.items()
+        ),
+    ]
 
 
 def _checked(settings: Mapping[str, float], where: str) -> dict[str, float]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from matmix.adapters.discovery import arguments_of
 from matmix.adapters.held import holding
 from matmix.cost import evaluating, frozen
-from matmix.ops.marks import no_weight_decay
+from matmix.ops.marks import grouped, no_weight_decay, optim_settings
 from matmix.ops.seed import fork_seed
 from matmix.ops.signals import interruptible
 from matmix.surgery.alignment import Pair, by_matrices, by_outputs, divergence, listening, logits_of, pairs, stands_in
@@ -200,7 +200,7 @@ class _Run:
         with frozen(self.student, trained):
             for step in range(self.done - before, stage.steps):
                 for group in optimizer.param_groups:
-                    group["lr"] = stage.lr_at(step)
+                    group["lr"] = stage.lr_at(step, group.get("initial_lr"))
                 with fork_seed(self.recipe.seed, f"{name}.{step}"):
                     batch = feed(self.done)
                     loss, samples = self._loss(name, batch)
@@ -355,14 +355,12 @@ def _apart(teacher: nn.Module, student: nn.Module) -> None:
 
 
 def _groups(student: nn.Module, trained: list[nn.Parameter], stage: Stage) -> list[dict[str, Any]]:
-    """Parameters with weight decay and without, in the order of the model."""
-    chosen, spared = {id(p) for p in trained}, no_weight_decay(student)
+    """Parameters with weight decay, without, and with settings of their own, in the order of the model."""
+    chosen, spared, own = {id(p) for p in trained}, no_weight_decay(student), optim_settings(student)
     named = [(name, p) for name, p in student.named_parameters() if id(p) in chosen]
-    light = [p for name, p in named if p.dim() < 2 or name in spared]
-    return [
-        {"params": [p for name, p in named if p.dim() >= 2 and name not in spared], "weight_decay": stage.weight_decay},
-        {"params": light, "weight_decay": 0.0},
-    ]
+    return grouped(
+        ((p, p.dim() >= 2 and name not in spared, own.get(name, {})) for name, p in named), stage.weight_decay
+    )
 
 
 @contextmanager

@@ -47,13 +47,14 @@ class Stage:
         )
         object.__setattr__(self, "betas", tuple(self.betas))
 
-    def lr_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+    def lr_at(self, step: int, lr: float | None = None) -> float:
+        """The learning rate of a step, counted from 0, where the highest is `lr`, or the stage's own."""
+        peak = self.lr if lr is None else lr
         rise = round(self.warmup * self.steps)
         if step < rise:
-            return self.lr * (step + 1) / rise
+            return peak * (step + 1) / rise
         done = (step - rise) / max(1, self.steps - rise)
-        return self.lr * (self.lr_end + (1 - self.lr_end) * 0.5 * (1 + math.cos(math.pi * done)))
+        return peak * (self.lr_end + (1 - self.lr_end) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 @dataclass(frozen=True)

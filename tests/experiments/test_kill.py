@@ -56,6 +56,28 @@ def test_killed_during_a_checkpoint(tmp_path, whole, operation):
     assert outputs(tmp_path) == whole
 
 
+def test_killed_in_the_middle_of_an_epoch_of_buckets(tmp_path):
+    """Packed rows of length buckets, eight steps an epoch: killed in the second one, two steps after a checkpoint, and
+    again at once."""
+    config = {
+        "task": "listops", "mixer": "attention(head_dim=4, rotary=True)", "seed": 1,
+        "options": {
+            "length": 32, "min_length": 4, "max_length": 30, "max_depth": 3, "max_args": 3, "train_examples": 64,
+            "val_examples": 16, "test_examples": 8, "dim": 8, "depth": 1, "dropout": 0.1, "buckets": True,
+            "pad": "packed", "cache": str(tmp_path / "cache"),
+        },
+        "recipe": {
+            "steps": 20, "batch_size": 8, "accumulate": 2, "log_every": 4, "eval_every": 10, "checkpoint_every": 3,
+            "groups": ["head.* lr=0.01 weight_decay=0.3"],
+        },
+    }  # fmt: skip
+    assert run(tmp_path / "whole", config) == 0
+    for die in (("step", 12), ("step", 1)):
+        assert run(tmp_path / "again", config, die=die) == -signal.SIGKILL
+    assert run(tmp_path / "again", config) == 0
+    assert outputs(tmp_path / "again") == outputs(tmp_path / "whole")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", range(1, 45))
 def test_killed_at_every_file_operation(tmp_path, whole, operation):

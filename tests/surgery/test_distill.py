@@ -88,6 +88,17 @@ def test_the_first_two_stages_move_the_replaced_modules_alone() -> None:
     assert moved and all(name.startswith("blocks.1.mixer.") for name in moved)
 
 
+def test_a_rate_of_its_own_holds_in_every_stage() -> None:
+    """S4's mark of a parameter: at rate 0 it stays, while the others of its module move."""
+    teacher, student = two()
+    name, still = next((name, p) for name, p in student.named_parameters() if name.startswith("blocks.1.mixer"))
+    still._optim = {"lr": 0.0}  # type: ignore[attr-defined]
+    before = state(student)
+    surgery.distill(teacher, student, batch, DistillRecipe(Stage(2), Stage(2), Stage(2)), where="blocks.1.mixer")
+    moved = {key for key, tensor in student.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert name not in moved and any(key.startswith("blocks.1.mixer") for key in moved)
+
+
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """By Ctrl-C in the middle of a stage, at its end, after a checkpoint, at the end; dropout draws in each step."""
     teacher, fresh = two(dropout=0.2)
