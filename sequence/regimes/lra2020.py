@@ -51,9 +51,9 @@ INPUTS: dict[str, dict[str, object]] = {
     "listops": {"length": 2000},
     "text": {"tokens": "bytes", "length": 4000, "test_as_validation": True},
     "retrieval": {"tokens": "bytes", "length": 4000, "quoting": False},
-    "image": {},
-    "pathfinder": {},
-    "pathx": {},
+    "image": {"inputs": "tokens", "split": "order"},
+    "pathfinder": {"inputs": "tokens", "split": "order", "img_size": 32},
+    "pathx": {"inputs": "tokens", "split": "order", "img_size": 128},
 }
 """The file of text says 1,000 bytes, the published numbers are of 4,000."""
 

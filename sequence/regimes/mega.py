@@ -37,9 +37,9 @@ INPUTS: dict[str, dict[str, object]] = {
     "listops": {"length": 2048},
     "text": {"tokens": "bytes", "length": 4096, "test_as_validation": True},
     "retrieval": {"tokens": "bytes", "length": 4000},
-    "image": {},
-    "pathfinder": {},
-    "pathx": {},
+    "image": {"mean": 0.48, "std": 0.24},
+    "pathfinder": {"mean": 0.5, "std": 0.5, "img_size": 32},
+    "pathx": {"mean": 0.5, "std": 0.5, "img_size": 128},
 }
 
 

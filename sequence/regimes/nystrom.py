@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sequence.regimes.base import Count, Regime, recipe_of, row
+from sequence.regimes.base import TOKENS, Count, Regime, recipe_of, row
 
 
 class Row(NamedTuple):
@@ -29,8 +29,8 @@ INPUTS: dict[str, dict[str, object]] = {
     "listops": {},
     "text": {"tokens": "bytes", "test_as_validation": True},
     "retrieval": {"tokens": "bytes", "quoting": False},
-    "image": {},
-    "pathfinder": {},
+    "image": {"inputs": "tokens", "split": "order", "black_is_padding": True},
+    "pathfinder": {"inputs": "tokens", "black_is_padding": True, "img_size": 32},
 }
 
 
@@ -39,7 +39,7 @@ def nystrom(task: str) -> Regime:
 
     Pre-norm Transformer with learned positions, which are its own, so its attention has no rotary ones. The mean is
     over the padded length; one hidden layer of 128 in the head; of pairs it reads [a, b, a * b, a - b]. Images are grey
-    levels as tokens.
+    levels as tokens, of which black ones, about 65 % of pathfinder, count as padding.
 
     AdamW, eps 1e-6, no decay, one cycle with straight lines: from lr / 25 to 1e-4 in the warm-up and down to
     lr / 250,000, beta1 from 0.95 to 0.85 and back. No clipping, no seed.
@@ -48,9 +48,9 @@ def nystrom(task: str) -> Regime:
     35,000 of 256 (image: 199), 62,400 of 256 (pathfinder: 100). There is no pathx.
 
     What is not the same here: the published code runs under fp16 autocast (`--recipe.precision fp16`), drops attention
-    weights, takes black pixels (id 0, about 65 % of pathfinder) for padding, and leaves out the last, incomplete batch
-    of an unseeded shuffle in validation and test. Its documents are cut to 4,000 bytes and then padded; here the whole
-    length is of bytes.
+    weights, has room for 32 or 512 kinds of tokens whatever there are, and leaves out the last, incomplete batch of an
+    unseeded shuffle in validation and test. Its documents are cut to 4,000 bytes and then padded; here the whole length
+    is of bytes.
     """
     it = row(TABLE, task, "nystrom")
     settings = {
@@ -64,8 +64,6 @@ def nystrom(task: str) -> Regime:
         "hidden_dropout": 0.1,
         "embedding_dropout": 0.1,
         "pool": "padded_mean",
-        "length": it.length,
-        "pad": "length",
         "embedding_std": 0.02,
         "head_hidden": (128,),
         "head_act": "relu",
@@ -76,7 +74,7 @@ def nystrom(task: str) -> Regime:
         task=task,
         mixer="attention(head_dim=32, qkv_bias=True, proj_bias=True)",
         attention="attention(head_dim=32, qkv_bias=True, proj_bias=True)",
-        settings={**settings, **INPUTS[task]},
+        settings={**settings, **({"length": it.length, "pad": "length"} if task in TOKENS else {}), **INPUTS[task]},
         recipe=recipe_of(
             it.steps,
             it.batch,

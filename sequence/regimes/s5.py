@@ -55,8 +55,8 @@ INPUTS: dict[str, dict[str, object]] = {
     "text": {"tokens": "characters", "length": 4096, "test_as_validation": True},
     "retrieval": {"tokens": "characters", "length": 4000, "quoting": True},
     "image": {},
-    "pathfinder": {},
-    "pathx": {},
+    "pathfinder": {"mean": 0.5, "std": 0.5, "img_size": 32},
+    "pathx": {"mean": 0.5, "std": 0.5, "img_size": 128},
 }
 
 

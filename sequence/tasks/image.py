@@ -36,7 +36,10 @@ class Image(PixelTask):
 
     classes: ClassVar[int] = cifar.CLASSES
 
-    def recipe(self) -> Recipe:
+    def lra_name(self) -> str:
+        return "image"
+
+    def plain_recipe(self) -> Recipe:
         """Twenty epochs of 45,000 pictures; what a run costs and reaches is said by the regimes."""
         return Recipe(
             steps=18_000, batch_size=50, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.999), warmup=0.1, log_every=50,

@@ -66,7 +66,14 @@ class Pathfinder(PixelTask):
         if self.broken_copy not in ("stop", "take"):
             raise ValueError(f"Pathfinder.broken_copy must be 'stop' or 'take', got {self.broken_copy!r}")
 
-    def recipe(self) -> Recipe:
+    def lra_name(self) -> str:
+        """The regimes know 32 pixels a side, and 128, which is Path-X."""
+        names = {32: "pathfinder", 128: "pathx"}
+        if self.img_size not in names:
+            raise ValueError(f"img_size must be 32, or 128 for Path-X, in a published regime, got {self.img_size}")
+        return names[self.img_size]
+
+    def plain_recipe(self) -> Recipe:
         """Ten epochs of 160,000 pictures; what a run costs and reaches is said by the regimes."""
         return Recipe(
             steps=12_500, batch_size=128, lr=1e-3, weight_decay=0.05, betas=(0.9, 0.999), warmup=0.1, log_every=50,

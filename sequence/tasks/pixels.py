@@ -15,6 +15,7 @@ from matmix.experiments.task import Batch, Split, Task
 from matmix.sampling import once, order
 from sequence.data.faults import check_broken
 from sequence.data.pictures import Pictures
+from sequence.regimes.settings import RegimeSettings
 from sequence.tasks.classes import class_baselines
 from sequence.tasks.settings import ClassSettings
 
@@ -25,7 +26,7 @@ LEVELS = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelTask(ClassSettings, Task):
+class PixelTask(RegimeSettings, ClassSettings, Task):
     """A class for each picture, read row by row. A subclass says where the pictures come from, and their `mean` and
     `std`."""
 
@@ -122,7 +123,7 @@ class PixelTask(ClassSettings, Task):
             shares = np.bincount(found.labels[numbers], minlength=self.classes) / len(numbers)
             facts[split] = {"examples": len(numbers), "share of each class": [round(float(s), 4) for s in shares]}
         digests = dict.fromkeys(self.pictures(split)[0].digest for split in ("train", "test"))
-        return {**facts, "length": self.size() ** 2, "checksum": " ".join(digests)}
+        return {**facts, "length": self.size() ** 2, "checksum": " ".join(digests), **self.regime_facts()}
 
     def sizes(self) -> str:
         """How many pictures each split has, for people."""

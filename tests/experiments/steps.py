@@ -23,6 +23,7 @@ from sequence.tasks.image import Image
 from sequence.tasks.listops import ListOps
 from sequence.tasks.lm import LM
 from sequence.tasks.pathfinder import Pathfinder
+from sequence.tasks.pixel_pretraining import ImagePretraining, PathfinderPretraining
 from sequence.tasks.pretraining import ListOpsPretraining, RetrievalPretraining, TextPretraining
 from sequence.tasks.recall import Recall
 from sequence.tasks.retrieval import Retrieval
@@ -94,6 +95,8 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
             "attention(head_dim=4, causal=True)",
         ),
         "retrieval-pretraining": (RetrievalPretraining(**tokens, data=f"{folder}/papers"), VQ),
+        "image-pretraining": (ImagePretraining(**pixels, data=f"{folder}/colours"), VQ),
+        "pathfinder-pretraining": (PathfinderPretraining(**pixels, img_size=16, examples=40), VQ),
         "co2": (CO2(length=16, horizon=8, dim=8, depth=1), VQ),
         "imagefolder": (ImageFolder(**images, **mixed), ""),
         "cifar10": (cifar10(**images), ""),

@@ -23,7 +23,8 @@ NAMES = (
     *SMALL,
     "digits", "rare", "recall", "parity", "listops", "text", "retrieval", "image", "pathfinder", "lm", "co2",
     "imagefolder", "cifar10", "imagenet", "segmentation",
-    "listops-pretraining", "text-pretraining", "retrieval-pretraining",
+    "listops-pretraining", "text-pretraining", "retrieval-pretraining", "image-pretraining",
+    "pathfinder-pretraining",
 )  # fmt: skip
 
 

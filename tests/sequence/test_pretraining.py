@@ -13,6 +13,8 @@ from matmix.experiments.config import RunConfig
 from matmix.experiments.folder import Result, read_metrics
 from matmix.experiments.run import execute
 from sequence.tasks.listops import ListOps
+from sequence.tasks.pathfinder import Pathfinder
+from sequence.tasks.pixel_pretraining import ImagePretraining, PathfinderPretraining
 from sequence.tasks.pretraining import IGNORED, ListOpsPretraining, RetrievalPretraining
 from tests.sequence import written
 
@@ -81,7 +83,7 @@ def test_papers_are_sequences_of_their_own(tmp_path) -> None:
 
 def test_weights_go_on_but_for_the_head(pretrained, cache, tmp_path) -> None:
     result = Result.read(pretrained)
-    assert result is not None and 0 < result.baselines["most frequent token"]["accuracy"] < 1
+    assert result is not None and 0 < result.baselines["most frequent target"]["accuracy"] < 1
     losses = [line["loss"] for line in read_metrics(pretrained) if line["split"] == "train"]
     assert losses[-1] < 0.9 * losses[0]
     options = {**MODEL, **LISTS, "cache": cache}
@@ -95,6 +97,49 @@ def test_weights_go_on_but_for_the_head(pretrained, cache, tmp_path) -> None:
     config = RunConfig("listops", MIXER, 0, {**options, "init_from": str(pretrained)}, {"steps": 2, "batch_size": 16})
     tuned = execute(config, tmp_path / "tuned")
     assert tuned.status == "finished" and tuned.facts["begun at"].startswith(str(pretrained)), tuned.error
+
+
+def test_pixels_are_hidden_and_said_to_be(cache, tmp_path) -> None:
+    small: dict[str, Any] = {
+        "dim": 8,
+        "depth": 1,
+        "img_size": 16,
+        "examples": 40,
+        "cache": cache,
+        "mean": 0.5,
+        "std": 0.5,
+    }
+    task, plain = PathfinderPretraining(**small), Pathfinder(**small)
+    batch, pixels = next(task.batches("train", 16)), next(plain.batches("train", 16)).x.squeeze(-1)
+    value, hidden = batch.x.unbind(-1)
+    levels = torch.round((pixels * 0.5 + 0.5) * 255).long()
+    assert torch.equal(value, pixels * (1 - hidden)) and 0.4 < hidden.mean() < 0.6
+    assert torch.equal(batch.y, torch.where(hidden.bool(), levels, IGNORED))
+    causal = next(PathfinderPretraining(**small, objective="causal").batches("train", 16))
+    assert (
+        torch.equal(causal.y[:, :-1], levels[:, 1:]) and (causal.y[:, -1] == IGNORED).all() and causal.x.shape[-1] == 1
+    )
+    config = RunConfig(
+        "sequence.tasks.pixel_pretraining:PathfinderPretraining", MIXER, 0, small, {"steps": 2, "batch_size": 16}
+    )
+    assert execute(config, tmp_path / "pre").status == "finished"
+    begun = Pathfinder(**small, init_from=str(tmp_path / "pre")).model(MIXER, 1)
+    best = load_file(tmp_path / "pre" / "best.safetensors")["embedding.weight"]
+    assert best.shape == (8, 2) and torch.equal(begun.embedding.weight, best[:, :1])  # the column of the pixel alone
+
+
+def test_values_of_photographs_are_scored_by_their_variance(cache, tmp_path) -> None:
+    data = str(tmp_path / "colours")
+    written.cifar(tmp_path / "colours")
+    task = ImagePretraining(dim=8, depth=1, cache=cache, data=data)
+    batch = next(task.batches("train", 8))
+    known = ~batch.y.isnan()
+    assert torch.equal(known, batch.x[..., 1].bool()) and task.weight(batch) == int(known.sum())
+    output = batch.y.nan_to_num(7.0).unsqueeze(-1)
+    assert task.loss(output, batch) == 0 and task.loss(output + 2, batch) == pytest.approx(2)
+    metric = task.metrics()["r2"]
+    metric.update(*task.prediction(output, batch))
+    assert metric.compute() == pytest.approx(1) and task.baselines()["mean of the targets"]["r2"] == 0
 
 
 def test_what_does_not_fit_is_refused(pretrained, cache, tmp_path) -> None:
@@ -113,3 +158,5 @@ def test_what_does_not_fit_is_refused(pretrained, cache, tmp_path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             ListOpsPretraining(**wrong)
+    with pytest.raises(ValueError, match="inputs must be 'reals', got 'tokens'"):
+        PathfinderPretraining(inputs="tokens")

@@ -8,9 +8,19 @@ import math
 import pytest
 import torch
 
+from matmix.experiments.config import RunConfig
+from matmix.experiments.run import execute
 from sequence.encoder import Encoder
 from sequence.regimes import ELSEWHERE, PRETRAINING, PUBLISHED, REGIMES, TASKS, Regime, regime
+from sequence.tasks.image import Image
+from sequence.tasks.listops import ListOps
+from sequence.tasks.pathfinder import Pathfinder
+from sequence.tasks.pixel_pretraining import ImagePretraining, PathfinderPretraining
+from sequence.tasks.pretraining import ListOpsPretraining
+from sequence.tasks.retrieval import Retrieval
 from sequence.tasks.settings import PairSettings
+from sequence.tasks.text import Text
+from tests.sequence import written
 
 CELLS = [(name, task) for name in REGIMES for task in TASKS if (name, task) != ("nystrom", "pathx")]
 # Rows of the published embeddings; images have the 256 grey levels where they are read as tokens, else one channel.
@@ -155,3 +165,52 @@ def test_from_scratch_costs_what_both_phases_cost() -> None:
 def test_wrong_names_say_what_there_is(name: str, task: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         regime(name, task)
+
+
+TASK_OF = {
+    "listops": ListOps(), "text": Text(), "retrieval": Retrieval(), "image": Image(), "pathfinder": Pathfinder(),
+    "pathx": Pathfinder(img_size=128),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_tasks_take_all_settings_of_a_regime(task: str) -> None:
+    """They are part of what a run is, and what is changed of them is said."""
+    for name in (name for name, found in CELLS if found == task):
+        found = regime(name, task)
+        named, recipe = TASK_OF[task].named_recipe(name)
+        assert recipe == found.recipe == named.recipe() and named.arm("") == found.mixer and named.arm("ssd") == "ssd"
+        assert {key: getattr(named, key) for key in found.settings} == dict(found.settings) and named.title() == name
+        facts = named.regime_facts()
+        assert facts["regime"] == name and (len(facts) == 2) == bool(found.published)
+        smaller = dataclasses.replace(named, dim=16).regime_facts()
+        assert smaller == {"regime": f"{name}, dim=16 instead of {named.dim}"}  # and no published number
+    pretraining = {"listops": ListOpsPretraining, "image": ImagePretraining, "pathfinder": PathfinderPretraining}
+    for name in PRETRAINING if task in pretraining else ():
+        begun, recipe = pretraining[task]().named_recipe(name)
+        tuned, _ = TASK_OF[task].named_recipe(name)
+        assert (
+            recipe == begun.recipe() and begun.arm("") == tuned.arm("") and begun.share == (0.1, 0.5)[task != "listops"]
+        )
+        shared = ("dim", "depth", "mlp_ratio", "position", "norm", "prenorm", "embedding_std")
+        assert all(getattr(begun, field) == getattr(tuned, field) for field in shared)
+
+
+def test_a_run_has_the_mixer_of_its_regime(tmp_path) -> None:
+    small = {**written.LISTS._asdict(), "train_examples": 40, "val_examples": 10, "test_examples": 10, "length": 32}
+    small |= {"dim": 16, "depth": 1, "cache": str(tmp_path / "cache")}
+    for name in ("s5", "nystrom"):
+        task, recipe = ListOps().named_recipe(name)
+        options = {**dataclasses.asdict(task), **small}
+        short = {"steps": 3, "batch_size": 8, "warmup": 1.0, "schedule_steps": 0}
+        config = RunConfig("listops", "", 0, options, {**dataclasses.asdict(recipe), **short})
+        assert RunConfig.from_json(config.to_json()) == config and f"listops-{name}-seed-0" in config.name
+        result = execute(config, tmp_path / name)
+        assert result.status == "finished" and result.facts["regime"].startswith(f"{name}, dim=16 instead"), (
+            result.error
+        )
+        assert f"--task.regime {name}" in result.reproduce and not result.notes
+    with pytest.raises(ValueError, match="name the mixer"):
+        ListOps(**small).model("", 0)
+    with pytest.raises(ValueError, match="img_size must be 32, or 128 for Path-X"):
+        Pathfinder(img_size=64).named_recipe("s4")
