@@ -121,5 +121,5 @@ def s4_mlp(task: str) -> Regime:
         plain,
         name="s4-mlp",
         settings={**plain.settings, "mlp_ratio": 1.0, "glu": True},
-        count=Count(plain.count.millions, {**plain.count.lacks, "no perceptron": -more}),
+        count=Count(plain.count.millions + more / 1e6, plain.count.lacks),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from matmix.experiments.config import RunConfig
 from matmix.experiments.run import execute
 from sequence.encoder import Encoder
 from sequence.regimes import ELSEWHERE, PRETRAINING, PUBLISHED, REGIMES, TASKS, Regime, regime
+from sequence.regimes.table import markdown_table
 from sequence.tasks.image import Image
 from sequence.tasks.listops import ListOps
 from sequence.tasks.pathfinder import Pathfinder
@@ -214,3 +216,8 @@ def test_a_run_has_the_mixer_of_its_regime(tmp_path) -> None:
         ListOps(**small).model("", 0)
     with pytest.raises(ValueError, match="img_size must be 32, or 128 for Path-X"):
         Pathfinder(img_size=64).named_recipe("s4")
+
+
+def test_the_table_of_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "regimes.md").read_text()
+    assert page.split("<!-- regimes -->\n")[1].split("\n<!-- /regimes -->")[0] == markdown_table()
