@@ -34,7 +34,7 @@ class RegimeSettings(EncoderSettings, Task):
     """The published regime that the recipe is from: what `--recipe NAME` sets, with all settings that belong to it."""
     init_from: str = ""
     """Folder of a finished run whose best weights to start from, all but those of its head: a pretraining on the same
-    inputs."""
+    inputs. Or the folder of a study of such runs: then the run of the same mixer and seed."""
 
     regimes: ClassVar[dict[str, Callable[[str], Regime]]] = REGIMES
 
@@ -73,9 +73,10 @@ class RegimeSettings(EncoderSettings, Task):
 
     def encoder(self, mixer: str, seed: int, **options: Any) -> Encoder:
         """The encoder of these settings, begun at the weights of another run where one is named."""
-        made = super().encoder(self.arm(mixer), seed, **options)
+        arm = self.arm(mixer)
+        made = super().encoder(arm, seed, **options)
         if self.init_from:
-            start_from(made, Path(self.init_from))
+            start_from(made, run_below(Path(self.init_from), {mixer, arm}, seed))
         return made
 
     def regime_facts(self) -> dict[str, Any]:
@@ -95,8 +96,27 @@ class RegimeSettings(EncoderSettings, Task):
             if scores and not changed:
                 facts["published in this regime, with all of its steps (test accuracy in %)"] = "; ".join(scores)
         if self.init_from:
-            facts["begun at"] = f"{self.init_from} (run {read_config(Path(self.init_from)).key})"
+            one = (Path(self.init_from) / "config.json").is_file()
+            which = f"run {read_config(Path(self.init_from)).key}" if one else "the run of the same mixer and seed"
+            facts["begun at"] = f"{self.init_from} ({which})"
         return facts
+
+
+def run_below(folder: Path, mixers: set[str], seed: int) -> Path:
+    """The folder itself where it is that of a run, else the one run below it of this mixer and seed.
+
+    Raises:
+        ValueError: where there is none, or more than one.
+    """
+    if (folder / "config.json").is_file():
+        return folder
+    runs = {path.parent: read_config(path.parent) for path in sorted(folder.glob("runs/**/config.json"))}
+    found = [path for path, config in runs.items() if config.mixer in mixers and config.seed == seed]
+    if len(found) != 1:
+        mixer = min(mixers, key=len) or "of the regime"
+        many = f"{len(found)} runs, {', '.join(map(str, found))}," if found else "no run"
+        raise ValueError(f"init_from: {folder} holds {many} of the mixer {mixer!r} with seed {seed}; name one run")
+    return found[0]
 
 
 def start_from(model: nn.Module, folder: Path) -> None:

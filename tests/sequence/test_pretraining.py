@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +145,20 @@ def test_values_of_photographs_are_scored_by_their_variance(cache, tmp_path) -> 
 
 def test_what_does_not_fit_is_refused(pretrained, cache, tmp_path) -> None:
     options = {**MODEL, **LISTS, "cache": cache, "init_from": str(pretrained)}
+    best = load_file(pretrained / "best.safetensors")["embedding.weight"]
     with pytest.raises(ValueError, match=r"blocks.0.mixer.D is missing there"):
         ListOps(**options).model("s4d", 0)
     with pytest.raises(ValueError, match=r"embedding.weight is \(19, 8\) there and \(16, 8\) here"):
         ListOps(**{**options, "specials": ()}).model(MIXER, 0)
+    study = tmp_path / "study" / "runs" / "a" / "seed-0"
+    shutil.copytree(pretrained, study)
+    options["init_from"] = str(tmp_path / "study")  # of which it takes the run of the same mixer and seed
+    assert torch.equal(ListOps(**options).model(MIXER, 0).embedding.weight, best)
+    with pytest.raises(ValueError, match="holds no run of the mixer 'attention' with seed 0; name one run"):
+        ListOps(**options).model("attention", 0)
+    with pytest.raises(ValueError, match=r"holds no run of the mixer .* with seed 0; name one run"):
+        ListOps(**{**options, "init_from": str(tmp_path)}).model(MIXER, 0)
+    (tmp_path / "config.json").write_text((pretrained / "config.json").read_text())
     with pytest.raises(ValueError, match="holds no run; it must be the folder of a finished pretraining"):
         ListOps(**{**options, "init_from": str(tmp_path)}).model(MIXER, 0)
     for wrong, message in (
