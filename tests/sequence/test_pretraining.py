@@ -129,6 +129,19 @@ def test_pixels_are_hidden_and_said_to_be(cache, tmp_path) -> None:
     assert best.shape == (8, 2) and torch.equal(begun.embedding.weight, best[:, :1])  # the column of the pixel alone
 
 
+def test_processes_and_batches_hide_the_same(cache) -> None:
+    """Training: process r has rows r, r + 2, ... of the batch. Validation: whatever the processes and batch sizes."""
+    task = PathfinderPretraining(dim=8, depth=1, img_size=16, examples=40, cache=cache)
+    whole = next(task.batches("train", 8, seed=1, start=2))
+    parts = [next(task.batches("train", 8, seed=1, start=2, rank=rank, world=2)) for rank in (0, 1)]
+    for found, wanted in ((torch.stack([part[at] for part in parts], 1).flatten(0, 1), whole[at]) for at in (0, 1)):
+        assert torch.equal(found, wanted)
+    everything = torch.cat([batch.y for batch in task.batches("val", 100)])
+    assert torch.equal(torch.cat([batch.y for batch in task.batches("val", 3)]), everything)
+    shares = [torch.cat([batch.y for batch in task.batches("val", 4, rank=rank, world=2)]) for rank in (0, 1)]
+    assert torch.equal(torch.stack(shares, 1).flatten(0, 1), everything)
+
+
 def test_values_of_photographs_are_scored_by_their_variance(cache, tmp_path) -> None:
     data = str(tmp_path / "colours")
     written.cifar(tmp_path / "colours")
