@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import random
+import tarfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sequence.data.listops import TOKENS, Shape, draw
@@ -131,3 +133,20 @@ def cifar(folder: Path, count: int = 8, *, kind: str = "binary") -> Path:
         if kind == "npz":
             np.savez(folder / "cifar10.npz", **arrays)
     return folder
+
+
+def pack(archive: Path, files: Iterable[Path], inside: str) -> Path:
+    """A packed release that holds these files in the folder `inside`, in this order."""
+    with tarfile.open(archive, "w:gz") as tar:
+        for file in files:
+            tar.add(file, f"lra_release/lra_release/{inside}/{file.name}")
+    return archive
+
+
+def edit(file: Path, line: int, change: Callable[[bytes], bytes]) -> None:
+    """Change a line (from 1), of a file that may be packed."""
+    packed = file.suffix == ".gz"
+    lines = (gzip.decompress(file.read_bytes()) if packed else file.read_bytes()).splitlines(keepends=True)
+    lines[line - 1] = change(lines[line - 1])
+    content = b"".join(lines)
+    file.write_bytes(gzip.compress(content) if packed else content)

@@ -10,7 +10,7 @@ import pytest
 from matmix.experiments.cli import main
 from sequence.data import check
 from tests.sequence import written
-from tests.sequence.data.test_readers import edit, pack
+from tests.sequence.written import edit, pack
 
 
 def say(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -83,7 +83,7 @@ def test_what_is_there_is_read_row_by_row(
 
 def test_the_packed_release_is_read_where_it_lies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = written.papers(tmp_path / "data")
-    pack(tmp_path / "lra_release.gz", folder, sorted(file.name for file in folder.iterdir()))
+    pack(tmp_path / "lra_release.gz", sorted(folder.iterdir()), "tsv_data")
     status, out, _ = say(capsys, "lra", "--check", str(tmp_path))
     assert len(re.findall(r"retrieval +note +.*lra_release.gz:lra_release/.*sound rows", out)) == 3
     assert re.search(r"listops +damaged +.*lra_release.gz holds no basic_test.tsv.*allowed", out)
