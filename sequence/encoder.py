@@ -21,6 +21,7 @@ from matmix.mixers.base import drop_padding
 from matmix.ops.masks import in_order, padding_first, padding_last, places, runs
 from matmix.ops.seed import fork_seed
 from sequence.layers.block import ACTS, Act, Block, BlockOptions, BlockState
+from sequence.layers.heads import Tied, make_head
 from sequence.layers.norms import Norm, make_norm, normed
 from sequence.layers.pooling import PAIR_WIDTH, PairFeatures, Pool, pair_features, pool
 from sequence.layers.positions import sinusoids
@@ -183,11 +184,8 @@ class Encoder(nn.Module):
         if self.read == "pair":
             if segments is not None:
                 raise ValueError("segments: pairs are not packed")
-            a, b = (
-                self.encode(x.flatten(0, 1), None if mask is None else mask.flatten(0, 1))
-                .unflatten(0, (-1, 2))
-                .unbind(1)
-            )
+            both = self.encode(x.flatten(0, 1), None if mask is None else mask.flatten(0, 1))
+            a, b = both.unflatten(0, (-1, 2)).unbind(1)
             return self._answer(pair_features(a, b, self.pair_features))
         return self._answer(self.encode(x, mask, segments))
 
@@ -200,12 +198,10 @@ class Encoder(nn.Module):
     def encode(self, x: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """What the head reads: a vector a sequence (B, D), or the tokens (B, L, D)."""
         segments = None if segments is None else runs(segments)
-        x = self.embedding(x)
+        x = self._embed(x, mask)
         if self.cls is not None:
             if segments is not None:
-                raise ValueError(
-                    "segments: pool='cls' has one token in front, packed rows take 'mean', 'max' or 'last'"
-                )
+                raise ValueError("segments: pool='cls' has one token in front; packed rows take 'mean' or 'last'")
             if mask is not None:  # padding in front would part the token from its sequence
                 order = padding_last(mask)
                 x, mask = in_order(x, order), nn.functional.pad(mask.gather(1, order), (1, 0), value=True)
@@ -218,6 +214,13 @@ class Encoder(nn.Module):
             return self.pooled_norm(pool(x, self.pool, mask, segments))
         return drop_padding(x, mask).flatten(1) if self.read == "forecast" else x
 
+    def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Raw input to tokens; of real values what stands at padding is not read, be it NaN."""
+        if mask is not None and x.is_floating_point() and x.dim() == 3:
+            x = drop_padding(x, mask)
+        tokens: Tensor = self.embedding(x)
+        return tokens
+
     def _place(
         self, x: Tensor, mask: Tensor | None = None, segments: Tensor | None = None, before: Tensor | None = None
     ) -> Tensor:
@@ -229,7 +232,8 @@ class Encoder(nn.Module):
         place = place if before is None else place + before.unsqueeze(1)
         if self.position is None:
             return x + sinusoids(place, x.shape[2], x.dtype)
-        last = length if before is None else int(place.max()) + 1
+        # Padding counts as no place, and packed sequences begin at 0; for a look at the numbers a GPU waits.
+        last = length if before is None and length <= len(self.position) else int(place.max()) + 1
         if last > len(self.position):
             raise ValueError(
                 f"x: {last} tokens, and learned positions reach {len(self.position)}: build the encoder for a longer "
@@ -269,7 +273,7 @@ class Encoder(nn.Module):
         if mask is not None:
             order, back = padding_first(mask)
             x, mask = in_order(x, order), mask.gather(1, order)
-        tokens = self._place(self.embedding(x), mask, None, state.seen)
+        tokens = self._place(self._embed(x, mask), mask, None, state.seen)
         tokens = self.embedding_dropout(drop_padding(tokens, mask))
         states = []
         for block, before in zip(self._blocks(), state.blocks, strict=True):
@@ -299,19 +303,6 @@ class Encoder(nn.Module):
             yield block
 
     published: ClassVar = {"lxchtan/PoNet": encoder_from_ponet}
-
-
-def make_head(width: int, hidden: tuple[int, ...], outputs: int, act: str) -> nn.Module:
-    """A linear layer, or several with an activation between them."""
-    widths, layers = (width, *hidden), []
-    for before, after in zip(widths, hidden, strict=False):
-        layers += [nn.Linear(before, after), ACTS[act]()]
-    last = nn.Linear(widths[-1], outputs)
-    return nn.Sequential(*layers, last) if layers else last
-
-
-class Tied(nn.Identity):
-    """Stands for a head that has the weights of the embedding."""
 
 
 class Patches(nn.Module):

@@ -184,7 +184,7 @@ def test_what_stands_at_padding_reaches_nothing(mixer, norm):
         model.zero_grad()
         out = model(x.masked_fill(~mask.unsqueeze(-1), filler), mask=mask)
         out.square().sum().backward()
-        results.append([out, *(p.grad.clone() for p in model.blocks.parameters()), *model.buffers()])
+        results.append([out, *(p.grad for p in model.parameters()), *model.buffers()])
         results[-1] = [value.detach().clone() for value in results[-1]]
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -220,6 +220,15 @@ def test_packed_rows_are_their_sequences(pool):
         gradients = [torch.autograd.grad((out * weight).sum(), list(model.parameters())) for out in (packed, alone)]
         for one, other in zip(*gradients, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_rows_may_be_longer_than_positions_if_no_sequence_is():
+    model = encoder(position="learned").eval()
+    row = torch.cat((TOKENS[0], TOKENS[1])).unsqueeze(0)
+    segments = (torch.arange(24) >= 12).long().unsqueeze(0)
+    torch.testing.assert_close(model(row, segments=segments)[0], model(TOKENS[:2]))
+    with pytest.raises(ValueError, match="13 tokens, and learned positions reach 12"):
+        model(row, segments=(torch.arange(24) >= 13).long().unsqueeze(0))
 
 
 def test_packed_rows_that_cannot_be_are_refused():
