@@ -5,6 +5,7 @@ import torch
 
 from matmix import create_mixer, load_published
 from matmix.ops.rotary import turn_pairs
+from matmix.testing import check_mixer
 from tests.fixtures import load_fixture
 
 
@@ -50,6 +51,12 @@ def test_rotary_turns_pairs_by_their_place() -> None:
     assert (mixer(x) - plain(x)).abs().max() > 1e-3  # nothing learned is added, but places are told apart
     with pytest.raises(ValueError, match="even head_dim, got 3"):
         create_mixer("attention(head_dim=3, rotary=True)", 12)
+
+
+@pytest.mark.slow
+def test_rotary_and_causal_is_under_every_law() -> None:
+    """The laws of options turn over one at a time; this pair is what a language model has."""
+    check_mixer(lambda dim, grid: create_mixer("attention(head_dim=4, causal=True, rotary=True)", dim, grid))
 
 
 def test_rotary_places_are_exact_far_out() -> None:
