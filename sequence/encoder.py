@@ -218,7 +218,13 @@ class Encoder(nn.Module):
         """Raw input to tokens; of real values what stands at padding is not read, be it NaN."""
         if mask is not None and x.is_floating_point() and x.dim() == 3:
             x = drop_padding(x, mask)
-        tokens: Tensor = self.embedding(x)
+        try:
+            tokens: Tensor = self.embedding(x)
+        except IndexError as error:  # PyTorch's says neither which nor how many there are
+            if not isinstance(self.embedding, nn.Embedding):
+                raise
+            last = self.embedding.num_embeddings - 1
+            raise ValueError(f"x: token ids must be 0 to {last}, got {int(x.min())} to {int(x.max())}") from error
         return tokens
 
     def _place(

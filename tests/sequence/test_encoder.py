@@ -285,6 +285,8 @@ def test_what_would_be_quietly_wrong_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             encoder(**options)
+    with pytest.raises(ValueError, match="token ids must be 0 to 19, got 1 to 20"):
+        encoder()(torch.tensor([[1, 20]]))
     with pytest.raises(ValueError, match="14 tokens, and learned positions reach 12"):
         encoder(position="learned")(TOKENS[:, :1].expand(3, 14))
     with pytest.raises(ValueError, match=r"need recurrent mixers .* got Attention, Attention and head='token'"):
