@@ -47,8 +47,7 @@ from matmix.spec import hint
 class StudyArm:
     """A row of one task's table that is more than a spec: a mixer under another name, on other settings.
 
-    A control such as "bag" is the mixer "identity" in a model without positions; the arm "attention" of a published
-    regime has the regime's number of heads.
+    A control such as "bag" is the mixer "identity" in a model without positions.
     """
 
     name: str
@@ -74,8 +73,10 @@ class StudyTask:
     options: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     label: str = ""
+    specs: dict[str, str] = field(default_factory=dict)
+    """What mixers of the study are here, by their names: {"attention": "attention(heads=8, rotary=True)"}."""
     arms: tuple[StudyArm, ...] = ()
-    """What stands here for a mixer of the study with the same name, and further rows of this task alone."""
+    """Further rows of this task, its controls; one with the name of a mixer of the study stands for it."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -85,7 +86,8 @@ class StudyTask:
     def rows(self, mixers: Iterable[str]) -> list[StudyArm]:
         """The arms of this task in a study of these mixers: theirs first, then its own."""
         mine = {arm.name: arm for arm in self.arms}
-        return list({**{mixer: mine.get(mixer, StudyArm(mixer)) for mixer in mixers}, **mine}.values())
+        theirs = {mixer: StudyArm(mixer, self.specs.get(mixer, "")) for mixer in mixers}
+        return list({**theirs, **mine}.values())
 
 
 @dataclass(frozen=True)

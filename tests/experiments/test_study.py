@@ -61,11 +61,9 @@ def test_the_grid_pairs_everything_and_names_folders():
 
 
 def test_an_arm_has_its_own_spec_and_settings():
-    arms = (
-        StudyArm("own", "heads('own', 'identity')"),
-        StudyArm("bag", "identity", {"position": "none"}, {"lr": 0.2}),
-    )
-    grid = study("own", "identity", tasks=(dataclasses.replace(TINY, arms=arms), StudyTask("recall")))
+    arms = (StudyArm("bag", "identity", {"position": "none"}, {"lr": 0.2}),)
+    specs = {"own": "heads('own', 'identity')", "absent": "attention"}
+    grid = study("own", "identity", tasks=(dataclasses.replace(TINY, arms=arms, specs=specs), StudyTask("recall")))
     assert Study.from_json(json.loads(json.dumps(grid.to_json()))) == grid
     found = {run.mixer: run for run in grid.runs() if run.setting == "digits"}
     assert list(found) == ["own", "identity", "bag"]

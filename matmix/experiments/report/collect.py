@@ -42,7 +42,7 @@ class Setting:
     name: str
     runs: tuple[Run, ...]
     arms: tuple[StudyArm, ...] = ()
-    """The arms of the study that are more than a spec."""
+    """The arms of the study; () where no study planned the runs."""
 
     @property
     def mixers(self) -> list[str]:
@@ -116,7 +116,7 @@ def collect(folder: Path) -> Collected:
     if not runs:
         raise ValueError(f"{folder} holds neither a study.json nor a run")
     settings = dict.fromkeys(run.setting for run in runs.values())
-    arms = {name: task.arms for name, task, _ in study.settings()} if study else {}
+    arms = {name: tuple(task.rows(study.mixers)) for name, task, _ in study.settings()} if study else {}
     return Collected(
         folder,
         study,

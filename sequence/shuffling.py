@@ -1,0 +1,35 @@
+"""The control of order: the same test examples with their tokens in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from matmix.experiments.task import Batch
+
+SHUFFLED = "test@shuffled"
+"""Name of the test split in tasks that have it: what a model scores there, it does not owe to the order of tokens."""
+
+
+def shuffled(batches: Iterable[Batch], *, rank: int = 0) -> Iterator[Batch]:
+    """Batches with the real tokens of each sequence in a drawn order, padding where it was; the same in every call.
+
+    The mask is `(..., L)` and so are the first axes of the inputs; without a mask they are `(B, L, ...)`.
+    """
+    for index, batch in enumerate(batches):
+        generator = np.random.default_rng([index, rank])
+        mask = batch.mask if batch.mask is not None else torch.ones(batch.x.shape[:2], dtype=torch.bool)
+        keys = torch.from_numpy(generator.random(tuple(mask.shape)))
+        yield batch._replace(x=_reordered(batch.x, mask, keys))
+
+
+def _reordered(x: Tensor, mask: Tensor, keys: Tensor) -> Tensor:
+    """The n-th real token comes from where the n-th smallest key of a real token stands."""
+    places = (~mask).to(torch.int8).argsort(dim=-1, stable=True)  # real tokens first, in their order
+    drawn = keys.masked_fill(~mask, 2.0).argsort(dim=-1, stable=True)  # real tokens first, in the drawn order
+    source = torch.empty_like(places).scatter_(-1, places, drawn)
+    source = source.reshape(*source.shape, *[1] * (x.dim() - source.dim()))
+    return x.gather(mask.dim() - 1, source.expand_as(x))
