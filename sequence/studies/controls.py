@@ -1,4 +1,4 @@
-"""Arms that say what a score on a long sequence is worth: a model without order, and models that see near tokens only."""
+"""Arms that say what a score on a long sequence is worth: a model without order, models that see near tokens only."""
 
 from __future__ import annotations
 

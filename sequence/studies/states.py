@@ -21,7 +21,9 @@ def states() -> Study:
     """
     return Study(
         name="states",
-        tasks=tuple(StudyTask("state_tracking", {"problem": problem}, label=problem, arms=ARMS) for problem in PROBLEMS),
+        tasks=tuple(
+            StudyTask("state_tracking", {"problem": problem}, label=problem, arms=ARMS) for problem in PROBLEMS
+        ),
         mixers=("attention", "ssd", "s6", "identity"),
         seeds=(0, 1, 2),
         note="One layer, trained on 128 tokens, tested on up to 1,024: which mixers follow a state?",

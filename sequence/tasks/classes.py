@@ -21,6 +21,7 @@ from sequence.data.vocabulary import Vocabulary, check_specials
 from sequence.encoder import Encoder
 from sequence.packing import IGNORED, pack
 from sequence.regimes.settings import RegimeSettings
+from sequence.shuffling import SHUFFLED, shuffled
 from sequence.tasks.settings import ClassSettings
 
 if TYPE_CHECKING:
@@ -121,6 +122,9 @@ class TokenTask(RegimeSettings, TokenSettings, Task):
     metric: ClassVar[str] = "accuracy"
     classes: ClassVar[int]
 
+    def tests(self) -> tuple[str, ...]:
+        return () if self.pad == "packed" else (SHUFFLED,)
+
     @abstractmethod
     def labelled(self, split: Split) -> Labelled:
         """Prepared sequences and classes of a split; asked for often, so kept by whoever makes them."""
@@ -142,6 +146,9 @@ class TokenTask(RegimeSettings, TokenSettings, Task):
     def batches(
         self, split: Split, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
+        if split == SHUFFLED:
+            yield from shuffled(self.batches("test", batch_size, rank=rank, world=world), rank=rank)
+            return
         rows, labels = self.labelled(split)
         numbering = self.numbering()
         for at in self.indices(split, rows.lengths, batch_size, seed, start, rank, world):

@@ -76,11 +76,11 @@ class ListOps(TokenTask):
         return Shape(self.max_depth, self.max_args, self.min_length, self.max_length)
 
     def tests(self) -> tuple[str, ...]:
-        return tuple(f"test@{factor}x" for factor in self.longer)
+        return (*super().tests(), *(f"test@{factor}x" for factor in self.longer))
 
     def labelled(self, split: Split) -> Labelled:
-        if split in self.tests():
-            factor = self.longer[self.tests().index(split)]
+        if split not in ("train", "val", "test"):
+            factor = self.longer[self.tests().index(split) - len(super().tests())]
             return listops_sets.longer(self.shape(), factor, self.test_examples, self.data_seed, self.cache)
         found = self._sets().splits[split]
         longest, room = int(found.rows.lengths.max()), self.room()

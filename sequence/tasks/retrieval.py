@@ -20,6 +20,7 @@ from sequence.data.numbering import Numbering
 from sequence.data.release import ARCHIVE, URL
 from sequence.data.vocabulary import Vocabulary
 from sequence.regimes.settings import RegimeSettings
+from sequence.shuffling import SHUFFLED, shuffled
 from sequence.tasks.classes import TextSettings, class_baselines
 from sequence.tasks.settings import PairSettings
 
@@ -62,6 +63,9 @@ class Retrieval(RegimeSettings, TextSettings, PairSettings, Task):
             eval_every=500, eval_batch_size=32,
         )  # fmt: skip
 
+    def tests(self) -> tuple[str, ...]:
+        return (SHUFFLED,)
+
     def model(self, mixer: str, seed: int) -> nn.Module:
         count = len(self.vocabulary())
         return self.checked(
@@ -72,6 +76,9 @@ class Retrieval(RegimeSettings, TextSettings, PairSettings, Task):
         self, split: Split, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
         """`x` and `mask` are (B, 2, L): the two papers of a pair, padded to the longer of all."""
+        if split == SHUFFLED:
+            yield from shuffled(self.batches("test", batch_size, rank=rank, world=world), rank=rank)
+            return
         papers, numbering = self._papers(), self.numbering()
         pairs, labels = papers.splits[split]
         longer = papers.documents.lengths[pairs].max(1)
