@@ -1,0 +1,48 @@
+"""Named studies of sequence mixers: their settings exist, their controls are what they are called."""
+
+import pytest
+import torch
+
+from matmix.experiments.registry import list_tasks
+from matmix.experiments.study import find_study, list_studies
+from matmix.mixers import create_mixer
+from sequence.regimes import REGIMES
+from sequence.studies.controls import WINDOWS, controls, window
+from sequence.studies.lra import lra
+
+
+@pytest.mark.parametrize("name", list_studies())
+def test_settings_of_named_studies_exist(name: str) -> None:
+    study = find_study(name)()
+    assert {task.task for task in study.tasks} <= set(list_tasks())
+    assert study.runs() and study.note
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_every_regime_is_a_study_with_its_own_arms(regime: str) -> None:
+    study = lra(regime)
+    assert study.tasks and study.runs()
+    for task in study.tasks:
+        found = REGIMES[regime](task.label)
+        arms = {arm.name: arm for arm in task.rows(study.mixers)}
+        assert arms["attention"].spec in (found.attention, found.mixer)
+        assert {"identity", "bag"} <= set(arms) and arms["bag"].options["position"] == "none"
+        assert all(run.config.options["regime"] == regime for run in study.runs() if run.mixer != "bag")
+    with pytest.raises(ValueError, match=r"regime is unknown.*nystrom"):
+        lra("nystroem")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 6])
+def test_a_window_hears_as_many_tokens_as_it_says(depth: int) -> None:
+    """Counted: what of the input has any influence on the middle output of so many layers."""
+    for tokens in WINDOWS:
+        arm = window(tokens, depth)
+        assert abs(arm.window - tokens) <= depth
+        layers = [create_mixer(arm.spec, dim=4).double() for _ in range(depth)]
+        x = torch.randn(1, 2 * tokens + 3, 4, dtype=torch.float64, requires_grad=True)
+        y = x
+        for layer in layers:
+            y = y + layer(y)
+        (gradient,) = torch.autograd.grad(y[0, tokens].sum(), x)
+        assert int((gradient[0].abs().sum(-1) > 0).sum()) == arm.window
+    assert [arm.name for arm in controls(depth, 100)] == ["identity", "bag", "window-16", "window-64"]
