@@ -81,15 +81,29 @@ def state_bytes(model: nn.Module, *inputs: Any, **options: Any) -> int | None:
     kept = list(_outermost(model))
     if not kept or any(isinstance(m, Mixer) and m.traits.mixes and not m.traits.recurrent for m in kept):
         return None
-    tokens: dict[nn.Module, int] = {}
-    hooks = [m.register_forward_pre_hook(lambda m, args: tokens.update({m: args[0].shape[1]})) for m in kept]
+    with evaluating(model), torch.no_grad():
+        seen = _seen(model, kept, inputs, options)
+        return sum(_state_of(module, shape[1]) for module, shape in seen.items())
+
+
+def tokens(model: nn.Module, *inputs: Any, **options: Any) -> int | None:
+    """How many tokens each mixer of a model sees of these inputs; None where they see different numbers, or none is."""
+    mixers = [module for module in _outermost(model) if isinstance(module, Mixer)]
+    with evaluating(model), torch.no_grad():
+        counts = {shape[0] * shape[1] for shape in _seen(model, mixers, inputs, options).values()}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _seen(model: nn.Module, modules: list[nn.Module] | list[Mixer], inputs: Any, options: Any) -> dict[nn.Module, Any]:
+    """Shape of the first input of each of these modules in one forward."""
+    seen: dict[nn.Module, Any] = {}
+    hooks = [m.register_forward_pre_hook(lambda m, args: seen.update({m: args[0].shape})) for m in modules]
     try:
-        with evaluating(model), torch.no_grad():
-            model(*inputs, **options)
-            return sum(_state_of(module, length) for module, length in tokens.items())
+        model(*inputs, **options)
     finally:
         for hook in hooks:
             hook.remove()
+    return seen
 
 
 def _outermost(module: nn.Module) -> Iterator[nn.Module]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from matmix.cost import count, fft_operations, state_bytes
+from matmix.cost import count, fft_operations, state_bytes, tokens
 from matmix.mixers import create_mixer
 from sequence.layers.block import Block, BlockOptions
 
@@ -144,3 +144,13 @@ def test_bytes_of_state():
     assert bytes_of("retention(heads=2)") == bytes_of("retention(heads=2)", 20) == expected > 0
     assert bytes_of("identity") == 0 and bytes_of("attention(head_dim=4)") is None is bytes_of("hydra(head_dim=4)")
     assert state_bytes(nn.Linear(8, 8), torch.zeros(2, 8)) is None
+
+
+def test_tokens_are_what_the_mixers_see() -> None:
+    """Of all examples together; none where parts of the model see different numbers, or there is no mixer."""
+    x = torch.randn(3, 8, 8)
+    same = nn.Sequential(create_mixer("sep_conv", 8), create_mixer("attention(head_dim=4)", 8))
+    assert tokens(same, x) == 24
+    assert tokens(nn.Linear(8, 8), x) is None
+    halved = Call(lambda y: y[:, ::2])
+    assert tokens(nn.Sequential(same, halved, create_mixer("sep_conv", 8)), x) is None

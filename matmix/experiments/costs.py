@@ -5,16 +5,16 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from matmix.cost import count, state_bytes
+from matmix.cost import count, state_bytes, tokens
 from matmix.experiments.task import Task, inputs_of
 
 
 def costs(task: Task, model: nn.Module) -> dict[str, int | None]:
-    """Parameters, multiply-accumulates and FFT operations for one example, and the state behind it."""
+    """Parameters, multiply-accumulates and FFT operations for one example, the state behind it, and its tokens."""
     device = next(model.parameters()).device
     args, named = inputs_of(tree_map_only(Tensor, lambda tensor: tensor.to(device), task.example()))
     report = count(model, *args, **named)
     return {
         "parameters": report.parameters, "macs": report.macs, "fft_flops": report.fft_flops,
-        "state_bytes": state_bytes(model, *args, **named),
+        "state_bytes": state_bytes(model, *args, **named), "tokens": tokens(model, *args, **named),
     }  # fmt: skip

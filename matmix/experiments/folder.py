@@ -53,6 +53,8 @@ class Result:
     fft_flops: int | None = None
     state_bytes: int | None = None
     """What the mixers keep of one example to go on token by token; None where one of them is not recurrent."""
+    tokens: int | None = None
+    """Tokens of that example, where all mixers see the same number."""
     step_seconds: float | None = None
     """Median over logging windows of the mean time of a training step, the first window left out."""
     samples_per_second: float | None = None

@@ -74,7 +74,7 @@ class StudyTask:
     recipe: dict[str, Any] = field(default_factory=dict)
     label: str = ""
     specs: dict[str, str] = field(default_factory=dict)
-    """What mixers of the study are here, by their names: {"attention": "attention(heads=8, rotary=True)"}."""
+    """What mixers of the study are here, by their names: {"attention": "attention(head_dim=32, rotary=True)"}."""
     arms: tuple[StudyArm, ...] = ()
     """Further rows of this task, its controls; one with the name of a mixer of the study stands for it."""
 

@@ -76,6 +76,7 @@ def write_run(
         parameters=int(20_000 * cost) if done else None,
         macs=int(1_000_000 * cost) if done else None,
         fft_flops=0 if done else None,
+        tokens=16 if done else None,
         step_seconds=0.01 * cost if done else None,
         samples_per_second=6400 / cost if done else None,
         seconds=5.0 * cost if done else None,

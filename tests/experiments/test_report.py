@@ -115,6 +115,7 @@ def test_the_table_holds_what_the_runs_hold(tmp_path):
     assert rows["attention"]["minus attention"] == "reference"
     assert [rows[mixer]["rank"] for mixer in rows] == ["1.0", "2.2", "2.8"]
     assert (rows["ssd"]["parameters"], rows["ssd"]["MACs"]) == ("60 k", "3 M")
+    assert rows["ssd"]["tokens/s"] == "34.1 k"  # 6400 / 3 examples of 16 tokens
     assert (rows["ssd"]["ms a step"], rows["ssd"]["peak MB"]) == ("30", "90")
 
 

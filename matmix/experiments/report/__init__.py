@@ -24,10 +24,11 @@ __all__ = ["write_report"]
 COSTS = (
     "MACs and FFT operations (5 N log2 N) are those of one forward of one example; elementwise work is not counted. "
     "Peak memory is the most that one training step has alive: weights, gradients, optimiser state, activations. "
-    "State bytes are what the mixers keep of one example to go on token by token; nothing stands where one cannot."
+    "State bytes are what the mixers keep of one example to go on token by token; nothing stands where one cannot. "
+    "Tokens/s are examples a second in training, times the tokens of that example."
 )
 NUMBERS = frozenset(
-    {"seeds", "rank", "parameters", "MACs", "FFT operations", "state bytes", "ms a step", "peak MB", "seconds"}
+    "seeds,rank,parameters,MACs,FFT operations,state bytes,tokens/s,ms a step,peak MB,seconds".split(",")
 )
 
 

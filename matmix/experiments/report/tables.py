@@ -53,7 +53,8 @@ def costs(setting: Setting, mixer: str) -> dict[str, str]:
         "parameters": _number(_mean(results, "parameters")),
         "MACs": _number(_mean(results, "macs")),
         "FFT operations": _number(_mean(results, "fft_flops")),
-        **({"state bytes": _number(_mean(results, "state_bytes"))} if _has_state(setting) else {}),
+        **({"state bytes": _number(_mean(results, "state_bytes"))} if _has(setting, "state_bytes") else {}),
+        **({"tokens/s": _number(_speed(results))} if _has(setting, "tokens") else {}),
         "ms a step": _fixed(_mean(results, "step_seconds"), 1e3),
         "peak MB": _fixed(_mean(results, "peak_memory_bytes"), 1e-6),
     }
@@ -278,8 +279,18 @@ def _seeds(setting: Setting, mixer: str) -> str:
     return f"{done}" if done == len(runs) else f"{done} of {len(runs)}"
 
 
-def _has_state(setting: Setting) -> bool:
-    return any(run.result is not None and run.result.state_bytes is not None for run in setting.runs)
+def _has(setting: Setting, cost: str) -> bool:
+    return any(run.result is not None and getattr(run.result, cost) is not None for run in setting.runs)
+
+
+def _speed(results: Sequence[Result]) -> float | None:
+    """Tokens a second in training, by the example that costs are counted on."""
+    found = [
+        result.samples_per_second * result.tokens
+        for result in results
+        if result.samples_per_second is not None and result.tokens is not None
+    ]
+    return sum(found) / len(found) if found else None
 
 
 def _mean(results: Sequence[Result], name: str) -> float | None:
