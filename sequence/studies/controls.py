@@ -8,9 +8,13 @@ WINDOWS = (16, 64, 256)
 """Tokens that a token hears over the whole depth."""
 
 
-def bag() -> StudyArm:
-    """No mixing and no positions: what the tokens say, whatever their order."""
-    return StudyArm("bag", "identity", {"position": "none", "conv": 0, "pool": "mean"})
+def bag(*, pooled: bool = True) -> StudyArm:
+    """No mixing and no positions: what the tokens say, whatever their order.
+
+    Args:
+        pooled: whether the task reads one vector a sequence, which is their mean then.
+    """
+    return StudyArm("bag", "identity", {"position": "none", "conv": 0, **({"pool": "mean"} if pooled else {})})
 
 
 def window(tokens: int, depth: int) -> StudyArm:

@@ -29,6 +29,10 @@ TASKS = (
 LABELS = {"pathfinder": "path-16", "recall": "mqar", "state_tracking": "parity"}
 
 
+def arms(task: str) -> tuple[StudyArm, ...]:
+    return StudyArm("identity"), bag(pooled=task in ("listops", "pathfinder"))
+
+
 def lra_mini() -> Study:
     """Short lists, paths in 16 x 16 pixels, associative recall and parity: what a mixer cannot do shows in minutes.
 
@@ -38,7 +42,7 @@ def lra_mini() -> Study:
     return Study(
         name="lra-mini",
         tasks=tuple(
-            StudyTask(task, options, recipe, LABELS.get(task, task), specs, (StudyArm("identity"), bag()))
+            StudyTask(task, options, recipe, LABELS.get(task, task), specs, arms(task))
             for task, options, recipe in TASKS
         ),
         mixers=tuple(ARMS),

@@ -27,9 +27,10 @@ COSTS = (
     "State bytes are what the mixers keep of one example to go on token by token; nothing stands where one cannot. "
     "Tokens/s are examples a second in training, times the tokens of that example."
 )
-NUMBERS = frozenset(
-    "seeds,rank,parameters,MACs,FFT operations,state bytes,tokens/s,ms a step,peak MB,seconds".split(",")
-)
+NUMBERS = frozenset({
+    "seeds", "rank", "parameters", "MACs", "FFT operations", "state bytes", "tokens/s", "ms a step", "peak MB",
+    "seconds",
+})  # fmt: skip
 
 
 def write_report(study_dir: Path | str, *, reference: str | None = None, matrices: bool = True) -> Path:
