@@ -99,9 +99,9 @@ def published(size: int, contour_length: int = 0) -> Settings:
         raise ValueError(f"pathfinder: size must be one of {', '.join(map(str, SIZES))}, got {size}")
     base, paddles = _BY_SIZE[size]
     length = contour_length or base.contour_length
-    if length < 6:
-        raise ValueError(f"pathfinder: contour_length must be 0 or at least 6, got {contour_length}")
-    short = length // 3
+    if length < 3:
+        raise ValueError(f"pathfinder: contour_length must be 0 or at least 3, got {contour_length}")
+    short = max(2, length // 3)
     return dataclasses.replace(base, contour_length=length, distractor_length=short, distractors=paddles // short)
 
 
