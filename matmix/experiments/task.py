@@ -162,7 +162,8 @@ class Task(ABC):
         return {}
 
     def published(self, recipe: Recipe) -> dict[str, dict[str, float]]:
-        """Published test metrics, by name and source, that were got under these very settings and this recipe."""
+        """Published test metrics, by name and source, that were got under these very settings and this recipe; {} for
+        one that was published as a failure."""
         return {}
 
     def solved_above(self) -> float | None:

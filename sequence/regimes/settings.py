@@ -14,7 +14,7 @@ from matmix.experiments.folder import Result, read_config
 from matmix.experiments.task import Recipe, Task
 from matmix.experiments.weights import read_weights
 from sequence.encoder import Encoder
-from sequence.regimes import REGIMES, Regime, regime
+from sequence.regimes import PUBLISHED, REGIMES, Regime, regime
 from sequence.tasks.settings import EncoderSettings
 
 OF_THE_HEAD = ("head.", "pooled_norm.", "cls")
@@ -79,27 +79,44 @@ class RegimeSettings(EncoderSettings, Task):
             start_from(made, run_below(Path(self.init_from), {mixer, arm}, seed))
         return made
 
+    def changed(self) -> list[str]:
+        """Settings that are not as the regime has them."""
+        whole = dataclasses.replace(type(self)(), regime=self.regime, **self.found_regime().settings)
+        names = [field.name for field in dataclasses.fields(self) if field.name not in NO_MATTER]
+        return [
+            f"{name}={getattr(self, name)!r} instead of {getattr(whole, name)!r}"
+            for name in names
+            if getattr(self, name) != getattr(whole, name)
+        ]
+
+    def published(self, recipe: Recipe) -> dict[str, dict[str, float]]:
+        """Accuracies by model and source, where all that decides a score is as the regime has it; a model that was
+        published as being at chance has none."""
+        if not self.regime or self.changed() or _deciding(recipe) != _deciding(self.found_regime().recipe):
+            return {}
+        name = self.lra_name()
+        return {
+            f"{row.model}, {row.source}": {} if score is None else {"accuracy": score / 100}
+            for row in PUBLISHED.get(self.regime, ())
+            if name in row.accuracy
+            for score in [row.accuracy[name]]
+        }
+
     def regime_facts(self) -> dict[str, Any]:
-        """What a reader must know: the regime, what is not as it has it, and what was published in it."""
+        """What a reader must know: the regime, and what is not as it has it."""
         facts: dict[str, Any] = {}
         if self.regime:
-            found = self.found_regime()
-            whole = dataclasses.replace(type(self)(), regime=self.regime, **found.settings)
-            names = [field.name for field in dataclasses.fields(self) if field.name not in NO_MATTER]
-            changed = [
-                f"{name}={getattr(self, name)!r} instead of {getattr(whole, name)!r}"
-                for name in names
-                if getattr(self, name) != getattr(whole, name)
-            ]
-            facts["regime"] = ", ".join([self.regime, *changed])
-            scores = [f"{model} {'at chance' if score is None else score}" for model, score in found.published.items()]
-            if scores and not changed:
-                facts["published in this regime, with all of its steps (test accuracy in %)"] = "; ".join(scores)
+            facts["regime"] = ", ".join([self.regime, *self.changed()])
         if self.init_from:
             one = (Path(self.init_from) / "config.json").is_file()
             which = f"run {read_config(Path(self.init_from)).key}" if one else "the run of the same mixer and seed"
             facts["begun at"] = f"{self.init_from} ({which})"
         return facts
+
+
+def _deciding(recipe: Recipe) -> Recipe:
+    """The recipe but for when it is logged, scored and saved."""
+    return dataclasses.replace(recipe, log_every=1, eval_every=1, checkpoint_every=1, eval_batch_size=1, accumulate=1)
 
 
 def run_below(folder: Path, mixers: set[str], seed: int) -> Path:

@@ -16,6 +16,7 @@ from matmix.sampling import once, order
 from sequence.data.faults import check_broken
 from sequence.data.pictures import Pictures
 from sequence.regimes.settings import RegimeSettings
+from sequence.shuffling import SHUFFLED, shuffled
 from sequence.tasks.classes import class_baselines
 from sequence.tasks.settings import ClassSettings
 
@@ -72,6 +73,9 @@ class PixelTask(RegimeSettings, ClassSettings, Task):
     def pictures(self, split: Split) -> tuple[Pictures, np.ndarray]:
         """The pictures that hold a split, and which of them; asked for often, so kept by whoever makes them."""
 
+    def tests(self) -> tuple[str, ...]:
+        return (SHUFFLED,) if self.layout == "sequence" else ()
+
     @abstractmethod
     def size(self) -> int:
         """Pixels a side."""
@@ -87,6 +91,9 @@ class PixelTask(RegimeSettings, ClassSettings, Task):
     def batches(
         self, split: Split, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
+        if split == SHUFFLED:
+            yield from shuffled(self.batches("test", batch_size, rank=rank, world=world), rank=rank)
+            return
         (images, labels, *_), numbers = self.pictures(split)
         if split == "train":
             indices = order(len(numbers), batch_size, seed=seed, start=start, rank=rank, world=world)

@@ -184,9 +184,14 @@ def test_the_tasks_take_all_settings_of_a_regime(task: str) -> None:
         assert recipe == found.recipe == named.recipe() and named.arm("") == found.mixer and named.arm("ssd") == "ssd"
         assert {key: getattr(named, key) for key in found.settings} == dict(found.settings) and named.title() == name
         facts = named.regime_facts()
-        assert facts["regime"] == name and (len(facts) == 2) == bool(found.published)
+        assert facts == {"regime": name}
+        shown = {row.partition(",")[0]: scores for row, scores in named.published(recipe).items()}
+        assert shown.keys() == {model.partition(",")[0] for model in found.published}
+        assert all(scores.get("accuracy", 0) <= 1 for scores in shown.values())
+        assert named.published(dataclasses.replace(recipe, steps=recipe.steps - 1)) == {}
         smaller = dataclasses.replace(named, dim=16).regime_facts()
-        assert smaller == {"regime": f"{name}, dim=16 instead of {named.dim}"}  # and no published number
+        assert smaller == {"regime": f"{name}, dim=16 instead of {named.dim}"}
+        assert dataclasses.replace(named, dim=16).published(recipe) == {}
     pretraining = {"listops": ListOpsPretraining, "image": ImagePretraining, "pathfinder": PathfinderPretraining}
     for name in PRETRAINING if task in pretraining else ():
         begun, recipe = pretraining[task]().named_recipe(name)

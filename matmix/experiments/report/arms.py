@@ -113,8 +113,11 @@ def published_table(setting: Setting) -> pd.DataFrame | None:
     """Published scores that were got under the settings of this table; None where there are none."""
     sample = setting.sample
     rows = [
-        {"published": name, f"test {sample.metric}": f"{scores[sample.metric]:.4g}"}
+        {
+            "published": name,
+            f"test {sample.metric}": f"{scores[sample.metric]:.4g}" if sample.metric in scores else "at chance",
+        }
         for name, scores in (sample.published if sample else {}).items()
-        if sample is not None and sample.metric in scores
+        if sample is not None
     ]
     return pd.DataFrame(rows) if rows else None
