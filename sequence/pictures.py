@@ -38,8 +38,9 @@ def state(study: Path, out: Path, *, split: str = "test", metric: str = "") -> s
 
     A point is a mixer's spec at one width of the model, and a panel a task with its settings: vary the size of the
     state ("ssd(d_state=16)", "ssd(d_state=64)") or `dim`, and the points of one mixer are joined. Of several recipes,
-    such as learning rates, the one counts that is best on validation. Mixers that cannot go on token by token have no
-    state to show and are named below.
+    such as learning rates, the one counts that is best on validation. The state is the one behind a row of the test;
+    keys and values of attention are more in a longer one. A mixer that keeps nothing is a dashed line. Those that
+    cannot go on token by token have no state to show and are named below.
 
     Args:
         study: folder of a study.
@@ -128,26 +129,29 @@ def _draw(
 
     shown = {panel: points for panel, (points, _) in found.items() if points}
     names = sorted({family(point.mixer) for points in shown.values() for point in points})
-    figure = Figure(figsize=(4.6 * len(shown), 4.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(4.2 * len(shown) + 1.6, 4.0), dpi=110, layout="constrained")
     for axis, (panel, points) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         for index, name in enumerate(names):
             line = sorted((p for p in points if family(p.mixer) == name), key=lambda p: p.state)
             if not line:
+                continue
+            if line[0].state == 0:  # has no place on the axis, and is what the others are to be compared with
+                axis.axhline(mean(line[0].scores), label=f"{name}, no state", color="0.5", linestyle="--", linewidth=1)
                 continue
             x, y = [p.state for p in line], [mean(p.scores) for p in line]
             reach = [[m - min(p.scores) for m, p in zip(y, line, strict=True)],
                      [max(p.scores) - m for m, p in zip(y, line, strict=True)]]  # fmt: skip
             look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKS[index % len(MARKS)]}
             axis.errorbar(x, y, yerr=reach, label=name, markersize=5, linewidth=1.2, capsize=2, **look)
-        if all(point.state > 0 for point in points):
-            axis.set_xscale("log", base=2)
-        else:
-            axis.set_xscale("symlog", base=2)
-        axis.set_xlabel("bytes of state a sequence, float32")
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("bytes of state behind a row of the test")
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.set_title(_title(panel, list(shown)), fontsize=9)
     figure.axes[0].set_ylabel(f"{split} {metric or results[0].metric}")
-    figure.axes[-1].legend(fontsize=8)
+    labels = {
+        label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(labels.values(), labels, loc="outside right upper", fontsize=8)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
 
