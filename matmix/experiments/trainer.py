@@ -285,7 +285,9 @@ class Training:
             )
         if len(self.worlds) > 1:
             parts = ", ".join(f"{world} from step {step} on" for step, world in self.worlds)
-            notes.append(f"the number of processes was {parts}: equal to a run with one number up to rounding")
+            notes.append(f"processes were {parts}: equal to a run with one number of them up to rounding")
+        elif self.world > 1:
+            notes.append(f"{self.world} processes: the command gives the same with as many, with others up to rounding")
         return notes
 
     def _further(self, split: str) -> dict[str, float]:
