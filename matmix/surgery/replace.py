@@ -247,11 +247,11 @@ def _mixer(site: Site, spec: str, seed: int) -> Mixer:
         with fork_seed(seed, site.name):
             mixer = create_mixer(spec, site.dim, grid)
     except (ValueError, TypeError) as error:
-        hint = ""
-        if grid is None:
+        hint, sized = "", any(word in str(error) for word in ("grid", "length", "token"))
+        if grid is None and sized:
             seen = ", ".join(map(str, dict.fromkeys(site.seen)))
             hint = f"; its length varies: {seen}" if seen else "; its length is not known before a run: give example="
-        elif site.prefix > aside:
+        elif sized and site.prefix > aside:
             hint = f"; its {site.prefix} prefix tokens are joined to the grid: prefix='aside' keeps them out of it"
         raise ValueError(f"{site.name}: {error}{hint}") from error
     if site.causal and not mixer.traits.causal:

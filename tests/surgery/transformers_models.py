@@ -17,6 +17,7 @@ GROUPED = {**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2}
 WORDS = {"vocab_size": 31, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
 DISTIL = {"dim": 24, "n_layers": 2, "n_heads": 3, "hidden_dim": 32, "max_position_embeddings": 32}
 LENGTH = 7
+SIDES = (None, "right", "left")  # where padding stands
 
 
 @dataclass(frozen=True)
@@ -110,3 +111,8 @@ def real(out: Any, side: str | None) -> Tensor:
     """That of real tokens."""
     found, mask = tokens_of(out), padding(side)
     return found if mask is None else found[mask.bool()]
+
+
+def close(a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    # Eager decoders take their softmax in float32 whatever the model's type.
+    torch.testing.assert_close(a, b, rtol=0, atol=5e-6 if dtype == torch.float64 else 2e-5)
