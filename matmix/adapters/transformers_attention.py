@@ -63,8 +63,8 @@ class TransformersAttention(Adapter):
         unfit = None
         if seen.pairs is not None:
             unfit = (
-                f"the call's mask {tuple(seen.pairs.shape)} hides or weighs pairs of tokens (packed sequences, a window, a bias): "
-                f"a mixer takes padding and causality"
+                f"the call's mask {tuple(seen.pairs.shape)} hides or weighs pairs of tokens (packed sequences, "
+                f"a window, a bias): a mixer takes padding and causality"
             )
         keys = None if seen.keys is None else seen.keys.expand(tokens.shape[0], -1)
         if memory is not None:
