@@ -105,7 +105,7 @@ class ListOps(TokenTask):
 
     def facts(self) -> dict[str, Any]:
         found = self._sets()
-        facts = {split: labelled.facts(CLASSES) for split, labelled in found.splits.items()}
+        facts: dict[str, Any] = {split: labelled.facts(CLASSES) for split, labelled in found.splits.items()}
         facts |= {"vocabulary": len(self.vocabulary()), "checksum": found.entry.digest, **found.entry.facts}
         return {**facts, **self.regime_facts()}
 
