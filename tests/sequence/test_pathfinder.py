@@ -140,8 +140,8 @@ def test_paddles_keep_their_distance() -> None:
 def test_what_is_wrong_is_named() -> None:
     with pytest.raises(ValueError, match="size must be one of 16, 32, 64, 128, 256, got 48"):
         published(48)
-    with pytest.raises(ValueError, match="contour_length must be 0 or at least 6, got 3"):
-        published(32, 3)
+    with pytest.raises(ValueError, match="contour_length must be 0 or at least 3, got 2"):
+        published(32, 2)
     with pytest.raises(ValueError, match="seed_distance=8 leaves no room"):
         draw(dataclasses.replace(published(32), seed_distance=8), seed=0, indices=[0])
     with pytest.raises(ValueError, match="must be whole"):
