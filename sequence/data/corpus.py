@@ -8,6 +8,7 @@ corpus("input.txt", "somewhere/tokenizer.json")   a tokenizer of Hugging Face's 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zipfile
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ SPLITS = {"train": ("train", "training"), "val": ("valid", "val", "validation", 
 SHARES = {"train": 0.9, "val": 0.95, "test": 1.0}
 """Where the splits of a single file end."""
 TEXTS = ("", ".txt", ".text", ".tokens", ".raw", ".md")
+POINTS = 0x110000
+"""Code points that there are."""
 PIECE = 1 << 20
 """Characters, about, that a tokenizer reads at a time."""
 
@@ -40,7 +43,7 @@ class Corpus(NamedTuple):
 
     splits: dict[str, Stream]
     coder: Coder
-    files: dict[str, int]  # their sizes in bytes
+    files: dict[str, str]  # what each was read from, and the beginning of its SHA-256
 
 
 class Coder(Protocol):
@@ -74,20 +77,23 @@ class Characters:
     def __init__(self, alphabet: np.ndarray) -> None:
         self.alphabet = alphabet
         self.vocabulary = len(alphabet)
+        self.numbers = np.full(POINTS, -1, dtype=np.int32)
+        self.numbers[alphabet] = np.arange(len(alphabet))
 
     @classmethod
     def of(cls, texts: dict[str, bytes]) -> Characters:
         """The alphabet of all splits: which characters a language has is not what is to be learnt."""
-        return cls(np.unique(np.concatenate([np.unique(_points(text, name)) for name, text in texts.items()])))
+        there = np.zeros(POINTS, dtype=bool)
+        for name, text in texts.items():
+            there[_points(_text(text, name))] = True
+        return cls(np.flatnonzero(there))
 
     def encode(self, text: bytes, name: object = "text") -> Stream:
-        points = _points(text, name)
-        tokens = np.searchsorted(self.alphabet, points)
-        unknown = self.alphabet[tokens.clip(max=self.vocabulary - 1)] != points
-        if unknown.any():
-            raise ValueError(f"{name}: the character {chr(points[unknown.argmax()])!r} is not in the alphabet")
-        sizes = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)  # of UTF-8
-        return Stream(tokens.astype(np.int32), sizes.astype(np.uint8))
+        points = _points(_text(text, name))
+        tokens = self.numbers[points]
+        if len(tokens) and tokens.min() < 0:
+            raise ValueError(f"{name}: the character {chr(points[tokens.argmin()])!r} is not in the alphabet")
+        return Stream(tokens, _sizes(points))
 
     def decode(self, tokens: np.ndarray) -> str:
         return "".join(map(chr, self.alphabet[tokens]))
@@ -120,8 +126,7 @@ class FileTokenizer:
                 continue
             ends = np.maximum.accumulate(ends)
             ends[-1] = len(piece)  # what it leaves out at the end is the last token's, elsewhere the next one's
-            points = np.frombuffer(piece.encode("utf-32-le"), dtype=np.uint32)
-            before = np.concatenate(([0], np.cumsum(1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF))))
+            before = np.concatenate(([0], np.cumsum(_sizes(_points(piece)), dtype=np.int64)))
             tokens.append(np.array(found.ids, dtype=np.int32))
             sizes.append(np.diff(before[ends], prepend=0).astype(np.int32))
         nothing = np.zeros(0, dtype=np.int32)
@@ -131,9 +136,8 @@ class FileTokenizer:
         return str(self.inner.decode(tokens.tolist(), skip_special_tokens=False))
 
 
-@cache
 def corpus(data: str, tokens: str) -> Corpus:
-    """The streams of a file or folder.
+    """The streams of a file or folder, kept as long as the files stay as they are.
 
     Args:
         data: a text file (also packed: gz, bz2, xz, zip), or a folder with one for each split.
@@ -142,6 +146,13 @@ def corpus(data: str, tokens: str) -> Corpus:
     Raises:
         ValueError: says which file is missing or damaged, and where.
     """
+    paths = [Path(given).expanduser() for given in (data, tokens)]
+    files = sorted(file for path in paths for file in (path, *(path.iterdir() if path.is_dir() else ())))
+    return _corpus(data, tokens, tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files))
+
+
+@cache
+def _corpus(data: str, tokens: str, times: tuple[int, ...]) -> Corpus:
     texts = read(Path(data).expanduser(), whole_characters=tokens != "bytes")
     by_name = dict(texts.values())
     coder: Coder
@@ -156,7 +167,8 @@ def corpus(data: str, tokens: str) -> Corpus:
     else:
         raise ValueError(f"tokens must be 'bytes', 'characters' or a tokenizer's json file, got {tokens!r}")
     splits = {split: coder.encode(text, name) for split, (name, text) in texts.items()}
-    return Corpus(splits, coder, {name: len(text) for name, text in by_name.items()})
+    digests = {name: hashlib.sha256(text).hexdigest()[:16] for name, text in by_name.items()}
+    return Corpus(splits, coder, digests)
 
 
 def read(path: Path, *, whole_characters: bool) -> dict[str, tuple[str, bytes]]:
@@ -231,9 +243,14 @@ def _text(text: bytes, name: object) -> str:
         raise bad(name, line, what, "UTF-8, or tokens='bytes'") from None
 
 
-def _points(text: bytes, name: object) -> np.ndarray:
+def _points(text: str) -> np.ndarray:
     """Code points."""
-    return np.frombuffer(_text(text, name).encode("utf-32-le"), dtype=np.uint32).astype(np.int64)
+    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+
+
+def _sizes(points: np.ndarray) -> np.ndarray:
+    """The bytes of each in UTF-8."""
+    return sum(((points > most).view(np.uint8) for most in (0x7F, 0x7FF, 0xFFFF)), np.ones(len(points), dtype=np.uint8))
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -247,7 +264,7 @@ def _pieces(text: str) -> Iterator[str]:
 def facts_of(found: Corpus) -> dict[str, Any]:
     """What a reader must know of the text."""
     return {
-        "files (bytes)": found.files,
+        "files (sha256)": found.files,
         "vocabulary": found.coder.vocabulary,
         "tokens": {split: len(stream.tokens) for split, stream in found.splits.items()},
         "bytes a token (test)": float(found.splits["test"].sizes.mean(dtype=np.float64)),
