@@ -41,6 +41,9 @@ class EncoderState(NamedTuple):
 class Encoder(nn.Module):
     """Embedding, blocks, norm and head.
 
+    `matmix.load_published(encoder, state, "lxchtan/PoNet")` takes the classifiers of the code for Long Range Arena that
+    Nystromformer and PoNet share.
+
     Args:
         embedding: builds the module that maps the raw input to tokens (B, L, D): `nn.Embedding` for token or byte ids,
             `nn.Linear` for real values (B, L, channels), `Patches` for images.

@@ -80,6 +80,12 @@ def make_norm(name: str, dim: int) -> nn.Module:
 
 
 def normed(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """A norm on tokens; one that looks at several tokens at once is told which are real."""
+    """A norm on tokens; one that looks at several tokens at once is told which are real.
+
+    Raises:
+        TypeError: for what `nn.SyncBatchNorm.convert_sync_batchnorm` makes of ours: it would take L for the channels.
+    """
+    if isinstance(norm, nn.SyncBatchNorm):
+        raise TypeError("norm='batch' is over all processes as it is: do not convert it to nn.SyncBatchNorm")
     result: Tensor = norm(x, mask) if isinstance(norm, TokenBatchNorm) else norm(x)
     return result

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
-from sequence.layers.norms import ScaleNorm, TokenBatchNorm, make_norm
+from sequence.layers.norms import ScaleNorm, TokenBatchNorm, make_norm, normed
 
 
 def test_scale_norm_is_by_its_formula():
@@ -42,6 +42,12 @@ def test_batch_norm_measures_the_real_tokens():
             for name, value in theirs.state_dict().items():
                 torch.testing.assert_close(ours.state_dict()[name], value)
     assert torch.equal(ours.eval()(x, mask)[mask], ours(x)[mask])  # in evaluation the running averages alone
+
+
+def test_a_converted_batch_norm_is_refused():
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(TokenBatchNorm(5))
+    with pytest.raises(TypeError, match="over all processes as it is"):
+        normed(converted, torch.randn(2, 5, 5), None)
 
 
 def batch(masked: bool) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:

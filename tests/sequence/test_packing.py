@@ -8,6 +8,8 @@ import itertools
 import pytest
 import torch
 
+from matmix.experiments import trainer
+from matmix.experiments.run import RunConfig, execute
 from matmix.experiments.step import accumulate, new_accelerator
 from matmix.experiments.task import Batch
 from sequence.packing import IGNORED, fitted, pack
@@ -102,6 +104,27 @@ def test_buckets_have_less_padding_and_the_same_examples(task: ListOps) -> None:
         ]
         assert len(seen) == 24 and len(set(seen)) == len({tuple(r) for r in mine.labelled("val").rows})
     assert shares[True] < shares[False] / 2
+
+
+def test_a_run_goes_on_in_the_middle_of_an_epoch(task: ListOps, tmp_path, monkeypatch) -> None:
+    """Stopped in its second epoch of 64 lists, in packed buckets, and resumed from step 10: the same weights."""
+    options = {**dataclasses.asdict(task), "pad": "packed", "buckets": True}
+    recipe = {"steps": 14, "batch_size": 8, "checkpoint_every": 5, "eval_every": 20, "accumulate": 2}
+    config = RunConfig("listops", "attention(head_dim=4)", 0, options, recipe)
+    assert execute(config, tmp_path / "whole").status == "finished"
+    real, done = trainer.accumulate, []
+
+    def stop(*arguments):
+        done.append(1)
+        if len(done) == 13:
+            raise OSError("stopped")
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer, "accumulate", stop)
+    assert execute(config, tmp_path / "again").status == "failed"
+    assert execute(config, tmp_path / "again").status == "finished" and len(done) == 13 + 4
+    whole, again = ((tmp_path / way / "final.safetensors").read_bytes() for way in ("whole", "again"))
+    assert whole == again
 
 
 def test_what_cannot_be_packed_is_refused(task: ListOps) -> None:
