@@ -75,6 +75,10 @@ class Pretraining(RegimeSettings):
         """As many steps of as many examples as the task, at a constant rate."""
         return dataclasses.replace(super().plain_recipe(), schedule="constant")
 
+    def tests(self) -> tuple[str, ...]:
+        """None of the further ones of the task: they ask what its labels need of order or length."""
+        return ()
+
     def head(self) -> Literal["language", "token"]:
         """Of the encoder: "language" refuses mixers that see what comes next."""
         return "language" if self.objective == "causal" else "token"

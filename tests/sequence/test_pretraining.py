@@ -123,7 +123,8 @@ def test_pixels_are_hidden_and_said_to_be(cache, tmp_path) -> None:
     config = RunConfig(
         "sequence.tasks.pixel_pretraining:PathfinderPretraining", MIXER, 0, small, {"steps": 2, "batch_size": 16}
     )
-    assert execute(config, tmp_path / "pre").status == "finished"
+    result = execute(config, tmp_path / "pre")
+    assert result.status == "finished" and not result.tests and not result.notes, result.error
     begun = Pathfinder(**small, init_from=str(tmp_path / "pre")).model(MIXER, 1)
     best = load_file(tmp_path / "pre" / "best.safetensors")["embedding.weight"]
     assert best.shape == (8, 2) and torch.equal(begun.embedding.weight, best[:, :1])  # the column of the pixel alone
