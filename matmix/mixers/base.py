@@ -93,6 +93,7 @@ class Mixer(nn.Module):
 
     traits: Traits  # set on the class; an instance may narrow it (attention(causal=True)) by setting self.traits
     undecayed: ClassVar[frozenset[str]] = frozenset()  # its own parameters that weight decay leaves alone, by name
+    optim_settings: ClassVar[dict[str, dict[str, float]]] = {}  # "lr" and "weight_decay" of some, by name
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
