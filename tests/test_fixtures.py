@@ -28,10 +28,12 @@ def constants_and_patterns(source: str) -> tuple[set[str], list[re.Pattern[str]]
 
 
 def used(case: str, constants: set[str], patterns: list[re.Pattern[str]]) -> bool:
-    file = case.rpartition("/")[2] + ".json"
-    if case in constants or any(c != "*.json" and c.endswith(".json") and fnmatch(file, c) for c in constants):
+    name = case.rpartition("/")[2]  # files whose cases are all in one folder name them without it
+    if {case, name} & constants or any(
+        c != "*.json" and c.endswith(".json") and fnmatch(f"{name}.json", c) for c in constants
+    ):
         return True
-    matches = (pattern.fullmatch(case) for pattern in patterns)
+    matches = (pattern.fullmatch(text) for pattern in patterns for text in (case, name))
     return any(match and set(match.groups()) <= constants for match in matches)
 
 
@@ -47,6 +49,8 @@ def test_an_unused_case_is_found() -> None:
         'load(f"vision/{kind}_{size}x{size}"); load("vision/whole"); kind = "pool"; 7; 9; glob("data_*.json")'
     )
     assert used("vision/whole", *found)
+    assert used("sequence/alone_7", *constants_and_patterns('load(f"alone_{size}"); 7'))
+    assert not used("sequence/alone_8", *constants_and_patterns('load(f"alone_{size}"); 7'))
     assert used("vision/pool_7x9", *found)
     assert not used("vision/pool_7x8", *found)
     assert not used("vision/part", *found)
