@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import random
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from sequence.data import pathfinder as paths
 from sequence.data.listops import TOKENS, Shape, draw
-from sequence.data.pathfinder import draw as drawn
 
 LISTS = Shape(max_depth=3, max_args=4, min_length=3, max_length=24)
 
@@ -66,17 +67,18 @@ def text(file: Path) -> Path:
     return file
 
 
+_drawn = functools.cache(paths.draw)
+
+
 def pathfinder(folder: Path, count: int = 60, size: int = 16, *, strangers: bool = False) -> Path:
     """`pathfinder<size>` as released: pictures of png, tables of text called .npy, two of them; with `strangers` the
     labels are those of other pictures."""
     from PIL import Image
 
-    from sequence.data.pathfinder import published
-
     level = folder / f"pathfinder{size}" / "curv_baseline"
     (level / "metadata").mkdir(parents=True)
-    found = drawn(published(size, 6), seed=1, indices=range(count))
-    labels = drawn(published(16), seed=2, indices=range(count)).labels if strangers else found.labels
+    found = _drawn(paths.published(size, 6), seed=1, indices=range(count))
+    labels = _drawn(paths.published(16), seed=2, indices=range(count)).labels if strangers else found.labels
     for table in (0, 10):
         (level / "imgs" / str(table)).mkdir(parents=True)
         lines = []
