@@ -46,7 +46,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import torch
-from timm.layers import register_notrace_function, register_notrace_module
+from timm.models import register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 

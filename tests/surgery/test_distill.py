@@ -242,12 +242,12 @@ def test_recipes_say_what_is_allowed(make, message: str) -> None:
 
 
 @pytest.mark.slow
-def test_hydra_learns_from_attention_in_half_of_the_steps_that_it_takes_from_scratch() -> None:
-    """Digits as 4 x 4 patches of 2 x 2 pixels. The student reaches the teacher's accuracy less a point; in twice its
-    steps the same model from scratch, by the recipe of the task, never does at any of the evaluations.
+def test_hydra_learns_from_attention_in_a_third_of_the_steps_that_the_recipe_takes() -> None:
+    """Digits as 4 x 4 patches of 2 x 2 pixels. The student reaches the teacher's accuracy less a point; in three times
+    its steps the same model from scratch, by the recipe of the task, never does at any of the evaluations.
 
-    Measured: teacher 97.6 %, student 97.9 % after 75 steps, from scratch 95.3 % at best up to step 150; it first gets
-    within a point at step 180.
+    The recipe has a schedule of 420 steps. One that is made to end early takes fewer: see
+    ``benchmarks/distillation.py``, where both arms are tuned.
     """
     from sequence.tasks.digits import Digits
 
@@ -282,11 +282,12 @@ def test_hydra_learns_from_attention_in_half_of_the_steps_that_it_takes_from_scr
 
     student = copy.deepcopy(teacher)
     surgery.replace(student, "hydra(expand=1)")
-    recipe = DistillRecipe(None, None, Stage(75, lr=6e-3, lr_end=0.0, train="all"), temperature=4.0)
+    last = Stage(48, lr=8e-3, lr_end=0.0, warmup=0.1, betas=(0.7, 0.9), train="all")
+    recipe = DistillRecipe(None, None, last, temperature=4.0)
     surgery.distill(teacher, student, labelled, recipe, inputs=lambda batch: batch[0])
     reached = accuracy(student)
 
     own = task.recipe()
     from_scratch = task.model("hydra(expand=1)", seed=0)
-    seen = train(from_scratch, Stage(own.steps, lr=own.lr, lr_end=0.0), 2 * recipe.steps, evaluate=True)
+    seen = train(from_scratch, Stage(own.steps, lr=own.lr, lr_end=0.0), 3 * recipe.steps, evaluate=True)
     assert goal > 96 and reached >= goal > max(seen), (goal, reached, seen)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import torch
-from timm.layers import register_notrace_module
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 

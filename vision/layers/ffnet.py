@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
-from timm.layers import register_notrace_module
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from matmix.ops.linear import affine, linear

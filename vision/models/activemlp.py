@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
 import torch
-from timm.layers import DropPath, register_notrace_module
+from timm.layers import DropPath
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

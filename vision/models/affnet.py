@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from timm.layers import DropPath, make_divisible, register_notrace_module
+from timm.layers import DropPath, make_divisible
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer, create_mixer

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from timm.layers import DropPath, register_notrace_function
+from timm.layers import DropPath
+from timm.models import register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
