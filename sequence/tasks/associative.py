@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from matmix.experiments.task import SPLITS
 from matmix.sampling import stream
 from sequence.data.mqar import check_mqar, fixed, fresh, pairs_asked, plain
 from sequence.tasks.tokens import TokenTask
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)

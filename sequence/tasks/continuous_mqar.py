@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from matmix.experiments.task import Recipe
 from matmix.sampling import stream
 from sequence.data.continuous_mqar import check_continuous, continuous_rows, laid_out, vectors
+from sequence.data.labels import IGNORED
 from sequence.encoder import Position
-from sequence.tasks.tokens import IGNORED, SPLITS, TIMES, TokenTask
+from sequence.tasks.tokens import SPLITS, TIMES, TokenTask
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Recipe, Task
+from sequence.data.labels import IGNORED
 from sequence.data.mad import KINDS, SEED, MadSettings, mad
 from sequence.encoder import Head, Position
 from sequence.layers.block import Act
 from sequence.layers.norms import Norm
 from sequence.layers.readout import Readout
-from sequence.tasks.tokens import IGNORED, TokenTask
+from sequence.tasks.tokens import TokenTask
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

@@ -23,17 +23,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from matmix.experiments.task import Batch, Recipe, Split, Task
+from matmix.experiments.task import SPLITS, Batch, Recipe, Split, Task
 from matmix.sampling import once, order, stream
-from sequence.data.mqar import (
-    IGNORED,
-    check_compositional,
-    check_forgetting,
-    compositional,
-    forgetting,
-    pairs_asked,
-)  # fmt: skip
-from sequence.tasks.associative import SPLITS, AssociativeRecall
+from sequence.data.labels import IGNORED
+from sequence.data.mqar import check_compositional, check_forgetting, compositional, forgetting, pairs_asked
+from sequence.tasks.associative import AssociativeRecall
 
 FIGURE2 = ((64, 4), (128, 8), (256, 16), (512, 64))
 """Sizes (length, pairs) of figure 2, a run each."""

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from matmix.experiments.registry import list_tasks, task_class
-from sequence.data.mqar import IGNORED, fixed, fresh, plain
+from sequence.data.labels import IGNORED
+from sequence.data.mqar import fixed, fresh, plain
 from sequence.tasks.co2 import CO2, weeks, windows
 from sequence.tasks.digits import Digits, splits
 from sequence.tasks.recall import Recall
