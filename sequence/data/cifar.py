@@ -38,7 +38,7 @@ SIDE = 32
 PUBLISHED = {"train": 50_000, "test": 10_000}
 BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 FOLDERS = ("", "cifar-10-batches-bin", "cifar-10-batches-py")
-VERSION = 1
+VERSION = 2
 
 Row = tuple[np.ndarray, int]
 Raw = tuple[str, int, Any, Any]

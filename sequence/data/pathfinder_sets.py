@@ -17,7 +17,7 @@ from sequence.data.parallel import chunks, ordered_map, progress
 from sequence.data.pathfinder import Settings, draw
 from sequence.data.pictures import Pictures
 
-VERSION = 1
+VERSION = 2
 """Raised when the same settings prepare something else."""
 TOGETHER = 1000
 """Pictures that a worker draws or reads at once, if they are small:"""
