@@ -69,7 +69,7 @@ def generate(
         raise ValueError(f"way must be 'auto', 'step' or 'forward', got {way!r}")
     if way == "auto":
         long = reach is not None and prompt.shape[1] + count - 1 > reach
-        recurrent = all(block.mixer.traits.recurrent for block in model.blocks)
+        recurrent = all(mixer.traits.recurrent for mixer in model.mixers)
         way = "step" if recurrent and not long else "forward"
     random = torch.Generator(prompt.device).manual_seed(seed)
     training = model.training

@@ -64,7 +64,8 @@ def published_words(group: Group, length: int, count: int, seed: int) -> tuple[n
     """
     if count > group.order**length:
         raise ValueError(f"{group.name} has {group.order**length} words of length {length}, fewer than {count}")
-    stream, rows = random.Random(seed), set()
+    stream = random.Random(seed)
+    rows: set[tuple[int, ...]] = set()
     while len(rows) < count:
         rows.add(tuple(stream.choices(range(group.order), k=length)))
     x = np.array(sorted(rows), dtype=np.int64)

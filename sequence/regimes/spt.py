@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sequence.regimes.base import TOKENS, Count, Regime, epoch, recipe_of, row
 
@@ -126,7 +126,7 @@ def spt(task: str, kind: str = "rotary", phase: str = "tuning") -> Regime:
     every = epoch(task, batch)
     if task == "retrieval" and not tuning:
         every = 2 * 147_086 // batch  # each document by itself
-    settings = {
+    settings: dict[str, Any] = {
         "dim": it.dim,
         "depth": it.depth,
         "mlp_ratio": it.hidden / it.dim,

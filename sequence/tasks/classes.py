@@ -16,10 +16,11 @@ from matmix.sampling import by_length, once, once_by_length, order
 from sequence.data.characters import Tokens, check_tokens
 from sequence.data.faults import check_broken
 from sequence.data.labelled import Labelled
+from sequence.data.labels import IGNORED
 from sequence.data.numbering import Numbering
 from sequence.data.vocabulary import Vocabulary, check_specials
 from sequence.encoder import Encoder
-from sequence.packing import IGNORED, pack
+from sequence.packing import pack
 from sequence.regimes.settings import RegimeSettings
 from sequence.shuffling import SHUFFLED, shuffled
 from sequence.tasks.settings import ClassSettings

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch
+from sequence.data.labels import IGNORED
 from sequence.tasks.image import Image
 from sequence.tasks.pathfinder import Pathfinder
 from sequence.tasks.pixels import LEVELS
-from sequence.tasks.pretraining import IGNORED, Pretraining, following
+from sequence.tasks.pretraining import Pretraining, following
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -31,6 +32,12 @@ class PixelPretraining(Pretraining):
     """In front of a task on pixels: the targets are grey levels, 256 classes."""
 
     share: float = 0.5
+
+    if TYPE_CHECKING:  # the task behind it has these
+        inputs: Literal["reals", "tokens"] = "reals"
+        layout: Literal["sequence", "grid"] = "sequence"
+
+        def size(self) -> int: ...
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,7 +62,7 @@ class PixelPretraining(Pretraining):
 
     def values(self, pixels: Tensor) -> Tensor:
         """Pixels (B, L) as the task has them."""
-        found: Tensor = super().batch(pixels, pixels).x.squeeze(-1)
+        found: Tensor = super().batch(pixels, pixels).x.squeeze(-1)  # type: ignore[misc]
         return found
 
     def targets(self, pixels: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe, Split
 from matmix.sampling import stream
+from sequence.data.labels import IGNORED
 from sequence.regimes import PRETRAINING, Regime
 from sequence.regimes.settings import RegimeSettings
 from sequence.tasks.listops import ListOps
@@ -28,8 +29,10 @@ from sequence.tasks.text import Text
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
+    from sequence.data.vocabulary import Vocabulary
+    from sequence.encoder import Encoder
+
 Objective = Literal["masked", "causal"]
-IGNORED = -100
 HIDING = 0x6D61736B  # sets the draws of what is hidden apart from those of the order
 
 
@@ -52,7 +55,7 @@ class Pretraining(RegimeSettings):
     regimes: ClassVar[dict[str, Callable[[str], Regime]]] = PRETRAINING
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[misc]  # that of the task behind it, as all others here
         if self.objective not in ("masked", "causal"):
             raise ValueError(f"{type(self).__name__}.objective must be 'masked' or 'causal', got {self.objective!r}")
         if not 0 < self.share < 1:
@@ -73,7 +76,7 @@ class Pretraining(RegimeSettings):
 
     def plain_recipe(self) -> Recipe:
         """As many steps of as many examples as the task, at a constant rate."""
-        return dataclasses.replace(super().plain_recipe(), schedule="constant")
+        return dataclasses.replace(super().plain_recipe(), schedule="constant")  # type: ignore[safe-super]
 
     def tests(self) -> tuple[str, ...]:
         """None of the further ones of the task: they ask what its labels need of order or length."""
@@ -89,7 +92,9 @@ class Pretraining(RegimeSettings):
         if split == "train" and batch_size % self.each:
             raise ValueError(f"a batch must divide by {self.each}, the sequences of an example, got {batch_size}")
         size = max(1, batch_size // self.each)
-        found = super().batches(split, size, seed=seed, start=start, rank=rank, world=world)
+        found = super().batches(  # type: ignore[safe-super]
+            split, size, seed=seed, start=start, rank=rank, world=world
+        )
         for step, batch in enumerate(found, start):
             x = batch.x.flatten(0, -2)
             mask = None if batch.mask is None else batch.mask.flatten(0, -2)
@@ -148,6 +153,15 @@ def _chances(seed: int, index: int, *shape: int) -> Tensor:
 class TokenPretraining(Pretraining):
     """In front of a task on tokens. A hidden one is always replaced by the token "mask"."""
 
+    if TYPE_CHECKING:  # the task behind it has these
+        pad: Literal["batch", "length", "packed"] = "batch"
+        specials: tuple[str, ...] = ()
+        length: int = 0
+
+        def vocabulary(self) -> Vocabulary: ...
+
+        def checked(self, model: Encoder) -> Encoder: ...
+
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
@@ -161,7 +175,7 @@ class TokenPretraining(Pretraining):
 
     def special_tokens(self) -> tuple[str, ...]:
         """Those of the task, and one to hide others with."""
-        found = super().special_tokens()
+        found: tuple[str, ...] = super().special_tokens()  # type: ignore[misc]
         return found if self.specials or "mask" in found else ("mask", *found)
 
     def longest(self) -> int:
@@ -179,7 +193,9 @@ class TokenPretraining(Pretraining):
     def posed(self, x: Tensor, mask: Tensor | None, hidden: Tensor | None) -> Batch:
         if hidden is None:
             return Batch(x, following(x, mask, IGNORED), mask)
-        return Batch(x.masked_fill(hidden, self.vocabulary().special("mask")), torch.where(hidden, x, IGNORED), mask)
+        blank = self.vocabulary().special("mask")
+        assert blank is not None  # __post_init__ asks for it
+        return Batch(x.masked_fill(hidden, blank), torch.where(hidden, x, IGNORED), mask)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from matmix.experiments.task import Recipe
 from matmix.sampling import stream
 from sequence.data.groups import group
+from sequence.data.labels import IGNORED
 from sequence.data.states import DIGIT, EQUALS, draw_arithmetic, draw_words
 from sequence.encoder import Position
-from sequence.tasks.tokens import IGNORED, SPLITS, TIMES, TokenTask
+from sequence.tasks.tokens import SPLITS, TIMES, TokenTask
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
