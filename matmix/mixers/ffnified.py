@@ -146,7 +146,7 @@ class FFNified(Mixer):
 
     def _query(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """``BN(W x)``, tokens."""
-        return self.fc(x, mask) if isinstance(self.fc, VariateQuery | NormedLinear) else self.fc(x)
+        return self.fc(x, mask) if isinstance(self.fc, (VariateQuery, NormedLinear)) else self.fc(x)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         tokens = mixed.squeeze(-1).mT

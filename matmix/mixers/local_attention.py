@@ -69,7 +69,7 @@ class LocalAttention(Mixer):
         strides = (1,) if len(grid) == 1 else (grid[1], 1)
         offsets = tuple(sum(s * stride for s, stride in zip(step, strides, strict=True)) for step in steps)
         seen = self._seen(x, context, steps, offsets)
-        length, margin = x.shape[1], max(map(abs, offsets))
+        length, margin = x.shape[1], max([abs(offset) for offset in offsets])
         padded = F.pad(key, (0, 0, margin, margin))
         exact = working_dtype(query)
         with full_precision(x.device):
@@ -94,7 +94,7 @@ class LocalAttention(Mixer):
             view[axis] = n
             inside = inside & ((place >= 0) & (place < n)).view(view)
         inside = inside.reshape(1, 1, -1, len(steps))
-        margin, length = max(map(abs, offsets)), x.shape[1]
+        margin, length = max([abs(offset) for offset in offsets]), x.shape[1]
 
         def near(marks: Tensor) -> Tensor:  # (B, L) as (B, 1, L, K): those of the tokens of the window
             wide = F.pad(marks, (margin, margin))

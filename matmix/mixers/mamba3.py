@@ -156,7 +156,10 @@ class Mamba3(Mixer):
         projected = linear(self.in_proj, x)
         with full_precision(x.device):
             parts = self._parts(projected, context.mask)
-            parts = parts._replace(log_decay=forgetting(parts.log_decay, context.segments))
+            kept = forgetting(parts.log_decay, context.segments)
+            parts = _Parts(
+                parts.values, parts.gate, parts.inputs, parts.outputs, parts.step, kept, parts.now, parts.turn
+            )
             matrix = self._matrix(parts, *self._turned(parts))
         return Projected(matrix, parts.values, parts.gate)
 

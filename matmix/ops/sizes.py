@@ -117,4 +117,4 @@ def power_of_two(size: int) -> int:
 
 def is_size(size: object) -> bool:
     """Whether this is a whole number, or what a tracer has in its place."""
-    return isinstance(size, int | torch.SymInt) or (isinstance(size, Tensor) and size.dim() == 0)
+    return isinstance(size, (int, torch.SymInt)) or (isinstance(size, Tensor) and size.dim() == 0)
