@@ -40,6 +40,8 @@ class Batch(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Any]) -> Batch:
         """Apply `function` to every tensor of the batch; what is no tensor is left as it is."""
+        if isinstance(self.x, Tensor) and isinstance(self.y, Tensor):  # a walk through the nests takes 30 us
+            return Batch(function(self.x), function(self.y), None if self.mask is None else function(self.mask))
         mapped: Batch = tree_map_only(Tensor, function, self)
         return mapped
 
