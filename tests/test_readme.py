@@ -117,11 +117,11 @@ def test_commands_run(tmp_path: Path) -> None:
     make_folder(tmp_path / "FOLDER")
     shutil.copy(next((tmp_path / "FOLDER").rglob("*.jpg")), tmp_path / "IMAGE")
     (tmp_path / "contrast.py").write_text(BLOCKS[1])
-    for place in (
-        tmp_path / "IMAGENET" / split / f"n{index:08}" for split in ("train", "val") for index in range(1000)
-    ):
+    for split, index in itertools.product(("train", "val"), range(1000)):
+        place = tmp_path / "IMAGENET" / split / f"n{index:08}"
         place.mkdir(parents=True)
-        os.link(tmp_path / "IMAGE", place / "0.jpg")
+        for number in range(2 if split == "train" else 1):  # one of them is held out for validation
+            os.link(tmp_path / "IMAGE", place / f"{number}.jpg")
     torch.save(vision.create_model("caformer_s18").state_dict(), tmp_path / "FILE")
     files.reviews(tmp_path / "REVIEWS")
     files.text(tmp_path / "input.txt")
