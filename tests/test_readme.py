@@ -87,11 +87,12 @@ def check_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert option in shown, f"{option} is not in the help of matmix {shlex.join(named)}"
 
 
-# What makes a command short: the steps and examples of a command, never another way through it.
+# What makes a command short: its steps, its examples and their size, never another way through it.
 SHORTER = {
     "matmix study quickstart --seeds 1": "--mixers identity",  # CI runs it whole
     "matmix train imagefolder": "--steps 2 --recipe.batch-size 4",
-    "matmix train imagenet": "--steps 1 --recipe.batch-size 2 --task.repeats 1",
+    "matmix train imagenet": "--steps 1 --recipe.batch-size 2 --task.repeats 1 --task.img-size 64",
+    "matmix evaluate imagenet": "--task.img-size 64",
     "matmix study imagefolder": "--seeds 1 --recipe.steps 2 --recipe.batch-size 4",
     "matmix train listops": "--steps 2 --task.max-depth 3 --task.min-length 3 --task.max-length 12 "
     "--task.train-examples 99 --task.val-examples 9 --task.test-examples 9",
