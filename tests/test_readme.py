@@ -125,7 +125,7 @@ def test_commands_run(tmp_path: Path) -> None:
             os.link(tmp_path / "IMAGE", place / f"{number}.jpg")
     torch.save(vision.create_model("caformer_s18").state_dict(), tmp_path / "FILE")
     files.reviews(tmp_path / "REVIEWS")
-    files.text(tmp_path / "input.txt")
+    (tmp_path / "input.txt").write_text(10 * files.text(tmp_path / "short.txt").read_text())
     files.pack(tmp_path / "lra_release.gz", sorted(files.papers(tmp_path / "papers").iterdir()), "tsv_data")
     folders = {"imagenet": "IMAGENET", "text": "REVIEWS"}
     starts = (*SHORTER, *TOO_LONG)
