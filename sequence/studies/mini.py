@@ -1,4 +1,4 @@
-"""The Long Range Arena in a quarter of an hour: `matmix study lra-mini`."""
+"""Three small tasks that tell kinds of mixers apart: `matmix study lra-mini`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LISTS: dict[str, Any] = {
 
 
 def lra_mini() -> Study:
-    """Short lists, associative recall and parity: what a mixer cannot do shows in minutes.
+    """Short lists, associative recall and parity: what a mixer cannot do shows within a few hundred steps.
 
     No score here is one of the Long Range Arena. A path task of 16 x 16 pixels is not among them: fixed filters, s4d
     and attention were all still at chance on it after 400 steps.
