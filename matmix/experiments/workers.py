@@ -81,7 +81,8 @@ class _Worker:
     def __init__(self, imports: Sequence[str], track: str) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, tuple(imports), track), daemon=True)
+        # Not a daemon: those may have no processes of their own, and loaders of data have. close() ends it, or its pipe.
+        self.process = context.Process(target=_work, args=(theirs, tuple(imports), track), daemon=False)
         self.process.start()
         theirs.close()
         self.current: StudyRun | None = None
