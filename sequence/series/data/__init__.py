@@ -1,0 +1,1 @@
+"""Files of time series as people have them, and windows of them."""

@@ -1,0 +1,1 @@
+"""Parts of time-series models: embeddings, normalisations, decompositions, heads."""

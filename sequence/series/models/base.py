@@ -1,0 +1,118 @@
+"""What every time-series model is: one call, whatever the goal, and a name.
+
+    @register_series_model("dlinear")
+    class DLinear(SeriesModel):
+        def __init__(self, *, length, channels, goal="forecast", horizon=0, classes=0, mixer="default", kernel=25): ...
+
+A model reads a window of `L` steps of `C` series and gives, by its `goal`, the next `horizon` steps ("forecast"), the
+window itself ("imputation", "anomaly") or scores of classes ("classification").
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeVar, get_args
+
+from torch import Tensor, nn
+
+from matmix.spec import hint, unknown_option
+
+Goal = Literal["forecast", "imputation", "anomaly", "classification"]
+"""What a model is asked for."""
+_Model = TypeVar("_Model", bound=type["SeriesModel"])
+_MODELS: dict[str, type[SeriesModel]] = {}
+
+
+class SeriesModel(nn.Module):
+    """Base of all time-series models.
+
+    Args:
+        length: L, steps of the window that is read.
+        channels: C, series side by side.
+        goal: what the output is.
+        horizon: steps to forecast; 0 for any other goal.
+        classes: for goal="classification"; 0 for any other.
+
+    Raises:
+        ValueError: if a goal does not get what it needs, or `goal` is none of them.
+    """
+
+    goals: ClassVar[tuple[Goal, ...]] = get_args(Goal)
+    """What the model can be asked for."""
+
+    def __init__(self, *, length: int, channels: int, goal: Goal = "forecast", horizon: int = 0, classes: int = 0):
+        super().__init__()
+        name = type(self).__name__
+        if goal not in self.goals:
+            raise ValueError(f"{name}: goal must be one of {', '.join(self.goals)}, got {goal!r}")
+        for option, value, needed in (("horizon", horizon, "forecast"), ("classes", classes, "classification")):
+            if (goal == needed) != (value > 0) or value < 0:
+                raise ValueError(
+                    f"{name}: {option} must be at least 1 with goal={needed!r} and 0 with any other, got "
+                    f"{option}={value} with goal={goal!r}"
+                )
+        if length < 1 or channels < 1:
+            raise ValueError(f"{name}: length and channels must be at least 1, got {length} and {channels}")
+        self.goal: Goal = goal
+        self.length, self.channels, self.horizon, self.classes = length, channels, horizon, classes
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        marks: Tensor | None = None,
+        future_marks: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        observed: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Forecast (B, horizon, C), the window again (B, L, C), or scores (B, classes).
+
+        Args:
+            x: values (B, L, C).
+            marks: features of the time of each step (B, L, K), such as hour and weekday.
+            future_marks: those of the steps to forecast (B, horizon, K).
+            mask: (B, L) bool, True = a real step; the rest is padding.
+            observed: (B, L, C) bool, True = a known value, for goal="imputation".
+            start: what a decoder begins with (B, any + horizon, C); by default the last steps of x, then zeros.
+        """
+
+
+def register_series_model(name: str) -> Callable[[_Model], _Model]:
+    """Give a class a name.
+
+    Raises:
+        ValueError: for a name that is taken.
+    """
+
+    def register(cls: _Model) -> _Model:
+        if name in _MODELS and _MODELS[name] is not cls:
+            raise ValueError(f"a time-series model {name!r} is there already: {_MODELS[name].__qualname__}")
+        _MODELS[name] = cls
+        return cls
+
+    return register
+
+
+def list_series_models() -> list[str]:
+    """Names for `create_series_model`."""
+    return sorted(_MODELS)
+
+
+def create_series_model(name: str, **options: Any) -> SeriesModel:
+    """A model by name.
+
+    Raises:
+        ValueError: for a name or an option that is not there; close ones are listed.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"unknown time-series model {name!r}{hint(name, list_series_models())}")
+    cls = _MODELS[name]
+    known = [parameter for parameter in inspect.signature(cls).parameters if parameter != "self"]
+    for option in options:
+        if option not in known:
+            raise ValueError(unknown_option(name, option, known))
+    return cls(**options)

@@ -1,0 +1,1 @@
+"""Forecasting, imputation, classification and anomalies as tasks."""
