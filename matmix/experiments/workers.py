@@ -81,7 +81,7 @@ class _Worker:
     def __init__(self, imports: Sequence[str], track: str) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        # Not a daemon: those may have no processes of their own, and loaders of data have. close() ends it, or its pipe.
+        # Not a daemon: those may have no processes of their own, which loaders of data have. close() ends it.
         self.process = context.Process(target=_work, args=(theirs, tuple(imports), track), daemon=False)
         self.process.start()
         theirs.close()

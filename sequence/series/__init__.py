@@ -1,1 +1,1 @@
-"""Time series: models with mixers of choice, the five tasks they are measured on, and a forecaster for one's own data."""
+"""Time series: models with mixers of choice, the five tasks they are measured on, a forecaster for own data."""
