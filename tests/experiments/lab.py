@@ -1,6 +1,9 @@
-"""A task as a user writes one in a file of their own: inputs by name, several losses, another library's outputs."""
+"""A task as a user writes one in a file of their own: inputs by name, several losses, another library's outputs, data
+that processes of its own prepare."""
 
+import sys
 from dataclasses import dataclass
+from multiprocessing import get_context
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -28,6 +31,8 @@ class Parity(TensorTask):
     def splits(self):
         bits = torch.randint(2, (3, self.count, self.length), generator=torch.Generator().manual_seed(0))
         names = ("train", "val", "test")
+        with get_context("fork" if sys.platform == "linux" else "spawn").Pool(1) as pool:  # as loaders of data do
+            pool.map(abs, [0])
         return {
             name: (
                 {"bits": x, "times": torch.arange(self.length).expand_as(x)},
