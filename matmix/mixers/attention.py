@@ -7,7 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from matmix.matrices.base import Matrix
+from matmix.matrices.dense import Dense
 from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, merge_heads
 from matmix.mixers.registry import register
@@ -22,6 +25,14 @@ def _from_three(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
     kinds = ("weight", "bias")
     qkv = {f"qkv.{kind}": torch.cat([state[f"W_{letter}.{kind}"] for letter in "qkv"]) for kind in kinds}
     return qkv | {f"proj.{kind}": state[f"ff.{kind}"] for kind in kinds}
+
+
+def _from_tslib(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Four projections, each with a bias."""
+    kinds = ("weight", "bias")
+    names = [f"{kind}_projection" for kind in ("query", "key", "value")]
+    qkv = {f"qkv.{kind}": torch.cat([state[f"{name}.{kind}"] for name in names]) for kind in kinds}
+    return qkv | {f"proj.{kind}": state[f"out_projection.{kind}"] for kind in kinds}
 
 
 @register(
@@ -48,6 +59,8 @@ class Attention(Mixer):
         rotary: neighbouring channels of queries and keys are turned as a pair by angles in proportion to the place of
             the token (rotary position embedding), so scores hang on the distance of two tokens. Padding counts as no
             place; an image is read row by row.
+        dropout: in training, the chance of an entry of the matrix to be left out; the others grow by 1 / (1 - p), and
+            the matrix that runs and is shown is the one that is left (drawn anew whenever it is asked for).
     """
 
     traits = Traits(data_dependent=True, mask="trim", packed=True)
@@ -63,6 +76,7 @@ class Attention(Mixer):
         proj_bias: bool = False,
         causal: bool = False,
         rotary: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         if causal:
             self.traits = replace(type(self).traits, causal=True, recurrent=True, aligned=True)
@@ -74,7 +88,9 @@ class Attention(Mixer):
         assert heads is not None
         if rotary and head_dim % 2:
             raise ValueError(f"rotary turns pairs of channels and needs an even head_dim, got {head_dim}")
-        self.head_dim, self.heads, self.causal, self.rotary = head_dim, heads, causal, rotary
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
+        self.head_dim, self.heads, self.causal, self.rotary, self.dropout = head_dim, heads, causal, rotary, dropout
         inner = self.heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)
         self.proj = nn.Linear(inner, dim, bias=proj_bias)
@@ -88,7 +104,13 @@ class Attention(Mixer):
         if self.rotary:
             place = places(x.shape[1], context.mask, context.segments, x.device)
             query, key = turn_pairs(query, place), turn_pairs(key, place)
-        return Projected(Softmax(query, key, context.mask, causal=self.causal, segments=context.segments), values)
+        matrix = Softmax(query, key, context.mask, causal=self.causal, segments=context.segments)
+        return Projected(self._thinned(matrix), values)
+
+    def _thinned(self, matrix: Softmax) -> Matrix:
+        if not (self.training and self.dropout):
+            return matrix
+        return Dense(F.dropout(matrix.to_dense(), self.dropout))
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return linear(self.proj, merge_heads(mixed))
@@ -112,11 +134,13 @@ class Attention(Mixer):
             keys, past, before = state
             key, values = torch.cat((keys.to(key.dtype), key), 2), torch.cat((past.to(values.dtype), values), 2)
             mask = real = torch.cat((before, real), 1)
-        mixed = Softmax(query, key, mask, causal=True).matmul(values)
+        mixed = self._thinned(Softmax(query, key, mask, causal=True)).matmul(values)
         return self.merge(mixed, None), (key, values, real)
 
     published: ClassVar[dict[str, Any]] = {
         "sail-sg/metaformer": lambda module, state: state,
         "sail-sg/poolformer": lambda module, state: state,
         "lxchtan/PoNet": _from_three,
+        "thuml/Time-Series-Library": _from_tslib,
+        "Thrillcrazyer/JustDense": _from_tslib,
     }

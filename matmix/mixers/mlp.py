@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Self
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,13 @@ from matmix.ops.activations import gelu, looked_on
 from matmix.ops.effective import affine_of
 from matmix.ops.plain import is_plain
 
+
+class _Act(NamedTuple):
+    kept: Callable[[Tensor], Tensor]
+    spent: Callable[[Tensor], Tensor]  # of hidden units that nobody else needs
+
+
+_ACTS = {"gelu": _Act(F.gelu, gelu), "relu": _Act(F.relu, F.relu)}
 WIDE = 128  # channels from which a product of its own for each sample is fast
 
 
@@ -33,23 +41,29 @@ WIDE = 128  # channels from which a product of its own for each sample is fast
     smallest={"hidden": 6},
 )
 class TokenMLP(Mixer):
-    """``y = W2 gelu(W1 x + b1) + b2`` over the tokens of every channel (MLP-Mixer's token mixing).
+    """``y = W2 act(W1 x + b1) + b2`` over the tokens of every channel (MLP-Mixer's token mixing; TSMixer's with ReLU).
 
     Since ``gelu(z) = z Phi(z)`` with the normal distribution function Phi, the layer is exactly the product with
     ``W2 diag(Phi(z)) [W1, b1] + [0, b2]``, one matrix a channel and sample; its last column takes a constant 1 that is
-    appended to the tokens.
+    appended to the tokens. With ReLU the gate is 1 where z > 0, else 0.
 
     Args:
         hidden: width of the hidden layer (MLP-Mixer S: 256, B: 384, L: 512).
+        act: the activation, ``"gelu"`` or ``"relu"``.
     """
 
     traits = Traits(data_dependent=True, length="fixed", mask="content")
 
-    def __init__(self, dim: int, grid: Grid | None = None, *, hidden: int = 256) -> None:
+    def __init__(
+        self, dim: int, grid: Grid | None = None, *, hidden: int = 256, act: Literal["gelu", "relu"] = "gelu"
+    ) -> None:
         super().__init__(dim, grid)
         assert self.grid is not None
         if not isinstance(hidden, int) or hidden < 1:
             raise ValueError(f"hidden must be a positive integer, got {hidden!r}")
+        if act not in ("gelu", "relu"):
+            raise ValueError(f"act must be 'gelu' or 'relu', got {act!r}")
+        self.act = act
         length = math.prod(self.grid)
         self.fc1 = nn.Linear(length, hidden)
         self.fc2 = nn.Linear(hidden, length)
@@ -58,7 +72,7 @@ class TokenMLP(Mixer):
         values = torch.cat((x, x.new_ones(1, 1, 1).expand(x.shape[0], 1, self.dim)), 1).mT.unsqueeze(-1)
         weight1, bias1 = affine_of(self.fc1, x.shape[1])
         weight2, bias2 = affine_of(self.fc2, len(bias1))
-        return Projected(_perceptron(x, weight1, bias1, weight2, bias2), values)
+        return Projected(_perceptron(x, weight1, bias1, weight2, bias2, self.act), values)
 
     def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
         # The matrix would need the hidden units for its gates, which are most of the product, and then again.
@@ -66,14 +80,14 @@ class TokenMLP(Mixer):
 
     def _mix(self, x: Tensor) -> Tensor:
         """The perceptron itself, tokens to ``(B, D, L)``."""
-        first, second = self.fc1, self.fc2
+        first, second, act = self.fc1, self.fc2, _ACTS[self.act]
         plain = is_plain(first, nn.Linear)
         if not plain or x.shape[2] < WIDE or looked_on(x, first.weight) or not is_plain(second, nn.Linear):
             hidden = first(x.mT)
-            return second(gelu(hidden) if plain else F.gelu(hidden))
+            return second(act.spent(hidden) if plain else act.kept(hidden))
         # One product a sample reads the tokens as they lie; its gradient would be a sum over samples.
         hidden = torch.baddbmm(first.bias.unsqueeze(1), first.weight.expand(x.shape[0], -1, -1), x)
-        return torch.baddbmm(second.bias.unsqueeze(1), second.weight.expand(x.shape[0], -1, -1), gelu(hidden)).mT
+        return torch.baddbmm(second.bias.unsqueeze(1), second.weight.expand(x.shape[0], -1, -1), act.spent(hidden)).mT
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         return mixed.squeeze(-1).mT
@@ -102,10 +116,10 @@ class TokenMLP(Mixer):
     }
 
 
-def _perceptron(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Matrix:
+def _perceptron(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, act: str) -> Matrix:
     """``W2 diag(Phi(z)) [W1, b1] + [0, b2]`` for tokens ``(B, L, D)``, a matrix a channel."""
     first, second = Dense(weight1[None, None]), Dense(weight2[None, None])
-    gate = Gate(first, x.mT.unsqueeze(-1), bias1.view(1, 1, -1))
+    gate = Gate(first, x.mT.unsqueeze(-1), bias1.view(1, 1, -1), kind=act)
     hidden = ColumnCat((first, Dense(bias1.view(1, 1, -1, 1))))
     nothing = Diagonal(x.new_zeros(1, 1, 1).expand(-1, -1, x.shape[1]))
     offset = ColumnCat((nothing, Dense(bias2.view(1, 1, -1, 1))))

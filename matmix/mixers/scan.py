@@ -28,12 +28,14 @@ class Scan(Mixer):
     """``y = mean_k P_k^T f(P_k x)``: the mixer f reads the tokens in several orders, and the outputs are averaged.
 
     So a mixer of sequences becomes one of images, ``scan(spec="hydra", orders=("rows", "columns"))``, or sees both ends
-    of a sequence. The matrix has the heads of all orders, ``P_k^T M_k P_k`` on its own values each.
+    of a sequence; S-Mamba's (arXiv 2403.11144) is ``s6`` by ``("rows", "rows_back")`` with ``shared=False`` and
+    ``divide=False``. The matrix has the heads of all orders, ``P_k^T M_k P_k`` on its own values each.
 
     Args:
         spec: a mixer that takes sequences.
         orders: of ``matmix.ops.orders.ORDERS``.
         shared: one set of weights for all orders, or one each.
+        divide: the mean of the orders, else their sum.
     """
 
     traits = Traits(data_dependent=True, mask="trim")
@@ -46,6 +48,7 @@ class Scan(Mixer):
         spec: str = "ssd",
         orders: tuple[str, ...] = CROSS,
         shared: bool = True,
+        divide: bool = True,
     ) -> None:
         self.orders = check_orders(orders)
         line = None if grid is None else _line(grid)
@@ -58,7 +61,7 @@ class Scan(Mixer):
             data_dependent=inner.data_dependent, length=inner.length, mask=inner.mask, mixes=inner.mixes
         )
         super().__init__(dim, grid)
-        self.parts = nn.ModuleList(parts)
+        self.parts, self.divide = nn.ModuleList(parts), divide
 
     def _part(self, index: int) -> Mixer:
         return self.parts[index if len(self.parts) > 1 else 0]  # type: ignore[return-value]
@@ -89,14 +92,18 @@ class Scan(Mixer):
             mask = None if context.mask is None else context.mask.index_select(1, order)
             tokens = self._part(index)(x.index_select(1, order), grid=(x.shape[1],), mask=mask)
             outputs.append(tokens.index_select(1, order.argsort()))
-        return torch.stack(outputs).mean(0)
+        return self._together(outputs)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         outputs = []
         for index, (part, (inner, order)) in enumerate(zip(mixed.chunk(len(self.orders), 1), rest, strict=True)):
             tokens = self._part(index).merge(part.index_select(2, order), inner)
             outputs.append(tokens.index_select(1, order.argsort()))
-        return torch.stack(outputs).mean(0)
+        return self._together(outputs)
+
+    def _together(self, outputs: list[Tensor]) -> Tensor:
+        stack = torch.stack(outputs)
+        return stack.mean(0) if self.divide else stack.sum(0)
 
     def resize_(self, grid: Grid) -> Self:
         super().resize_(grid)

@@ -33,6 +33,23 @@ def test_inner_width_of_a_width_that_heads_do_not_divide() -> None:
         create_mixer("attention(heads=0)", 8)
 
 
+def test_dropout_of_the_matrix() -> None:
+    """In training the matrix that runs is the one that is shown: some entries are gone, the others are larger."""
+    mixer = create_mixer("attention(heads=2, head_dim=4, dropout=0.25)", 8).double()
+    x = torch.randn(3, 30, 8, dtype=torch.float64)
+    kept = mixer.eval().matrix(x).to_dense()
+    torch.manual_seed(0)
+    thinned = mixer.train().matrix(x).to_dense()
+    gone = thinned == 0
+    assert 0.23 < gone.double().mean() < 0.27
+    torch.testing.assert_close(thinned[~gone], kept[~gone] / 0.75)
+    values = mixer._heads(x)[2]
+    torch.manual_seed(0)
+    torch.testing.assert_close(mixer(x), mixer.merge(thinned @ values, None))
+    with pytest.raises(ValueError, match="dropout must be at least 0 and below 1, got 1"):
+        create_mixer("attention(dropout=1)", 8)
+
+
 def test_rotary_turns_pairs_by_their_place() -> None:
     """Against complex numbers: channels 2 m and 2 m + 1 are one, times exp(i place 10000^(-2 m / E)), whose product
     with another's conjugate hangs on the distance alone. The whole head turns, queries and keys alike."""
