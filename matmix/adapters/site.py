@@ -10,7 +10,7 @@ from torch import nn
 
 from matmix.mixers.base import Grid
 
-Kind = Literal["self_attention", "cross_attention", "depthwise_conv", "pooling", "mixer"]
+Kind = Literal["self_attention", "cross_attention", "depthwise_conv", "pooling", "mixer", "map"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Level = Literal["module", "matrix"]
 LEVELS: tuple[Level, ...] = get_args(Level)

@@ -15,6 +15,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
+import torch
 from torch import Tensor, nn
 
 from matmix.spec import hint, unknown_option
@@ -34,6 +35,7 @@ class SeriesModel(nn.Module):
         goal: what the output is.
         horizon: steps to forecast; 0 for any other goal.
         classes: for goal="classification"; 0 for any other.
+        marks: K, features of the time of a step; 0 for none.
 
     Raises:
         ValueError: if a goal does not get what it needs, or `goal` is none of them.
@@ -42,7 +44,16 @@ class SeriesModel(nn.Module):
     goals: ClassVar[tuple[Goal, ...]] = get_args(Goal)
     """What the model can be asked for."""
 
-    def __init__(self, *, length: int, channels: int, goal: Goal = "forecast", horizon: int = 0, classes: int = 0):
+    def __init__(
+        self,
+        *,
+        length: int,
+        channels: int,
+        goal: Goal = "forecast",
+        horizon: int = 0,
+        classes: int = 0,
+        marks: int = 0,
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         if goal not in self.goals:
@@ -53,10 +64,13 @@ class SeriesModel(nn.Module):
                     f"{name}: {option} must be at least 1 with goal={needed!r} and 0 with any other, got "
                     f"{option}={value} with goal={goal!r}"
                 )
-        if length < 1 or channels < 1:
-            raise ValueError(f"{name}: length and channels must be at least 1, got {length} and {channels}")
+        if length < 1 or channels < 1 or marks < 0:
+            raise ValueError(
+                f"{name}: length and channels must be at least 1, marks at least 0, got {length}, {channels}, {marks}"
+            )
         self.goal: Goal = goal
         self.length, self.channels, self.horizon, self.classes = length, channels, horizon, classes
+        self.marks = marks
 
     @abstractmethod
     def forward(
@@ -79,6 +93,33 @@ class SeriesModel(nn.Module):
             observed: (B, L, C) bool, True = a known value, for goal="imputation".
             start: what a decoder begins with (B, any + horizon, C); by default the last steps of x, then zeros.
         """
+
+    def check(
+        self,
+        x: Tensor,
+        marks: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        observed: Tensor | None = None,
+    ) -> None:
+        """Refuse what does not fit the model.
+
+        Raises:
+            ValueError: for an argument of another shape; it names the argument, its shape and what is allowed.
+        """
+        name, (batch, length, channels) = type(self).__name__, (len(x), self.length, self.channels)
+        if x.shape[1:] != (length, channels):
+            raise ValueError(f"{name}: x must be (B, {length}, {channels}), got {tuple(x.shape)}")
+        if marks is not None and marks.shape != (batch, length, self.marks):
+            built = f" (it was built with marks={self.marks})"
+            raise ValueError(
+                f"{name}: marks must be ({batch}, {length}, {self.marks}){built}, got {tuple(marks.shape)}"
+            )
+        for word, given, shape in (("mask", mask, (batch, length)), ("observed", observed, (batch, length, channels))):
+            if given is not None and (given.dtype != torch.bool or given.shape != shape):
+                raise ValueError(
+                    f"{name}: {word} must be bool of shape {shape}, got {given.dtype} {tuple(given.shape)}"
+                )
 
 
 def register_series_model(name: str) -> Callable[[_Model], _Model]:
