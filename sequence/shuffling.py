@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from matmix.experiments.task import Batch
+from matmix.experiments.task import Batch, Split, Task
 
 SHUFFLED = "test@shuffled"
 """Name of the test split in tasks that have it: what a model scores there, it does not owe to the order of tokens."""
+
+
+class ShuffledTest(Task):
+    """A task with that split; a subclass says what its other splits hold."""
+
+    def ordered(self) -> bool:
+        """Whether its tokens stand in an order that a drawn one can replace."""
+        return True
+
+    def tests(self) -> tuple[str, ...]:
+        return (SHUFFLED,) if self.ordered() else ()
+
+    @abstractmethod
+    def unshuffled(
+        self, split: Split, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        """`batches` of all other splits."""
+
+    def batches(
+        self, split: Split, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        if split == SHUFFLED:
+            return shuffled(self.batches("test", batch_size, rank=rank, world=world), rank=rank)
+        return self.unshuffled(split, batch_size, seed=seed, start=start, rank=rank, world=world)
 
 
 def shuffled(batches: Iterable[Batch], *, rank: int = 0) -> Iterator[Batch]:

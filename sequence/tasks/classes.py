@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from matmix.experiments.task import Batch, Split, Task
+from matmix.experiments.task import Batch, Split
 from matmix.sampling import by_length, once, once_by_length, order
 from sequence.data.characters import Tokens, check_tokens
 from sequence.data.faults import check_broken
@@ -22,7 +22,7 @@ from sequence.data.vocabulary import Vocabulary, check_specials
 from sequence.encoder import Encoder
 from sequence.packing import pack
 from sequence.regimes.settings import RegimeSettings
-from sequence.shuffling import SHUFFLED, shuffled
+from sequence.shuffling import ShuffledTest
 from sequence.tasks.settings import ClassSettings
 
 if TYPE_CHECKING:
@@ -117,14 +117,14 @@ class TextSettings(TokenSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenTask(RegimeSettings, TokenSettings, Task):
+class TokenTask(ShuffledTest, RegimeSettings, TokenSettings):
     """A class for each sequence of tokens. A subclass says where the sequences come from."""
 
     metric: ClassVar[str] = "accuracy"
     classes: ClassVar[int]
 
-    def tests(self) -> tuple[str, ...]:
-        return () if self.pad == "packed" else (SHUFFLED,)
+    def ordered(self) -> bool:
+        return self.pad != "packed"
 
     @abstractmethod
     def labelled(self, split: Split) -> Labelled:
@@ -144,12 +144,9 @@ class TokenTask(RegimeSettings, TokenSettings, Task):
             self.encoder(mixer, seed, vocabulary=count, grid=(self.length,), head="class", outputs=self.classes)
         )
 
-    def batches(
+    def unshuffled(
         self, split: Split, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
-        if split == SHUFFLED:
-            yield from shuffled(self.batches("test", batch_size, rank=rank, world=world), rank=rank)
-            return
         rows, labels = self.labelled(split)
         numbering = self.numbering()
         for at in self.indices(split, rows.lengths, batch_size, seed, start, rank, world):

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from matmix.experiments.task import Batch, Split, Task
+from matmix.experiments.task import Batch, Split
 from matmix.sampling import once, order
 from sequence.data.faults import check_broken
 from sequence.data.pictures import Pictures
 from sequence.regimes.settings import RegimeSettings
-from sequence.shuffling import SHUFFLED, shuffled
+from sequence.shuffling import ShuffledTest
 from sequence.tasks.classes import class_baselines
 from sequence.tasks.settings import ClassSettings
 
@@ -27,7 +27,7 @@ LEVELS = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelTask(RegimeSettings, ClassSettings, Task):
+class PixelTask(ShuffledTest, RegimeSettings, ClassSettings):
     """A class for each picture, read row by row. A subclass says where the pictures come from, and their `mean` and
     `std`."""
 
@@ -73,8 +73,8 @@ class PixelTask(RegimeSettings, ClassSettings, Task):
     def pictures(self, split: Split) -> tuple[Pictures, np.ndarray]:
         """The pictures that hold a split, and which of them; asked for often, so kept by whoever makes them."""
 
-    def tests(self) -> tuple[str, ...]:
-        return (SHUFFLED,) if self.layout == "sequence" else ()
+    def ordered(self) -> bool:
+        return self.layout == "sequence"
 
     @abstractmethod
     def size(self) -> int:
@@ -88,12 +88,9 @@ class PixelTask(RegimeSettings, ClassSettings, Task):
             mixer, seed, vocabulary=words, channels=channels, grid=grid, head="class", outputs=self.classes
         )
 
-    def batches(
+    def unshuffled(
         self, split: Split, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
-        if split == SHUFFLED:
-            yield from shuffled(self.batches("test", batch_size, rank=rank, world=world), rank=rank)
-            return
         (images, labels, *_), numbers = self.pictures(split)
         if split == "train":
             indices = order(len(numbers), batch_size, seed=seed, start=start, rank=rank, world=world)

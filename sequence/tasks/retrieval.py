@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from matmix.experiments.task import Batch, Recipe, Split, Task
+from matmix.experiments.task import Batch, Recipe, Split
 from sequence.data import aan_sets
 from sequence.data.numbering import Numbering
 from sequence.data.release import ARCHIVE, URL
 from sequence.data.vocabulary import Vocabulary
 from sequence.regimes.settings import RegimeSettings
-from sequence.shuffling import SHUFFLED, shuffled
+from sequence.shuffling import ShuffledTest
 from sequence.tasks.classes import TextSettings, class_baselines
 from sequence.tasks.settings import PairSettings
 
@@ -31,7 +31,7 @@ CLASSES = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval(RegimeSettings, TextSettings, PairSettings, Task):
+class Retrieval(ShuffledTest, RegimeSettings, TextSettings, PairSettings):
     """Pairs of papers as bytes or characters, read by one model each; the head sees both vectors.
 
     Published readers cut texts to 10,000 characters and then to 4,000 tokens; that is the same as to 4,000 at once.
@@ -63,22 +63,16 @@ class Retrieval(RegimeSettings, TextSettings, PairSettings, Task):
             eval_every=500, eval_batch_size=32,
         )  # fmt: skip
 
-    def tests(self) -> tuple[str, ...]:
-        return (SHUFFLED,)
-
     def model(self, mixer: str, seed: int) -> nn.Module:
         count = len(self.vocabulary())
         return self.checked(
             self.encoder(mixer, seed, vocabulary=count, grid=(self.length,), head="pair", outputs=CLASSES)
         )
 
-    def batches(
+    def unshuffled(
         self, split: Split, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
         """`x` and `mask` are (B, 2, L): the two papers of a pair, padded to the longer of all."""
-        if split == SHUFFLED:
-            yield from shuffled(self.batches("test", batch_size, rank=rank, world=world), rank=rank)
-            return
         papers, numbering = self._papers(), self.numbering()
         pairs, labels = papers.splits[split]
         longer = papers.documents.lengths[pairs].max(1)
