@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from matmix.spec import layer_specs
 from sequence.layers.block import Act, Block, BlockOptions
+from sequence.layers.norms import normed
 
 
 class SeriesEncoder(nn.Module):
@@ -47,8 +48,7 @@ class SeriesEncoder(nn.Module):
         """Tokens (B, L, D) to tokens (B, L, D)."""
         for block in self.blocks:
             x = block(x, mask)
-        out: Tensor = self.norm(x)
-        return out
+        return normed(self.norm, x, mask)
 
 
 def block_options(dim: int, hidden: int, act: Act, dropout: float) -> BlockOptions:
@@ -59,3 +59,15 @@ def block_options(dim: int, hidden: int, act: Act, dropout: float) -> BlockOptio
 def new_seed() -> int:
     """A seed for the parts of a model, from torch's generator: one part may then be another, the rest the same."""
     return int(torch.randint(2**31, (), device="cpu"))
+
+
+def attention_spec(dim: int, heads: int, dropout: float) -> str:
+    """The attention of the published encoders: biases everywhere, dropout of its matrix.
+
+    Raises:
+        ValueError: for heads that do not divide dim.
+    """
+    if heads < 1 or dim % heads:
+        raise ValueError(f"heads must be a positive divisor of dim={dim}, got {heads!r}")
+    options = f"heads={heads}, head_dim={dim // heads}, qkv_bias=True, proj_bias=True, dropout={dropout!r}"
+    return f"attention({options})"

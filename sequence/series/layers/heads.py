@@ -27,6 +27,10 @@ class FlattenHead(TokenMap):
         values = x.mT.flatten(2).mT.unsqueeze(1)  # (B, 1, D * N, C)
         return Projected(Dense(self.linear.weight[None, None]), values)
 
+    def product(self, x: Tensor) -> tuple[Tensor, Any]:
+        # All samples and series are rows of one product, and so is the gradient of the weight.
+        return F.linear(x.mT.flatten(2), self.linear.weight).mT.unsqueeze(1), None
+
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         steps: Tensor = self.dropout(mixed.squeeze(1) + self.linear.bias.unsqueeze(-1))
         return steps

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from matmix.matrices.dense import Dense
 from matmix.mixers.base import Projected
@@ -26,6 +27,11 @@ class InvertedEmbedding(TokenMap):
     def project(self, x: Tensor, marks: Tensor | None = None) -> Projected:
         values = x if marks is None else torch.cat((x, marks), 2)
         return Projected(Dense(self.embed.weight[None, None]), values.unsqueeze(1))
+
+    def product(self, x: Tensor, marks: Tensor | None = None) -> tuple[Tensor, Any]:
+        # All samples and series are rows of one product, and so is the gradient of the weight.
+        values = x if marks is None else torch.cat((x, marks), 2)
+        return F.linear(values.mT, self.embed.weight).mT.unsqueeze(1), None
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         embedded: Tensor = self.dropout(mixed.squeeze(1).mT + self.embed.bias)

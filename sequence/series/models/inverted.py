@@ -1,0 +1,100 @@
+"""Models that read series as tokens: what iTransformer and S-Mamba have in common."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from matmix.ops.seed import fork_seed
+from sequence.layers.block import Act
+from sequence.series.layers.encoder import SeriesEncoder, new_seed
+from sequence.series.layers.heads import ClassHead, FlattenHead
+from sequence.series.layers.inverted import InvertedEmbedding
+from sequence.series.layers.normalise import InstanceNorm, known
+from sequence.series.models.base import Goal, SeriesModel
+from sequence.series.published import State, named
+
+
+class InvertedModel(SeriesModel):
+    """The window of each series is a token, and that of each time mark; an encoder mixes them; a head reads each.
+
+    Windows are normalised (`InstanceNorm`) but for classification, and time marks are read for forecasts and
+    imputation, as published.
+
+    Args:
+        length, channels, goal, horizon, classes, marks: see `SeriesModel`.
+        mixer: its spec, over `channels + marks` tokens (`channels` for goals without marks).
+        dim, depth, hidden: width of a token, blocks, hidden units of their perceptrons.
+        act: activation of the perceptrons.
+        dropout: on embedded tokens, on both branches of a block, on hidden units, in front of the classifier.
+        normalise: normalise windows.
+        published: values that are not observed (they come as 0) count in mean and deviation, and padded steps are read
+            as values, as in the published code; else neither counts.
+    """
+
+    def __init__(
+        self,
+        *,
+        length: int,
+        channels: int,
+        goal: Goal,
+        horizon: int,
+        classes: int,
+        marks: int,
+        mixer: str,
+        dim: int,
+        depth: int,
+        hidden: int,
+        act: Act,
+        dropout: float,
+        normalise: bool,
+        published: bool,
+    ) -> None:
+        super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)
+        self.as_published = published
+        self.reads_marks = marks > 0 and goal in ("forecast", "imputation")
+        self.norm = InstanceNorm() if normalise and goal != "classification" else None
+        seed = new_seed()
+        with fork_seed(seed, "embed"):
+            self.embed = InvertedEmbedding(length, dim, dropout=dropout)
+        tokens = channels + (marks if self.reads_marks else 0)
+        self.encoder = SeriesEncoder(mixer, dim, depth, hidden, (tokens,), act=act, dropout=dropout, seed=seed)
+        self.head: nn.Module
+        with fork_seed(seed, "head"):
+            if goal == "classification":
+                self.head = ClassHead(channels, dim, classes, dropout=dropout)
+            else:
+                self.head = FlattenHead(1, dim, horizon or length)
+
+    def forward(
+        self,
+        x: Tensor,
+        marks: Tensor | None = None,
+        future_marks: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        observed: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """See `SeriesModel.forward`."""
+        self.check(x, marks, mask=mask, observed=observed)
+        seen = None if self.as_published else known(x, observed, mask)
+        window = None
+        if self.norm is not None:
+            x, window = self.norm(x, seen)
+        elif seen is not None:
+            x = x.masked_fill(~seen, 0)
+        if not self.reads_marks:
+            marks = None
+        elif marks is not None and mask is not None and not self.as_published:
+            marks = marks.masked_fill(~mask.unsqueeze(-1), 0)
+        tokens = self.encoder(self.embed(x, marks))[:, : self.channels]
+        if self.goal == "classification":
+            scores: Tensor = self.head(tokens)
+            return scores
+        steps: Tensor = self.head(tokens.unsqueeze(2))
+        return steps if window is None or self.norm is None else self.norm.undo(steps, window)
+
+
+def around_the_encoder(state: State, head: str = "projection") -> State:
+    """Published names of embedding and head."""
+    return named(state, "embed.embed", "enc_embedding.value_embedding") | named(state, "head.linear", head)

@@ -1,0 +1,130 @@
+"""PatchTST: attention between patches of a series, every series by itself."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from matmix.ops.seed import fork_seed
+from sequence.layers.block import Act
+from sequence.layers.norms import TokenBatchNorm
+from sequence.series.layers.encoder import SeriesEncoder, attention_spec, new_seed
+from sequence.series.layers.heads import ClassHead, FlattenHead
+from sequence.series.layers.normalise import InstanceNorm, known
+from sequence.series.layers.patches import PatchEmbedding
+from sequence.series.models.base import Goal, SeriesModel, register_series_model
+from sequence.series.published import State, encoder, named, of_library
+
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def from_tslib(module: PatchTST, state: State, source: str) -> State:
+    """Patch embedding, encoder with its batch norm, and head."""
+    ours = {"embed.embed.weight": state["patch_embedding.value_embedding.weight"]}
+    ours |= encoder(module.encoder, state, source, norm="")
+    ours |= named(state, "encoder.norm", "encoder.norm.1", BATCH_NORM)
+    if module.goal != "classification":
+        return ours | named(state, "head.linear", "head.linear")
+    ours |= named(state, "head.linear", "projection")
+    # There the channels of a series stand before its patches, here behind them.
+    weight = ours["head.linear.weight"].unflatten(1, (module.channels, -1, module.tokens))
+    return ours | {"head.linear.weight": weight.mT.flatten(1)}
+
+
+@register_series_model("patchtst")
+class PatchTST(SeriesModel):
+    """Patches of each series as tokens, no series reads another (Nie et al., arXiv 2211.14730), as in TSLib.
+
+    The paper's own code differs: learned positions, batch norms in the blocks, learned scales where windows are
+    normalised. `load_published(..., source="thuml/Time-Series-Library")` takes TSLib's checkpoints. Sizes are
+    those of its script for ETTh1, horizon 96.
+
+    Args:
+        length, channels, goal, horizon, classes, marks: see `SeriesModel`; the time of a step is not read.
+        mixer: its spec, over the patches; "default" is attention with biases and dropout of its matrix.
+        dim, depth, heads, hidden: width, blocks, heads of the default mixer, hidden units of the perceptrons.
+        patch, stride: steps of a patch, and from one to the next.
+        act: activation of the perceptrons.
+        dropout: on embedded patches, on both branches of a block, on hidden units, and on the forecast (as published).
+        published: padded steps are read as values, as in the published code; else mixers do not see patches without a
+            real step, and padded steps are 0 and do not count in mean and deviation.
+    """
+
+    published: ClassVar[dict[str, Any]] = of_library(from_tslib)
+
+    def __init__(
+        self,
+        *,
+        length: int,
+        channels: int,
+        goal: Goal = "forecast",
+        horizon: int = 0,
+        classes: int = 0,
+        marks: int = 0,
+        mixer: str = "default",
+        dim: int = 512,
+        depth: int = 1,
+        heads: int = 2,
+        hidden: int = 2048,
+        patch: int = 16,
+        stride: int = 8,
+        act: Act = "gelu",
+        dropout: float = 0.1,
+        published: bool = False,
+    ) -> None:
+        super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)
+        self.as_published = published
+        self.norm = InstanceNorm()
+        seed = new_seed()
+        with fork_seed(seed, "embed"):
+            self.embed = PatchEmbedding(dim, patch=patch, stride=stride, dropout=dropout)
+        self.tokens = self.embed.tokens(length)
+        self.encoder = SeriesEncoder(
+            attention_spec(dim, heads, dropout) if mixer == "default" else mixer,
+            dim,
+            depth,
+            hidden,
+            (self.tokens,),
+            act=act,
+            dropout=dropout,
+            norm=TokenBatchNorm(dim),
+            seed=seed,
+        )
+        self.head: nn.Module
+        with fork_seed(seed, "head"):
+            if goal == "classification":
+                self.head = ClassHead(channels * self.tokens, dim, classes, act="none", dropout=dropout)
+            else:
+                self.head = FlattenHead(self.tokens, dim, horizon or length, dropout=dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        marks: Tensor | None = None,
+        future_marks: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        observed: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """See `SeriesModel.forward`."""
+        self.check(x, marks, mask=mask, observed=observed)
+        mask = None if self.as_published else mask
+        x, window = self.norm(x, known(x, observed, mask))
+        real = None if mask is None else self._real(mask)
+        tokens = self.encoder(self.embed(x.mT.flatten(0, 1)), real)
+        if self.goal == "classification":
+            scores: Tensor = self.head(
+                tokens.view(len(x), -1, tokens.shape[2]), None if real is None else real.view(len(x), -1)
+            )
+            return scores
+        return self.norm.undo(self.head(tokens.unflatten(0, (len(x), self.channels))), window)
+
+    def _real(self, mask: Tensor) -> Tensor:
+        """Which patches hold a real step, (B * C, N), of a mask (B, L)."""
+        padded = F.pad(mask, (0, self.embed.stride))
+        patches = padded.unfold(1, self.embed.patch, self.embed.stride).any(-1)
+        return torch.repeat_interleave(patches, self.channels, 0)
