@@ -60,7 +60,8 @@ class Fixture:
             if isinstance(shape, str):  # "integer": a counter
                 continue
             if isinstance(shape, dict):
-                if any(shape.get(mark) for mark in ("integer", "kept", "computed", "counter")):
+                marks = ("integer", "kept", "computed", "counter")
+                if shape.get("kind") in marks or any(shape.get(mark) for mark in marks):
                     continue
                 shape = shape["shape"]
             state[name] = torch.from_numpy(np.asarray(draw(name, tuple(shape)))).to(dtype)
@@ -79,12 +80,16 @@ class Fixture:
         if kind == "tokens":
             tokens = draw_tokens(shape, entry["vocabulary"], entry.get("name", name))
             return torch.from_numpy(tokens)
-        if kind == "mask_from_lengths":
+        if kind in ("mask_from_lengths", "padding_mask"):
             lengths = torch.tensor(entry["lengths"]).unsqueeze(1)
             return (torch.arange(shape[1]) < lengths).to(dtype)
-        if kind != "normal":
+        if kind not in ("normal", "normal_masked", "mask"):
             raise ValueError(f"input kind {kind!r} of {name} is not handled")
         values = torch.from_numpy(draw_input(shape, entry.get("name", name)))
+        if kind == "mask":
+            return (values > entry["threshold"]).to(dtype)
+        if kind == "normal_masked":
+            values = values * self.input(entry["mask"], values.dtype)
         return _THEN[entry["then"]](values).to(dtype) if entry.get("then") else values.to(dtype)
 
     def expected(self, key: str = "output") -> dict[str, Any]:

@@ -143,15 +143,24 @@ def list_series_models() -> list[str]:
     return sorted(_MODELS)
 
 
+def series_model_class(name: str) -> type[SeriesModel]:
+    """The class behind a name.
+
+    Raises:
+        ValueError: for a name that is not there; close ones are listed.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"unknown time-series model {name!r}{hint(name, list_series_models())}")
+    return _MODELS[name]
+
+
 def create_series_model(name: str, **options: Any) -> SeriesModel:
     """A model by name.
 
     Raises:
         ValueError: for a name or an option that is not there; close ones are listed.
     """
-    if name not in _MODELS:
-        raise ValueError(f"unknown time-series model {name!r}{hint(name, list_series_models())}")
-    cls = _MODELS[name]
+    cls = series_model_class(name)
     known = [parameter for parameter in inspect.signature(cls).parameters if parameter != "self"]
     for option in options:
         if option not in known:

@@ -1,0 +1,184 @@
+"""Every time-series model against the outputs of the published code: all cases of tests/reference/time_series by name.
+
+A model joins by a line in `CASES`: the stem of its cases, its name here, and which of its options stand in their
+configuration under which word.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from matmix import create_mixer, load_published, surgery
+from matmix.inspect import matrices as inspect_matrices
+from matmix.inspect import record
+from sequence.series.models import create_series_model, list_series_models
+from sequence.series.models.base import SeriesModel, series_model_class
+from tests.fixtures import ROOT, Fixture, load_fixture
+
+GOALS = {
+    "forecast": "forecast",
+    "imputation": "imputation",
+    "anomaly_detection": "anomaly",
+    "classification": "classification",
+}
+
+
+class Case(NamedTuple):
+    """How the configuration of the cases of one published model becomes options of ours."""
+
+    model: str
+    words: dict[str, str]  # ours: theirs
+    fixed: tuple[tuple[str, Any], ...] = ()  # options that have no word there: what the published code does wrong, say
+
+
+ENCODER = {"dim": "d_model", "depth": "e_layers", "heads": "n_heads", "hidden": "d_ff"}
+CASES = {
+    "transformer": Case(
+        "transformer", {**ENCODER, "decoder_depth": "d_layers", "start_steps": "label_len"}, (("published", True),)
+    ),
+}
+FIXTURES = [
+    (f"{prefix}{stem}_{goal}", stem)
+    for stem in CASES
+    for prefix in ("", "tslib_")
+    for goal in GOALS
+    if (ROOT / "time_series" / f"{prefix}{stem}_{goal}.json").exists()
+]
+FULL = [(f"full_etth1_{stem}", stem) for stem in CASES if (ROOT / "time_series" / f"full_etth1_{stem}.json").exists()]
+
+
+def options_of(fixture: Fixture, case: Case) -> dict[str, Any]:
+    """The options of our model; one that its constructor lacks is left to its error."""
+    config = fixture.config
+    goal = GOALS[config["task_name"].removeprefix("long_term_")]
+    marks = fixture.data["inputs"].get("x_mark_enc")
+    options: dict[str, Any] = {"length": config["seq_len"], "channels": config["enc_in"], "goal": goal}
+    options["horizon"] = config["pred_len"] if goal == "forecast" else 0
+    options["classes"] = config["num_class"] if goal == "classification" else 0
+    options["marks"] = marks["shape"][2] if marks and marks["kind"] == "normal" else 0
+    return options | {ours: config[theirs] for ours, theirs in case.words.items()} | dict(case.fixed)
+
+
+def inputs_of(fixture: Fixture, model: SeriesModel) -> dict[str, Tensor]:
+    """What our model is called with."""
+    given = {name: fixture.input(name) for name, entry in fixture.data["inputs"].items() if entry is not None}
+    found = {"x": given["x_enc"]}
+    if model.goal == "classification" and "x_mark_enc" in given:
+        found["mask"] = given["x_mark_enc"] > 0
+    elif model.marks and "x_mark_enc" in given:
+        found["marks"] = given["x_mark_enc"]
+    if model.marks and "x_mark_dec" in given and model.goal == "forecast":
+        found["future_marks"] = given["x_mark_dec"]
+    if "x_dec" in given:
+        found["start"] = given["x_dec"]
+    if "mask" in given:
+        found["observed"] = given["mask"] > 0
+    return found
+
+
+def check_published(name: str, stem: str) -> None:
+    fixture = load_fixture(f"time_series/{name}")
+    case = CASES[stem]
+    model = create_series_model(case.model, **options_of(fixture, case)).double().eval()
+    load_published(model, fixture.state(), source=fixture.data["source"].split("@")[0])
+    with torch.no_grad():
+        fixture.check(model(**inputs_of(fixture, model)), **fixture.data["tolerance"]["float64"])
+
+
+@pytest.mark.parametrize(("name", "stem"), FIXTURES, ids=[name for name, _ in FIXTURES])
+def test_published_outputs(name: str, stem: str) -> None:
+    check_published(name, stem)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "stem"), FULL, ids=[name for name, _ in FULL])
+def test_published_outputs_at_full_size(name: str, stem: str) -> None:
+    check_published(name, stem)
+
+
+# ---------------------------------------------------------------------- what every model does
+
+SMALL = {"dim": 8, "depth": 1, "hidden": 12, "heads": 2}  # those that a model has
+
+
+def small(name: str, goal: str = "forecast", **more: Any) -> SeriesModel:
+    """A small model for windows of 24 steps of 3 series."""
+    known = inspect.signature(series_model_class(name)).parameters
+    options = {word: value for word, value in SMALL.items() if word in known} | more
+    sizes = {"horizon": 4 if goal == "forecast" else 0, "classes": 5 if goal == "classification" else 0}
+    return create_series_model(name, **{"length": 24, "channels": 3, "goal": goal} | sizes | options)
+
+
+def test_every_goal_has_its_shape_and_no_example_depends_on_its_batch() -> None:
+    """Also with unobserved values and padding that are NaN: neither is read."""
+    shapes = {"forecast": (4, 3), "imputation": (24, 3), "anomaly": (24, 3), "classification": (5,)}
+    x = torch.randn(3, 24, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    observed = torch.rand(3, 24, 3, generator=torch.Generator().manual_seed(1)) > 0.3
+    mask = torch.arange(24) < torch.tensor([[24], [17], [20]])
+    for name in list_series_models():
+        for goal, shape in shapes.items():
+            more = {"imputation": {"observed": observed}, "classification": {"mask": mask}}.get(goal, {})
+            model = small(name, goal).double().eval()
+            with torch.no_grad():
+                out = model(x, **more)
+                assert out.shape == (3, *shape), (name, goal)
+                alone = model(x[1:2], **{word: value[1:2] for word, value in more.items()})
+                torch.testing.assert_close(out[1:2], alone, msg=lambda m, n=name, g=goal: f"{n}, {g}: {m}")
+                for known in more.values():
+                    hidden = x.masked_fill(~(known if known.dim() == 3 else known.unsqueeze(-1)), torch.nan)
+                    assert torch.equal(model(hidden, **more), model(hidden.nan_to_num(0), **more)), (name, goal)
+
+
+def test_every_model_takes_another_mixer_and_trains() -> None:
+    x, target = torch.randn(2, 24, 3), torch.randn(2, 4, 3)
+    for name in list_series_models():
+        torch.manual_seed(0)
+        model = small(name)
+        torch.manual_seed(0)
+        other = small(name, mixer="hydra(head_dim=4, d_state=2)")
+        assert any(isinstance(module, create_mixer("hydra", 8).__class__) for module in other.modules()), name
+        before, after = dict(model.named_parameters()), dict(other.named_parameters())
+        outside = [key for key in before if key in after and "mixer" not in key]
+        assert all(torch.equal(before[key], after[key]) for key in outside), f"{name}: the rest starts otherwise"
+        optimiser = torch.optim.Adam(other.parameters(), 1e-2)
+        losses = []
+        for _ in range(3):
+            optimiser.zero_grad()
+            loss = (other(x) - target).square().mean()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0], (name, losses)
+
+
+def test_every_model_shows_its_sites_and_their_matrices() -> None:
+    x = torch.randn(2, 24, 3)
+    for name in list_series_models():
+        model = small(name)
+        sites = surgery.find(model)
+        shown = inspect_matrices(model, x)
+        assert len(sites) and {key.partition("#")[0] for key in shown} == {site.name for site in sites}, name
+        with torch.no_grad(), record(model.eval()):
+            by_matrices = model(x)
+        torch.testing.assert_close(by_matrices, model(x), atol=1e-5, rtol=1e-4)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    x, mask = torch.randn(2, 24, 3), torch.ones(2, 24)
+    for name in list_series_models():
+        model = small(name)
+        for message, call in (
+            (r"x must be \(B, 24, 3\), got \(2, 23, 3\)", lambda m=model: m(x[:, 1:])),
+            (r"marks must be \(2, 24, 0\)", lambda m=model: m(x, torch.randn(2, 24, 4))),
+            ("mask must be bool", lambda m=model: m(x, mask=mask)),
+            ("observed must be bool", lambda m=model: m(x, observed=x)),
+            ("horizon must be at least 1 with goal='forecast'", lambda n=name: small(n, horizon=0)),
+            ("unknown mixer 'hidra'", lambda n=name: small(n, mixer="hidra")),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call()
