@@ -59,6 +59,9 @@ class Fixture:
                 continue
             if isinstance(shape, str):  # "integer": a counter
                 continue
+            if isinstance(shape, dict) and shape.get("kind") == "counter":
+                state[name] = torch.zeros(tuple(shape["shape"]), dtype=torch.int64)
+                continue
             if isinstance(shape, dict):
                 marks = ("integer", "kept", "computed", "counter")
                 if shape.get("kind") in marks or any(shape.get(mark) for mark in marks):

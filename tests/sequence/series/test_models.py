@@ -37,17 +37,30 @@ class Case(NamedTuple):
 
 
 ENCODER = {"dim": "d_model", "depth": "e_layers", "heads": "n_heads", "hidden": "d_ff"}
+MAMBA = {"dim": "d_model", "d_state": "d_ff", "d_conv": "d_conv", "expand": "expand"}
 CASES = {
     "transformer": Case(
         "transformer", {**ENCODER, "decoder_depth": "d_layers", "start_steps": "label_len"}, (("published", True),)
     ),
+    "dlinear": Case("dlinear", {"kernel": "moving_avg", "individual": "individual"}, (("published", True),)),
+    "dlinear_individual": Case("dlinear", {"kernel": "moving_avg", "individual": "individual"}),
+    "itransformer": Case("itransformer", ENCODER, (("published", True),)),
+    "patchtst": Case("patchtst", ENCODER, (("published", True),)),
+    "mamba": Case("mamba", MAMBA, (("published", True),)),
+    "mamba_simple": Case("mamba_simple", {**MAMBA, "depth": "e_layers"}),
+    "s_mamba": Case(
+        "s_mamba",
+        {"dim": "d_model", "depth": "e_layers", "hidden": "d_ff", "d_state": "d_state"},
+        (("published", True),),
+    ),
+    "tsmixer": Case("tsmixer", {"depth": "e_layers", "hidden": "d_model"}),
 }
 FIXTURES = [
-    (f"{prefix}{stem}_{goal}", stem)
+    (name, stem)
     for stem in CASES
-    for prefix in ("", "tslib_")
     for goal in GOALS
-    if (ROOT / "time_series" / f"{prefix}{stem}_{goal}.json").exists()
+    for name in (f"{stem}_{goal}", f"tslib_{stem}_{goal}")
+    if (ROOT / "time_series" / f"{name}.json").exists()
 ]
 FULL = [(f"full_etth1_{stem}", stem) for stem in CASES if (ROOT / "time_series" / f"full_etth1_{stem}.json").exists()]
 
@@ -140,7 +153,7 @@ def test_every_model_takes_another_mixer_and_trains() -> None:
         torch.manual_seed(0)
         model = small(name)
         torch.manual_seed(0)
-        other = small(name, mixer="hydra(head_dim=4, d_state=2)")
+        other = small(name, mixer="hydra(head_dim=2, d_state=2)")
         assert any(isinstance(module, create_mixer("hydra", 8).__class__) for module in other.modules()), name
         before, after = dict(model.named_parameters()), dict(other.named_parameters())
         outside = [key for key in before if key in after and "mixer" not in key]
