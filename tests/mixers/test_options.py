@@ -45,6 +45,7 @@ WORDS = {
     "share": "neighbouring channels that read at one distance",
     "raft": "channels that are mixed along with the tokens",
     "codes": "codewords of a codebook",
+    "factor": "delays that are kept, over the logarithm of the length",
     "filters": "learned filters that are mixed into one a channel",
     "segments": "segments that a sequence is cut into",
     "variates": "series side by side in the channels",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from matmix.mixers.maps import TokenMap
 from sequence.series.layers.cross_attention import CrossAttention
+from sequence.series.layers.cross_correlation import CrossCorrelation
 from sequence.series.layers.decomposition import Decomposition
 from sequence.series.layers.heads import ClassHead, FlattenHead
 from sequence.series.layers.inverted import InvertedEmbedding
@@ -15,6 +16,7 @@ from sequence.series.layers.normalise import InstanceNorm
 from sequence.series.layers.patches import PatchEmbedding
 from sequence.series.layers.positions import positions
 from sequence.series.layers.revin import RevIN
+from sequence.series.layers.season_norm import SeasonNorm
 from sequence.series.layers.start import marks_of, start_of
 from sequence.series.layers.time_linear import TimeLinear
 from sequence.series.layers.tokens import CircularConv
@@ -34,6 +36,9 @@ def maps(length: int) -> list[tuple[TokenMap, tuple[Tensor, ...]]]:
         (PatchEmbedding(8, patch=8, stride=7), (x[..., 0],)),
         (FlattenHead(length, 6, 4), (torch.randn(2, 5, length, 6),)),
         (ClassHead(length, 5, 3), (x, mask)),
+        (SeasonNorm(5), (x, mask)),
+        (SeasonNorm(5), (x,)),
+        (CrossCorrelation(6), (torch.randn(2, 4, 6), torch.randn(2, length, 6))),
         (CrossAttention(6, 2), (torch.randn(2, 4, 6), torch.randn(2, length, 6), mask)),
     ]
 

@@ -39,6 +39,19 @@ class Case(NamedTuple):
 ENCODER = {"dim": "d_model", "depth": "e_layers", "heads": "n_heads", "hidden": "d_ff"}
 MAMBA = {"dim": "d_model", "d_state": "d_ff", "d_conv": "d_conv", "expand": "expand"}
 CASES = {
+    "autoformer": Case(
+        "autoformer",
+        {
+            "dim": "d_model",
+            "depth": "e_layers",
+            "hidden": "d_ff",
+            "decoder_depth": "d_layers",
+            "start_steps": "label_len",
+            "kernel": "moving_avg",
+            "factor": "factor",
+        },
+        (("published", True),),
+    ),
     "transformer": Case(
         "transformer", {**ENCODER, "decoder_depth": "d_layers", "start_steps": "label_len"}, (("published", True),)
     ),
