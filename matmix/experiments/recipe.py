@@ -10,7 +10,7 @@ from typing import Literal
 
 from matmix.ranges import check, numbers, one_of, pair_of
 
-Schedule = Literal["cosine", "power", "constant", "rsqrt", "onecycle"]
+Schedule = Literal["cosine", "power", "constant", "rsqrt", "onecycle", "halving"]
 Decayed = Literal["matrices", "unmarked", "all"]
 
 
@@ -74,9 +74,12 @@ class Recipe:
     schedule: Schedule = "cosine"
     """After the warm-up: "cosine", half of one; "power", (1 - t)^power over the rest, linear with power=1; "constant";
     "rsqrt", lr * sqrt(warm-up / step). "onecycle" is torch's OneCycleLR with straight lines, warm-up included: the
-    first of the betas goes from 0.95 to 0.85 and back while the rate rises and falls."""
+    first of the betas goes from 0.95 to 0.85 and back while the rate rises and falls. "halving" stays for two periods
+    of `halve_every` steps and is halved at the beginning of each further one."""
     power: float = 0.0
     """Of schedule="power"."""
+    halve_every: int = 0
+    """Steps of a period, of schedule="halving": an epoch, say."""
     schedule_steps: int = 0
     """Length of the schedule, where it is not that of the training; 0 = `steps`. Past its end the rate stays."""
     optimizer: str = "adamw"
@@ -113,8 +116,8 @@ class Recipe:
         count, share, positive = numbers(1, whole=True), numbers(0, 1), numbers(0)
         check(
             self, steps=count, batch_size=count, lr=positive, lr_end=positive, warmup=share, warmup_start=share,
-            schedule=one_of("cosine", "power", "constant", "rsqrt", "onecycle"), power=positive,
-            schedule_steps=numbers(0, whole=True), weight_decay=positive,
+            schedule=one_of("cosine", "power", "constant", "rsqrt", "onecycle", "halving"), power=positive,
+            schedule_steps=numbers(0, whole=True), halve_every=numbers(0, whole=True), weight_decay=positive,
             decayed=one_of("matrices", "unmarked", "all"), betas=pair_of(numbers(0, below=1)), eps=positive,
             clip=positive, ema=numbers(0, below=1), accumulate=count, precision=one_of("no", "bf16", "fp16"),
             log_every=count, eval_every=count, patience=numbers(0, whole=True), checkpoint_every=count,
@@ -127,7 +130,12 @@ class Recipe:
                 f"Recipe.power must be above 0 with schedule='power', and 0 with any other, got power={self.power} "
                 f"with schedule={self.schedule!r}"
             )
-        if self.schedule in ("constant", "rsqrt") and self.lr_end:
+        if (self.schedule == "halving") != bool(self.halve_every):
+            raise ValueError(
+                f"Recipe.halve_every must be at least 1 with schedule='halving', and 0 with any other, got "
+                f"halve_every={self.halve_every} with schedule={self.schedule!r}"
+            )
+        if self.schedule in ("constant", "rsqrt", "halving") and self.lr_end:
             raise ValueError(f"Recipe.lr_end must be 0 with schedule={self.schedule!r}, got {self.lr_end}")
         if self.schedule in ("rsqrt", "onecycle") and self.rise < 2:
             raise ValueError(
@@ -164,6 +172,8 @@ class Recipe:
             return peak
         if self.schedule == "rsqrt":
             return peak * math.sqrt(rise / (step + 1))
+        if self.schedule == "halving":
+            return peak * 0.5 ** max(0, step // self.halve_every - 1)
         progress = min(1.0, (step - rise) / max(1, self.span - rise))
         left = (1 - progress) ** self.power if self.power else 0.5 * (1 + math.cos(math.pi * progress))
         return peak * (self.lr_end + (1 - self.lr_end) * left)

@@ -34,20 +34,23 @@ class Scorer:
         self.seconds = 0.0
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """Raises a ValueError in every process where one of them does: none waits for what will not come."""
+    def __call__(self, model: nn.Module, split: Split, seed: int = 0) -> dict[str, float]:
+        """Raises a ValueError in every process where one of them does: none waits for what will not come.
+
+        The seed is for tasks that draw something anew in each evaluation (see `Task.batches`).
+        """
         began, training = time.perf_counter(), model.training
         model.eval()
         try:
-            return self._score(model, split)
+            return self._score(model, split, seed)
         finally:
             model.train(training)
             self.seconds = time.perf_counter() - began
 
-    def _score(self, model: nn.Module, split: Split) -> dict[str, float]:
+    def _score(self, model: nn.Module, split: Split, seed: int) -> dict[str, float]:
         error: ValueError | None = None
         try:
-            self._update(model, split)
+            self._update(model, split, seed)
         except ValueError as raised:
             error = raised
         errors = gather_objects(error and str(error), self.accelerator.num_processes)
@@ -62,10 +65,10 @@ class Scorer:
             for metric in found.values():
                 metric.reset()
 
-    def _update(self, model: nn.Module, split: Split) -> None:
+    def _update(self, model: nn.Module, split: Split, seed: int) -> None:
         task, accelerator = self.task, self.accelerator
         rank, world = accelerator.process_index, accelerator.num_processes
-        for batch in task.batches(split, self.batch_size, rank=rank, world=world):
+        for batch in task.batches(split, self.batch_size, seed=seed, rank=rank, world=world):
             weight = float(task.weight(batch))
             batch = batch.map(lambda tensor: tensor.to(accelerator.device, non_blocking=True))
             output = task.forward(model, batch)

@@ -111,7 +111,9 @@ class Task(ABC):
         examples once.
 
         Process `rank` of `world` gets its share of each batch. The batch of a step depends on `(seed, step)` alone and
-        `start` is the step to begin with: with that a resumed run sees the data that an uninterrupted one sees.
+        `start` is the step to begin with: with that a resumed run sees the data that an uninterrupted one sees. Other
+        splits are the same whatever the seed, unless a published protocol draws their order or their masks anew in each
+        evaluation: the trainer gives each one a seed of its own, made of the run's and the step.
         """
 
     def tests(self) -> tuple[str, ...]:

@@ -228,7 +228,7 @@ class Training:
     def _evaluate(self) -> None:
         """A line with the scores on validation; the best weights so far are kept."""
         share_buffers(self.accelerator, self.kept)
-        val = self.scorer(self.kept, "val")
+        val = self.scorer(self.kept, "val", stream(self.config.seed, self.step))
         self.log.write({"step": self.step, "split": "val", **val})
         if not math.isfinite(val["loss"]):
             raise Diverged(self.step, val["loss"], "validation")
@@ -246,7 +246,7 @@ class Training:
         memory = step_memory(self.task, self.accelerator, self.model, self.optimizer, self.recipe)
         best = self.best.weights or final
         self.bare.load_state_dict(best)
-        test = self.scorer(self.bare, "test")
+        test = self.scorer(self.bare, "test", stream(self.config.seed, self.step))
         self.log.write({"step": self.step, "split": "test", **test})
         tests = {name: self._further(name) for name in self.tests}
         self.log.flush()
@@ -294,7 +294,7 @@ class Training:
         """Scores on a further test split; {} and a note where the model does not take its inputs, such as a length that
         it was not built for: what was trained has its test all the same."""
         try:
-            scores = self.scorer(self.bare, split)
+            scores = self.scorer(self.bare, split, stream(self.config.seed, self.step))
         except ValueError as error:
             self.notes.append(f"{split} has no score: {error}")
             return {}

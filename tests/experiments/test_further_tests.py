@@ -95,10 +95,10 @@ def test_a_run_that_stops_among_them_ends_the_same(dies, tmp_path, monkeypatch):
     whole = execute(config, tmp_path / "whole")
     real = Scorer.__call__
 
-    def stop(self, model, split):
+    def stop(self, model, split, *seed):
         if split == dies:
             raise OSError("stopped")
-        return real(self, model, split)
+        return real(self, model, split, *seed)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Scorer, "__call__", stop)

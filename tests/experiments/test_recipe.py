@@ -14,6 +14,7 @@ from matmix import create_mixer, optim_settings
 from matmix.experiments.optimizer import new_optimizer, set_step
 from matmix.experiments.recipe import Recipe
 from matmix.experiments.run import RunConfig, execute
+from tests.fixtures import load_fixture
 
 
 def model() -> nn.Sequential:
@@ -67,6 +68,17 @@ def test_published_schedules():
     assert shorter.lr_at(44) == pytest.approx(0.5) and shorter.lr_at(80) == shorter.lr_at(99) == 0
     constant = Recipe(steps=100, lr=0.3, warmup=0.2, schedule="constant")
     assert constant.lr_at(9) == pytest.approx(0.15) and constant.lr_at(20) == constant.lr_at(99) == 0.3
+
+
+def test_halving_is_the_published_one():
+    """Of the Time Series Library: an epoch's rate stays for two, then it is halved every epoch."""
+    published = load_fixture("time_series/protocol_metrics").data["lr"]["type1"]
+    recipe = Recipe(steps=11 * 7, lr=1e-3, warmup=0.0, schedule="halving", halve_every=7)
+    assert [recipe.lr_at(7 * epoch) for epoch in range(11)] == pytest.approx(published)
+    assert [recipe.lr_at(7 * epoch + 6) for epoch in range(11)] == pytest.approx(published)
+    for wrong in ({"schedule": "halving"}, {"halve_every": 7}):
+        with pytest.raises(ValueError, match="Recipe.halve_every must be at least 1 with schedule='halving'"):
+            Recipe(**wrong)
 
 
 def test_what_is_decayed():

@@ -162,10 +162,10 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path, monkeypatch):
                 raise OSError("stopped")
             return real(*arguments)
 
-        def no_test(self, model, split, real=trainer.Scorer.__call__):
+        def no_test(self, model, split, *seed, real=trainer.Scorer.__call__):
             if split == "test":
                 raise OSError("stopped")
-            return real(self, model, split)
+            return real(self, model, split, *seed)
 
         folder = tmp_path / str(stops)
         with monkeypatch.context() as patch:
