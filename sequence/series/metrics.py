@@ -18,6 +18,9 @@ class WeightedMean(Metric):
     """Mean of what `parts` makes of predictions and targets, over all batches, in float64.
 
     A target is a dict with "values" and "weight", which broadcasts over them; other entries are for `parts`.
+
+    Args:
+        of: the entry of the target that is scored in place of the output, such as a naive forecast.
     """
 
     higher_is_better = False
@@ -25,8 +28,9 @@ class WeightedMean(Metric):
     total: Tensor
     weight: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, of: str = "") -> None:
         super().__init__()
+        self.of = of
         for name in ("total", "weight"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -35,7 +39,7 @@ class WeightedMean(Metric):
         raise NotImplementedError
 
     def update(self, output: Tensor, target: dict[str, Tensor]) -> None:
-        error = self.parts(output, target)
+        error = self.parts(target[self.of] if self.of else output, target)
         weight = target["weight"].expand_as(error).double()
         # What has no weight may be no number.
         self.total += torch.where(weight > 0, error, 0).double().mul(weight).sum()
@@ -73,24 +77,10 @@ class MASE(WeightedMean):
         return (output - target["values"]).abs() / target["scale"]
 
 
-class OWA(Metric):
+def owa() -> Metric:
     """Mean of SMAPE and MASE, each over that of the forecast `target["naive2"]`."""
-
-    higher_is_better = False
-    full_state_update = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mine, self.theirs = ([SMAPE(), MASE()] for _ in range(2))
-
-    def update(self, output: Tensor, target: dict[str, Tensor]) -> None:
-        for metrics, forecast in ((self.mine, output), (self.theirs, target["naive2"])):
-            for metric in metrics:
-                metric.update(forecast, target)
-
-    def compute(self) -> Tensor:
-        pairs = zip(self.mine, self.theirs, strict=True)
-        return torch.stack([mine.compute() / theirs.compute() for mine, theirs in pairs]).mean()
+    ratios = SMAPE() / SMAPE(of="naive2") + MASE() / MASE(of="naive2")
+    return ratios / 2
 
 
 def smape(forecast: Tensor, target: Tensor) -> Tensor:

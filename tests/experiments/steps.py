@@ -17,6 +17,9 @@ from matmix.experiments import trainer
 from matmix.experiments.registry import task_class
 from matmix.experiments.task import Batch, Task
 from matmix.training import after_step, having
+from sequence.series.tasks.forecast import Forecast
+from sequence.series.tasks.imputation import Imputation
+from sequence.series.tasks.m4 import M4
 from sequence.tasks.co2 import CO2
 from sequence.tasks.digits import Digits
 from sequence.tasks.image import Image
@@ -59,7 +62,7 @@ class Never(Rare):
 
 def cases(folder: str) -> dict[str, tuple[Task, str]]:
     """A small setting of every task, without dropout, and its mixer; `folder` holds `images` by class,
-    `masks`, `reviews`, `papers`, `colours` and `input.txt`."""
+    `masks`, `reviews`, `papers`, `colours`, `input.txt`, `own.csv` and M4's weekly series."""
     from tests.sequence.written import LISTS
     from tests.vision.folders import TINY
     from vision.tasks.cifar10 import CIFAR10
@@ -75,6 +78,7 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
     lists = {f"{split}_examples": count for split, count in (("train", 40), ("val", 10), ("test", 10))}
     images: dict[str, Any] = {"architecture": TINY, "data": f"{folder}/images", "img_size": 32, "drop_path": 0.0}
     mixed: dict[str, Any] = {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1}
+    table: dict[str, Any] = {"data": f"{folder}/own.csv", "architecture": "dlinear(kernel=5)", "lookback": 12}
     masks: dict[str, Any] = {"data": f"{folder}/masks", "width": 16, "inner": 16, "dropout": 0.0, "ignore_zero": True}
     return {
         "digits": (Digits(**small), VQ),
@@ -97,6 +101,9 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
         "retrieval-pretraining": (RetrievalPretraining(**tokens, data=f"{folder}/papers"), VQ),
         "image-pretraining": (ImagePretraining(**pixels, data=f"{folder}/colours"), VQ),
         "pathfinder-pretraining": (PathfinderPretraining(**pixels, img_size=16, examples=40), VQ),
+        "forecast": (Forecast(**table, horizon=6), ""),
+        "imputation": (Imputation(**table, rate=0.3), ""),
+        "m4": (M4(architecture="dlinear(kernel=5)", frequency="Weekly", folder=folder), ""),
         "co2": (CO2(length=16, horizon=8, dim=8, depth=1), VQ),
         "imagefolder": (ImageFolder(**images, **mixed), ""),
         "cifar10": (cifar10(**images), ""),

@@ -77,7 +77,7 @@ def test_halving_is_the_published_one():
     assert [recipe.lr_at(7 * epoch) for epoch in range(11)] == pytest.approx(published)
     assert [recipe.lr_at(7 * epoch + 6) for epoch in range(11)] == pytest.approx(published)
     for wrong in ({"schedule": "halving"}, {"halve_every": 7}):
-        with pytest.raises(ValueError, match="Recipe.halve_every must be at least 1 with schedule='halving'"):
+        with pytest.raises(ValueError, match=r"Recipe\.halve_every must be at least 1 with schedule='halving'"):
             Recipe(**wrong)
 
 

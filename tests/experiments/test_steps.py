@@ -15,6 +15,7 @@ from torch import Tensor
 from matmix.experiments.run import RunConfig, execute, read_metrics
 from tests.experiments import steps
 from tests.sequence import written
+from tests.sequence.series import tables
 from tests.sequence.small import SMALL
 from tests.vision.folders import make_folder
 from tests.vision.test_segmentation import make_folder as make_masks
@@ -24,7 +25,7 @@ NAMES = (
     "digits", "rare", "recall", "parity", "listops", "text", "retrieval", "image", "pathfinder", "lm", "co2",
     "imagefolder", "cifar10", "imagenet", "segmentation",
     "listops-pretraining", "text-pretraining", "retrieval-pretraining", "image-pretraining",
-    "pathfinder-pretraining",
+    "pathfinder-pretraining", "forecast", "imputation", "m4",
 )  # fmt: skip
 
 
@@ -37,6 +38,8 @@ def folder(tmp_path_factory) -> str:
     written.papers(root / "papers")
     written.text(root / "input.txt")
     written.cifar(root / "colours")
+    tables.write(root / "own.csv", rows=200)
+    tables.m4(root)
     return str(root)
 
 

@@ -116,10 +116,8 @@ def _dates(path: Path, name: Hashable, column: pd.Series) -> pd.DatetimeIndex:
         parsed = pd.to_datetime(column, errors="coerce", format="mixed", utc=True)
         wrong = np.flatnonzero(parsed.isna())
         if len(wrong):
-            value = shown(column.iloc[wrong[0]])
-            raise bad(
-                path, int(wrong[0]) + 2, f"{value} in column {name}", "a date, such as 2016-07-01 13:00"
-            ) from None
+            line, value = int(wrong[0]) + 2, shown(column.iloc[wrong[0]])
+            raise bad(path, line, f"{value} in column {name}", "a date, such as 2016-07-01 13:00") from None
         raise bad(path, 0, f"column {name} has dates of several time zones or forms", "one") from None
     if pd.api.types.is_numeric_dtype(column):
         raise bad(path, 2, f"the number {column.iloc[0]} in column {name}", "a date, such as 2016-07-01 13:00")
@@ -140,8 +138,6 @@ def _steps(dates: pd.DatetimeIndex) -> dict[str, Any]:
         return {}
     usual = steps.mode().iloc[0]
     found = {"usual step": str(usual)}
-    counted = {
-        "time stamps that stand twice": int((steps == pd.Timedelta(0)).sum()),
-        "gaps": int((steps > usual).sum()),
-    }
+    twice, gaps = int((steps == pd.Timedelta(0)).sum()), int((steps > usual).sum())
+    counted = {"time stamps that stand twice": twice, "gaps": gaps}
     return {**found, **{name: count for name, count in counted.items() if count}}

@@ -4,9 +4,9 @@
     matmix train forecast --data measured.csv --model "patchtst(depth=2)" --mixer hydra --task.horizon 48
 
 Both protocols have the same splits and the same scaled scores, so their test errors compare. They differ in what picks
-the weights: "published" takes the mean of the means of shuffled batches of validation, in which the windows of the last,
-short batch count up to 32 times as much as others; "strict" takes every window once. And in what a model is told of the
-time: "published" has the hour in all data, "strict" what goes with their frequency.
+the weights: "published" takes the mean of the means of shuffled batches of validation, in which a window of the last,
+short batch counts up to 32 times as much as others; "strict" takes every window once. And in what a model is told of
+the time: "published" has the hour in all data, "strict" what goes with their frequency.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Forecast(TableTask):
     def script(self) -> Script:
         return scripts.forecast(self.spec().name, self.data_name, self.steps)
 
-    def model(self, mixer: str, seed: int) -> nn.Module:  # type: ignore[override]
+    def model(self, mixer: str, seed: int) -> nn.Module:
         return self.series_model(
             mixer, seed, length=self.length, channels=self.channels, goal="forecast", horizon=self.steps,
             marks=self.mark_count,

@@ -7,7 +7,7 @@ folder `scripts`; S-Mamba's are those of `Thrillcrazyer/JustDense@28285e3`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 HORIZONS = (96, 192, 336, 720)
@@ -52,10 +52,10 @@ _FORECAST: dict[str, dict[str, dict[str, Any]]] = {
         "ETTh2": {"depth": 3, "heads": 4},
         "ETTm1": {"depth": [1, 3, 1, 3], "heads": [2, 2, 4, 4], "batch_size": [32, 128, 128, 128]},
         "ETTm2": {"depth": [3, 3, 1, 3], "heads": [16, 2, 4, 4], "batch_size": [32, 128, 32, 128]},
-        "Exchange": {"epochs": [10, 10, 1, 10]},
-        "Weather": {"heads": [4, 16, 4, 4], "batch_size": [32, 32, 128, 128], "epochs": 3},
-        "ECL": {"batch_size": 16},
-        "Traffic": {"dim": 512, "hidden": 512, "batch_size": 4},
+        "Exchange": {"depth": 2, "heads": 8, "epochs": [10, 10, 1, 10]},
+        "Weather": {"depth": 2, "heads": [4, 16, 4, 4], "batch_size": [32, 32, 128, 128], "epochs": 3},
+        "ECL": {"depth": 2, "heads": 8, "batch_size": 16},
+        "Traffic": {"depth": 2, "heads": 8, "dim": 512, "hidden": 512, "batch_size": 4},
         "ILI": {"depth": 4, "heads": 4, "dim": [1024, 2048, 2048, 2048]},
     },
     "itransformer": {
@@ -75,19 +75,15 @@ _FORECAST: dict[str, dict[str, dict[str, Any]]] = {
         "Traffic": {"dim": 512, "hidden": 512},
         "ILI": {"dim": 768, "hidden": 768},
     },
-    "tsmixer": {"Weather": {"dim": 32}, "ECL": {"dim": 256}, "Traffic": {"lr": 1e-3}},
-    "mamba": {name: {"dim": 128} for name in (*_ETT, "Exchange", "Weather", "ECL", "Traffic")},
+    "tsmixer": {"Weather": {"hidden": 32}, "ECL": {"hidden": 256}, "Traffic": {"lr": 1e-3}},
     "s_mamba": {
-        "ETTh1": {"depth": 1, "dim": 256, "hidden": 256, "lr": 7e-5},
-        "ETTh2": {"depth": 1, "dim": 256, "hidden": 256, "lr": 4e-5},
+        "ETTh1": {"depth": 1, "dim": 256, "hidden": 256, "d_state": 2, "lr": 7e-5},
+        "ETTh2": {"depth": 1, "dim": 256, "hidden": 256, "d_state": 2, "lr": 4e-5},
     },
 }
-_IMPUTATION = {"dim": 128, "hidden": 128}
-_M4: dict[str, dict[str, Any]] = {
-    "timesnet": {"dim": 32, "hidden": 32},
-    "mamba": {"dim": 128},
-    "tsmixer": {"dim": 16},
-}
+_IMPUTATION = {"depth": 2, "heads": 8, "dim": 128, "hidden": 128}
+_M4 = {"depth": 2, "heads": 8, "dim": 512, "hidden": 2048}
+_M4_OWN = {"timesnet": {"dim": 32, "hidden": 32}, "mamba": {"dim": 128}, "tsmixer": {"hidden": 16}}
 
 
 def forecast(model: str, data: str, horizon: int) -> Script:
@@ -98,14 +94,15 @@ def forecast(model: str, data: str, horizon: int) -> Script:
     return Script().changed({k: v[index] if isinstance(v, list) else v for k, v in settings.items()})
 
 
-def imputation(model: str, data: str, known: set[str]) -> Script:
+def imputation(model: str, data: str, known: Collection[str]) -> Script:
     """Of one size for all; `known` are the options that the model has."""
-    sizes: dict[str, Any] = {name: size for name, size in _IMPUTATION.items() if name in known}
+    sizes = {name: size for name, size in _IMPUTATION.items() if name in known}
     if model == "timesnet" and data in _ETT:
-        sizes = {"dim": 16, "hidden": 32, "top_k": 3}
+        sizes = {"dim": 16, "hidden": 32}
     return Script(sizes, batch_size=16, lr=1e-3)
 
 
-def m4(model: str) -> Script:
-    """Whatever the frequency."""
-    return Script(_M4.get(model, {}), batch_size=16, lr=1e-3)
+def m4(model: str, known: Collection[str]) -> Script:
+    """Whatever the frequency; `known` are the options that the model has."""
+    sizes = _M4_OWN.get(model) or {name: size for name, size in _M4.items() if name in known}
+    return Script(dict(sizes), batch_size=16, lr=1e-3)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any, Literal
 
 import torch
 
 from matmix.experiments.task import Recipe
-from matmix.mixers import Mixer
 from matmix.ranges import check, numbers, one_of
-from matmix.sampling import stream
 from matmix.spec import Spec, parse_spec, unknown_option
 from sequence.series.models import SeriesModel, create_series_model
-from sequence.series.models.base import series_model_options
+from sequence.series.models.base import series_model_class
 from sequence.series.tasks.scripts import Script
 
 Protocol = Literal["strict", "published"]
@@ -25,13 +24,13 @@ DEFAULT = "default"
 class SeriesSettings:
     """Fields of every task of time series."""
 
-    model: str = "itransformer"
+    architecture: str = "itransformer"
     """One of the time-series models, as a spec: "patchtst(depth=3, heads=4)". What it does not say is as in the
     published script for these data, where there is one, else the model's default."""
     protocol: Protocol = "strict"
     """"strict": every window counts once, nothing is drawn anew in an evaluation, and nothing of validation or test is
-    known before it is asked for. "published": as the Time Series Library has it, its lotteries included, so that numbers
-    compare."""
+    known before it is asked for. "published": as the Time Series Library has it, its lotteries included, so that
+    numbers compare."""
     epochs: int = 0
     """Passes over the training windows; 0 = as in the script."""
 
@@ -49,14 +48,21 @@ class SeriesSettings:
         Raises:
             ValueError: for anything but one known model with named options.
         """
-        found = parse_spec(self.model)
+        found = parse_spec(self.architecture)
         if len(found) != 1 or found[0].args:
-            raise ValueError(f"model must be one name with named options, 'patchtst(depth=3)', got {self.model!r}")
-        known = series_model_options(found[0].name)
+            raise ValueError(
+                f"{type(self).__name__}.architecture must be one name with named options, such as 'patchtst(depth=3)', "
+                f"got {self.architecture!r}"
+            )
+        known = self.known_options(found[0].name)
         for option, _ in found[0].options:
             if option not in known:
                 raise ValueError(unknown_option(found[0].name, option, known))
         return found[0]
+
+    def known_options(self, name: str = "") -> list[str]:
+        """What a model, or this one, can be told."""
+        return list(inspect.signature(series_model_class(name or self.spec().name)).parameters)
 
     def script(self) -> Script:
         """Sizes and training of this model on these data."""
@@ -76,21 +82,11 @@ class SeriesSettings:
         )  # fmt: skip
 
     def series_model(self, mixer: str, seed: int, **shape: Any) -> SeriesModel:
-        """The model with its mixer. Outside of the mixers, its weights follow from the seed alone."""
+        """The model with its mixer, "" and "default" for its own; its weights follow from the seed, those outside of
+        the mixers whatever the mixer. Under the published protocol it does what the published code does."""
         spec = self.spec()
-        options = {**self.script().sizes, **dict(spec.options), **shape}
-
-        def made(mixer: str, index: int) -> SeriesModel:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(stream(seed, index))
-                return create_series_model(spec.name, mixer=mixer, **options)
-
-        found = made(DEFAULT, 0)
-        if mixer in ("", DEFAULT):
-            return found
-        other = made(mixer, 1)
-        mixers = tuple(f"{name}." for name, module in other.named_modules() if isinstance(module, Mixer))
-        mine = {name: value.shape for name, value in other.state_dict().items() if not name.startswith(mixers)}
-        shared = {name: value for name, value in found.state_dict().items() if mine.get(name) == value.shape}
-        other.load_state_dict(shared, strict=False)
-        return other
+        as_published = {"published": True} if self.published_protocol and "published" in self.known_options() else {}
+        options = {**as_published, **self.script().sizes, **dict(spec.options), **shape}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return create_series_model(spec.name, mixer=mixer or DEFAULT, **options)

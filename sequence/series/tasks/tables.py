@@ -55,7 +55,7 @@ class TableTask(SeriesSettings, Task):
 
     metric: ClassVar[str] = "mse"
     higher_is_better: ClassVar[bool] = False
-    aliases: ClassVar[dict[str, str]] = {"data": "data", "model": "model"}
+    aliases: ClassVar[dict[str, str]] = {"data": "data", "model": "architecture"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

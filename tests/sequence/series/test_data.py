@@ -211,7 +211,7 @@ def test_published_files_are_held_to_what_they_are(tmp_path: Path) -> None:
         BadData, match=r"has 400 rows of 7 columns, the published ETTh1\.csv 17,420 of 7: it is cut sho"
     ):
         load("etth1", str(tmp_path))
-    with pytest.raises(BadData, match="it is another file; get weather.csv from"):
+    with pytest.raises(BadData, match=r"it is another file; get weather\.csv from"):
         load(str(write(tmp_path / "weather.csv")))
     with pytest.raises(ValueError, match="unknown data set 'ETTh3'; did you mean ETTh"):
         load("ETTh3")
