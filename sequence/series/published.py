@@ -51,7 +51,7 @@ def step_embedding(module: Any, state: State, ours: str, theirs: str, *, dead: b
     return found
 
 
-def mixer(module: nn.Module, state: State, ours: str, theirs: str, source: str) -> State:
+def mixer(module: Any, state: State, ours: str, theirs: str, source: str) -> State:
     """A mixer by its own converter.
 
     Raises:
@@ -63,7 +63,7 @@ def mixer(module: nn.Module, state: State, ours: str, theirs: str, source: str) 
     return prefixed(known[source](module, Below(state, f"{theirs}.")), ours)
 
 
-def perceptron(module: nn.Sequential, state: State, ours: str, theirs: str) -> State:
+def perceptron(module: Any, state: State, ours: str, theirs: str) -> State:
     """Two convolutions of width 1, as linear layers; biases where ours has them."""
     found = {}
     for at, name in (("0", "conv1"), (str(len(module) - 1), "conv2")):

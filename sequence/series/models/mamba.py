@@ -27,7 +27,7 @@ def from_published(module: Mamba | MambaSimple, state: State, source: str) -> St
     else:
         ours |= named(state, "norm_out", "norm", ("weight",))
         for at, block in enumerate(module.blocks):
-            ours |= mixer(block.mixer, state, f"blocks.{at}.mixer", f"layers.{at}.mixer", MAMBA_SSM)  # type: ignore[arg-type]
+            ours |= mixer(block.mixer, state, f"blocks.{at}.mixer", f"layers.{at}.mixer", MAMBA_SSM)
             ours |= named(state, f"blocks.{at}.norm", f"layers.{at}.norm", ("weight",))
     if module.goal == "forecast":
         return ours | named(state, "head", "out_layer", ("weight",))

@@ -26,7 +26,7 @@ def from_published(module: SMamba, state: State) -> State:
             ours |= mixer(part, state, f"{mine}.mixer.parts.{way}", f"{theirs}.{name}", "state-spaces/mamba")
         ours |= named(state, f"{mine}.mixer_norm", f"{theirs}.norm1")
         ours |= named(state, f"{mine}.mlp_norm", f"{theirs}.norm2")
-        ours |= perceptron(block.mlp[:-1], state, f"{mine}.mlp", theirs)  # type: ignore[arg-type, index]
+        ours |= perceptron(block.mlp[:-1], state, f"{mine}.mlp", theirs)  # type: ignore[index]
         for name in state:
             if name.startswith(tuple(f"{theirs}.{dead}." for dead in DEAD)):
                 state.get(name)

@@ -19,6 +19,7 @@ from sequence.series.layers.revin import RevIN
 from sequence.series.layers.season_norm import SeasonNorm
 from sequence.series.layers.start import marks_of, start_of
 from sequence.series.layers.time_linear import TimeLinear
+from sequence.series.layers.times_block import TimesBlock
 from sequence.series.layers.tokens import CircularConv
 from tests.fixtures import load_fixture
 
@@ -39,6 +40,7 @@ def maps(length: int) -> list[tuple[TokenMap, tuple[Tensor, ...]]]:
         (SeasonNorm(5), (x, mask)),
         (SeasonNorm(5), (x,)),
         (CrossCorrelation(6), (torch.randn(2, 4, 6), torch.randn(2, length, 6))),
+        *([(TimesBlock(5, 4, periods=3, branches=2, published=p), (x,)) for p in (True, False)] if length > 6 else []),
         (CrossAttention(6, 2), (torch.randn(2, 4, 6), torch.randn(2, length, 6), mask)),
     ]
 
@@ -59,6 +61,19 @@ def test_the_matrix_that_is_shown_is_the_one_that_ran(length: int) -> None:
 def test_published_decomposition() -> None:
     fixture = load_fixture("time_series/series_decomp_k5")
     fixture.check(torch.stack(Decomposition(5)(fixture.input("x"))))
+
+
+def test_periods_are_each_samples_own_unless_as_published() -> None:
+    """The published TimesNet chooses them by the mean over the batch: a window's output hangs on the other windows."""
+    step = torch.arange(24.0)
+    waves = torch.stack([torch.sin(2 * torch.pi * step / period) for period in (12, 4)])
+    x = (waves.unsqueeze(-1) + torch.tensor([0.0, 0.1])).expand(-1, -1, 2) + 0.01 * torch.randn(2, 24, 2)
+    for published in (False, True):
+        block = TimesBlock(2, 3, periods=1, branches=2, published=published)
+        found = block.found(x)
+        assert len(found) == 1 if published else [period for period, _ in found] == [4, 12]
+        same = torch.allclose(block(x)[1:], block(x[1:])) and torch.allclose(block(x)[:1], block(x[:1]))
+        assert same != published
 
 
 def test_positions_are_computed_in_float32() -> None:

@@ -66,6 +66,11 @@ CASES = {
         {"dim": "d_model", "depth": "e_layers", "hidden": "d_ff", "d_state": "d_state"},
         (("published", True),),
     ),
+    "timesnet": Case(
+        "timesnet",
+        {"dim": "d_model", "depth": "e_layers", "hidden": "d_ff", "periods": "top_k", "branches": "num_kernels"},
+        (("published", True),),
+    ),
     "tsmixer": Case("tsmixer", {"depth": "e_layers", "hidden": "d_model"}),
 }
 FIXTURES = [
