@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from matmix.ops.layers import CrossMlp
-from matmix.ops.reparam import BranchedConv, convolved
+from sequence.layers.norms import TokenBatchNorm, normed
+from sequence.series.layers.large_kernel import LargeKernel
 
 
 class SeriesChannelMixer(nn.Module):
@@ -28,23 +29,22 @@ class SeriesChannelMixer(nn.Module):
     def __init__(self, variates: int, width: int, *, kernel: int = 51, small: int = 5, mlp_ratio: int = 2) -> None:
         super().__init__()
         self.variates, self.width = variates, width
-        self.conv = BranchedConv(variates * width, {"conv": (kernel,), "conv1": (small,)})
-        self.norm = nn.BatchNorm1d(width)
+        self.conv = LargeKernel(variates * width, kernel=kernel, small=small)
+        self.norm = TokenBatchNorm(width)
         self.mlp = CrossMlp(width, variates, mlp_ratio)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, L, variates * width)`` to the same."""
-        image = x.mT.unsqueeze(2)  # a row of a channels-last image
-        series = convolved(self.conv, image, axes=1).squeeze(2).unflatten(1, (self.variates, self.width))
-        normed = self.norm(series.flatten(0, 1)).view_as(series)  # (B, variates, width, L)
-        return x + self.mlp(normed.permute(0, 3, 2, 1)).transpose(2, 3).flatten(2)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``(B, L, variates * width)`` to the same; a mask is (B, L), True = a real token."""
+        series = self.conv(x, mask=mask).unflatten(2, (self.variates, self.width))
+        every = None if mask is None else mask.unsqueeze(-1).expand(-1, -1, self.variates)
+        return x + self.mlp(normed(self.norm, series, every).mT).mT.flatten(2)
 
 
 def from_published(module: SeriesChannelMixer, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names of ysj9909/FFNet, where the perceptron is two grouped convolutions."""
     shapes = {f"mlp.{name}": value.shape for name, value in module.mlp.named_parameters()}
-    branches = {"dw.lkb_origin.conv": "conv.conv.c", "dw.small_conv.conv": "conv.conv1.c"}
-    branches |= {"dw.lkb_origin.bn": "conv.conv.bn", "dw.small_conv.bn": "conv.conv1.bn"}
+    branches = {"dw.lkb_origin.conv": "conv.conv.conv.c", "dw.small_conv.conv": "conv.conv.conv1.c"}
+    branches |= {"dw.lkb_origin.bn": "conv.conv.conv.bn", "dw.small_conv.bn": "conv.conv.conv1.bn"}
     ours = {}
     for name, value in state.items():
         part, _, leaf = name.rpartition(".")

@@ -15,6 +15,7 @@ from sequence.layers.block import Block
 from sequence.published import _Below as Below
 
 State = dict[str, Tensor]
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 SOURCES = ("thuml/Time-Series-Library", "Thrillcrazyer/JustDense")
 
 

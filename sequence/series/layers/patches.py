@@ -15,28 +15,49 @@ from sequence.series.layers.positions import positions
 
 
 class PatchEmbedding(TokenMap):
-    """Patches of `patch` steps every `stride`, each through one linear layer without a bias, and positions.
+    """Patches of `patch` steps every `stride`, each through one linear layer, and positions.
 
     Series by themselves (B, L), or (B * C, L), to tokens (B, N, D), N as `tokens` says. The last value is repeated
-    `stride` times beyond the end, so that the last steps stand in as many patches as others. Its matrix is
+    `pad` times beyond the end, so that the last steps stand in as many patches as others. Its matrix is
     (1, D, N, L), one head a channel: row n of head d holds ``W[d]`` from column ``stride * n`` on.
+
+    Args:
+        dim: D.
+        patch, stride: steps of a patch, and from one to the next.
+        pad: `stride` where absent.
+        bias: of the linear layer.
+        position: add sinusoidal positions.
+        dropout: on the tokens.
     """
 
     def __init__(
-        self, dim: int, *, patch: int = 16, stride: int = 8, position: bool = True, dropout: float = 0.0
+        self,
+        dim: int,
+        *,
+        patch: int = 16,
+        stride: int = 8,
+        pad: int | None = None,
+        bias: bool = False,
+        position: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if patch < 1 or not 1 <= stride <= patch:
             raise ValueError(f"patch must be at least 1 and stride from 1 to patch, got patch={patch}, stride={stride}")
         self.patch, self.stride, self.position = patch, stride, position
-        self.embed = nn.Linear(patch, dim, bias=False)
+        self.pad = stride if pad is None else pad
+        self.embed = nn.Linear(patch, dim, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def tokens(self, length: int) -> int:
         """N, the number of patches of a series of `length` steps."""
-        if length + self.stride < self.patch:
-            raise ValueError(f"patch={self.patch} needs at least {self.patch - self.stride} steps, got {length}")
-        return (length + self.stride - self.patch) // self.stride + 1
+        if length + self.pad < self.patch:
+            raise ValueError(f"patch={self.patch} needs at least {self.patch - self.pad} steps, got {length}")
+        return (length + self.pad - self.patch) // self.stride + 1
+
+    def real(self, mask: Tensor) -> Tensor:
+        """Which patches hold a real step, (B, N), of a mask (B, L)."""
+        return F.pad(mask, (0, self.pad)).unfold(1, self.patch, self.stride).any(-1)
 
     def project(self, x: Tensor) -> Projected:
         length, weight = x.shape[1], self.embed.weight
@@ -50,11 +71,13 @@ class PatchEmbedding(TokenMap):
 
     def product(self, x: Tensor) -> tuple[Tensor, Any]:
         self.tokens(x.shape[1])
-        padded = F.pad(x.unsqueeze(1), (0, self.stride), mode="replicate").squeeze(1)
-        return self.embed(padded.unfold(1, self.patch, self.stride)).mT.unsqueeze(-1), None
+        padded = F.pad(x.unsqueeze(1), (0, self.pad), mode="replicate").squeeze(1) if self.pad else x
+        return F.linear(padded.unfold(1, self.patch, self.stride), self.embed.weight).mT.unsqueeze(-1), None
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         tokens = merge_heads(mixed)
+        if self.embed.bias is not None:
+            tokens = tokens + self.embed.bias
         if self.position:
             tokens = tokens + positions(tokens.shape[1], tokens.shape[2], tokens)
         out: Tensor = self.dropout(tokens)

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from matmix.ops.seed import fork_seed
 from sequence.layers.block import Act
@@ -16,9 +15,7 @@ from sequence.series.layers.heads import ClassHead, FlattenHead
 from sequence.series.layers.normalise import InstanceNorm, known
 from sequence.series.layers.patches import PatchEmbedding
 from sequence.series.models.base import Goal, SeriesModel, register_series_model
-from sequence.series.published import State, encoder, named, of_library
-
-BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+from sequence.series.published import BATCH_NORM, State, encoder, named, of_library
 
 
 def from_tslib(module: PatchTST, state: State, source: str) -> State:
@@ -114,7 +111,7 @@ class PatchTST(SeriesModel):
         self.check(x, marks, mask=mask, observed=observed)
         mask = None if self.as_published else mask
         x, window = self.norm(x, known(x, observed, mask))
-        real = None if mask is None else self._real(mask)
+        real = None if mask is None else torch.repeat_interleave(self.embed.real(mask), self.channels, 0)
         tokens = self.encoder(self.embed(x.mT.flatten(0, 1)), real)
         if self.goal == "classification":
             scores: Tensor = self.head(
@@ -122,9 +119,3 @@ class PatchTST(SeriesModel):
             )
             return scores
         return self.norm.undo(self.head(tokens.unflatten(0, (len(x), self.channels))), window)
-
-    def _real(self, mask: Tensor) -> Tensor:
-        """Which patches hold a real step, (B * C, N), of a mask (B, L)."""
-        padded = F.pad(mask, (0, self.embed.stride))
-        patches = padded.unfold(1, self.embed.patch, self.embed.stride).any(-1)
-        return torch.repeat_interleave(patches, self.channels, 0)

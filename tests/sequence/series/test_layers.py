@@ -7,11 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from matmix.mixers.maps import TokenMap
+from matmix.testing import check_mixer
 from sequence.series.layers.cross_attention import CrossAttention
 from sequence.series.layers.cross_correlation import CrossCorrelation
 from sequence.series.layers.decomposition import Decomposition
+from sequence.series.layers.downsample import Downsample
+from sequence.series.layers.grouped import SeriesPerceptron
 from sequence.series.layers.heads import ClassHead, FlattenHead
 from sequence.series.layers.inverted import InvertedEmbedding
+from sequence.series.layers.large_kernel import LargeKernel
 from sequence.series.layers.normalise import InstanceNorm
 from sequence.series.layers.patches import PatchEmbedding
 from sequence.series.layers.positions import positions
@@ -41,6 +45,8 @@ def maps(length: int) -> list[tuple[TokenMap, tuple[Tensor, ...]]]:
         (SeasonNorm(5), (x,)),
         (CrossCorrelation(6), (torch.randn(2, 4, 6), torch.randn(2, length, 6))),
         *([(TimesBlock(5, 4, periods=3, branches=2, published=p), (x,)) for p in (True, False)] if length > 6 else []),
+        (SeriesPerceptron(5, 6, mlp_ratio=2), (torch.randn(2, length, 5, 6),)),
+        (Downsample(6, 8, 2), (torch.randn(2, length, 5, 6),)),
         (CrossAttention(6, 2), (torch.randn(2, 4, 6), torch.randn(2, length, 6), mask)),
     ]
 
@@ -56,6 +62,23 @@ def test_the_matrix_that_is_shown_is_the_one_that_ran(length: int) -> None:
         told = part.merge(matrix.to_dense() @ values, rest)
         torch.testing.assert_close(ran, told, msg=lambda m, p=part: f"{p}: {m}")
         assert part.matrix(*arguments).shape == matrix.shape
+
+
+def test_a_perceptron_between_series_shows_what_dropout_left() -> None:
+    part, x = SeriesPerceptron(5, 6, dropout=0.5).double(), torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    torch.manual_seed(0)
+    ran = part(x)
+    torch.manual_seed(0)
+    matrix, values, rest = part.project(x)
+    torch.testing.assert_close(part.merge(matrix.to_dense() @ values, rest), ran)
+    assert (ran - part.eval()(x)).abs().max() > 1e-3
+
+
+def test_large_kernels_keep_the_laws() -> None:
+    laws = ["product", "gradients", "mask_trim", "mask_content", "length"]
+    check_mixer(lambda dim, grid: LargeKernel(dim, grid, kernel=5, small=3), laws=laws)
+    with pytest.raises(ValueError, match="small must be odd and at most kernel=3, got 5"):
+        LargeKernel(4, kernel=3)
 
 
 def test_published_decomposition() -> None:

@@ -38,6 +38,10 @@ class Case(NamedTuple):
 
 ENCODER = {"dim": "d_model", "depth": "e_layers", "heads": "n_heads", "hidden": "d_ff"}
 MAMBA = {"dim": "d_model", "d_state": "d_ff", "d_conv": "d_conv", "expand": "expand"}
+STAGED = {
+    "dims": "dims", "depths": "num_blocks", "kernel": "large_size", "small": "small_size", "patch": "patch_size",
+    "stride": "patch_stride", "mlp_ratio": "ffn_ratio", "affine": "affine", "downsample": "downsample_ratio",
+}  # fmt: skip
 CASES = {
     "autoformer": Case(
         "autoformer",
@@ -72,6 +76,8 @@ CASES = {
         (("published", True),),
     ),
     "tsmixer": Case("tsmixer", {"depth": "e_layers", "hidden": "d_model"}),
+    "moderntcn": Case("moderntcn", STAGED),
+    "ffnet_ts": Case("ffnet_ts", STAGED),
 }
 FIXTURES = [
     (name, stem)
@@ -92,7 +98,10 @@ def options_of(fixture: Fixture, case: Case) -> dict[str, Any]:
     options["horizon"] = config["pred_len"] if goal == "forecast" else 0
     options["classes"] = config["num_class"] if goal == "classification" else 0
     options["marks"] = marks["shape"][2] if marks and marks["kind"] == "normal" else 0
-    return options | {ours: config[theirs] for ours, theirs in case.words.items()} | dict(case.fixed)
+    options |= {ours: config[theirs] for ours, theirs in case.words.items()} | dict(case.fixed)
+    if "dims" in options:  # the published code is also told those of stages that it does not build
+        options["dims"] = options["dims"][: len(options["depths"])]
+    return options
 
 
 def inputs_of(fixture: Fixture, model: SeriesModel) -> dict[str, Tensor]:

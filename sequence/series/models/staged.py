@@ -1,0 +1,141 @@
+"""What ModernTCN and FFNet have in common: patches of each series, stages of blocks over all series, one head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from matmix.ops.seed import fork_seed
+from sequence.layers.norms import TokenBatchNorm
+from sequence.series.layers.downsample import Downsample
+from sequence.series.layers.encoder import new_seed
+from sequence.series.layers.heads import ClassHead, FlattenHead
+from sequence.series.layers.normalise import known
+from sequence.series.layers.patches import PatchEmbedding
+from sequence.series.layers.revin import RevIN
+from sequence.series.models.base import Goal, SeriesModel
+from sequence.series.published import BATCH_NORM, State, named
+
+DEAD = ("te_patch", "lat_layer", "smooth_layer", "up_sample_conv")
+"""Modules of the published code that nothing calls: time features, and a fusion of stages."""
+Build = Callable[[int, int, int], nn.Module]  # stage, width, number of tokens -> a block of tokens (B, N, C * width)
+
+
+class StagedModel(SeriesModel):
+    """Patches of each series as tokens, stages of blocks, a head over all tokens of a series.
+
+    Args:
+        length, channels, goal, horizon, classes, marks: see `SeriesModel`; the time of a step is not read.
+        block: builds a block of a stage.
+        dims, depths: width of a token and blocks, of every stage.
+        patch, stride: steps of a patch, and from one to the next; the last value is repeated patch - stride times.
+        downsample: tokens that become one between two stages.
+        revin: normalise windows.
+        affine: with a learned scale and offset a series.
+        head_dropout: on the forecast, or in front of the classifier.
+    """
+
+    def __init__(
+        self,
+        *,
+        length: int,
+        channels: int,
+        goal: Goal,
+        horizon: int,
+        classes: int,
+        marks: int,
+        block: Build,
+        dims: tuple[int, ...],
+        depths: tuple[int, ...],
+        patch: int,
+        stride: int,
+        downsample: int,
+        revin: bool,
+        affine: bool,
+        head_dropout: float,
+    ) -> None:
+        super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)
+        if len(dims) != len(depths) or not dims:
+            raise ValueError(f"dims and depths must have one number a stage, got {dims} and {depths}")
+        self.norm = RevIN(channels, affine=affine) if revin else None
+        seed = new_seed()
+        with fork_seed(seed, "embed"):
+            self.embed = PatchEmbedding(
+                dims[0], patch=patch, stride=stride, pad=patch - stride, bias=True, position=False
+            )
+            self.embed_norm = TokenBatchNorm(dims[0])
+        tokens = self.embed.tokens(length)
+        self.downsamples, self.stages = nn.ModuleList(), nn.ModuleList()
+        for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            with fork_seed(seed, f"stage.{stage}"):
+                if stage:
+                    self.downsamples.append(Downsample(dims[stage - 1], dim, downsample))
+                    tokens = self.downsamples[-1].tokens(tokens)  # type: ignore[operator]
+            blocks = nn.ModuleList()
+            for at in range(depth):
+                with fork_seed(seed, f"stage.{stage}.{at}"):
+                    blocks.append(block(stage, dim, tokens))
+            self.stages.append(blocks)
+        self.head: nn.Module
+        with fork_seed(seed, "head"):
+            if goal == "classification":
+                self.head = ClassHead(channels * tokens, dims[-1], classes, dropout=head_dropout)
+            else:
+                self.head = FlattenHead(tokens, dims[-1], horizon or length, dropout=head_dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        marks: Tensor | None = None,
+        future_marks: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        observed: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """See `SeriesModel.forward`."""
+        self.check(x, marks, mask=mask, observed=observed)
+        seen, window = known(x, observed, mask), None
+        if self.norm is not None:
+            x, window = self.norm(x, seen)
+        x = x if seen is None else x.masked_fill(~seen, 0)
+        tokens = self.embed_norm(self.embed(x.mT.flatten(0, 1)))
+        tokens = tokens.unflatten(0, (len(x), self.channels)).transpose(1, 2)  # (B, N, C, D)
+        real = None if mask is None else self.embed.real(mask)
+        for stage, blocks in enumerate(self.stages):
+            if stage:
+                down: Any = self.downsamples[stage - 1]
+                tokens, real = down(tokens), None if real is None else down.real(real)
+            flat = tokens.flatten(2)
+            for block in blocks:  # type: ignore[attr-defined]
+                flat = block(flat, real)
+            tokens = flat.unflatten(2, (self.channels, -1))
+        series = tokens.transpose(1, 2)
+        if self.goal == "classification":
+            every = None if real is None else real.repeat(1, self.channels)
+            scores: Tensor = self.head(series.flatten(1, 2), every)
+            return scores
+        steps: Tensor = self.head(series)
+        return steps if window is None or self.norm is None else self.norm.undo(steps, window)
+
+
+def around_the_blocks(module: StagedModel, state: State) -> State:
+    """Published names of all but the blocks. What nothing calls there (time features, multi-scale fusion, layers of
+    stages that are not there) is left out."""
+    ours = named(state, "embed_norm", "model.downsample_layers.0.1", BATCH_NORM)
+    ours |= named(state, "embed.embed", "model.downsample_layers.0.0")
+    ours["embed.embed.weight"] = ours["embed.embed.weight"].squeeze(1)
+    for at in range(len(module.downsamples)):
+        ours |= named(state, f"downsamples.{at}.norm", f"model.downsample_layers.{at + 1}.0", BATCH_NORM)
+        part = named(state, f"downsamples.{at}.reduce", f"model.downsample_layers.{at + 1}.1")
+        weight = part[f"downsamples.{at}.reduce.weight"]  # (E, D, factor)
+        ours |= part | {f"downsamples.{at}.reduce.weight": weight.mT.flatten(1)}
+    if module.norm is not None and module.norm.weight is not None:
+        ours |= {f"norm.{kind}": state[f"model.revin_layer.affine_{kind}"] for kind in ("weight", "bias")}
+    dead = [*DEAD, *(f"downsample_layers.{at}" for at in range(len(module.stages), 4))]
+    for name in state:
+        if name.startswith(tuple(f"model.{part}." for part in dead)):
+            state.get(name)
+    return ours | named(state, "head.linear", "model.head.linear")
