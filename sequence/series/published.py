@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from matmix.adapters import Replacement
 from sequence.layers.block import Block
 from sequence.published import _Below as Below
 
@@ -58,6 +59,8 @@ def mixer(module: Any, state: State, ours: str, theirs: str, source: str) -> Sta
     Raises:
         ValueError: for one that this source has not.
     """
+    if isinstance(module, Replacement):  # surgery's, around the mixer that it has put here
+        return mixer(module.mixer, state, f"{ours}.mixer", theirs, source)
     known = getattr(type(module), "published", {})
     if source not in known:
         raise ValueError(f"{ours} is a {type(module).__name__}, of which {source} has no weights")

@@ -141,6 +141,55 @@ def test_published_outputs_at_full_size(name: str, stem: str) -> None:
     check_published(name, stem)
 
 
+class Swap(NamedTuple):
+    """A published model in which dense matrices stand in the place of the mixers."""
+
+    stem: str  # of the model that it is made of
+    spec: str  # with words of its configuration
+    where: str
+    fixed: tuple[tuple[str, Any], ...] = ()
+
+
+JUSTDENSE = {
+    "jd_transformer": Swap("transformer", "justdense(heads={n_heads})", "encoder.*"),
+    # its encoder's moving average has 25 steps whatever its configuration says
+    "jd_autoformer": Swap("autoformer", "justdense", "encoder.*.mixer", (("kernel", 25),)),
+}
+SWAPPED = [
+    (f"{stem}_{goal}", stem)
+    for stem in JUSTDENSE
+    for goal in GOALS
+    if (ROOT / "time_series" / f"{stem}_{goal}.json").exists()
+]
+FULL_SWAPPED = [
+    (f"full_etth1_{stem}", stem) for stem in JUSTDENSE if (ROOT / "time_series" / f"full_etth1_{stem}.json").exists()
+]
+
+
+def check_swapped(name: str, stem: str) -> None:
+    fixture, swap = load_fixture(f"time_series/{name}"), JUSTDENSE[stem]
+    case = CASES[swap.stem]
+    options = options_of(fixture, case) | dict(swap.fixed)
+    if "kernel" in dict(swap.fixed):
+        options["decoder_kernel"] = fixture.config["moving_avg"]
+    model = create_series_model(case.model, **options).double().eval()
+    surgery.replace(model, swap.spec.format(**fixture.config), where=swap.where)
+    load_published(model, fixture.state(), source="Thrillcrazyer/JustDense")
+    with torch.no_grad():
+        fixture.check(model(**inputs_of(fixture, model)), **fixture.data["tolerance"]["float64"])
+
+
+@pytest.mark.parametrize(("name", "stem"), SWAPPED, ids=[name for name, _ in SWAPPED])
+def test_published_dense_matrices(name: str, stem: str) -> None:
+    check_swapped(name, stem)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "stem"), FULL_SWAPPED, ids=[name for name, _ in FULL_SWAPPED])
+def test_published_dense_matrices_at_full_size(name: str, stem: str) -> None:
+    check_swapped(name, stem)
+
+
 # ---------------------------------------------------------------------- what every model does
 
 SMALL = {"dim": 8, "depth": 1, "hidden": 12, "heads": 2}  # those that a model has
