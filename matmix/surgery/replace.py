@@ -51,6 +51,7 @@ def replace(
     example: Any = None,
     batches: Iterable[Any] | None = None,
     prefix: Prefix = "joined",
+    keep_causal: bool = True,
     exclude: Where | None = None,
     layers: int | Iterable[int] | slice | None = None,
     dry_run: bool = False,
@@ -76,6 +77,8 @@ def replace(
         batches: inputs of the model in the same form, for ``mean_matrix`` and ``init="projected"``.
         prefix: class tokens and registers are ``"joined"`` to the sequence that the mixer sees, or stand ``"aside"``:
             the mixer sees the grid alone, and their mixing term is zero.
+        keep_causal: refuse a mixer that sees later tokens where the old one did not. False lets it: in a model that
+            does not predict what it sees. Where a call itself demands causality it is refused all the same.
         dry_run: the report of what would be done; nothing changes.
 
     Returns:
@@ -85,6 +88,8 @@ def replace(
         ValueError: for a site that cannot be replaced so, with its name and the reason; nothing has changed then.
     """
     _check(level, init, prefix)
+    if not keep_causal and level == "matrix":
+        raise ValueError("keep_causal=False is for level='module': a matrix is causal where the module is")
     refuse_wrappers(model)
     found = discover(model)
     if example is not None:
@@ -93,7 +98,7 @@ def replace(
     if batches is not None and init == "fresh" and not any(_name(one) == "mean_matrix" for one in chosen.values()):
         raise ValueError("batches= is for the spec mean_matrix and for init='projected'")
     rows = [
-        plan(model, _with_prefix(one, prefix), chosen[one.site.name], level, seed)
+        plan(model, _as_told(one, prefix, keep_causal), chosen[one.site.name], level, seed)
         for one in found
         if one.site.name in chosen
     ]
@@ -129,8 +134,9 @@ def commit(report: Report, optimizer: Optimizer | None = None) -> None:
         raise
 
 
-def _with_prefix(found: Found, prefix: Prefix) -> Found:
-    return found._replace(site=dataclasses.replace(found.site, prefix_as=prefix))
+def _as_told(found: Found, prefix: Prefix, keep_causal: bool) -> Found:
+    causal = found.site.causal if keep_causal else False
+    return found._replace(site=dataclasses.replace(found.site, prefix_as=prefix, causal=causal))
 
 
 def _check(level: str, init: str, prefix: str) -> None:
@@ -255,7 +261,9 @@ def _mixer(site: Site, spec: str, seed: int) -> Mixer:
             hint = f"; its {site.prefix} prefix tokens are joined to the grid: prefix='aside' keeps them out of it"
         raise ValueError(f"{site.name}: {error}{hint}") from error
     if site.causal and not mixer.traits.causal:
-        raise ValueError(f"{site.name}: the site is causal, {spec!r} is not")
+        raise ValueError(
+            f"{site.name}: the site is causal, {spec!r} is not (keep_causal=False lets it see later tokens)"
+        )
     if site.padded and mixer.traits.mask is None:
         raise ValueError(f"{site.name}: padding masks arrive there, and {spec!r} takes none")
     return mixer

@@ -9,15 +9,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from matmix.adapters import Replacement
 from sequence.layers.block import Block
 from sequence.published import _Below as Below
+from sequence.series.layers.along_channels import AlongChannels
 
 State = dict[str, Tensor]
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-SOURCES = ("thuml/Time-Series-Library", "Thrillcrazyer/JustDense")
+JUSTDENSE = "Thrillcrazyer/JustDense"
+SOURCES = ("thuml/Time-Series-Library", JUSTDENSE)
 
 
 def of_library(convert: Callable[[Any, State, str], State]) -> dict[str, Callable[[Any, State], State]]:
@@ -54,13 +55,13 @@ def step_embedding(module: Any, state: State, ours: str, theirs: str, *, dead: b
 
 
 def mixer(module: Any, state: State, ours: str, theirs: str, source: str) -> State:
-    """A mixer by its own converter.
+    """A mixer by its own converter; where the source has JustDense's matrices, by that of these.
 
     Raises:
         ValueError: for one that this source has not.
     """
-    if isinstance(module, Replacement):  # surgery's, around the mixer that it has put here
-        return mixer(module.mixer, state, f"{ours}.mixer", theirs, source)
+    if f"{theirs}.matrix_mixer.M" in state:
+        source = JUSTDENSE
     known = getattr(type(module), "published", {})
     if source not in known:
         raise ValueError(f"{ours} is a {type(module).__name__}, of which {source} has no weights")
@@ -79,9 +80,10 @@ def perceptron(module: Any, state: State, ours: str, theirs: str) -> State:
 
 def block(module: Block, state: State, ours: str, theirs: str, source: str) -> State:
     """A block of an encoder: ``attention``, ``norm1``, ``conv1``, ``conv2``, ``norm2``."""
-    assert isinstance(module.mlp, nn.Sequential)
     found = mixer(module.mixer, state, f"{ours}.mixer", f"{theirs}.attention", source)
     found |= named(state, f"{ours}.mixer_norm", f"{theirs}.norm1") | named(state, f"{ours}.mlp_norm", f"{theirs}.norm2")
+    if isinstance(module.mlp, AlongChannels):
+        return found | mixer(module.mlp.mixer, state, f"{ours}.mlp.mixer", f"{theirs}.mixer", source)
     return found | perceptron(module.mlp, state, f"{ours}.mlp", theirs)
 
 

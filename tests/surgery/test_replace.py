@@ -457,6 +457,20 @@ class Causal(nn.Module):
         return self.causal(self.pairs(x, attn_mask=allowed), is_causal=True)
 
 
+def test_a_causal_site_may_see_what_comes_where_that_is_asked_for():
+    model, x = nn.ModuleDict({"mixer": create_mixer("s6(d_state=2)", 6, 5)}), torch.randn(2, 5, 6)
+    with pytest.raises(ValueError, match="mixer: the site is causal, 'dense' is not"):
+        surgery.replace(model, "dense", where="mixer")
+    with pytest.raises(ValueError, match="keep_causal=False is for level='module'"):
+        surgery.replace(model, "dense", where="mixer", level="matrix", keep_causal=False)
+    report = surgery.replace(model, "dense", where="mixer", keep_causal=False)
+    late = x.clone()
+    late[:, 4:] += 1
+    assert not torch.equal(model["mixer"](late)[:, :4], model["mixer"](x)[:, :4])
+    report.restore()
+    assert torch.equal(model["mixer"](late)[:, :4], model["mixer"](x)[:, :4])
+
+
 @pytest.mark.skipif(VERSION < (1, 0, 27), reason="is_causal= came with timm 1.0.27")
 def test_a_run_tells_what_no_mixer_can_serve():
     model, x = Causal(), torch.randn(3, 7, 24)

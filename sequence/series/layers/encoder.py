@@ -61,7 +61,7 @@ def new_seed() -> int:
     return int(torch.randint(2**31, (), device="cpu"))
 
 
-def attention_spec(dim: int, heads: int, dropout: float) -> str:
+def attention_spec(dim: int, heads: int, dropout: float, *, causal: bool = False) -> str:
     """The attention of the published encoders: biases everywhere, dropout of its matrix.
 
     Raises:
@@ -70,4 +70,4 @@ def attention_spec(dim: int, heads: int, dropout: float) -> str:
     if heads < 1 or dim % heads:
         raise ValueError(f"heads must be a positive divisor of dim={dim}, got {heads!r}")
     options = f"heads={heads}, head_dim={dim // heads}, qkv_bias=True, proj_bias=True, dropout={dropout!r}"
-    return f"attention({options})"
+    return f"attention({options}{', causal=True' if causal else ''})"

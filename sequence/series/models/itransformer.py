@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from matmix.ops.seed import fork_seed
 from sequence.layers.block import Act
-from sequence.series.layers.encoder import attention_spec
+from sequence.series.layers.along_channels import AlongChannels
+from sequence.series.layers.encoder import attention_spec, new_seed
 from sequence.series.models.base import Goal, register_series_model
 from sequence.series.models.inverted import InvertedModel, around_the_encoder
 from sequence.series.published import State, encoder, of_library
@@ -26,6 +28,8 @@ class ITransformer(InvertedModel):
     Args:
         mixer: "default" is attention with biases and dropout of its matrix.
         heads: of the default mixer.
+        channel_mixer: spec of a mixer along the D channels of a token in the place of the perceptron ("mlp"), the
+            tokens side by side: where JustDense has put its matrices, leaving attention as it is.
 
     The other arguments are those of `InvertedModel`.
     """
@@ -42,6 +46,7 @@ class ITransformer(InvertedModel):
         classes: int = 0,
         marks: int = 0,
         mixer: str = "default",
+        channel_mixer: str = "mlp",
         dim: int = 128,
         depth: int = 2,
         heads: int = 8,
@@ -67,3 +72,9 @@ class ITransformer(InvertedModel):
             normalise=normalise,
             published=published,
         )
+        if channel_mixer == "mlp":
+            return
+        seed, tokens = new_seed(), channels + (marks if self.reads_marks else 0)
+        for at, block in enumerate(self.encoder.blocks):
+            with fork_seed(seed, f"encoder.{at}.mlp"):
+                block.mlp = AlongChannels(channel_mixer, tokens, dim)

@@ -13,22 +13,10 @@ from sequence.layers.block import Act, make_mlp
 from sequence.series import published as names
 from sequence.series.layers.cross_attention import CrossAttention
 from sequence.series.layers.embedding import StepEmbedding
-from sequence.series.layers.encoder import SeriesEncoder, block_options, new_seed
+from sequence.series.layers.encoder import SeriesEncoder, attention_spec, block_options, new_seed
 from sequence.series.layers.heads import ClassHead
 from sequence.series.layers.start import marks_of, start_of
 from sequence.series.models.base import Goal, SeriesModel, register_series_model
-
-
-def attention_spec(dim: int, heads: int, dropout: float, *, causal: bool = False) -> str:
-    """The attention of the published layers: biases everywhere, dropout of the probabilities.
-
-    Raises:
-        ValueError: for a number of heads that does not divide the width.
-    """
-    if heads < 1 or dim % heads:
-        raise ValueError(f"heads must be a positive divisor of dim={dim}, got {heads}")
-    options = f"heads={heads}, head_dim={dim // heads}, qkv_bias=True, proj_bias=True, dropout={dropout}"
-    return f"attention({options}{', causal=True' if causal else ''})"
 
 
 @register_series_model("transformer")

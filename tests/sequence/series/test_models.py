@@ -18,6 +18,7 @@ from matmix.inspect import matrices as inspect_matrices
 from matmix.inspect import record
 from sequence.series.models import create_series_model, list_series_models
 from sequence.series.models.base import SeriesModel, series_model_class
+from sequence.series.models.s_mamba import scan_spec
 from tests.fixtures import ROOT, Fixture, load_fixture
 
 GOALS = {
@@ -147,13 +148,19 @@ class Swap(NamedTuple):
     stem: str  # of the model that it is made of
     spec: str  # with words of its configuration
     where: str
-    fixed: tuple[tuple[str, Any], ...] = ()
+    options: dict[str, Any] | None = None  # of the model; a word of the configuration stands for its value
 
 
 JUSTDENSE = {
     "jd_transformer": Swap("transformer", "justdense(heads={n_heads})", "encoder.*"),
     # its encoder's moving average has 25 steps whatever its configuration says
-    "jd_autoformer": Swap("autoformer", "justdense", "encoder.*.mixer", (("kernel", 25),)),
+    "jd_autoformer": Swap("autoformer", "justdense", "encoder.*.mixer", {"kernel": 25, "decoder_kernel": "moving_avg"}),
+    "jd_patchtst": Swap("patchtst", "justdense(heads={n_heads})", "encoder.*"),
+    "jd_mamba": Swap("mamba", "justdense(wrapper='mamba', d_conv=1)", "mixer"),
+    "jd_s_mamba": Swap("s_mamba", scan_spec("justdense(wrapper='mamba', heads={some})"), "encoder.*"),
+    # as published, in the place of the perceptron: attention stays; at first in the place of attention
+    "jd_itransformer": Swap("itransformer", "justdense(heads={tokens})", "*.mlp.mixer", {"channel_mixer": "identity"}),
+    "jd_itransformer_first_commit": Swap("itransformer", "justdense", "encoder.*"),
 }
 SWAPPED = [
     (f"{stem}_{goal}", stem)
@@ -168,12 +175,15 @@ FULL_SWAPPED = [
 
 def check_swapped(name: str, stem: str) -> None:
     fixture, swap = load_fixture(f"time_series/{name}"), JUSTDENSE[stem]
-    case = CASES[swap.stem]
-    options = options_of(fixture, case) | dict(swap.fixed)
-    if "kernel" in dict(swap.fixed):
-        options["decoder_kernel"] = fixture.config["moving_avg"]
+    case, config = CASES[swap.stem], fixture.config
+    options = options_of(fixture, case) | {
+        name: config.get(value, value) for name, value in (swap.options or {}).items()
+    }
     model = create_series_model(case.model, **options).double().eval()
-    surgery.replace(model, swap.spec.format(**fixture.config), where=swap.where)
+    goes_on = config["task_name"] in ("long_term_forecast", "imputation")
+    some = config["d_model"] // 2 if goes_on else config["n_heads"]
+    spec = swap.spec.format(**config, some=some, tokens=config["enc_in"] + options["marks"])
+    surgery.replace(model, spec, where=swap.where, keep_causal=False)  # Mamba is causal, its replacement is not
     load_published(model, fixture.state(), source="Thrillcrazyer/JustDense")
     with torch.no_grad():
         fixture.check(model(**inputs_of(fixture, model)), **fixture.data["tolerance"]["float64"])
