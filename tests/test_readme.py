@@ -103,6 +103,7 @@ SHORTER = {
     "matmix train mad": "--steps 2 --task.train-examples 128 --task.eval-examples 9",
     "matmix train state_tracking": "--steps 2 --recipe.batch-size 8 --task.eval-examples 9",
     "matmix train lm": "--steps 2",
+    "matmix forecast own.csv": "--steps 2",
     "matmix study lra-mini": "--seeds 1 --tasks parity --mixers delta_rule",
 }
 TOO_LONG = ("matmix study lra --tasks",)  # days; its parts have tests of their own
@@ -125,6 +126,9 @@ def test_commands_run(tmp_path: Path) -> None:
             os.link(tmp_path / "IMAGE", place / f"{number}.jpg")
     torch.save(vision.create_model("caformer_s18").state_dict(), tmp_path / "FILE")
     files.reviews(tmp_path / "REVIEWS")
+    days = [f"2024-{month:02}-{day:02}" for month in range(1, 13) for day in range(1, 29)]
+    rows = (f"{day} 12:00,{number % 7}" for number, day in enumerate(days))
+    (tmp_path / "own.csv").write_text("\n".join(["date,sold", *rows]))
     (tmp_path / "input.txt").write_text(10 * files.text(tmp_path / "short.txt").read_text())
     files.pack(tmp_path / "lra_release.gz", sorted(files.papers(tmp_path / "papers").iterdir()), "tsv_data")
     folders = {"imagenet": "IMAGENET", "text": "REVIEWS"}
@@ -144,6 +148,7 @@ def test_commands_run(tmp_path: Path) -> None:
         "hydra.png",
         "field.png",
         "state.png",
+        "forecast.csv",
         "runs/hydra/result.json",
         "runs/quickstart/report/index.html",
     ):

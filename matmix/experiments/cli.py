@@ -1,12 +1,16 @@
-"""The command `matmix`. Each command imports what it needs when it runs: `list` and `show` run with the core alone."""
+"""The command `matmix`. Each command imports what it needs when it runs: `list` and `show` run with the core alone.
+
+Installed packages add commands of their own (see `cli_packages`).
+"""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from matmix.experiments.cli_packages import describe, find_command, list_commands
 from matmix.spec import hint
 
 COMMANDS = {
@@ -34,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
         sys.exit(0 if words else 2)
-    if words[0] not in COMMANDS:
-        _stop(f"unknown command {words[0]!r}{hint(words[0], COMMANDS)}")
+    if words[0] not in COMMANDS and words[0] not in list_commands():
+        _stop(f"unknown command {words[0]!r}{hint(words[0], [*COMMANDS, *list_commands()])}")
     for word in words:
         if word in RENAMED:
             _stop(f"{word} is now {RENAMED[word]}")
@@ -43,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from matmix.experiments.extras import advice
 
     try:
-        module, _, name = COMMANDS[words[0]][0].partition(":")
-        status = getattr(importlib.import_module(module), name)(words[1:])
+        status = _command(words[0])(words[1:])
     except ImportError as error:
         absent = error if isinstance(error, ModuleNotFoundError) else error.__cause__
         if not isinstance(absent, ModuleNotFoundError) or (absent.name or "matmix").split(".")[0] == "matmix":
@@ -60,8 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status)
 
 
+def _command(name: str) -> Callable[[Sequence[str]], int]:
+    if name not in COMMANDS:
+        return find_command(name)
+    module, _, function = COMMANDS[name][0].partition(":")
+    found: Callable[[Sequence[str]], int] = getattr(importlib.import_module(module), function)
+    return found
+
+
 def _usage() -> str:
-    lines = [f"  {name:10}{text}" for name, (_, text) in COMMANDS.items()]
+    said = {name: text for name, (_, text) in COMMANDS.items()}
+    said |= {name: describe(name) for name in list_commands() if name not in said}
+    lines = [f"  {name:10}{text}" for name, text in said.items()]
     return "\n".join(["usage: matmix COMMAND ...\n", *lines, "\n`matmix COMMAND --help` shows the options of one."])
 
 

@@ -10,13 +10,12 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from matmix.experiments.best import Best
 from matmix.experiments.checkpoint import load_latest, save_checkpoint, write_tensors
-from matmix.experiments.config import RunConfig
 from matmix.experiments.costs import costs
 from matmix.experiments.generators import get_generators, seed_everything, set_generators
 from matmix.experiments.log import Log
@@ -35,7 +34,7 @@ from matmix.experiments.recompute import recompute_blocks
 from matmix.experiments.scoring import Scorer
 from matmix.experiments.step import StepLoss, accumulate, agree, alone, gather_objects, new_accelerator, share_buffers
 from matmix.experiments.stopwatch import Stopwatch
-from matmix.experiments.task import Batch, check_tests
+from matmix.experiments.task import Batch, Recipe, Task, check_tests
 from matmix.ops.signals import interruptible
 from matmix.sampling import stream
 from matmix.training import after_step, having
@@ -49,7 +48,23 @@ class Diverged(Exception):
         self.step = step
 
 
-def fit(config: RunConfig, folder: Path, progress: Progress | None = None, track: str = "") -> dict[str, Any]:
+class Configured(Protocol):
+    """What is trained: a `RunConfig`, or a task that is an object of this process."""
+
+    @property
+    def mixer(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    def make_task(self) -> Task: ...
+
+    def make_recipe(self) -> Recipe: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+def fit(config: Configured, folder: Path, progress: Progress | None = None, track: str = "") -> dict[str, Any]:
     """Train to the last step, test the weights that were best on validation; returns the fields of a `Result`."""
     training = Training(config, folder, progress, track)
     try:
@@ -64,7 +79,7 @@ class Training:
     """One run under way: `bare` is the task's model, `model` what accelerate makes of it, `kept` the weights that are
     evaluated and written (the running average where the recipe has one)."""
 
-    def __init__(self, config: RunConfig, folder: Path, progress: Progress | None, track: str) -> None:
+    def __init__(self, config: Configured, folder: Path, progress: Progress | None, track: str) -> None:
         self.config, self.folder, self.progress = config, folder, progress
         self.task, self.recipe = config.make_task(), config.make_recipe()
         self.accelerator = new_accelerator(self.recipe.precision, track, folder)

@@ -1,0 +1,1 @@
+"""What a forecaster for own data is made of: tables, windows, quantiles, files, pictures, scores."""

@@ -1,0 +1,104 @@
+"""A forecaster as a folder: `forecaster.json` and `weights.safetensors`. Nothing in it is executed when it is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sequence.series.panel.dates import to_step
+from sequence.series.panel.frames import Panel, Series
+from sequence.series.panel.settings import Settings
+from sequence.series.panel.task import Scale
+
+NAME, WEIGHTS, FORMAT, MODEL = "forecaster.json", "weights.safetensors", 1, "model."
+
+
+class Kept(NamedTuple):
+    """What a trained forecaster is."""
+
+    settings: Settings
+    panel: Panel
+    scales: dict[tuple[str, ...], Scale]
+    covariates: Scale
+    notes: list[str]
+    weights: dict[str, Tensor]
+
+
+def save(kept: Kept, folder: Path) -> None:
+    """Settings, weights, units and the end of the history, as much as a forecast reads."""
+    from safetensors.torch import save_file
+
+    tensors = {f"{MODEL}{name}": value.cpu().contiguous() for name, value in kept.weights.items()}
+    series: list[dict[str, Any]] = []
+    for number, one in enumerate(kept.panel.series):
+        one = _tail(one, kept.settings.lookback)
+        scale = kept.scales[one.names]
+        arrays = {"values": one.values, "known": one.known, "mean": scale.mean, "std": scale.std}
+        tensors |= {f"series.{number}.{name}": torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        zone = one.dates.tz
+        begin = one.dates[0] if zone is None else one.dates[0].tz_convert("UTC")
+        series.append({"names": one.names, "start": begin.isoformat(), "zone": zone and str(zone)})
+    tensors["known.mean"], tensors["known.std"] = (torch.from_numpy(array) for array in kept.covariates)
+    about = {
+        "format": FORMAT,
+        "settings": dataclasses.asdict(kept.settings),
+        "freq": kept.panel.freq.freqstr,
+        "series": series,
+        "notes": kept.notes,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS)
+    (folder / NAME).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def load(folder: Path) -> Kept:
+    """What `save` wrote.
+
+    Raises:
+        ValueError: where the folder holds no forecaster, or one of a format to come.
+    """
+    from safetensors.torch import load_file
+
+    if not (folder / NAME).is_file() or not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder} holds no forecaster: there is no {NAME} with {WEIGHTS}")
+    about = json.loads((folder / NAME).read_text())
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{folder / NAME} is of format {about.get('format')!r}; this matmix reads format {FORMAT}")
+    tensors = load_file(folder / WEIGHTS)
+    step = to_step(about["freq"])
+    found: list[Series] = []
+    scales = {}
+    for number, one in enumerate(about["series"]):
+        values, known, mean, std = (
+            tensors[f"series.{number}.{name}"].numpy() for name in ("values", "known", "mean", "std")
+        )
+        begin = pd.Timestamp(one["start"])
+        begin = begin if one["zone"] is None else begin.tz_convert(one["zone"])
+        names = tuple(one["names"])
+        found.append(Series(names, pd.date_range(begin, periods=len(values), freq=step), values, known))
+        scales[names] = Scale(mean, std)
+    return Kept(
+        Settings(**about["settings"]),
+        Panel(found, step, []),
+        scales,
+        Scale(tensors["known.mean"].numpy(), tensors["known.std"].numpy()),
+        about["notes"],
+        {name.removeprefix(MODEL): value for name, value in tensors.items() if name.startswith(MODEL)},
+    )
+
+
+def _tail(one: Series, lookback: int) -> Series:
+    """As many steps as a forecast depends on: a gap at the start of its window is filled from the last value before."""
+    seen = ~np.isnan(one.values)
+    begin = len(one.dates) - lookback
+    earlier = seen[: begin + 1]
+    last = np.where(earlier.any(0), begin - np.argmax(earlier[::-1], 0), begin)
+    begin = int(last.min())
+    return Series(one.names, one.dates[begin:], one.values[begin:], one.known[begin:])
