@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from matmix import load_published
-from sequence.ffnet import SeriesChannelMixer
+from sequence.ffnet import JointPerceptron, SeriesChannelMixer
 from tests.building import check_building, check_dtypes
 from tests.fixtures import load_fixture
 
@@ -25,6 +25,14 @@ def test_published_channel_mixer() -> None:
     assert sum(p.numel() for p in module.parameters()) == fixture.data["num_params"]
     out = module(fixture.input().flatten(1, 2).mT).mT.unflatten(1, (3, 6))
     fixture.check(out, atol=fixture.data["tolerance"]["float64_atol"], rtol=0)
+
+
+def test_perceptron_shows_its_matrix() -> None:
+    part, x = JointPerceptron(3, 4).double(), torch.randn(2, 5, 3, 4, dtype=torch.float64)
+    matrix, values, rest = part.project(x)
+    told = part.merge(matrix.to_dense() @ values, rest)
+    torch.testing.assert_close(told, part(x))
+    torch.testing.assert_close(told, part.mlp(x.mT).mT)
 
 
 def test_trains() -> None:
