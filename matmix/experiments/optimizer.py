@@ -70,6 +70,8 @@ def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     eps: dict[str, Any] = {"eps": recipe.eps} if recipe.eps else {}
     if recipe.optimizer == "adamw":  # fused: one call for all tensors; on CPU too
         return torch.optim.AdamW(parameters, lr=recipe.lr, betas=recipe.betas, fused=True, **eps)
+    if recipe.optimizer == "radam":
+        return torch.optim.RAdam(parameters, lr=recipe.lr, betas=recipe.betas, **eps)
     try:
         import timm.optim
     except ImportError as error:

@@ -83,7 +83,8 @@ class Recipe:
     schedule_steps: int = 0
     """Length of the schedule, where it is not that of the training; 0 = `steps`. Past its end the rate stays."""
     optimizer: str = "adamw"
-    """"adamw" is torch's; any other is timm's of that name ("lamb", "lion", ...), with its defaults except `betas`."""
+    """"adamw" and "radam" are torch's; any other is timm's of that name ("lamb", "lion", ...), with its defaults except
+    `betas`."""
     weight_decay: float = 0.05
     decayed: Decayed = "matrices"
     """What weight decay acts on: tensors with two axes or more that `matmix.no_weight_decay` does not name; or all that

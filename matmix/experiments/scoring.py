@@ -13,7 +13,7 @@ from matmix.experiments.step import gather_objects
 from matmix.experiments.task import Split, Task, check_metric, named_losses, total_loss
 
 if TYPE_CHECKING:
-    from torchmetrics import MeanMetric
+    from torchmetrics import MeanMetric, Metric
 
 
 class Refused(ValueError):
@@ -60,7 +60,7 @@ class Scorer:
                 raise error
             for text in filter(None, errors):
                 raise Refused(text)
-            return {name: float(metric.compute()) for name, metric in found.items()}
+            return {name: float(metric.compute()) for name, metric in found.items() if self._met(name, metric)}
         finally:
             for metric in found.values():
                 metric.reset()
@@ -79,9 +79,14 @@ class Scorer:
                     if name not in self.parts:
                         self.parts[name] = self.new_mean()
                     self.parts[name].update(value, weight=weight)
-            prediction, target = task.prediction(output, batch)
-            for metric in self.metrics.values():
-                metric.update(prediction, target)
+            found = task.prediction(output, batch)
+            if found is not None:
+                for metric in self.metrics.values():
+                    metric.update(*found)
+
+    def _met(self, name: str, metric: Metric) -> bool:
+        """Whether there was anything for a metric, in any process: a split without labels has no such scores."""
+        return name not in self.metrics or any(gather_objects(metric.update_called, self.accelerator.num_processes))
 
     def _parts(self) -> dict[str, MeanMetric]:
         """The parts of the loss, the same ones on every rank: one may have met no batch that has targets."""

@@ -148,8 +148,9 @@ class Task(ABC):
         args, named = inputs_of(batch.x)
         return model(*args, **named) if batch.mask is None else model(*args, **named, mask=batch.mask)
 
-    def prediction(self, output: Any, batch: Batch) -> tuple[Any, Any]:
-        """Predictions and targets as the metrics want them."""
+    def prediction(self, output: Any, batch: Batch) -> tuple[Any, Any] | None:
+        """Predictions and targets as the metrics want them; None for a batch with nothing for them, such as one without
+        labels. Where validation has nothing at all, the loss picks the best weights."""
         return output, batch.y
 
     def example(self) -> tuple[Any, ...] | dict[str, Any]:

@@ -247,7 +247,10 @@ class Training:
         self.log.write({"step": self.step, "split": "val", **val})
         if not math.isfinite(val["loss"]):
             raise Diverged(self.step, val["loss"], "validation")
-        score = val[self.task.metric] if self.task.higher_is_better else -val[self.task.metric]
+        task = self.task  # where there are no labels, the loss picks
+        score = (
+            -val["loss"] if task.metric not in val else val[task.metric] if task.higher_is_better else -val[task.metric]
+        )
         self.best.take(score, self.step, val, self._weights)
 
     def _weights(self) -> dict[str, Tensor]:

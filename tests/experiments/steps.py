@@ -17,6 +17,8 @@ from matmix.experiments import trainer
 from matmix.experiments.registry import task_class
 from matmix.experiments.task import Batch, Task
 from matmix.training import after_step, having
+from sequence.series.tasks.anomaly import SeriesAnomaly
+from sequence.series.tasks.classification import SeriesClassification
 from sequence.series.tasks.forecast import Forecast
 from sequence.series.tasks.imputation import Imputation
 from sequence.series.tasks.m4 import M4
@@ -62,7 +64,8 @@ class Never(Rare):
 
 def cases(folder: str) -> dict[str, tuple[Task, str]]:
     """A small setting of every task, without dropout, and its mixer; `folder` holds `images` by class,
-    `masks`, `reviews`, `papers`, `colours`, `input.txt`, `own.csv` and M4's weekly series."""
+    `masks`, `reviews`, `papers`, `colours`, `input.txt`, `own.csv`, M4's weekly series,
+    `cases` and `recordings.npz`."""
     from tests.sequence.written import LISTS
     from tests.vision.folders import TINY
     from vision.tasks.cifar10 import CIFAR10
@@ -103,6 +106,11 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
         "pathfinder-pretraining": (PathfinderPretraining(**pixels, img_size=16, examples=40), VQ),
         "forecast": (Forecast(**table, horizon=6), ""),
         "imputation": (Imputation(**table, rate=0.3), ""),
+        "series-classification": (SeriesClassification(architecture="dlinear(kernel=5)", data=f"{folder}/cases"), ""),
+        "series-anomaly": (
+            SeriesAnomaly(architecture="dlinear(kernel=5)", data=f"{folder}/recordings.npz", length=16),
+            "",
+        ),
         "m4": (M4(architecture="dlinear(kernel=5)", frequency="Weekly", folder=folder), ""),
         "co2": (CO2(length=16, horizon=8, dim=8, depth=1), VQ),
         "imagefolder": (ImageFolder(**images, **mixed), ""),

@@ -26,6 +26,7 @@ NAMES = (
     "imagefolder", "cifar10", "imagenet", "segmentation",
     "listops-pretraining", "text-pretraining", "retrieval-pretraining", "image-pretraining",
     "pathfinder-pretraining", "forecast", "imputation", "m4",
+    "series-classification", "series-anomaly", "series-classification", "series-anomaly",
 )  # fmt: skip
 
 
@@ -39,6 +40,8 @@ def folder(tmp_path_factory) -> str:
     written.text(root / "input.txt")
     written.cifar(root / "colours")
     tables.write(root / "own.csv", rows=200)
+    tables.cases(root / "cases")
+    tables.recordings(root / "recordings.npz")
     tables.m4(root)
     return str(root)
 

@@ -17,6 +17,8 @@ from sequence.series.data.sets import load as load_table
 PARTS: dict[str, str] = {
     "forecast": "sequence.series.data.check:forecast",
     "m4": "sequence.series.data.check:competition",
+    "classes": "sequence.series.data.ts_files:found",
+    "anomalies": "sequence.series.data.anomalies:found",
 }
 """By task, the function from a folder to what is said about it: `(Path) -> Iterable[Finding]`."""
 

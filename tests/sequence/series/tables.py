@@ -38,3 +38,41 @@ def m4(folder: Path, frequency: str = "Weekly") -> Path:
     for part, rows in lines.items():
         (folder / f"{frequency}-{part}.csv").write_text("\n".join(["V1,V2", *rows]) + "\n")
     return folder
+
+
+def cases(folder: Path, name: str = "Waves", counts: tuple[int, int] = (24, 9)) -> Path:
+    """`NAME_TRAIN.ts` and `NAME_TEST.ts`: two channels of 5 to 12 steps, the class is the sign of the first."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    head = [
+        "# cases",
+        f"@problemName {name}",
+        "@timeStamps false",
+        "@univariate false",
+        "@classLabel true up down",
+        "@data",
+    ]
+    for part, count in zip(("TRAIN", "TEST"), counts, strict=True):
+        lines = []
+        for number in range(count):
+            channels = rng.standard_normal((2, int(rng.integers(5, 13))))
+            channels[0] += 3 if number % 2 else -3
+            words = [",".join(f"{value:.4f}" for value in channel) for channel in channels]
+            lines.append(":".join([*words, ("down", "up")[number % 2]]))
+        (folder / f"{name}_{part}.ts").write_text("\n".join([*head, *lines]) + "\n")
+    return folder
+
+
+def recordings(file: Path, rows: int = 200) -> Path:
+    """A file of npz with a wave of three channels, and a test in which two spans are far off."""
+    rng = np.random.default_rng(0)
+    train, test = (
+        np.sin(2 * np.pi * np.arange(rows)[:, None] / 20 + np.arange(3)) + 0.1 * rng.standard_normal((rows, 3))
+        for _ in range(2)
+    )
+    labels = np.zeros(rows, np.uint8)
+    for first, end in ((50, 60), (120, 124)):
+        labels[first:end] = 1
+        test[first:end] += 4
+    np.savez(file, train=train, test=test, label=labels)
+    return file

@@ -1,0 +1,204 @@
+"""Recordings with labelled anomalies, as people have them: SMD, SMAP and MSL, PSM, the UCR anomaly archive.
+
+machine-1-2.npz                            train, test, label
+smap.npz                                   CHANNEL_train, CHANNEL_test, CHANNEL_label, for many channels
+SMD/train/machine-1-1.txt ...              folders train, test and test_label, as SMD is published
+MSL_train.npy, MSL_test.npy, MSL_test_label.npy     as in the Time Series Library
+train.csv, test.csv, test_label.csv        PSM: the first column is a time stamp
+135_UCR_Anomaly_..._1200_4187_4199.txt     UCR: end of training, first and last step of the anomaly, in its name
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from matmix.experiments.data import Finding
+from matmix.spec import hint
+from sequence.data.check import words
+from sequence.data.faults import UNREADABLE, BadData, open_binary
+
+VARIABLE = "MATMIX_DATA"
+SOURCES = {
+    "SMD": "https://github.com/NetManAIOps/OmniAnomaly (ServerMachineDataset)",
+    "SMAP and MSL": "https://github.com/khundman/telemanom",
+    "PSM": "https://github.com/eBay/RANSynCoders",
+    "UCR": "https://www.cs.ucr.edu/~eamonn/time_series_data_2018 (UCR_Anomaly)",
+}
+_UCR = re.compile(r"_(\d+)_(\d+)_(\d+)\.txt(\.gz|\.bz2|\.xz)?$")
+
+
+class Recording(NamedTuple):
+    """Train (n, C) and test (m, C) of one machine or channel, and which steps of the test are anomalous (m,)."""
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    labels: np.ndarray
+    filled: int
+    """Values that were missing; the last one before each stands there now, and 0 before the first."""
+
+
+def load(data: str, folder: str = "", series: str = "") -> list[Recording]:
+    """The recordings of a file or a folder.
+
+    Args:
+        data: its path, or its name in `folder`.
+        folder: where names are looked for; "" is the one that MATMIX_DATA names, else the current one.
+        series: the name of one recording; "" is all.
+
+    Raises:
+        BadData: for what is not there, of which parts are absent, or that does not fit together.
+    """
+    if not data:
+        raise BadData("data: name a file or a folder of recordings; get them from " + "; ".join(
+            f"{name}: {source}" for name, source in SOURCES.items()))  # fmt: skip
+    root = Path(folder or os.environ.get(VARIABLE, ".")).expanduser()
+    places = (Path(data).expanduser(), root / data)
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        raise BadData(f"data: there is no {data}, here or in {root}; get it from "
+                      + "; ".join(f"{name}: {source}" for name, source in SOURCES.items()))  # fmt: skip
+    found = _load(path, _state(path))
+    if series:
+        names = [one.name for one in found]
+        if series not in names:
+            raise BadData(f"series: {path} has no recording {series!r}{hint(series, names)}")
+        found = [one for one in found if one.name == series]
+    widths = {one.train.shape[1] for one in found}
+    if len(widths) > 1:
+        raise BadData(f"data: the recordings of {path} have {', '.join(map(str, sorted(widths)))} channels; one model "
+                      "reads as many in all: name one of them by --task.series")  # fmt: skip
+    if len(found) > 1 and all(_UCR.search(one.name) for one in found):
+        raise BadData(f"data: {path} has {len(found)} recordings of the UCR archive, each with a model of its own: "
+                      f"name one file, such as {found[0].name}")  # fmt: skip
+    return found
+
+
+def found(folder: Path) -> Iterator[Finding]:
+    """Every file or folder of recordings below a folder."""
+    seen = False
+    for path in sorted(_places(folder)):
+        try:
+            recordings = _load(path, _state(path))
+        except BadData as error:
+            yield Finding("anomalies", "damaged", words(error))
+            continue
+        seen = True
+        steps = sum(len(one.test) for one in recordings)
+        share = sum(int(one.labels.sum()) for one in recordings) / steps
+        what = f"{len(recordings)} recordings, {steps:,} steps to test, {100 * share:.1f} % of them anomalous"
+        yield Finding("anomalies", "found", f"{path}: {what}")
+    if not seen:
+        for name, source in SOURCES.items():
+            yield Finding("anomalies", "missing", f"{name}: get it from {source}")
+
+
+def _places(folder: Path) -> set[Path]:
+    """What `load` takes: files of npz that hold labels, files of the UCR archive, and folders."""
+    places = {path.parent for form in ("*_train.npy", "test_label.csv") for path in folder.rglob(form)}
+    places |= {path.parent for path in folder.rglob("test_label") if path.is_dir()}
+    places |= {path for path in folder.rglob("*.txt*") if _UCR.search(path.name)}
+    for path in folder.rglob("*.npz"):
+        with suppress(ValueError, *UNREADABLE), np.load(path, allow_pickle=False) as file:
+            if any(name.rpartition("_")[2] == "label" for name in file):
+                places.add(path)
+    return places
+
+
+def _state(path: Path) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted((str(file), file.stat().st_mtime_ns) for file in _files(path)))
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+
+
+@cache
+def _load(path: Path, state: tuple[tuple[str, int], ...]) -> list[Recording]:
+    if path.is_file():
+        return _npz(path) if path.suffix == ".npz" else [_ucr(path)]
+    files = {file.name: file for file in path.iterdir() if file.is_file()}
+    parts = ("train", "test", "test_label")
+    if (path / "train").is_dir():
+        names = sorted(file.stem for file in (path / "train").glob("*.txt"))
+        return [_made(name, *(_text(_there(path / part, f"{name}.txt"), ",") for part in parts)) for name in names]
+    if "train.csv" in files:
+        train, test, label = (_text(_there(path, f"{part}.csv"), ",", skip=1) for part in parts)
+        return [_made(path.name, train[:, 1:], test[:, 1:], label[:, -1:])]
+    arrays = sorted(name.removesuffix("_train.npy") for name in files if name.endswith("_train.npy"))
+    if arrays:
+        return [_made(name, *(np.load(_there(path, f"{name}_{part}.npy")) for part in parts)) for name in arrays]
+    found = [one for name, file in sorted(files.items()) if name.endswith(".npz") for one in _npz(file)]
+    found += [_ucr(file) for name, file in sorted(files.items()) if _UCR.search(name)]
+    if not found:
+        raise BadData(f"data: {path} has no recording in a form that is known: *.npz, *_train.npy, train.csv, folders "
+                      "train, test and test_label, or files of the UCR archive")  # fmt: skip
+    return found
+
+
+def _there(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise BadData(f"data: {folder} has no {name}")
+    return folder / name
+
+
+def _npz(path: Path) -> list[Recording]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "train" in file:
+                return [_made(path.name.partition(".")[0], file["train"], file["test"], file["label"])]
+            names = [name.removesuffix("_train") for name in file if name.endswith("_train")]
+            if not names:
+                raise BadData(f"data: {path} has no train, but {', '.join(list(file)[:6])}")
+            return [_made(name, *(file[f"{name}_{part}"] for part in ("train", "test", "label"))) for name in names]
+    except (KeyError, ValueError, *UNREADABLE) as error:
+        if isinstance(error, BadData):
+            raise
+        raise BadData(f"data: {path} cannot be read: {error}") from error
+
+
+def _text(path: Path, delimiter: str | None, skip: int = 0) -> np.ndarray:
+    try:
+        with open_binary(path) as file:
+            return np.genfromtxt(file, delimiter=delimiter, skip_header=skip, ndmin=2)
+    except (ValueError, *UNREADABLE) as error:
+        raise BadData(f"data: {path} cannot be read: {error}") from error
+
+
+def _ucr(path: Path) -> Recording:
+    named = _UCR.search(path.name)
+    if named is None:
+        raise BadData(f"data: {path}: the name of a file of the UCR archive ends in _TRAINEND_BEGIN_END.txt")
+    end, first, last = (int(number) for number in named.groups()[:3])
+    values = _text(path, None).reshape(-1, 1)  # a column, or all in one line
+    if not 0 < end < first <= last <= len(values):
+        raise BadData(f"data: {path} has {len(values):,} values, and names {end}, {first} and {last}")
+    labels = np.zeros(len(values) - end, bool)
+    labels[first - end : last - end + 1] = True
+    return _made(path.name, values[:end], values[end:], labels)
+
+
+def _made(name: str, train: np.ndarray, test: np.ndarray, labels: np.ndarray) -> Recording:
+    train, test = (np.asarray(part, np.float64).reshape(len(part), -1) for part in (train, test))
+    labels = np.asarray(labels).reshape(len(labels), -1)[:, 0] > 0.5
+    if train.shape[1] != test.shape[1] or len(test) != len(labels):
+        raise BadData(
+            f"data: {name}: train {train.shape}, test {test.shape} and {len(labels)} labels do not fit together"
+        )
+    missing = int((~np.isfinite(train)).sum() + (~np.isfinite(test)).sum())
+    return Recording(name, _held(train), _held(test), labels, missing)
+
+
+def _held(values: np.ndarray) -> np.ndarray:
+    known = np.isfinite(values)
+    last = np.maximum.accumulate(np.where(known, np.arange(len(values))[:, None], -1), 0)
+    found: np.ndarray = np.where(last >= 0, np.take_along_axis(values, last.clip(0), 0), 0.0)
+    return found
