@@ -104,9 +104,11 @@ SHORTER = {
     "matmix train state_tracking": "--steps 2 --recipe.batch-size 8 --task.eval-examples 9",
     "matmix train lm": "--steps 2",
     "matmix forecast own.csv": "--steps 2",
+    "matmix train forecast": "--steps 2 --recipe.batch-size 8",
     "matmix study lra-mini": "--seeds 1 --tasks parity --mixers delta_rule",
 }
-TOO_LONG = ("matmix study lra --tasks",)  # days; its parts have tests of their own
+# Days, and hours on files that are not here; their parts have tests of their own.
+TOO_LONG = ("matmix study lra --tasks", "matmix study forecast")
 
 
 @pytest.mark.slow
@@ -114,6 +116,7 @@ def test_commands_run(tmp_path: Path) -> None:
     """Every command in the order of the README, in one folder that holds what its reader has by then."""
     import vision
     from tests.sequence import written as files
+    from tests.sequence.series import tables
     from tests.vision.folders import make_folder
 
     make_folder(tmp_path / "FOLDER")
@@ -129,6 +132,7 @@ def test_commands_run(tmp_path: Path) -> None:
     days = [f"2024-{month:02}-{day:02}" for month in range(1, 13) for day in range(1, 29)]
     rows = (f"{day} 12:00,{number % 7}" for number, day in enumerate(days))
     (tmp_path / "own.csv").write_text("\n".join(["date,sold", *rows]))
+    tables.write(tmp_path / "measured.csv", rows=1200)
     (tmp_path / "input.txt").write_text(10 * files.text(tmp_path / "short.txt").read_text())
     files.pack(tmp_path / "lra_release.gz", sorted(files.papers(tmp_path / "papers").iterdir()), "tsv_data")
     folders = {"imagenet": "IMAGENET", "text": "REVIEWS"}

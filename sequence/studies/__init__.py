@@ -1,1 +1,1 @@
-"""Studies of sequence mixers by name: `matmix study lra`, `mad`, `states`, `lra-mini`."""
+"""Studies of sequence mixers by name: `matmix study lra`, `mad`, `states`, `lra-mini`, `forecast`."""
