@@ -13,11 +13,13 @@ from matmix.mixers import (
 )
 from matmix.ops.marks import no_weight_decay, optim_settings
 from matmix.ops.seed import fork_seed
+from matmix.ops.sizes import LengthError
 from matmix.projection import Projection, list_projections, project, projection_info, register_projection
 from matmix.published import load_published
 from matmix.training import after_step, auxiliary_losses
 
 __all__ = [
+    "LengthError",
     "Matrix",
     "Mixer",
     "Projection",

@@ -20,6 +20,7 @@ from matmix.mixers import Mixer, layer_specs
 from matmix.mixers.base import drop_padding
 from matmix.ops.masks import in_order, padding_first, padding_last, places, runs
 from matmix.ops.seed import fork_seed
+from matmix.ops.sizes import LengthError
 from sequence.layers.block import ACTS, Act, Block, BlockOptions, BlockState
 from sequence.layers.heads import Tied, make_head
 from sequence.layers.norms import Norm, make_norm, normed
@@ -244,7 +245,7 @@ class Encoder(nn.Module):
         # Padding counts as no place, and packed sequences begin at 0; for a look at the numbers a GPU waits.
         last = length if before is None and length <= len(self.position) else int(place.max()) + 1
         if last > len(self.position):
-            raise ValueError(
+            raise LengthError(
                 f"x: {last} tokens, and learned positions reach {len(self.position)}: build the encoder for a longer "
                 "grid, or with position='sinusoidal' or 'none'"
             )

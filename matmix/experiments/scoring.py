@@ -11,6 +11,7 @@ from torch import nn
 
 from matmix.experiments.step import gather_objects
 from matmix.experiments.task import Split, Task, check_metric, named_losses, total_loss
+from matmix.ops.sizes import LengthError
 
 if TYPE_CHECKING:
     from torchmetrics import MeanMetric, Metric
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 
 class Refused(ValueError):
     """Another process could not score its batches."""
+
+
+def agreed(failures: list[tuple[bool, str]], own: ValueError | None) -> ValueError:
+    """One kind of error in all processes, of what failed in some (whether by its length, and the message): a
+    LengthError, after which a run goes on, only where there is no other."""
+    lengths = all(length for length, _ in failures)
+    if own is not None and isinstance(own, LengthError) == lengths:
+        return own
+    text = next(text for length, text in failures if length == lengths)
+    return LengthError(text) if lengths else Refused(text)
 
 
 class Scorer:
@@ -35,7 +46,7 @@ class Scorer:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, split: Split, seed: int = 0) -> dict[str, float]:
-        """Raises a ValueError in every process where one of them does: none waits for what will not come.
+        """Raises a ValueError in every process where one of them does, of one kind: none waits for what will not come.
 
         The seed is for tasks that draw something anew in each evaluation (see `Task.batches`).
         """
@@ -53,13 +64,12 @@ class Scorer:
             self._update(model, split, seed)
         except ValueError as raised:
             error = raised
-        errors = gather_objects(error and str(error), self.accelerator.num_processes)
+        failed = None if error is None else (isinstance(error, LengthError), str(error))
+        failures = list(filter(None, gather_objects(failed, self.accelerator.num_processes)))
         found = {"loss": self.mean, **self._parts(), **self.metrics}
         try:
-            if error is not None:
-                raise error
-            for text in filter(None, errors):
-                raise Refused(text)
+            if failures:
+                raise agreed(failures, error)
             return {name: float(metric.compute()) for name, metric in found.items() if self._met(name, metric)}
         finally:
             for metric in found.values():

@@ -36,6 +36,7 @@ from matmix.experiments.step import StepLoss, accumulate, agree, alone, gather_o
 from matmix.experiments.stopwatch import Stopwatch
 from matmix.experiments.task import Batch, Recipe, Task, check_tests
 from matmix.ops.signals import interruptible
+from matmix.ops.sizes import LengthError
 from matmix.sampling import stream
 from matmix.training import after_step, having
 
@@ -309,11 +310,11 @@ class Training:
         return notes
 
     def _further(self, split: str) -> dict[str, float]:
-        """Scores on a further test split; {} and a note where the model does not take its inputs, such as a length that
-        it was not built for: what was trained has its test all the same."""
+        """Scores on a further test split; {} and a note where the model was not built for its length: what was trained
+        has its test all the same."""
         try:
             scores = self.scorer(self.bare, split, stream(self.config.seed, self.step))
-        except ValueError as error:
+        except LengthError as error:
             self.notes.append(f"{split} has no score: {error}")
             return {}
         self.log.write({"step": self.step, "split": split, **scores})

@@ -23,7 +23,7 @@ from matmix.matrices.base import Matrix
 from matmix.ops.marks import undecayed
 from matmix.ops.masks import in_order, padding_first, runs
 from matmix.ops.reparam import keeping_statistics
-from matmix.ops.sizes import is_size, known
+from matmix.ops.sizes import LengthError, is_size, known
 from matmix.spec import unknown_option
 
 Grid = tuple[int, ...]
@@ -181,8 +181,9 @@ class Mixer(nn.Module):
                 is mixed as if it were alone. See ``matmix.ops.masks.packed_segments`` for cumulative lengths.
 
         Raises:
-            ValueError: for tokens, a grid, a mask or segments that do not fit; a mixer of fixed length names
+            LengthError: a ValueError, for another number of tokens than the grid has; a mixer of fixed length names
                 ``resize_``.
+            ValueError: for tokens, a grid, a mask or segments that do not fit.
         """
         context = self._context(x, grid, mask, segments)
         out = drop_padding(self.mix(drop_padding(x, mask), context), mask)
@@ -282,7 +283,7 @@ class Mixer(nn.Module):
             grid = check_grid(grid, self.traits, name)
         assert grid is not None
         if math.prod(grid) != length or (self.traits.length == "fixed" and grid != self.grid):
-            raise ValueError(self._misfit(length, grid))
+            raise LengthError(self._misfit(length, grid))
         if mask is not None:
             if self.traits.mask is None:
                 raise ValueError(f"{name} takes no mask: its matrix joins all positions of the built length")

@@ -17,6 +17,14 @@ import torch
 from torch import Tensor
 
 
+class LengthError(ValueError):
+    """A model was built for another number of tokens than it got.
+
+    Mixers of a fixed length raise it; so does any module that cannot take a length, such as learned positions that end
+    before it. A run notes it of a further test (a test at twice the length, say) and goes on.
+    """
+
+
 def known(*sizes: int) -> bool:
     """Whether all of these sizes are numbers, not symbols of a compiler or an exporter."""
     if not torch.compiler.is_compiling():

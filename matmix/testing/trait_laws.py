@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from matmix.mixers.base import Grid, Mixer
+from matmix.ops.sizes import LengthError
 from matmix.testing.cases import MixerCase, dense_up_to
 from matmix.testing.compare import TOLERANCE, close, differ, same
 from matmix.testing.mixer_laws import garbage, law, some_mask
@@ -79,7 +80,7 @@ def _other_grids(grid: Grid) -> list[Grid]:
 @law
 def length(case: MixerCase) -> None:
     """Any length: the same weights run at other sizes, as in a mixer that was built for them. Fixed: another size is
-    a ValueError that names ``resize_``, which makes it work, and changes nothing at the size it has."""
+    a LengthError that names ``resize_``, which makes it work, and changes nothing at the size it has."""
     mixer = case.build()
     assert mixer.resize_(case.grid) is mixer, "resize_ must return the mixer"
     plain, x = case.build()(case.tokens()), case.tokens()
@@ -98,7 +99,7 @@ def length(case: MixerCase) -> None:
         for given in (None, grid):
             try:
                 mixer(x, grid=given)
-            except ValueError as error:
+            except LengthError as error:
                 assert "resize_" in str(error), f"the error for another grid does not name resize_: {error}"
             else:
                 raise AssertionError(f"traits.length is fixed, and the grid {grid} runs in a mixer of {case.grid}")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from matmix import create_mixer, fork_seed
-from matmix.experiments import Recipe, TensorTask, cli, trainer
+from matmix import LengthError, create_mixer, fork_seed
+from matmix.experiments import Recipe, TensorTask, cli, scoring, trainer
 from matmix.experiments.folder import Result, load_model, read_metrics
 from matmix.experiments.report import write_report
 from matmix.experiments.run import RunConfig, execute
@@ -87,6 +87,34 @@ def test_they_are_scored_with_the_kept_weights_and_reported(tmp_path, capsys):
     row = next(line for line in table.splitlines() if line.startswith("| pooling"))
     assert f"{result.tests['test@2x']['accuracy']:.4f}" in row and f"{result.tests['test@4x']['accuracy']:.4f}" in row
     assert "| none | none |" in table and "dense seed 0: test@4x has no score" in page
+
+
+@dataclass(frozen=True)
+class Spoilt(Ones):
+    """The longest test has an answer that there is not."""
+
+    def splits(self):
+        drawn = super().splits()
+        x, y = drawn["test@4x"]
+        return {**drawn, "test@4x": (x, y + 2)}
+
+    def loss(self, output, batch):
+        if batch.y.max() > 1:
+            raise ValueError(f"y must be 0 or 1, got {int(batch.y.max())}")
+        return super().loss(output, batch)
+
+
+def test_only_a_length_is_excused(tmp_path):
+    """What else goes wrong in a further test is an error of the run, in every process."""
+    assert issubclass(LengthError, ValueError)
+    result = execute(RunConfig(f"{Path(__file__)}:Spoilt", "pooling", 0), tmp_path)
+    assert result.status == "failed" and "y must be 0 or 1, got 3" in result.error
+    length, other = LengthError("too long"), ValueError("no such class")
+    assert scoring.agreed([(True, "too long")], length) is length
+    assert type(scoring.agreed([(True, "too long")], None)) is LengthError
+    for own in (None, length, other):
+        error = scoring.agreed([(True, "too long"), (False, "no such class")], own)
+        assert not isinstance(error, LengthError) and str(error) == "no such class"
 
 
 @pytest.mark.parametrize("dies", ["test@2x", "test@4x"])
