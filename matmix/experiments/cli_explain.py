@@ -14,9 +14,8 @@ import tyro
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from matmix.experiments.cli_options import first, split
+from matmix.experiments.cli_options import subject
 from matmix.experiments.models import as_input, example
-from matmix.experiments.plugins import import_all
 from matmix.experiments.progress import watch
 from matmix.experiments.weights import load_weights
 
@@ -66,20 +65,14 @@ def explain(words: Sequence[str]) -> int:
     """
     from matmix import surgery
 
-    sources, words = split(words, "--import")
-    import_all(sources)
-    what = first(words)
-    if what is None:
-        if {"-h", "--help"} & set(words):
-            tyro.cli(Look, prog="matmix explain MODEL", description=getdoc(explain), args=["--help"])
-        raise ValueError("name the model first: matmix explain NAME --out PICTURE ...")
+    what, rest = subject(words, "explain", "model", Look, getdoc(explain))
     torch.manual_seed(0)
     model: Any = Annotated[Any, tyro.conf.arg(constructor=example(what))]
     given: Any = tyro.cli(
         make_dataclass("Explain", [("example", model), ("explain", Look)]),  # the options of the model, and ours
         prog=f"matmix explain {what!r}",
         description=getdoc(explain),
-        args=list(words[1:]),
+        args=rest,
         config=(tyro.conf.OmitArgPrefixes,),
     )
     (model, args, kwargs), look = given.example, given.explain

@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from matmix.experiments.cli_options import first, split
+from matmix.experiments.cli_options import first, split, subject
 from matmix.experiments.plugins import import_all
 from matmix.spec import hint
 
@@ -26,18 +26,12 @@ def cost(words: Sequence[str]) -> int:
     from matmix.experiments.models import example
     from matmix.inspect.recording import outer_mixers
 
-    sources, words = split(words, "--import")
-    import_all(sources)
-    what = first(words)
-    if what is None:
-        if {"-h", "--help"} & set(words):
-            tyro.cli(_mixer, prog="matmix cost MODEL_OR_MIXER", description=getdoc(cost), args=["--help"])
-        raise ValueError("name the model or the mixer first: matmix cost NAME ...")
+    what, rest = subject(words, "cost", "model or mixer", _mixer, getdoc(cost))
     made, inputs, options = tyro.cli(
         partial(_mixer, what) if _is_mixer(what) else example(what),
         prog=f"matmix cost {what!r}",
         description=getdoc(cost),
-        args=list(words[1:]),
+        args=rest,
     )
     report = count(made, *inputs, **options)
     # A fixed random matrix is a buffer of its mixer; published counts name it beside the parameters.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass
 from inspect import cleandoc
 from typing import Annotated, Any, get_type_hints
@@ -69,6 +69,24 @@ def parse(
     given = read(*task.named_recipe(given.preset))
     default = asdict(given.task.recipe())
     return str(name), given, {key: value for key, value in asdict(given.recipe).items() if value != default[key]}
+
+
+def subject(
+    words: Sequence[str], command: str, what: str, options: Callable[..., Any], about: str | None
+) -> tuple[str, list[str]]:
+    """What a command is about, which stands first, and the words behind it; files of `--import` are imported before.
+
+    With no name there is the help of the options that hang on none, or a ValueError that says what is to be named.
+    """
+    sources, words = split(words, "--import")
+    import_all(sources)
+    name = first(words)
+    if name is None:
+        if {"-h", "--help"} & set(words):
+            prog = f"matmix {command} {what.upper().replace(' ', '_')}"
+            tyro.cli(options, prog=prog, description=about, args=["--help"])
+        raise ValueError(f"name the {what} first: matmix {command} NAME ...")
+    return name, list(words[1:])
 
 
 def first(words: Sequence[str]) -> str | None:

@@ -61,6 +61,21 @@ def test_help_of_a_command(name, capsys):
         assert all(flag in out for flag in ("--mixer", "--seed", "--steps", "--out", "--import", "--recipe.lr"))
 
 
+@pytest.mark.parametrize(
+    ("command", "what", "option"), [("cost", "model or mixer", "--dim"), ("explain", "model", "--out")]
+)
+def test_commands_about_a_model_want_its_name(command, what, option, tmp_path, capsys):
+    """It stands first; help is there without one, and files that register mixers are imported before either."""
+    status, out, _ = here(f"{command} --help", capsys)
+    assert status == 0 and f"usage: matmix {command} {what.upper().replace(' ', '_')} " in out and option in out
+    status, _, error = here(command, capsys)
+    assert status == 2 and f"name the {what} first: matmix {command} NAME" in error
+    (tmp_path / "loud.py").write_text("raise ValueError('imported')")
+    for words in (f"--import {tmp_path}/loud.py", f"pooling --import {tmp_path}/loud.py"):
+        status, _, error = here(f"{command} {words}", capsys)
+        assert status == 2 and "imported" in error
+
+
 def test_help_of_a_task_shows_its_settings(capsys):
     _, out, _ = here("train recall --help", capsys)
     assert "--task.vocabulary" in out and "--task.pairs" in out and "--recipe.steps" in out
