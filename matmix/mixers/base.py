@@ -145,10 +145,13 @@ class Mixer(nn.Module):
         self.grid = check_grid(grid, self.traits, type(self).__name__)
         return self
 
-    # recurrent mixers only; pure functions of the state they are given
+    # recurrent mixers only; pure functions of the state they are given. Where no token reaches another there is nothing
+    # to remember: the state is empty, and these two are written.
 
     def init_state(self, batch: int) -> State:
         """The state before the first token."""
+        if self._forgets():
+            return next(self.parameters(), torch.zeros(0)).new_zeros(batch, 0)
         raise NotImplementedError(f"{type(self).__name__} is not recurrent")
 
     def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
@@ -157,12 +160,17 @@ class Mixer(nn.Module):
         Masked tokens come as zeros, and each sample ends with a real token: padding stands before the first one. It is
         as if it were not there, also between the state and the first token. Outputs at masked tokens are not read.
         """
+        if self._forgets():
+            return self.mix(x, Context((x.shape[1],), mask)), x.new_zeros(x.shape[0], 0)
         raise NotImplementedError(f"{type(self).__name__} is not recurrent")
 
     def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """``absorb`` of one token ``(B, D)``, where there is a shorter way."""
         out, state = self.absorb(x.unsqueeze(1), None, state)
         return out.squeeze(1), state
+
+    def _forgets(self) -> bool:
+        return self.traits.recurrent and not self.traits.mixes
 
     # ------------------------------------------------------------------ what a caller uses
 

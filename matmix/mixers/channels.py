@@ -32,7 +32,7 @@ class Channels(Mixer):
     """
 
     # To a token, what stands before or after it, and what a mask hides, is all the same.
-    traits = Traits(causal=True, data_dependent=True, mask="trim", mixes=False, packed=True)
+    traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, mixes=False, packed=True)
 
     def __init__(self, dim: int, grid: Grid | None = None, *, spec: str = "vim", width: int = 1) -> None:
         if not isinstance(width, int) or width < 1 or dim % width:

@@ -29,7 +29,9 @@ class Elementwise(Mixer):
         proj_bias: bias of the output projection.
     """
 
-    traits = Traits(causal=True, data_dependent=True, mask="trim", aligned=True, mixes=False, packed=True)
+    traits = Traits(
+        causal=True, data_dependent=True, mask="trim", recurrent=True, aligned=True, mixes=False, packed=True
+    )
 
     def __init__(self, dim: int, grid: Grid | None = None, *, qkv_bias: bool = False, proj_bias: bool = False) -> None:
         super().__init__(dim, grid)

@@ -15,7 +15,7 @@ from matmix.mixers.registry import register
 class Identity(Mixer):
     """``y = x`` (IdentityFormer's token mixer)."""
 
-    traits = Traits(causal=True, mask="trim", aligned=True, mixes=False, packed=True)
+    traits = Traits(causal=True, mask="trim", recurrent=True, aligned=True, mixes=False, packed=True)
 
     def project(self, x: Tensor, context: Context) -> Projected:
         values = x.unsqueeze(1)

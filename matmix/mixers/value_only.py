@@ -22,7 +22,7 @@ class ValueOnly(Mixer):
         bias: of both projections.
     """
 
-    traits = Traits(causal=True, mask="trim", aligned=True, mixes=False, packed=True)
+    traits = Traits(causal=True, mask="trim", recurrent=True, aligned=True, mixes=False, packed=True)
 
     def __init__(self, dim: int, grid: Grid | None = None, *, bias: bool = False) -> None:
         super().__init__(dim, grid)

@@ -13,7 +13,7 @@ from matmix.mixers.registry import register
 class Zero(Mixer):
     """``y = 0``: what is left of a residual block is its residual and its channel MLP."""
 
-    traits = Traits(causal=True, mask="trim", aligned=True, mixes=False, packed=True)
+    traits = Traits(causal=True, mask="trim", recurrent=True, aligned=True, mixes=False, packed=True)
 
     def project(self, x: Tensor, context: Context) -> Projected:
         values = x.unsqueeze(1)

@@ -100,6 +100,8 @@ def prompts(case: MixerCase) -> None:
 
     if any(isinstance(part, VectorQuantizer) for part in mixer.modules()):
         return  # the straight-through gradient of keys is that of a whole sequence; steps have none
+    if not mixer.traits.mixes:
+        return  # no gradient goes through a state that holds nothing
     tokens, weight = x.detach().requires_grad_(), case.tokens(name="weight")
     found = []
     for run in (lambda x, state: mixer.prefill(x, state=state), lambda x, state: _fold(mixer, x, state)):

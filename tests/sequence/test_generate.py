@@ -26,6 +26,10 @@ def test_both_ways_draw_the_same_tokens() -> None:
         assert step.tokens_per_second == pytest.approx(2 * 19 / step.seconds)
     assert model.training and torch.equal(generate(model, prompt, 0).tokens, prompt)
     assert math.isnan(generate(model, prompt, 1).tokens_per_second)
+    for control in ("identity", "value_only", "zero", "elementwise"):  # a state of nothing
+        other = language(control)
+        found = [generate(other, prompt, 3, way=way, temperature=0).tokens for way in ("step", "forward")]
+        assert torch.equal(*found)
     greedy = generate(model, prompt, 5, temperature=0).tokens
     assert torch.equal(generate(model, prompt, 5, top_k=1).tokens, greedy)
 
