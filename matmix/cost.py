@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,31 +79,60 @@ def state_bytes(model: nn.Module, *inputs: Any, **options: Any) -> int | None:
     tokens that each mixer sees.
     """
     kept = list(_outermost(model))
-    if not kept or any(isinstance(m, Mixer) and m.traits.mixes and not m.traits.recurrent for m in kept):
+    if _stateless(kept):
         return None
-    with evaluating(model), torch.no_grad():
-        seen = _seen(model, kept, inputs, options)
-        return sum(_state_of(module, shape[1]) for module, shape in seen.items())
+    with evaluating(model), torch.no_grad(), _seeing(kept) as seen:
+        model(*inputs, **options)
+    return _bytes_behind(model, seen)
 
 
 def tokens(model: nn.Module, *inputs: Any, **options: Any) -> int | None:
     """How many tokens each mixer of a model sees of these inputs; None where they see different numbers, or none is."""
-    mixers = [module for module in _outermost(model) if isinstance(module, Mixer)]
-    with evaluating(model), torch.no_grad():
-        counts = {shape[0] * shape[1] for shape in _seen(model, mixers, inputs, options).values()}
-    return counts.pop() if len(counts) == 1 else None
+    with evaluating(model), torch.no_grad(), _seeing(list(_outermost(model))) as seen:
+        model(*inputs, **options)
+    return _common(seen)
 
 
-def _seen(model: nn.Module, modules: list[nn.Module] | list[Mixer], inputs: Any, options: Any) -> dict[nn.Module, Any]:
-    """Shape of the first input of each of these modules in one forward."""
-    seen: dict[nn.Module, Any] = {}
+class Measured(NamedTuple):
+    """What a forward costs, the state behind it, and its tokens."""
+
+    report: CostReport
+    state_bytes: int | None
+    tokens: int | None
+
+
+def measure(model: nn.Module, *inputs: Any, **options: Any) -> Measured:
+    """``count``, ``state_bytes`` and ``tokens`` of one forward."""
+    kept = list(_outermost(model))
+    with _seeing(kept) as seen:
+        report = count(model, *inputs, **options)
+    return Measured(report, None if _stateless(kept) else _bytes_behind(model, seen), _common(seen))
+
+
+@contextmanager
+def _seeing(modules: list[nn.Module]) -> Iterator[dict[nn.Module, torch.Size]]:
+    """Shape of the first input of each of these modules in the last forward."""
+    seen: dict[nn.Module, torch.Size] = {}
     hooks = [m.register_forward_pre_hook(lambda m, args: seen.update({m: args[0].shape})) for m in modules]
     try:
-        model(*inputs, **options)
+        yield seen
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+
+
+def _stateless(modules: list[nn.Module]) -> bool:
+    return not modules or any(isinstance(m, Mixer) and m.traits.mixes and not m.traits.recurrent for m in modules)
+
+
+def _bytes_behind(model: nn.Module, seen: dict[nn.Module, torch.Size]) -> int:
+    with evaluating(model), torch.no_grad():
+        return sum(_state_of(module, shape[1]) for module, shape in seen.items())
+
+
+def _common(seen: dict[nn.Module, torch.Size]) -> int | None:
+    counts = {shape[0] * shape[1] for module, shape in seen.items() if isinstance(module, Mixer)}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _outermost(module: nn.Module) -> Iterator[nn.Module]:

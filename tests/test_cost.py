@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from matmix.cost import count, fft_operations, state_bytes, tokens
+from matmix.cost import count, fft_operations, measure, state_bytes, tokens
 from matmix.mixers import create_mixer
 from sequence.layers.block import Block, BlockOptions
 
@@ -154,3 +154,14 @@ def test_tokens_are_what_the_mixers_see() -> None:
     assert tokens(nn.Linear(8, 8), x) is None
     halved = Call(lambda y: y[:, ::2])
     assert tokens(nn.Sequential(same, halved, create_mixer("sep_conv", 8)), x) is None
+
+
+def test_all_of_them_are_measured_in_one_forward() -> None:
+    x, calls = torch.randn(3, 8, 8), []
+    causal = "attention(head_dim=4, causal=True)"
+    for mixer, conv in ((causal, 3), ("retention(heads=2)", 0), ("hydra(head_dim=4)", 3), ("identity", 0)):
+        model = Block(mixer, 8, (8,), BlockOptions(conv=conv))
+        found = count(model, x), state_bytes(model, x), tokens(model, x)
+        handle = model.register_forward_hook(lambda module, args, out: calls.append(1))
+        assert measure(model, x) == found and len(calls) == 1
+        handle.remove(), calls.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from matmix.cost import count, state_bytes, tokens
+from matmix.cost import measure
 from matmix.experiments.task import Task, inputs_of
 
 
@@ -13,8 +13,8 @@ def costs(task: Task, model: nn.Module) -> dict[str, int | None]:
     """Parameters, multiply-accumulates and FFT operations for one example, the state behind it, and its tokens."""
     device = next(model.parameters()).device
     args, named = inputs_of(tree_map_only(Tensor, lambda tensor: tensor.to(device), task.example()))
-    report = count(model, *args, **named)
+    found = measure(model, *args, **named)
     return {
-        "parameters": report.parameters, "macs": report.macs, "fft_flops": report.fft_flops,
-        "state_bytes": state_bytes(model, *args, **named), "tokens": tokens(model, *args, **named),
+        "parameters": found.report.parameters, "macs": found.report.macs, "fft_flops": found.report.fft_flops,
+        "state_bytes": found.state_bytes, "tokens": found.tokens,
     }  # fmt: skip
