@@ -71,7 +71,9 @@ def replace(
         init: ``"fresh"``, or ``"projected"``: a fixed or learned matrix begins at the nearest one of its class to the
             mean of the old matrix over ``batches`` (of what comes from tokens there is none: that is an error).
         seed: each replacement is built under (seed, name of the site), so arms of a study share all other weights.
-        optimizer: gets the new parameters, and loses the old ones with their state.
+        optimizer: gets the new parameters, and loses the old ones with their state. What has a learning rate or decay
+            of its own (``matmix.optim_settings``, ``matmix.no_weight_decay``) comes into a group of its own, which is
+            added where there is none: build schedulers of torch afterwards.
         example: an input of the model (a tensor, a tuple of arguments, a dict of them by name) for one forward that
             tells lengths, grids and masks where nothing else does.
         batches: inputs of the model in the same form, for ``mean_matrix`` and ``init="projected"``.
@@ -127,7 +129,8 @@ def commit(report: Report, optimizer: Optimizer | None = None) -> None:
             old = [p for row in report.rows for p in row.old.parameters() if id(p) in before - left]
             gone = [row.change.old for row in report.rows if row.level == "matrix" and row.change.old is not None]
             old += [p for module in gone for p in module.parameters() if id(p) in before - left]
-            report.exchange = exchange(optimizer, old, nn.ModuleList([row.part for row in report.rows]))
+            new = nn.ModuleList([row.part for row in report.rows]).parameters()
+            report.exchange = exchange(optimizer, old, new, model)
     except BaseException:
         for row in reversed(done):
             row.change.revert()

@@ -16,8 +16,11 @@ from torch.nn.utils import parametrize
 from matmix import create_mixer, surgery
 from matmix.adapters import Replacement
 from matmix.cost import count
+from matmix.experiments import Recipe
+from matmix.experiments.optimizer import new_optimizer
 from matmix.inspect import record
 from matmix.matrices import Dense
+from matmix.mixers.s4d import S4DKernel
 from matmix.surgery.changes import Change
 from matmix.surgery.report import _dead
 from tests.surgery.models import ATTN, CASES, VERSION, vit
@@ -159,6 +162,36 @@ def test_the_optimizer_exchanges_parameters_and_state():
     after = optimizer.state_dict()["state"]
     assert all(torch.equal(after[at][key], before["state"][at][key]) for at in attn for key in after[at])
     assert same(state(model.blocks[0].attn), {k[14:]: v for k, v in weights.items() if k.startswith("blocks.0.attn.")})
+
+
+@pytest.mark.parametrize("decayed", ["matrices", "unmarked"])
+def test_what_has_a_rate_or_decay_of_its_own_has_it_as_in_the_trainer(decayed, monkeypatch):
+    own = {"log_dt": {"lr": 1e-3, "weight_decay": 0.0}, "C": {"lr": 1e-3}, "A_imag": {"lr": 1e-3, "weight_decay": 0.0}}
+    monkeypatch.setattr(S4DKernel, "optim_settings", own, raising=False)
+    recipe, model = Recipe(lr=4e-3, weight_decay=0.1, decayed=decayed), VIT.model()
+
+    def settings(optimizer: torch.optim.Optimizer) -> dict[int, tuple[float, float]]:
+        found = [(id(p), (g["lr"], g["weight_decay"])) for g in optimizer.param_groups for p in g["params"]]
+        assert len(found) == len(dict(found))
+        return dict(found)
+
+    optimizer = new_optimizer(model, recipe)
+    before = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+    reports = [
+        surgery.replace(model, "s4d(causal=False)", where=f"blocks.{at}.attn", optimizer=optimizer) for at in (0, 1)
+    ]
+    fresh = new_optimizer(model, recipe)
+    assert settings(optimizer) == settings(fresh) and len(optimizer.param_groups) == len(fresh.param_groups)
+    assert {(1e-3, 0.0), (1e-3, 0.1), (4e-3, 0.1), (4e-3, 0.0)} == set(settings(optimizer).values())
+    for group in optimizer.param_groups:  # a schedule half way down: the ratio of the rates stays
+        group["initial_lr"] = group.get("initial_lr", group["lr"])
+        group["lr"] = group["initial_lr"] / 2
+    reports[0].restore()
+    again = surgery.replace(model, "s4d(causal=False)", where="blocks.0.attn", optimizer=optimizer, seed=1)
+    fresh = settings(new_optimizer(model, recipe))
+    assert settings(optimizer) == {p: (lr / 2, decay) for p, (lr, decay) in fresh.items()}
+    reports[1].restore(), again.restore()
+    assert [[id(p) for p in group["params"]] for group in optimizer.param_groups] == before
 
 
 def test_a_weight_that_others_hold_stays_in_the_optimizer():
