@@ -95,8 +95,8 @@ def auto_correlation(query: Tensor, key: Tensor, factor: float, shared: bool = F
     """
     length, exact = query.shape[1], working_dtype(query)
     with full_precision(query.device):
-        spectra = [fft.rfftn(t.to(exact), dim=(1,)) for t in (query, key)]
-        lags = fft.irfft((spectra[0] * spectra[1].conj()).mean(2), length, dim=1)  # (B, L)
+        spectra = [fft.rfft(t.to(exact).mT) for t in (query, key)]  # (B, D, L // 2 + 1)
+        lags = fft.irfft((spectra[0] * spectra[1].conj()).mean(1), length)  # (B, L)
         chosen = lags.mean(0, keepdim=True).expand_as(lags) if shared else lags
         order = chosen.argsort(1, descending=True)
         # By rank and not by topk: how many there are is a number to no exporter with an open length.

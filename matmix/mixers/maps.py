@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix
+from matmix.matrices.dense import Dense
 from matmix.mixers.base import Projected
 from matmix.ops.reparam import keeping_statistics
 
@@ -16,18 +18,25 @@ class TokenMap(nn.Module):
 
     A subclass writes ``project`` and ``merge``; where there is a shorter way to the product, ``product`` beside them.
     ``matmix.surgery.find`` lists it (kind ``"map"``), and ``matmix.inspect.record`` notes its matrix. It is not to be
-    replaced: a mixer gives as many tokens as it gets.
+    replaced, since a mixer gives as many tokens as it gets; of cross attention the matrix is.
     """
 
+    kind: ClassVar[str] = "map"  # or "cross_attention", called with tokens, a memory and its mask; a Softmax matrix
     dim: int = 0  # width of the tokens that are read, for tables of sites; 0: any
+    matrix_dropout: float = 0.0  # in training, the chance of an entry of the matrix to be left out
 
     def project(self, *args: Any, **options: Any) -> Projected:
-        """The arguments of a call to a matrix, its values and what ``merge`` needs besides the product."""
+        """The arguments of a call to a matrix, its values and what ``merge`` needs besides the product.
+
+        Without dropout of the matrix, which is ``matrix_dropout``.
+        """
         raise NotImplementedError
 
     def product(self, *args: Any, **options: Any) -> tuple[Tensor, Any]:
         """``matrix @ values`` of ``project``, and the rest; overridden where there is a shorter way."""
         matrix, values, rest = self.project(*args, **options)
+        if self.training and self.matrix_dropout:
+            matrix = Dense(F.dropout(matrix.to_dense(), self.matrix_dropout))
         return matrix.matmul(values), rest
 
     def merge(self, mixed: Tensor, rest: Any) -> Any:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from matmix.matrices.base import Matrix
-from matmix.matrices.dense import Dense
 from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import Projected, merge_heads, split_heads
 from matmix.mixers.maps import TokenMap
@@ -28,29 +25,28 @@ class CrossAttention(TokenMap):
         dropout: in training, the chance of an entry of the matrix to be left out.
     """
 
+    kind: ClassVar[str] = "cross_attention"
+
     def __init__(self, dim: int, heads: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         if heads < 1 or dim % heads:
             raise ValueError(f"heads must be a positive divisor of dim={dim}, got {heads}")
         self.dim, self.heads = dim, heads
-        self.dropout = nn.Dropout(dropout).p  # which checks it
+        self.matrix_dropout = nn.Dropout(dropout).p  # which checks it
         self.query, self.key, self.value, self.proj = (nn.Linear(dim, dim) for _ in range(4))
 
     def project(self, x: Tensor, memory: Tensor, mask: Tensor | None = None) -> Projected:
         """Tokens, memory, and (B, S) bool, True = a real token of the memory."""
         query = split_heads(self.query(x), self.heads)
         key, values = (split_heads(layer(memory), self.heads) for layer in (self.key, self.value))
-        matrix: Matrix = Softmax(query, key, mask)
-        if self.training and self.dropout:
-            matrix = Dense(F.dropout(matrix.to_dense(), self.dropout))
-        return Projected(matrix, values)
+        return Projected(Softmax(query, key, mask), values)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         out: Tensor = self.proj(merge_heads(mixed))
         return out
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, heads={self.heads}, dropout={self.dropout}"
+        return f"dim={self.dim}, heads={self.heads}, dropout={self.matrix_dropout}"
 
     @staticmethod
     def _from_published(module: CrossAttention, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from matmix import surgery
+from matmix.inspect import record
 from matmix.mixers.maps import TokenMap
 from matmix.testing import check_mixer
 from sequence.series.layers.cross_attention import CrossAttention
@@ -122,6 +124,24 @@ def test_normalisation_goes_back_and_reads_known_values_only(norm: InstanceNorm)
     bare = hidden if getattr(norm, "weight", None) is None else (hidden - norm.bias) / norm.weight
     torch.testing.assert_close(bare[:, :10, :1], short)
     torch.autograd.grad(hidden.sum(), x)
+
+
+def test_cross_attention_takes_another_matrix_and_drops_entries_of_it() -> None:
+    model = nn.ModuleDict({"cross": CrossAttention(8, 2, dropout=0.5)}).double()
+    x, memory = torch.randn(2, 5, 8).double(), torch.randn(2, 7, 8).double()
+    torch.manual_seed(0)
+    ran = model["cross"](x, memory)
+    with record(model) as found:
+        torch.manual_seed(0)
+        torch.testing.assert_close(model["cross"](x, memory), ran)
+    kept = found["cross"].to_dense()
+    assert kept.shape == (2, 2, 5, 7) and 0.2 < (kept == 0).double().mean() < 0.8
+    report = surgery.replace(model, "uniform", where="cross_attention", level="matrix")
+    mean = model.eval()["cross"](x, memory)
+    torch.testing.assert_close(mean, model["cross"].proj(model["cross"].value(memory).mean(1, keepdim=True)) + 0 * mean)
+    report.restore()
+    with pytest.raises(ValueError, match="cross: cannot be replaced at level='module': a mixer mixes one sequence"):
+        surgery.replace(model, "hydra", where="cross_attention")
 
 
 def test_what_a_decoder_begins_with() -> None:
