@@ -48,7 +48,8 @@ class TokenMLP(Mixer):
     appended to the tokens. With ReLU the gate is 1 where z > 0, else 0.
 
     Args:
-        hidden: width of the hidden layer (MLP-Mixer S: 256, B: 384, L: 512).
+        hidden: width of the hidden layer (MLP-Mixer S: 256, B: 384, L: 512); 0 for one layer alone,
+            ``y = act(W1 x + b1)`` (TSMixer's paper), whose gates stand in front.
         act: the activation, ``"gelu"`` or ``"relu"``.
     """
 
@@ -59,18 +60,20 @@ class TokenMLP(Mixer):
     ) -> None:
         super().__init__(dim, grid)
         assert self.grid is not None
-        if not isinstance(hidden, int) or hidden < 1:
-            raise ValueError(f"hidden must be a positive integer, got {hidden!r}")
+        if not isinstance(hidden, int) or hidden < 0:
+            raise ValueError(f"hidden must be a positive integer, or 0 for one layer, got {hidden!r}")
         if act not in ("gelu", "relu"):
             raise ValueError(f"act must be 'gelu' or 'relu', got {act!r}")
         self.act = act
         length = math.prod(self.grid)
-        self.fc1 = nn.Linear(length, hidden)
-        self.fc2 = nn.Linear(hidden, length)
+        self.fc1 = nn.Linear(length, hidden or length)
+        self.fc2 = nn.Linear(hidden, length) if hidden else None
 
     def project(self, x: Tensor, context: Context) -> Projected:
         values = torch.cat((x, x.new_ones(1, 1, 1).expand(x.shape[0], 1, self.dim)), 1).mT.unsqueeze(-1)
         weight1, bias1 = affine_of(self.fc1, x.shape[1])
+        if self.fc2 is None:
+            return Projected(_layer(x, weight1, bias1, self.act), values)
         weight2, bias2 = affine_of(self.fc2, len(bias1))
         return Projected(_perceptron(x, weight1, bias1, weight2, bias2, self.act), values)
 
@@ -82,6 +85,8 @@ class TokenMLP(Mixer):
         """The perceptron itself, tokens to ``(B, D, L)``."""
         first, second, act = self.fc1, self.fc2, _ACTS[self.act]
         plain = is_plain(first, nn.Linear)
+        if second is None:
+            return act.spent(first(x.mT)) if plain else act.kept(first(x.mT))
         if not plain or x.shape[2] < WIDE or looked_on(x, first.weight) or not is_plain(second, nn.Linear):
             hidden = first(x.mT)
             return second(act.spent(hidden) if plain else act.kept(hidden))
@@ -100,12 +105,13 @@ class TokenMLP(Mixer):
         length = math.prod(self.grid)
         with torch.no_grad():
             reading = interpolate.positions(self.fc1.weight, 1, old, self.grid) * (math.prod(old) / length)
-            writing = interpolate.positions(self.fc2.weight, 0, old, self.grid)
-            offset = interpolate.positions(self.fc2.bias, 0, old, self.grid)
+            last = self.fc1 if self.fc2 is None else self.fc2
+            writing = interpolate.positions(reading if last is self.fc1 else last.weight, 0, old, self.grid)
+            offset = interpolate.positions(last.bias, 0, old, self.grid)
         self.fc1.weight = nn.Parameter(reading, self.fc1.weight.requires_grad)
-        self.fc2.weight = nn.Parameter(writing, self.fc2.weight.requires_grad)
-        self.fc2.bias = nn.Parameter(offset, self.fc2.bias.requires_grad)
-        self.fc1.in_features = self.fc2.out_features = length
+        last.weight = nn.Parameter(writing, last.weight.requires_grad)
+        last.bias = nn.Parameter(offset, last.bias.requires_grad)
+        self.fc1.in_features = last.out_features = length
         return self
 
     # raft-mlp's token MLP is Sequential(Linear, GELU, Dropout, Linear, Dropout).
@@ -114,6 +120,13 @@ class TokenMLP(Mixer):
             name.replace("fn.0.", "fc1.").replace("fn.3.", "fc2."): value for name, value in state.items()
         }
     }
+
+
+def _layer(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> Matrix:
+    """``diag(gate(z)) [W, b]`` for tokens ``(B, L, D)``, a matrix a channel."""
+    first = Dense(weight[None, None])
+    gate = Gate(first, x.mT.unsqueeze(-1), bias.view(1, 1, -1), kind=act)
+    return Product((gate, ColumnCat((first, Dense(bias.view(1, 1, -1, 1))))))
 
 
 def _perceptron(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, act: str) -> Matrix:

@@ -1,9 +1,11 @@
 """MLP-Mixer's token MLP."""
 
+import pytest
 import torch
 from torch.nn import functional as F
 
 from matmix import create_mixer, load_published
+from matmix.testing import check_mixer
 from tests.fixtures import load_fixture
 
 
@@ -34,3 +36,21 @@ def test_is_the_perceptron() -> None:
     torch.testing.assert_close(mixer(x), plain, rtol=1e-12, atol=1e-12)
     matrix = mixer.matrix(x)
     assert tuple(matrix.shape) == (2, 8, 36, 37)
+
+
+@pytest.mark.parametrize("act", ["gelu", "relu"])
+def test_one_layer(act: str) -> None:
+    """TSMixer's mixer along time: one layer and its activation."""
+    mixer, x = create_mixer(f"mlp(hidden=0, act={act!r})", 3, (7,)).double(), torch.randn(2, 7, 3, dtype=torch.float64)
+    plain = getattr(F, act)(mixer.fc1(x.mT)).mT
+    torch.testing.assert_close(mixer(x), plain)
+    values = torch.cat((x.mT, x.new_ones(2, 3, 1)), 2).unsqueeze(-1)
+    torch.testing.assert_close((mixer.matrix(x).to_dense() @ values).squeeze(-1).mT, plain)
+    assert mixer.resize_((9,))(torch.randn(2, 9, 3, dtype=torch.float64)).shape == (2, 9, 3)
+    with pytest.raises(ValueError, match="or 0 for one layer, got -1"):
+        create_mixer("mlp(hidden=-1)", 3, (7,))
+
+
+@pytest.mark.slow
+def test_one_layer_is_under_every_law() -> None:
+    check_mixer(lambda dim, grid: create_mixer("mlp(hidden=0)", dim, grid))

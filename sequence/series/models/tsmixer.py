@@ -84,9 +84,9 @@ class TSMixer(SeriesModel):
     """Token MLPs along time and across series, with residuals (Chen et al., arXiv 2303.06053), as in TSLib.
 
     TSLib's has no norm at all, and its forecasts of ETTh2 fail by that (a test MSE of 1.05 at 96 steps, where repeating
-    the last value has 0.43); the paper's has a batch norm in front of each mixer and reversible instance normalisation:
-    `norm="batch", revin=True`. The paper's mixer along time is one layer with ReLU, TSLib's has two; here it is TSLib's
-    either way. `load_published(..., source="thuml/Time-Series-Library")` takes its checkpoints.
+    the last value has 0.43); the paper's has a batch norm in front of each mixer, reversible instance normalisation,
+    and one layer along time: `norm="batch", revin=True, mixer="mlp(hidden=0, act='relu')"`. `load_published(...,
+    source="thuml/Time-Series-Library")` takes TSLib's checkpoints.
 
     Args:
         length, channels, goal, horizon, classes, marks: see `SeriesModel`; the time of a step is not read.
