@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -33,8 +34,9 @@ def forecast(
         for model in models:
             for horizon in horizons:
                 options = {"data": name, "architecture": model, "horizon": horizon, "protocol": protocol}
-                label = " ".join((name, model, *([str(horizon)] if horizon else ())))
-                arms = (StudyArm("identity"),) if controls else ()
+                label = " ".join((Path(name).stem, model, *([str(horizon)] if horizon else ())))
+                # DLinear has no mixer of its own: its "default" is that arm.
+                arms = (StudyArm("identity"),) if controls and not model.startswith("dlinear") else ()
                 folders = {"folder": folder} if folder else {}
                 tasks.append(StudyTask("forecast", {**options, **folders}, label=label, arms=arms))
     return Study(

@@ -17,7 +17,9 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, SymmetricMeanAbsol
 from matmix.experiments.config import RunConfig
 from matmix.experiments.data import Finding
 from matmix.experiments.folder import Result, read_metrics
+from matmix.experiments.report.collect import collect
 from matmix.experiments.run import execute
+from matmix.experiments.study import Study, StudyTask
 from matmix.experiments.task import Batch, Task
 from sequence.series.data.check import series
 from sequence.series.data.m4 import FREQUENCIES, read
@@ -27,10 +29,12 @@ from sequence.series.metrics import MASE, SMAPE, AbsoluteError, SquaredError, m4
 from sequence.series.models import list_series_models
 from sequence.series.models.base import series_model_class
 from sequence.series.naive import naive2
+from sequence.series.pictures import _errors, _last_season, forecasts, learned
 from sequence.series.tasks import scripts
 from sequence.series.tasks.forecast import Forecast
 from sequence.series.tasks.imputation import Imputation
 from sequence.series.tasks.m4 import M4
+from tests.experiments.synthetic import write_run
 from tests.fixtures import load_fixture
 from tests.reference.weights import draw_input
 from tests.sequence.series.tables import m4, write
@@ -121,6 +125,27 @@ def test_a_run_ends_and_is_the_same_again(name: str, tasks: dict[str, Any], tmp_
     assert [line["lr"] for line in read_metrics(tmp_path / "one") if line["split"] == "train"] == pytest.approx(
         [config.make_recipe().lr] * 2
     )
+
+
+@pytest.mark.slow
+def test_pictures_of_a_study(tasks: dict[str, Any], tmp_path: Path) -> None:
+    options = dataclasses.asdict(tasks["forecast"])
+    recipe = {"steps": 2, "eval_every": 2, "log_every": 2, "batch_size": 8}
+    for mixer in ("default", "identity"):
+        config = RunConfig("sequence.series.tasks.forecast:Forecast", mixer, 0, options, recipe)
+        assert execute(config, tmp_path / "study" / mixer).status == "finished"
+        errors = _errors(collect(tmp_path / "study").runs[0], 3)
+        assert errors.by_step.mean() == pytest.approx(errors.by_column.mean())
+        assert errors.by_step.mean() == pytest.approx(Result.read(tmp_path / "study" / "default").test["mse"], rel=1e-5)
+    naive = _last_season(tasks["forecast"], 3)
+    known = tasks["forecast"].baselines()["last season (24 steps)"]["mse"]
+    assert naive.by_step.mean() == pytest.approx(known, rel=1e-5)
+    for picture in (forecasts, learned):
+        out = tmp_path / "pictures" / f"{picture.__name__}.png"
+        assert picture(tmp_path / "study", out) == str(out) and out.stat().st_size > 10_000
+    write_run(tmp_path / "other", Study("o", (StudyTask("recall"),), ("ssd",)).runs()[0], 0.5)
+    with pytest.raises(ValueError, match="no finished run of the task forecast"):
+        forecasts(tmp_path / "other", tmp_path / "no.png")
 
 
 # ------------------------------------------------------------------ what protocols are
