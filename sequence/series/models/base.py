@@ -88,7 +88,7 @@ class SeriesModel(nn.Module):
         Args:
             x: values (B, L, C).
             marks: features of the time of each step (B, L, K), such as hour and weekday.
-            future_marks: those of the steps to forecast (B, horizon, K).
+            future_marks: those of the steps to forecast (B, horizon, K), or of all steps of `start`.
             mask: (B, L) bool, True = a real step; the rest is padding.
             observed: (B, L, C) bool, True = a known value, for goal="imputation".
             start: what a decoder begins with (B, any + horizon, C); by default the last steps of x, then zeros.
