@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="a Markdown file for the tables")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    parts = ["# Time-series models", heading(f"python -m benchmarks.time_series --budget {options.budget}")]
+    command = heading(f"python -m benchmarks.time_series --budget {options.budget}")
+    if importlib.util.find_spec(PEER) is not None:
+        command += f", NeuralForecast {version(PEER)}"
+    parts = ["# Time-series models", command]
     wanted = options.only or list_series_models()
     if importlib.util.find_spec(PEER) is None:
         parts.append(f"{PEER} is not installed here, so there is no comparison with it (see this module's docstring).")
