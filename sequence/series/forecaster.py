@@ -125,7 +125,7 @@ class Forecaster:
             np.concatenate([one.known[:end] for one, end in zip(panel.series, ends, strict=True)])
         )
         task = task_of(s, panel.series, scales, self.covariates, held_out)
-        if not task.validated:
+        if not task.validated and s.val_size != 0:
             self.notes.append("no series has room for validation: the last weights are kept")
             say(self.notes[-1:])
         self.module = train(s, task, quiet=quiet)
@@ -147,8 +147,9 @@ class Forecaster:
                 "series out"
             )
         if short:
-            self.notes.append(f"{len(short)} series of less than {needed} steps are left out: {', '.join(short)}")
-            say(self.notes[-1:])
+            note = f"{len(short)} series of less than {needed} steps are left out: {', '.join(short)}"
+            self.notes += [note] if note not in self.notes else []
+            say([note])
         return kept
 
     def _held_out(self, length: int) -> int:
@@ -272,7 +273,8 @@ class Forecaster:
         quiet: bool = True,
     ) -> pd.DataFrame:  # fmt: skip
         """Forecasts from several ends of the history, with what came: unique_id, ds, cutoff, y, and the columns of
-        `predict`. `cutoff` is the last date that was read; y is NaN where nothing was observed.
+        `predict`. `cutoff` is the last date that was read; y is NaN where nothing was observed. The forecaster is then
+        what it was trained to last: call `fit` for forecasts of what comes.
 
         Args:
             frame: the whole history.

@@ -95,7 +95,7 @@ def read(
     elif together:
         parts = {"": _side_by_side(parts, known)}
     regular = {name: _regular(part, step, name) for name, part in parts.items()}
-    found = [_series(name, part, len(parts[name]), known, gaps, notes) for name, part in regular.items()]
+    found = [_series(name, part, parts[name].index, known, gaps, notes) for name, part in regular.items()]
     return Panel(found, step, notes)
 
 
@@ -205,7 +205,9 @@ def _regular(part: pd.DataFrame, step: Any, name: str) -> pd.DataFrame:
     return part.reindex(grid)
 
 
-def _series(name: str, part: pd.DataFrame, rows: int, known: Sequence[str], gaps: Gaps, notes: list[str]) -> Series:
+def _series(
+    name: str, part: pd.DataFrame, rows: pd.Index, known: Sequence[str], gaps: Gaps, notes: list[str]
+) -> Series:
     names = (name,) if name else tuple(str(column) for column in part.columns if column not in known)
     values = part.drop(columns=list(known)).to_numpy(dtype=np.float64)
     empty = [one for one, column in zip(names, values.T, strict=True) if np.isnan(column).all()]
@@ -213,9 +215,9 @@ def _series(name: str, part: pd.DataFrame, rows: int, known: Sequence[str], gaps
         raise ValueError(f"there is no value at all in series {', '.join(empty)}")
     if len(names) == 1:  # by itself, a series begins with its first value
         first = int(np.argmax(~np.isnan(values[:, 0])))
-        part, values, rows = part.iloc[first:], values[first:], rows - first
+        part, values = part.iloc[first:], values[first:]
     where = f"series {names[0]!r}" if len(names) == 1 else "the table"
-    absent, missing = len(part) - rows, int(np.isnan(values).sum())
+    absent, missing = int((~part.index.isin(rows)).sum()), int(np.isnan(values).sum())
     if missing:
         what = f"{where}: {missing} of {values.size} values are not there ({absent} dates and what is empty)"
         if gaps == "error":

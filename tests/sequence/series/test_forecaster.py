@@ -219,6 +219,9 @@ def test_treatments_that_are_asked_for():
     double = pd.concat([WIDE, WIDE[:2].assign(x=0.0)])
     for how, expected in (("mean", wave(1)[0] / 2), ("first", wave(1)[0]), ("last", 0.0)):
         assert read(double, duplicates=how).series[0].values[0, 0] == expected
+    assert Forecaster(**SMALL, val_size=0).fit(WIDE, quiet=True).notes == []  # the last weights, as asked for
+    late = quiet(read, LONG.assign(y=[np.nan] * 3 + list(wave(117))).drop(index=[1, 50]))
+    assert "1 of 117 values are not there (1 dates" in late.notes[0] and late.series[0].dates[0] == DAYS[3]
     short = pd.concat([LONG, LONG[:15].assign(unique_id="b")])
     forecaster = quiet(Forecaster(**SMALL, short="drop").fit, short, quiet=True)
     assert set(forecaster.predict()["unique_id"]) == {"a"} and "left out: b" in " ".join(forecaster.notes)
