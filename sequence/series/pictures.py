@@ -22,6 +22,7 @@ from matmix.matrices import Identity
 from matmix.matrices.base import Matrix
 from matmix.mixers.base import Mixer
 from sequence.pictures import COLOURS
+from sequence.series.saturation import saturation
 from sequence.series.tasks.forecast import Forecast
 
 STEPS = 16
@@ -42,7 +43,8 @@ class Errors(NamedTuple):
 def forecasts(study: Path, out: Path, *, place: float = 0.5, column: str = "") -> str:
     """A row for each task of a study: one window of its test in its own unit, and errors by step and by column.
 
-    Of each mixer the best weights of the first seed; grey is the last season again.
+    Of each mixer the best weights of the first seed; grey is the last season again. Also said of each data set: the
+    best naive forecast, DLinear where the study has it, the best arm, and whether their gap is more than noise.
 
     Args:
         study: folder of a study with the task `forecast`.
@@ -92,7 +94,7 @@ def forecasts(study: Path, out: Path, *, place: float = 0.5, column: str = "") -
         axes[2].set_xlabel("series")
         for axis in axes:
             axis.grid(alpha=0.25, linewidth=0.6)
-    return _save(figure, out)
+    return "\n".join((_save(figure, out), *saturation(collect(study).runs)))
 
 
 def learned(study: Path, out: Path) -> str:

@@ -30,6 +30,7 @@ from sequence.series.models import list_series_models
 from sequence.series.models.base import series_model_class
 from sequence.series.naive import naive2
 from sequence.series.pictures import _errors, _last_season, forecasts, learned
+from sequence.series.saturation import saturation
 from sequence.series.tasks import scripts
 from sequence.series.tasks.forecast import Forecast
 from sequence.series.tasks.imputation import Imputation
@@ -142,10 +143,41 @@ def test_pictures_of_a_study(tasks: dict[str, Any], tmp_path: Path) -> None:
     assert naive.by_step.mean() == pytest.approx(known, rel=1e-5)
     for picture in (forecasts, learned):
         out = tmp_path / "pictures" / f"{picture.__name__}.png"
-        assert picture(tmp_path / "study", out) == str(out) and out.stat().st_size > 10_000
+        assert picture(tmp_path / "study", out).splitlines()[0] == str(out) and out.stat().st_size > 10_000
     write_run(tmp_path / "other", Study("o", (StudyTask("recall"),), ("ssd",)).runs()[0], 0.5)
     with pytest.raises(ValueError, match="no finished run of the task forecast"):
         forecasts(tmp_path / "other", tmp_path / "no.png")
+
+
+def test_whether_a_data_set_is_saturated(tmp_path: Path) -> None:
+    """Made-up runs: the gap between the best arm and DLinear beside the spread over seeds."""
+
+    def said(levels: dict[str, tuple[float, ...]]) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for architecture, scores in levels.items():
+            options = {"data": "ETTh1", "architecture": architecture}
+            study = Study("s", (StudyTask("forecast", options),), ("default",), seeds=tuple(range(len(scores))))
+            for run, score in zip(study.runs(), scores, strict=True):
+                place = dataclasses.replace(run, folder=f"{architecture}/{run.seed}")
+                write_run(folder, place, score)
+                path = folder / place.folder
+                found = dataclasses.replace(
+                    Result.read(path), test={"mse": score}, metric="mse", higher_is_better=False,  # type: ignore[type-var]
+                    baselines={"zeros": {"mse": 1.0}, "last value": {"mse": 0.6}},
+                    facts={"steps read": 96, "steps to forecast": 96},
+                )  # fmt: skip
+                (path / "result.json").write_text(json.dumps(dataclasses.asdict(found)))
+        (line,) = saturation(collect(folder).runs)
+        return line
+
+    assert said({"dlinear": (0.4, 0.402), "itransformer": (0.38, 0.381), "patchtst": (0.45, 0.46)}) == (
+        "ETTh1, 96 to 96, strict: last value 0.600; dlinear 0.4010 ± 0.0014; best arm itransformer with default "
+        "0.3805 ± 0.0007; the gap of +0.0205 is more than the spread over seeds, 0.0014"
+    )
+    assert "the gap of +0.0005 is within the spread" in said({"dlinear": (0.4, 0.402), "patchtst": (0.4, 0.401)})
+    assert said({"patchtst": (0.4,)}).endswith("last value 0.600; best arm patchtst with default 0.4000")
+    assert said({"dlinear": (0.4,)}).endswith("dlinear 0.4000")
+    assert said({"dlinear": (0.4,), "patchtst": (0.5,)}).endswith("one seed says nothing of the spread")
 
 
 # ------------------------------------------------------------------ what protocols are
