@@ -46,6 +46,9 @@ class PatchTST(SeriesModel):
         patch, stride: steps of a patch, and from one to the next.
         act: activation of the perceptrons.
         dropout: on embedded patches, on both branches of a block, on hidden units, and on the forecast (as published).
+        normalise: normalise windows. Each series has then lost its level and its size, for a classifier too. On
+            JapaneseVowels (one seed, own validation split) accuracy is 0.65 with and 0.96 without; the published code
+            has 0.95, since its mean counts the zeros of the padding, by whose distance the level comes back.
         published: padded steps are read as values, as in the published code; else mixers do not see patches without a
             real step, and padded steps are 0 and do not count in mean and deviation.
     """
@@ -70,11 +73,12 @@ class PatchTST(SeriesModel):
         stride: int = 8,
         act: Act = "gelu",
         dropout: float = 0.1,
+        normalise: bool = True,
         published: bool = False,
     ) -> None:
         super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)
         self.as_published = published
-        self.norm = InstanceNorm()
+        self.norm = InstanceNorm() if normalise else None
         seed = new_seed()
         with fork_seed(seed, "embed"):
             self.embed = PatchEmbedding(dim, patch=patch, stride=stride, dropout=dropout)
@@ -110,7 +114,11 @@ class PatchTST(SeriesModel):
         """See `SeriesModel.forward`."""
         self.check(x, marks, mask=mask, observed=observed)
         mask = None if self.as_published else mask
-        x, window = self.norm(x, known(x, observed, mask))
+        seen, window = known(x, observed, mask), None
+        if self.norm is not None:
+            x, window = self.norm(x, seen)
+        elif seen is not None:
+            x = x.masked_fill(~seen, 0)
         real = None if mask is None else torch.repeat_interleave(self.embed.real(mask), self.channels, 0)
         tokens = self.encoder(self.embed(x.mT.flatten(0, 1)), real)
         if self.goal == "classification":
@@ -118,4 +126,5 @@ class PatchTST(SeriesModel):
                 tokens.view(len(x), -1, tokens.shape[2]), None if real is None else real.view(len(x), -1)
             )
             return scores
-        return self.norm.undo(self.head(tokens.unflatten(0, (len(x), self.channels))), window)
+        steps: Tensor = self.head(tokens.unflatten(0, (len(x), self.channels)))
+        return steps if window is None or self.norm is None else self.norm.undo(steps, window)

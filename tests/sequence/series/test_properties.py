@@ -24,7 +24,7 @@ SIZES = {
 }
 OTHERS = {
     "itransformer": {"depth": 2, "heads": 4, "act": "relu", "normalise": False},
-    "patchtst": {"depth": 2, "heads": 4, "act": "relu", "patch": 8, "stride": 4},
+    "patchtst": {"depth": 2, "heads": 4, "act": "relu", "patch": 8, "stride": 4, "normalise": False},
     "s_mamba": {"depth": 2, "d_state": 4, "act": "relu", "normalise": False},
     "mamba": {"d_state": 4, "d_conv": 2, "expand": 1},
     "mamba_simple": {"depth": 2, "d_state": 4, "d_conv": 2, "expand": 1},
