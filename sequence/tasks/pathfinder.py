@@ -26,8 +26,11 @@ from sequence.tasks.pixels import PixelTask
 class Pathfinder(PixelTask):
     """Do two discs lie on one dashed contour, among others? Read pixel by pixel; chance is 0.5.
 
-    A run within two binomial deviations of chance has learned nothing: 0.507 for 20,000 test pictures. How far apart
-    the discs lie does not help: who knows that alone scores 0.507 +- 0.009 on drawn pictures of 32 pixels.
+    A run within two binomial deviations of chance has learned nothing: 0.507 for 20,000 test pictures. Above it a run
+    need not have followed a contour: where the discs lie says something too, since of two contours that begin side by
+    side each ends nearer to where the other began, in 55 % of drawn pictures of 32 pixels and 64 % of 16. Boosted trees
+    that know the coordinates of both discs, in any order, and nothing else score 0.665 +- 0.008 at 32 pixels (trained
+    on 80,000) and 0.80 at 16; from their distance alone 0.534 and 0.60.
 
     Pictures are drawn from the distribution of the published generator; for the released ones name their folder in
     `data`. Of 200,000, a tenth is for validation and a tenth for the test. The archive's outer Pathfinder-128 has
