@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import run_script
 from tests.test_readme import check_command
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,8 @@ def test_the_commands_of_the_pages_parse(
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(example: Path, tmp_path: Path) -> None:
     """As a user runs them: by file, in a folder of one's own."""
-    assert run(sys.executable, str(example), cwd=tmp_path).stdout.strip()
+    status, said = run_script(example, tmp_path)
+    assert status == 0 and said.strip(), said
 
 
 def test_every_example_says_how_it_is_run() -> None:

@@ -17,6 +17,7 @@ import torch
 
 import matmix
 from matmix.experiments.cli import main
+from tests.forked import run_script
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -35,19 +36,21 @@ def test_custom_mixer_is_short_and_lawful(tmp_path: Path) -> None:
     (tmp_path / "contrast.py").write_text(BLOCKS[1])
     body = [line for line in BLOCKS[1].splitlines() if line.strip() and not line.startswith(("#", "from", "import"))]
     assert len(body) <= 20
-    run = "import contrast, matmix, matmix.testing; assert 'contrast' in matmix.list_mixers();"
-    run += "matmix.testing.check_mixer('contrast')"
-    done = subprocess.run([sys.executable, "-c", run], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    (tmp_path / "checks.py").write_text(
+        "import contrast, matmix, matmix.testing\nassert 'contrast' in matmix.list_mixers()\n"
+        "matmix.testing.check_mixer('contrast')\n"
+    )
+    status, said = run_script(tmp_path / "checks.py", tmp_path)
+    assert status == 0, said
 
 
-def test_table_is_the_registry() -> None:
+def test_table_is_the_registry(tmp_path: Path) -> None:
     """In a process of its own, as a user runs it: other tests of this process register mixers too."""
     shown = re.search(r"<!-- mixers -->\n(.*?)<!-- /mixers -->", README, re.S)
     assert shown is not None
-    run = "from matmix.mixers.registry import markdown_table; print(markdown_table())"
-    table = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True).stdout
-    assert shown.group(1).strip() == table.strip(), "regenerate with `matmix list --markdown`"
+    (tmp_path / "table.py").write_text("from matmix.mixers.registry import markdown_table\nprint(markdown_table())\n")
+    status, table = run_script(tmp_path / "table.py", tmp_path)
+    assert status == 0 and shown.group(1).strip() == table.strip(), "regenerate with `matmix list --markdown`"
 
 
 def test_specs_in_the_text_build() -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
-# One server imports everything once and computes nothing; each child is a fork of it, so a start costs no import.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "torch._dynamo", "torchmetrics", "sklearn.model_selection", __name__])
+from tests.forked import SERVER
 
 TINY: dict[str, Any] = {
     "task": "digits",
@@ -41,22 +38,6 @@ def run(folder: Path, config: dict[str, Any] = TINY, *, die: tuple[str, int] | N
     child.join(120)
     assert child.exitcode is not None, "the run hangs"
     return child.exitcode
-
-
-def start_command(words: list[str], log: Path) -> Any:
-    """`matmix WORDS` in a child, as from a shell: stdout and stderr go to a file, the exit status is the process's."""
-    child = SERVER.Process(target=_command, args=(words, str(log)))
-    child.start()
-    return child
-
-
-def _command(words: list[str], log: str) -> None:
-    with open(log, "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    from matmix.experiments.cli import main
-
-    main(words)
 
 
 def _child(config: dict[str, Any], folder: str, die: tuple[str, int] | None) -> None:

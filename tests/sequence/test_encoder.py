@@ -325,6 +325,7 @@ def test_published_block(kind):
 
 @pytest.mark.parametrize("kind", ["ponet", "softmax"])
 def test_published_classifier(kind):
+    """Learned positions, two blocks, a norm; the mean over all positions, padding included; two layers on top."""
     fixture = load_fixture(f"sequence/lra_classifier_{kind}")
     config = fixture.config
     model = Encoder(
@@ -332,7 +333,10 @@ def test_published_classifier(kind):
         head="class", outputs=10, pool="padded_mean", head_hidden=(32,), head_act="relu", position="learned",
     ).double().eval()  # fmt: skip
     load_published(model, fixture.state(), "lxchtan/PoNet")
-    fixture.check(model(fixture.input("input_ids_0"), mask=fixture.input("mask").bool()))
+    mask, hidden = fixture.input("mask").bool(), []
+    model.norm.register_forward_hook(lambda module, args, out: hidden.append(out * mask.unsqueeze(-1)))
+    fixture.check(model(fixture.input("input_ids_0"), mask=mask))
+    fixture.check(hidden[0], "hidden")
     extra = {"model.transformer_0.mha.extra.weight": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"left over: model.transformer_0.mha.extra.weight"):
         load_published(model, fixture.state() | extra, "lxchtan/PoNet")

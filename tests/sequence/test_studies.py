@@ -21,13 +21,14 @@ def test_settings_of_named_studies_exist(name: str) -> None:
 @pytest.mark.parametrize("regime", REGIMES)
 def test_every_regime_is_a_study_with_its_own_arms(regime: str) -> None:
     study = lra(regime)
-    assert study.tasks and study.runs()
+    runs = study.runs()
+    assert study.tasks and runs
     for task in study.tasks:
         found = REGIMES[regime](task.label)
         arms = {arm.name: arm for arm in task.rows(study.mixers)}
         assert arms["attention"].spec in (found.attention, found.mixer)
         assert {"identity", "bag"} <= set(arms) and arms["bag"].options["position"] == "none"
-        assert all(run.config.options["regime"] == regime for run in study.runs() if run.mixer != "bag")
+    assert all(run.config.options["regime"] == regime for run in runs if run.mixer != "bag")
     with pytest.raises(ValueError, match=r"regime is unknown.*nystrom"):
         lra("nystroem")
 
