@@ -15,7 +15,7 @@ def block_from_ponet(module: Any, state: State) -> State:
     for theirs, mine in (("norm1", "mixer_norm"), ("norm2", "mlp_norm"), ("mlpblock.0", "mlp.0"),
                          ("mlpblock.3", f"mlp.{len(module.mlp) - 1}")):  # fmt: skip
         ours |= {f"{mine}.{kind}": state[f"{theirs}.{kind}"] for kind in ("weight", "bias")}
-    return ours | _mixer_from_ponet(module.mixer, _Below(state, "mha."))
+    return ours | _mixer_from_ponet(module.mixer, Below(state, "mha."))
 
 
 def encoder_from_ponet(module: Any, state: State) -> State:
@@ -27,7 +27,7 @@ def encoder_from_ponet(module: Any, state: State) -> State:
         names |= {f"head.{layer}.{kind}": f"seq_classifer.mlpblock.{layer}.{kind}" for layer in (0, 2)}
     ours = {mine: state[theirs] for mine, theirs in names.items()}
     for index, block in enumerate(module.blocks):
-        part = block_from_ponet(block, _Below(state, f"model.transformer_{index}."))
+        part = block_from_ponet(block, Below(state, f"model.transformer_{index}."))
         ours |= {f"blocks.{index}.{name}": value for name, value in part.items()}
     return ours
 
@@ -41,7 +41,7 @@ def _mixer_from_ponet(mixer: nn.Module, state: State) -> State:
     return {f"mixer.{name}": value for name, value in ours.items()}
 
 
-class _Below(dict[str, Tensor]):
+class Below(dict[str, Tensor]):
     """The entries below a prefix, without it. Asking for one asks the whole, which notices what nobody asks for."""
 
     def __init__(self, whole: State, prefix: str) -> None:

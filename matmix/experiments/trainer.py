@@ -248,11 +248,9 @@ class Training:
         self.log.write({"step": self.step, "split": "val", **val})
         if not math.isfinite(val["loss"]):
             raise Diverged(self.step, val["loss"], "validation")
-        task = self.task  # where there are no labels, the loss picks
-        score = (
-            -val["loss"] if task.metric not in val else val[task.metric] if task.higher_is_better else -val[task.metric]
-        )
-        self.best.take(score, self.step, val, self._weights)
+        metric = self.task.metric if self.task.metric in val else "loss"  # where there are no labels, the loss picks
+        rises = metric != "loss" and self.task.higher_is_better
+        self.best.take(val[metric] if rises else -val[metric], self.step, val, self._weights)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in self.kept.state_dict().items()}

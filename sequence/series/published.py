@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from sequence.layers.block import Block
-from sequence.published import _Below as Below
+from sequence.published import Below
 from sequence.series.layers.along_channels import AlongChannels
 
 State = dict[str, Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ class InstanceNorm(nn.Module):
     A series of which nothing is observed has mean 0 and the smallest deviation (the published code divides by 0).
     """
 
+    learns_through_std: ClassVar[bool] = True
+
     def __init__(self, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
@@ -40,6 +42,7 @@ class InstanceNorm(nn.Module):
             mean = x.mean(1, keepdim=True).detach()
             centred = x - mean
             std = (centred.var(1, keepdim=True, unbiased=False) + self.eps).sqrt()
+            std = std if self.learns_through_std else std.detach()
         else:
             count = observed.sum(1, keepdim=True).clamp(min=1)
             mean = (x.masked_fill(~observed, 0).sum(1, keepdim=True) / count).detach()
@@ -61,3 +64,22 @@ def known(x: Tensor, observed: Tensor | None, mask: Tensor | None) -> Tensor | N
     if observed is None or real is None:
         return real if observed is None else observed
     return torch.logical_and(observed, real)
+
+
+def normalised(norm: InstanceNorm | None, x: Tensor, seen: Tensor | None) -> tuple[Tensor, Window | None]:
+    """A window as a model reads it, and what it was normalised by; where values do not count (see `known`) it is 0.
+
+    Args:
+        norm: None where windows are read as they are.
+        x: values (B, L, C).
+        seen: what `known` gives.
+    """
+    window = None
+    if norm is not None:
+        x, window = norm(x, seen)
+    return x if seen is None else x.masked_fill(~seen, 0), window
+
+
+def restored(norm: InstanceNorm | None, steps: Tensor, window: Window | None) -> Tensor:
+    """The output of a model on the scale of its window, the way back of `normalised`."""
+    return steps if norm is None or window is None else norm.undo(steps, window)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,8 @@ class RevIN(InstanceNorm):
         eps: added to the variance, and its square to the weight on the way back (as published).
     """
 
+    learns_through_std: ClassVar[bool] = False
+
     def __init__(self, channels: int, *, affine: bool = True, eps: float = 1e-5) -> None:
         super().__init__(eps)
         self.weight = nn.Parameter(torch.ones(channels)) if affine else None
@@ -24,10 +28,6 @@ class RevIN(InstanceNorm):
 
     def forward(self, x: Tensor, observed: Tensor | None = None) -> tuple[Tensor, Window]:
         normed, window = super().forward(x, observed)
-        if window.std.requires_grad:
-            window = Window(window.mean, window.std.detach())
-            normed = (x if observed is None else x.masked_fill(~observed, 0)) - window.mean
-            normed = (normed if observed is None else normed.masked_fill(~observed, 0)) / window.std
         if self.weight is not None and self.bias is not None:
             normed = normed * self.weight + self.bias
         return normed, window

@@ -6,6 +6,18 @@ import torch
 from torch import Tensor
 
 
+def known_steps(asked: int | None, length: int) -> int:
+    """How many known steps a decoder begins with; None is half of the length.
+
+    Raises:
+        ValueError: for more than there are.
+    """
+    steps = length // 2 if asked is None else asked
+    if not 0 <= steps <= length:
+        raise ValueError(f"start_steps must be from 0 to length={length}, got {asked}")
+    return steps
+
+
 def start_of(x: Tensor, steps: int, horizon: int, start: Tensor | None) -> Tensor:
     """The decoder's input (B, steps + horizon, C); a given one is taken as it is.
 

@@ -19,9 +19,32 @@ from sequence.series.layers.embedding import StepEmbedding
 from sequence.series.layers.encoder import new_seed
 from sequence.series.layers.heads import ClassHead
 from sequence.series.layers.season_norm import SeasonNorm
-from sequence.series.layers.start import marks_of
+from sequence.series.layers.start import known_steps, marks_of
 from sequence.series.layers.tokens import CircularConv
 from sequence.series.models.base import Goal, SeriesModel, register_series_model
+
+
+def from_published(model: Autoformer, state: names.State, source: str) -> names.State:
+    """Published names as ours."""
+    unread = model.goal in ("anomaly", "classification")  # the published code reads no time features there
+    ours = names.step_embedding(model.embedding, state, "embedding", "enc_embedding", dead=unread)
+    for at, block in enumerate(model.encoder):
+        own, theirs = f"encoder.{at}", f"encoder.attn_layers.{at}"
+        ours |= names.mixer(block.mixer, state, f"{own}.mixer", f"{theirs}.attention", source)
+        ours |= names.perceptron(block.mlp, state, f"{own}.mlp", theirs)
+    ours |= names.named(state, "norm.norm", "encoder.norm.layernorm")
+    if model.goal != "forecast":
+        head = "head.linear" if model.goal == "classification" else "head"
+        return ours | names.named(state, head, "projection")
+    ours |= names.step_embedding(model.start_embedding, state, "start_embedding", "dec_embedding")
+    for at, block in enumerate(model.decoder):
+        own, theirs = f"decoder.{at}", f"decoder.layers.{at}"
+        ours |= names.mixer(block.mixer, state, f"{own}.mixer", f"{theirs}.self_attention", source)
+        ours |= names.mixer(block.cross, state, f"{own}.cross", f"{theirs}.cross_attention", source)
+        ours |= names.perceptron(block.mlp, state, f"{own}.mlp", theirs)
+        ours[f"{own}.trend.conv.weight"] = state[f"{theirs}.projection.weight"]
+    ours |= names.named(state, "decoder_norm.norm", "decoder.norm.layernorm")
+    return ours | names.named(state, "head", "decoder.projection")
 
 
 @register_series_model("autoformer")
@@ -51,6 +74,8 @@ class Autoformer(SeriesModel):
             training as in evaluation, and padding is zeros to every mixer.
     """
 
+    published: ClassVar[dict[str, Any]] = names.of_library(from_published)
+
     def __init__(
         self,
         *,
@@ -75,9 +100,7 @@ class Autoformer(SeriesModel):
         published: bool = False,
     ) -> None:
         super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)
-        self.start_steps = length // 2 if start_steps is None else start_steps
-        if not 0 <= self.start_steps <= length:
-            raise ValueError(f"start_steps must be from 0 to length={length}, got {start_steps}")
+        self.start_steps = known_steps(start_steps, length)
         if act not in ACTS:
             raise ValueError(f"act must be one of {', '.join(ACTS)}, got {act!r}")
         self.reads_padding, seed = published, new_seed()
@@ -154,30 +177,6 @@ class Autoformer(SeriesModel):
             trend = trend + taken
         out: Tensor = (self.head(self.decoder_norm(tokens)) + trend)[:, -horizon:]
         return out
-
-    @staticmethod
-    def _from_library(model: Autoformer, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-        unread = model.goal in ("anomaly", "classification")  # the published code reads no time features there
-        ours = names.step_embedding(model.embedding, state, "embedding", "enc_embedding", dead=unread)
-        for at, block in enumerate(model.encoder):
-            own, theirs = f"encoder.{at}", f"encoder.attn_layers.{at}"
-            ours |= names.mixer(block.mixer, state, f"{own}.mixer", f"{theirs}.attention", source)
-            ours |= names.perceptron(block.mlp, state, f"{own}.mlp", theirs)
-        ours |= names.named(state, "norm.norm", "encoder.norm.layernorm")
-        if model.goal != "forecast":
-            head = "head.linear" if model.goal == "classification" else "head"
-            return ours | names.named(state, head, "projection")
-        ours |= names.step_embedding(model.start_embedding, state, "start_embedding", "dec_embedding")
-        for at, block in enumerate(model.decoder):
-            own, theirs = f"decoder.{at}", f"decoder.layers.{at}"
-            ours |= names.mixer(block.mixer, state, f"{own}.mixer", f"{theirs}.self_attention", source)
-            ours |= names.mixer(block.cross, state, f"{own}.cross", f"{theirs}.cross_attention", source)
-            ours |= names.perceptron(block.mlp, state, f"{own}.mlp", theirs)
-            ours[f"{own}.trend.conv.weight"] = state[f"{theirs}.projection.weight"]
-        ours |= names.named(state, "decoder_norm.norm", "decoder.norm.layernorm")
-        return ours | names.named(state, "head", "decoder.projection")
-
-    published: ClassVar[dict[str, Any]] = names.of_library(_from_library.__func__)  # type: ignore[attr-defined]
 
 
 class DecomposingBlock(nn.Module):

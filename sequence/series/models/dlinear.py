@@ -67,7 +67,7 @@ class DLinear(SeriesModel):
         published: bool = False,
     ) -> None:
         super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)
-        self.as_published = published
+        self.reads_padding = published
         self.decomposition = Decomposition(kernel)
         seed = new_seed()
         with fork_seed(seed, "season"):
@@ -93,7 +93,7 @@ class DLinear(SeriesModel):
     ) -> Tensor:
         """See `SeriesModel.forward`."""
         self.check(x, marks, mask=mask, observed=observed)
-        mask = None if self.as_published else mask
+        mask = None if self.reads_padding else mask
         seen = known(x, observed, mask)
         season, trend = self.decomposition(x if seen is None else x.masked_fill(~seen, 0))
         season, trend = self.season_mixer(season, mask=mask), self.trend_mixer(trend, mask=mask)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from matmix.mixers import create_mixer
 from matmix.ops.seed import fork_seed
 from sequence.ffnet import SeriesChannelMixer
-from sequence.published import _Below as Below
+from sequence.published import Below
 from sequence.series.layers.encoder import new_seed
 from sequence.series.layers.large_kernel import EachSeries
 from sequence.series.models.base import Goal, register_series_model
-from sequence.series.models.staged import StagedModel, around_the_blocks
+from sequence.series.models.staged import StagedModel, around_the_blocks, one_a_stage
 from sequence.series.published import State, prefixed
 
 SOURCE = "ysj9909/FFNet"
@@ -101,9 +101,7 @@ class FFNetTS(StagedModel):
         affine: bool = False,
         head_dropout: float = 0.0,
     ) -> None:
-        for word, taps in (("kernel", kernel), ("small", small)):
-            if len(taps) != len(dims):
-                raise ValueError(f"{word} must have one number a stage, as dims={dims}, got {taps}")
+        one_a_stage(dims, kernel=kernel, small=small)
         super().__init__(
             length=length,
             channels=channels,

@@ -9,7 +9,7 @@ from sequence.layers.block import Act
 from sequence.series.layers.encoder import SeriesEncoder, new_seed
 from sequence.series.layers.heads import ClassHead, FlattenHead
 from sequence.series.layers.inverted import InvertedEmbedding
-from sequence.series.layers.normalise import InstanceNorm, known
+from sequence.series.layers.normalise import InstanceNorm, known, normalised, restored
 from sequence.series.models.base import Goal, SeriesModel
 from sequence.series.published import State, named
 
@@ -50,7 +50,7 @@ class InvertedModel(SeriesModel):
         published: bool,
     ) -> None:
         super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)
-        self.as_published = published
+        self.reads_padding = published
         self.reads_marks = marks > 0 and goal in ("forecast", "imputation")
         self.norm = InstanceNorm() if normalise and goal != "classification" else None
         seed = new_seed()
@@ -77,22 +77,18 @@ class InvertedModel(SeriesModel):
     ) -> Tensor:
         """See `SeriesModel.forward`."""
         self.check(x, marks, mask=mask, observed=observed)
-        seen = None if self.as_published else known(x, observed, mask)
-        window = None
-        if self.norm is not None:
-            x, window = self.norm(x, seen)
-        elif seen is not None:
-            x = x.masked_fill(~seen, 0)
+        seen = None if self.reads_padding else known(x, observed, mask)
+        x, window = normalised(self.norm, x, seen)
         if not self.reads_marks:
             marks = None
-        elif marks is not None and mask is not None and not self.as_published:
+        elif marks is not None and mask is not None and not self.reads_padding:
             marks = marks.masked_fill(~mask.unsqueeze(-1), 0)
         tokens = self.encoder(self.embed(x, marks))[:, : self.channels]
         if self.goal == "classification":
             scores: Tensor = self.head(tokens)
             return scores
         steps: Tensor = self.head(tokens.unsqueeze(2))
-        return steps if window is None or self.norm is None else self.norm.undo(steps, window)
+        return restored(self.norm, steps, window)
 
 
 def around_the_encoder(state: State, head: str = "projection") -> State:

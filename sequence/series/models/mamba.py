@@ -12,7 +12,7 @@ from matmix.spec import layer_specs
 from sequence.series.layers.embedding import StepEmbedding
 from sequence.series.layers.encoder import new_seed
 from sequence.series.layers.heads import ClassHead
-from sequence.series.layers.normalise import InstanceNorm, known
+from sequence.series.layers.normalise import InstanceNorm, known, normalised, restored
 from sequence.series.models.base import Goal, SeriesModel, register_series_model
 from sequence.series.published import State, mixer, named, of_library, step_embedding
 
@@ -59,7 +59,7 @@ class StepModel(SeriesModel):
                 f"{type(self).__name__}: horizon must be at most length, since forecasts stand at the steps that are "
                 f"read, got horizon={horizon} with length={length}"
             )
-        self.as_published = published
+        self.reads_padding = published
         self.norm = InstanceNorm() if goal == "forecast" else None
         self.seed = new_seed()
         with fork_seed(self.seed, "embed"):
@@ -88,19 +88,14 @@ class StepModel(SeriesModel):
     ) -> Tensor:
         """See `SeriesModel.forward`."""
         self.check(x, marks, mask=mask, observed=observed)
-        read = None if self.as_published else mask
-        seen = known(x, observed, read)
-        window = None
-        if self.norm is not None:
-            x, window = self.norm(x, seen)
-        elif seen is not None:
-            x = x.masked_fill(~seen, 0)
+        read = None if self.reads_padding else mask
+        x, window = normalised(self.norm, x, known(x, observed, read))
         tokens = self.mix(self.embed(x, marks), read)
         if self.goal == "classification":
             scores: Tensor = self.head(tokens, mask)
             return scores
         steps: Tensor = self.head(tokens[:, -self.horizon :] if self.horizon else tokens)
-        return steps if window is None or self.norm is None else self.norm.undo(steps, window)
+        return restored(self.norm, steps, window)
 
 
 @register_series_model("mamba")

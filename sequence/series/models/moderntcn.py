@@ -12,7 +12,7 @@ from sequence.series.layers.encoder import new_seed
 from sequence.series.layers.grouped import GroupedPerceptron, SeriesPerceptron
 from sequence.series.layers.large_kernel import EachSeries, LargeKernel
 from sequence.series.models.base import Goal, register_series_model
-from sequence.series.models.staged import StagedModel, around_the_blocks
+from sequence.series.models.staged import StagedModel, around_the_blocks, one_a_stage
 from sequence.series.published import BATCH_NORM, State, named
 
 
@@ -122,9 +122,7 @@ class ModernTCN(StagedModel):
         dropout: float = 0.3,
         head_dropout: float = 0.0,
     ) -> None:
-        for word, taps in (("kernel", kernel), ("small", small)):
-            if len(taps) != len(dims):
-                raise ValueError(f"{word} must have one number a stage, as dims={dims}, got {taps}")
+        one_a_stage(dims, kernel=kernel, small=small)
         super().__init__(
             length=length,
             channels=channels,

@@ -12,7 +12,7 @@ from sequence.layers.block import Act
 from sequence.layers.norms import TokenBatchNorm
 from sequence.series.layers.encoder import SeriesEncoder, attention_spec, new_seed
 from sequence.series.layers.heads import ClassHead, FlattenHead
-from sequence.series.layers.normalise import InstanceNorm, known
+from sequence.series.layers.normalise import InstanceNorm, known, normalised, restored
 from sequence.series.layers.patches import PatchEmbedding
 from sequence.series.models.base import Goal, SeriesModel, register_series_model
 from sequence.series.published import BATCH_NORM, State, encoder, named, of_library
@@ -77,7 +77,7 @@ class PatchTST(SeriesModel):
         published: bool = False,
     ) -> None:
         super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)
-        self.as_published = published
+        self.reads_padding = published
         self.norm = InstanceNorm() if normalise else None
         seed = new_seed()
         with fork_seed(seed, "embed"):
@@ -113,12 +113,8 @@ class PatchTST(SeriesModel):
     ) -> Tensor:
         """See `SeriesModel.forward`."""
         self.check(x, marks, mask=mask, observed=observed)
-        mask = None if self.as_published else mask
-        seen, window = known(x, observed, mask), None
-        if self.norm is not None:
-            x, window = self.norm(x, seen)
-        elif seen is not None:
-            x = x.masked_fill(~seen, 0)
+        mask = None if self.reads_padding else mask
+        x, window = normalised(self.norm, x, known(x, observed, mask))
         real = None if mask is None else torch.repeat_interleave(self.embed.real(mask), self.channels, 0)
         tokens = self.encoder(self.embed(x.mT.flatten(0, 1)), real)
         if self.goal == "classification":
@@ -127,4 +123,4 @@ class PatchTST(SeriesModel):
             )
             return scores
         steps: Tensor = self.head(tokens.unflatten(0, (len(x), self.channels)))
-        return steps if window is None or self.norm is None else self.norm.undo(steps, window)
+        return restored(self.norm, steps, window)

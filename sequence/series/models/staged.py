@@ -12,7 +12,7 @@ from sequence.layers.norms import TokenBatchNorm
 from sequence.series.layers.downsample import Downsample
 from sequence.series.layers.encoder import new_seed
 from sequence.series.layers.heads import ClassHead, FlattenHead
-from sequence.series.layers.normalise import known
+from sequence.series.layers.normalise import known, normalised, restored
 from sequence.series.layers.patches import PatchEmbedding
 from sequence.series.layers.revin import RevIN
 from sequence.series.models.base import Goal, SeriesModel
@@ -97,10 +97,7 @@ class StagedModel(SeriesModel):
     ) -> Tensor:
         """See `SeriesModel.forward`."""
         self.check(x, marks, mask=mask, observed=observed)
-        seen, window = known(x, observed, mask), None
-        if self.norm is not None:
-            x, window = self.norm(x, seen)
-        x = x if seen is None else x.masked_fill(~seen, 0)
+        x, window = normalised(self.norm, x, known(x, observed, mask))
         tokens = self.embed_norm(self.embed(x.mT.flatten(0, 1)))
         tokens = tokens.unflatten(0, (len(x), self.channels)).transpose(1, 2)  # (B, N, C, D)
         real = None if mask is None else self.embed.real(mask)
@@ -118,7 +115,18 @@ class StagedModel(SeriesModel):
             scores: Tensor = self.head(series.flatten(1, 2), every)
             return scores
         steps: Tensor = self.head(series)
-        return steps if window is None or self.norm is None else self.norm.undo(steps, window)
+        return restored(self.norm, steps, window)
+
+
+def one_a_stage(dims: tuple[int, ...], **given: tuple[int, ...]) -> None:
+    """Refuse options that have not as many numbers as there are stages.
+
+    Raises:
+        ValueError: for the first of them.
+    """
+    for word, numbers in given.items():
+        if len(numbers) != len(dims):
+            raise ValueError(f"{word} must have one number a stage, as dims={dims}, got {numbers}")
 
 
 def around_the_blocks(module: StagedModel, state: State) -> State:

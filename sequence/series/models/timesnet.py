@@ -14,10 +14,29 @@ from sequence.series import published as names
 from sequence.series.layers.embedding import StepEmbedding
 from sequence.series.layers.encoder import new_seed
 from sequence.series.layers.heads import ClassHead
-from sequence.series.layers.normalise import InstanceNorm
+from sequence.series.layers.normalise import InstanceNorm, known, normalised, restored
 from sequence.series.layers.time_linear import TimeLinear
 from sequence.series.layers.times_block import TimesBlock
 from sequence.series.models.base import Goal, SeriesModel, register_series_model
+
+
+def from_published(model: TimesNet, state: names.State, source: str) -> names.State:
+    """Published names as ours."""
+    unread = model.goal in ("anomaly", "classification")  # the published code reads no time features there
+    ours = names.step_embedding(model.embedding, state, "embedding", "enc_embedding", dead=unread)
+    for at, block in enumerate(model.blocks):
+        if not isinstance(block, TimesBlock):
+            raise ValueError(f"blocks.{at} is no TimesBlock, of which alone {source} has weights")
+        for part, theirs in (("first", 0), ("second", 2)):
+            for branch in range(len(block.first.kernels)):
+                own = f"kernels.{branch}"
+                ours |= names.named(state, f"blocks.{at}.{part}.{own}", f"model.{at}.conv.{theirs}.{own}")
+    ours |= names.named(state, "norm", "layer_norm")
+    if model.ahead is not None:
+        ours["ahead.weight"] = state["predict_linear.weight"].unsqueeze(0)
+        ours["ahead.bias"] = state["predict_linear.bias"].unsqueeze(0)
+    head = "head.linear" if model.goal == "classification" else "head"
+    return ours | names.named(state, head, "projection")
 
 
 @register_series_model("timesnet")
@@ -38,6 +57,8 @@ class TimesNet(SeriesModel):
         published: periods are chosen by the mean over the batch, in evaluation too, so a forecast depends on the other
             windows of its batch; and padding is read as steps like others and left out at the end only.
     """
+
+    published: ClassVar[dict[str, Any]] = names.of_library(from_published)
 
     def __init__(
         self,
@@ -93,15 +114,7 @@ class TimesNet(SeriesModel):
     ) -> Tensor:
         self.check(x, marks, mask=mask, observed=observed)
         seen = None if self.reads_padding else mask
-        known = observed
-        if seen is not None:
-            known = seen.unsqueeze(-1) if observed is None else observed & seen.unsqueeze(-1)
-        if self.window_norm is None:
-            if known is not None:
-                x = x.masked_fill(~known, 0)
-            window = None
-        else:
-            x, window = self.window_norm(x, known)
+        x, window = normalised(self.window_norm, x, known(x, observed, seen))
         tokens = self.embedding(x, marks)
         if self.ahead is not None:
             tokens = self.ahead(drop_padding(tokens, seen))
@@ -112,29 +125,7 @@ class TimesNet(SeriesModel):
         if self.goal == "classification":
             scores: Tensor = self.head(tokens, mask)
             return scores
-        steps = self.head(tokens)
-        assert self.window_norm is not None and window is not None
-        return self.window_norm.undo(steps, window)[:, -self.horizon :]
-
-    @staticmethod
-    def _from_library(model: TimesNet, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-        unread = model.goal in ("anomaly", "classification")  # the published code reads no time features there
-        ours = names.step_embedding(model.embedding, state, "embedding", "enc_embedding", dead=unread)
-        for at, block in enumerate(model.blocks):
-            if not isinstance(block, TimesBlock):
-                raise ValueError(f"blocks.{at} is no TimesBlock, of which alone {source} has weights")
-            for part, theirs in (("first", 0), ("second", 2)):
-                for branch in range(len(block.first.kernels)):
-                    own = f"kernels.{branch}"
-                    ours |= names.named(state, f"blocks.{at}.{part}.{own}", f"model.{at}.conv.{theirs}.{own}")
-        ours |= names.named(state, "norm", "layer_norm")
-        if model.ahead is not None:
-            ours["ahead.weight"] = state["predict_linear.weight"].unsqueeze(0)
-            ours["ahead.bias"] = state["predict_linear.bias"].unsqueeze(0)
-        head = "head.linear" if model.goal == "classification" else "head"
-        return ours | names.named(state, head, "projection")
-
-    published: ClassVar[dict[str, Any]] = names.of_library(_from_library.__func__)  # type: ignore[attr-defined]
+        return restored(self.window_norm, self.head(tokens), window)[:, -self.horizon :]
 
 
 class Added(nn.Module):

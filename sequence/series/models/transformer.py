@@ -15,8 +15,23 @@ from sequence.series.layers.cross_attention import CrossAttention
 from sequence.series.layers.embedding import StepEmbedding
 from sequence.series.layers.encoder import SeriesEncoder, attention_spec, block_options, new_seed
 from sequence.series.layers.heads import ClassHead
-from sequence.series.layers.start import marks_of, start_of
+from sequence.series.layers.start import known_steps, marks_of, start_of
 from sequence.series.models.base import Goal, SeriesModel, register_series_model
+
+
+def from_published(model: Transformer, state: names.State, source: str) -> names.State:
+    """Published names as ours."""
+    unread = model.goal in ("anomaly", "classification")  # the published code reads no time features there
+    ours = names.step_embedding(model.embedding, state, "embedding", "enc_embedding", dead=unread)
+    ours |= names.encoder(model.encoder, state, source)
+    if model.goal != "forecast":
+        head = "head.linear" if model.goal == "classification" else "head"
+        return ours | names.named(state, head, "projection")
+    ours |= names.step_embedding(model.start_embedding, state, "start_embedding", "dec_embedding")
+    for at, block in enumerate(model.decoder):
+        ours |= decoder_block(block, state, f"decoder.{at}", f"decoder.layers.{at}", source)
+    ours |= names.named(state, "decoder_norm", "decoder.norm")
+    return ours | names.named(state, "head", "decoder.projection")
 
 
 @register_series_model("transformer")
@@ -38,6 +53,8 @@ class Transformer(SeriesModel):
         published: read padding as steps like others and leave it out at the end only, as the published code does in
             classification. By default the mixers are told what is padding.
     """
+
+    published: ClassVar[dict[str, Any]] = names.of_library(from_published)
 
     def __init__(
         self,
@@ -61,9 +78,7 @@ class Transformer(SeriesModel):
         published: bool = False,
     ) -> None:
         super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)
-        self.start_steps = length // 2 if start_steps is None else start_steps
-        if not 0 <= self.start_steps <= length:
-            raise ValueError(f"start_steps must be from 0 to length={length}, got {start_steps}")
+        self.start_steps = known_steps(start_steps, length)
         self.reads_padding, seed = published, new_seed()
         spec = attention_spec(dim, heads, dropout) if mixer == "default" else mixer
         self.embedding = StepEmbedding(channels, dim, marks=marks, dropout=dropout)
@@ -124,22 +139,6 @@ class Transformer(SeriesModel):
             tokens = block(tokens, memory, mask)
         out: Tensor = self.decoder_norm(tokens)
         return out
-
-    @staticmethod
-    def _from_library(model: Transformer, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-        unread = model.goal in ("anomaly", "classification")  # the published code reads no time features there
-        ours = names.step_embedding(model.embedding, state, "embedding", "enc_embedding", dead=unread)
-        ours |= names.encoder(model.encoder, state, source)
-        if model.goal != "forecast":
-            head = "head.linear" if model.goal == "classification" else "head"
-            return ours | names.named(state, head, "projection")
-        ours |= names.step_embedding(model.start_embedding, state, "start_embedding", "dec_embedding")
-        for at, block in enumerate(model.decoder):
-            ours |= decoder_block(block, state, f"decoder.{at}", f"decoder.layers.{at}", source)
-        ours |= names.named(state, "decoder_norm", "decoder.norm")
-        return ours | names.named(state, "head", "decoder.projection")
-
-    published: ClassVar[dict[str, Any]] = names.of_library(_from_library.__func__)  # type: ignore[attr-defined]
 
 
 class DecoderBlock(nn.Module):

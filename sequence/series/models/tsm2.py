@@ -29,7 +29,7 @@ from matmix.ops.seed import fork_seed
 from matmix.spec import layer_specs
 from sequence.series.layers.encoder import new_seed
 from sequence.series.layers.heads import ClassHead, FlattenHead
-from sequence.series.layers.normalise import known
+from sequence.series.layers.normalise import known, normalised, restored
 from sequence.series.layers.patches import PatchEmbedding
 from sequence.series.layers.revin import RevIN
 from sequence.series.models.base import Goal, SeriesModel, register_series_model
@@ -136,10 +136,7 @@ class TSM2(SeriesModel):
     ) -> Tensor:
         """See `SeriesModel.forward`."""
         self.check(x, marks, mask=mask, observed=observed)
-        seen, window = known(x, observed, mask), None
-        if self.norm is not None:
-            x, window = self.norm(x, seen)
-        x = x if seen is None else x.masked_fill(~seen, 0)
+        x, window = normalised(self.norm, x, known(x, observed, mask))
         real = None if mask is None else self.embed.real(mask)
         tokens = self.embed(x.mT.flatten(0, 1)).unflatten(0, (len(x), self.channels)).transpose(1, 2)  # (B, N, C, D)
 
@@ -156,4 +153,4 @@ class TSM2(SeriesModel):
             scores: Tensor = self.head(series.flatten(1, 2), None if real is None else real.repeat(1, self.channels))
             return scores
         steps: Tensor = self.head(series)
-        return steps if window is None or self.norm is None else self.norm.undo(steps, window)
+        return restored(self.norm, steps, window)

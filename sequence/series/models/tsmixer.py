@@ -10,7 +10,7 @@ from matmix.mixers import create_mixer
 from matmix.ops.seed import fork_seed
 from sequence.series.layers.encoder import new_seed
 from sequence.series.layers.heads import ClassHead
-from sequence.series.layers.normalise import known
+from sequence.series.layers.normalise import known, normalised, restored
 from sequence.series.layers.revin import RevIN
 from sequence.series.layers.time_linear import TimeLinear
 from sequence.series.models.base import Goal, SeriesModel, register_series_model
@@ -144,14 +144,11 @@ class TSMixer(SeriesModel):
     ) -> Tensor:
         """See `SeriesModel.forward`."""
         self.check(x, marks, mask=mask, observed=observed)
-        seen, window = known(x, observed, mask), None
-        if self.revin is not None:
-            x, window = self.revin(x, seen)
-        x = x if seen is None else x.masked_fill(~seen, 0)
+        x, window = normalised(self.revin, x, known(x, observed, mask))
         for block in self.blocks:
             x = block(x, mask)
         if self.goal == "classification":
             scores: Tensor = self.head(x, mask)
             return scores
         steps: Tensor = self.head(x)
-        return steps if window is None or self.revin is None else self.revin.undo(steps, window)
+        return restored(self.revin, steps, window)
