@@ -46,6 +46,7 @@ def study(words: Sequence[str]) -> int:
             mixers=given.mixers,
             seeds=tuple(range(3 if given.seeds is None else given.seeds)),
             reference=given.reference or ("attention" if "attention" in given.mixers else given.mixers[0]),
+            margin=given.margin or 0.0,
         )
         found = with_imports(found, given.imports)
         say(given.task)
@@ -60,6 +61,7 @@ def study(words: Sequence[str]) -> int:
         found = found.only(given.tasks) if given.tasks else found
         changes: dict[str, Any] = {"mixers": given.mixers, "reference": given.reference}
         changes["seeds"] = None if given.seeds is None else tuple(range(given.seeds))
+        changes["margin"] = given.margin
         keep = {key: value for key, value in changes.items() if value not in (None, "", ()) or key == "seeds"}
         found = dataclasses.replace(found, **{key: value for key, value in keep.items() if value is not None})
     return _run_study(found, given)
@@ -118,6 +120,9 @@ class _Study:
     """Take this many seeds, 0 and up (3 where the study names none)."""
     reference: str = ""
     """The mixer that differences are taken to. Default: attention, or the first one."""
+    margin: float | None = None
+    """The largest change that does not matter in practice, as a share of the reference's score: 0.01 is 1 %. Then the
+    report says of each arm whether it is equivalent, better or worse."""
     jobs: int | None = None
     """Runs at once. Default: one for each core."""
     minutes: float = 0.0

@@ -128,7 +128,7 @@ def run_study(
     if pending:
         how = "Ray" if ray else f"{jobs} process{'es' * (jobs > 1)}"
         board.say(f"study {study.name}: {len(pending)} of {len(runs)} runs to do, {how}, in {out}")
-    about = {"jobs": jobs, "threads": study.threads, "ray": ray, "pending": len(pending)}
+    about = {"jobs": jobs, "threads": study.threads, "ray": ray, "pending": len(pending), "margin": study.margin}
     clock = Clock(minutes)
     with _session(out, about), _stoppable():
         try:

@@ -77,6 +77,11 @@ class StudyTask:
     """What mixers of the study are here, by their names: {"attention": "attention(head_dim=32, rotary=True)"}."""
     arms: tuple[StudyArm, ...] = ()
     """Further rows of this task, its controls; one with the name of a mixer of the study stands for it."""
+    model: str = ""
+    """What verdicts call the model whose mixers are exchanged; "" where the study has one."""
+    data: str = ""
+    """What verdicts call the data set; the label where empty. Tasks on one data set (its horizons) are not independent:
+    over data sets they count once."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -119,6 +124,9 @@ class Study:
     """Named changes to the tasks' recipes: ``{"slow": {"lr": 1e-4}, "fast": {"lr": 1e-3}}`` runs everything twice."""
     reference: str = "attention"
     """The arm that differences are taken to, where it is among the mixers."""
+    margin: float = 0.0
+    """The largest change that does not matter in practice, as a share of the reference's score: 0.01 is 1 %. Said
+    before the study runs; the report then says of each arm whether it is equivalent, better or worse. 0: none."""
     threads: int = 1
     """Threads of torch in each run: part of what a run is, since its last digits may depend on them."""
     imports: tuple[str, ...] = ()
@@ -134,6 +142,8 @@ class Study:
             twice = [value for index, value in enumerate(values) if value in values[:index]]
             if twice:
                 raise ValueError(f"study {self.name!r}: {name} has {twice[0]!r} twice")
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"study {self.name!r}: margin is a share of a score, 0 <= margin < 1, got {self.margin}")
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             raise ValueError(f"study name must be letters, digits, '.', '_' or '-', got {self.name!r}")
         labels = [label for label, *_ in self.settings()]

@@ -38,7 +38,8 @@ def forecast(
                 # DLinear has no mixer of its own: its "default" is that arm.
                 arms = (StudyArm("identity"),) if controls and not model.startswith("dlinear") else ()
                 folders = {"folder": folder} if folder else {}
-                tasks.append(StudyTask("forecast", {**options, **folders}, label=label, arms=arms))
+                names = {"label": label, "model": model, "data": Path(name).stem}
+                tasks.append(StudyTask("forecast", {**options, **folders}, arms=arms, **names))
     return Study(
         name="forecast",
         tasks=tuple(tasks),
