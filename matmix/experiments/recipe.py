@@ -12,6 +12,7 @@ from matmix.ranges import check, numbers, one_of, pair_of
 
 Schedule = Literal["cosine", "power", "constant", "rsqrt", "onecycle", "halving"]
 Decayed = Literal["matrices", "unmarked", "all"]
+Kept = Literal["better", "not_worse"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,11 @@ class Recipe:
     eval_every: int = 100
     patience: int = 0
     """Stop after so many evaluations in a row without a better score; 0 = never."""
+    kept: Kept = "better"
+    """Which evaluation takes the place of the best one so far. "not_worse", as in the Time Series Library: one that is
+    as good does too, and so does one whose score is not a number, and after it the next one, however bad."""
+    stop_at: float = 0.0
+    """Stop after an evaluation that scores this or better; 0 = never."""
     checkpoint_every: int = 500
     eval_batch_size: int = 256
 
@@ -122,7 +128,7 @@ class Recipe:
             decayed=one_of("matrices", "unmarked", "all"), betas=pair_of(numbers(0, below=1)), eps=positive,
             clip=positive, ema=numbers(0, below=1), accumulate=count, precision=one_of("no", "bf16", "fp16"),
             log_every=count, eval_every=count, patience=numbers(0, whole=True), checkpoint_every=count,
-            eval_batch_size=count,
+            eval_batch_size=count, kept=one_of("better", "not_worse"), stop_at=numbers(),
         )  # fmt: skip
         if self.batch_size % self.accumulate:
             raise ValueError(f"Recipe.batch_size={self.batch_size} must divide by accumulate={self.accumulate}")

@@ -171,7 +171,7 @@ class Training:
         self.model.train()
         update = self._updates()
         self.watch.start()
-        while self.step < recipe.steps and not self._stale():
+        while self.step < recipe.steps and not self._ended():
             self.losses.add(update(next(batches)))
             self.step += 1
             self.watch.tick()
@@ -183,7 +183,7 @@ class Training:
             if self.step % recipe.eval_every == 0 or last:
                 self._evaluate()
                 self.watch.leave_out(self.scorer.seconds)
-                if self._stale() and not last:
+                if self._ended() and not last:
                     last = True
                     if self.losses.count:
                         self._log_losses()
@@ -195,9 +195,21 @@ class Training:
                 self.log.flush()
                 raise KeyboardInterrupt(self.step)
 
-    def _stale(self) -> bool:
-        """Whether the patience of the recipe is at its end."""
-        return bool(self.recipe.patience) and self.best.stale >= self.recipe.patience
+    def _ended(self) -> str:
+        """Why there are no more steps before the last one: nothing got better for long enough, or it is good enough."""
+        recipe, best = self.recipe, self.best
+        if recipe.patience and best.stale >= recipe.patience:
+            return f"{recipe.patience} evaluations in a row were no better than that of step {best.step}"
+        if recipe.stop_at and best.val:
+            metric, sign = self._picks(best.val)
+            if best.score >= sign * recipe.stop_at:
+                return f"{metric} {best.val[metric]:.4g} on validation reached {recipe.stop_at:g}"
+        return ""
+
+    def _picks(self, val: dict[str, float]) -> tuple[str, int]:
+        """The score that picks the weights, and 1 where higher is better, else -1. Without labels it is the loss."""
+        metric = self.task.metric if self.task.metric in val else "loss"
+        return metric, 1 if metric != "loss" and self.task.higher_is_better else -1
 
     def _updates(self) -> Callable[[Batch], StepLoss]:
         """The function that makes one update of the weights from a batch and returns its loss."""
@@ -246,11 +258,10 @@ class Training:
         share_buffers(self.accelerator, self.kept)
         val = self.scorer(self.kept, "val", stream(self.config.seed, self.step))
         self.log.write({"step": self.step, "split": "val", **val})
-        if not math.isfinite(val["loss"]):
+        if not math.isfinite(val["loss"]) and self.recipe.kept == "better":
             raise Diverged(self.step, val["loss"], "validation")
-        metric = self.task.metric if self.task.metric in val else "loss"  # where there are no labels, the loss picks
-        rises = metric != "loss" and self.task.higher_is_better
-        self.best.take(val[metric] if rises else -val[metric], self.step, val, self._weights)
+        metric, sign = self._picks(val)
+        self.best.take(sign * val[metric], self.step, val, self._weights, self.recipe.kept)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in self.kept.state_dict().items()}
@@ -296,10 +307,7 @@ class Training:
     def _notes(self) -> list[str]:
         notes, recipe = list(self.notes), self.recipe
         if self.step < recipe.steps:
-            notes.append(
-                f"stopped after {self.step} of {recipe.steps} steps: {recipe.patience} evaluations in a row were no "
-                f"better than that of step {self.best.step}"
-            )
+            notes.append(f"stopped after {self.step} of {recipe.steps} steps: {self._ended()}")
         if len(self.worlds) > 1:
             parts = ", ".join(f"{world} from step {step} on" for step, world in self.worlds)
             notes.append(f"processes were {parts}: equal to a run with one number of them up to rounding")

@@ -60,6 +60,8 @@ class Options:
     """Windows of an update."""
     lr: float = 1e-3
     """Highest learning rate."""
+    patience: int = 5
+    """Stop after so many evaluations, one every 50 steps, without a better one; 0 = never."""
     seed: int = 0
     """Of weights and order."""
     save: Path | None = None
@@ -76,7 +78,8 @@ class Options:
             model, self.mixer, horizon=self.horizon, lookback=self.lookback, freq=self.freq, known=self.known,
             together=self.together, gaps=self.gaps, duplicates=self.duplicates, short=self.short,
             quantiles=self.quantiles, loss=self.loss, val_size=self.val_size, steps=self.steps,
-            batch_size=self.batch_size, lr=self.lr, seed=self.seed, **sizes,
+            batch_size=self.batch_size, lr=self.lr, patience=self.patience, seed=self.seed,
+            **sizes,
         )  # fmt: skip
 
 

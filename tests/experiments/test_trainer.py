@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from matmix.experiments.run import RunConfig, execute, read_metrics
 from matmix.experiments.task import Batch, Recipe
 from matmix.training import having
 from sequence.tasks.digits import Digits
+from tests.fixtures import load_fixture
 
 SMALL = {"patch": 4, "dim": 8, "depth": 1}
 QUICK = {"steps": 12, "batch_size": 32, "log_every": 4, "eval_every": 6}
@@ -177,6 +179,34 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path, monkeypatch):
         assert execute(config, folder).notes == whole.notes
         for name in ("metrics.jsonl", "final.safetensors", "best.safetensors"):
             assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_takes_the_place_of_the_best(tmp_path, monkeypatch):
+    """As published, ties and NaN do; else they do not, and NaN ends the run. Or one that is good enough ends it."""
+
+    def ended(losses, **recipe):
+        given = iter(losses)
+
+        def score(self, model, split, *seed):
+            self.seconds = 0.0
+            loss = 0.0 if split == "test" else next(given)
+            return {"loss": math.nan if loss is None else loss, "accuracy": math.nan if loss is None else -loss}
+
+        monkeypatch.setattr(trainer.Scorer, "__call__", score)
+        given_recipe = {**QUICK, "steps": len(losses), "eval_every": 1, "patience": 3, **recipe}
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        result = execute(RunConfig("digits", "identity", 0, SMALL, given_recipe), folder)
+        return result.status, result.step, result.best_step, *result.notes
+
+    for case in load_fixture("time_series/protocol_metrics").data["early_stopping"]:
+        assert case["patience"] == 3
+        expected = ("finished", case["stops_after_epoch"], case["checkpoint_of_epoch"])
+        assert ended(case["val"], kept="not_worse")[:3] == expected
+    assert ended([5, 4, 4, 4.1, 4.2, 4.3, 1])[:3] == ("finished", 5, 2)
+    assert ended([5, None, 4])[:2] == ("diverged", 2)
+    assert ended([5, -0.25, -0.5, -0.6], stop_at=0.5) == (
+        "finished", 3, 3, "stopped after 3 of 4 steps: accuracy 0.5 on validation reached 0.5"
+    )  # fmt: skip
 
 
 def test_lower_can_be_better(tmp_path):

@@ -115,7 +115,8 @@ class SeriesClassification(SeriesSettings, Task):
         return Recipe(
             steps=(self.epochs or script.epochs) * each, batch_size=script.batch_size, lr=script.lr, optimizer="radam",
             schedule="constant", warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip=4.0, patience=10,
-            eval_every=each, checkpoint_every=each, log_every=min(50, each), eval_batch_size=script.batch_size,
+            kept=self.kept, eval_every=each, checkpoint_every=each, log_every=min(50, each),
+            eval_batch_size=script.batch_size,
         )  # fmt: skip
 
     def _train_count(self, known: int | None) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from matmix.experiments.recipe import Kept
 from matmix.experiments.task import Recipe
 from matmix.ranges import check, numbers, one_of
 from matmix.spec import Spec, parse_spec, unknown_option
@@ -42,6 +43,11 @@ class SeriesSettings:
     def published_protocol(self) -> bool:
         return self.protocol == "published"
 
+    @property
+    def kept(self) -> Kept:
+        """Of the recipe: as published an epoch that is as good as the best one takes its place."""
+        return "not_worse" if self.published_protocol else "better"
+
     def spec(self) -> Spec:
         """The model's name and what is said of it.
 
@@ -70,7 +76,8 @@ class SeriesSettings:
 
     def training(self, windows: int, batch_size: int = 0) -> Recipe:
         """The recipe of the script over so many training windows: an evaluation an epoch, the rate halved from the
-        third on, and no more after three evaluations that were no better. With 0 the batch is the script's."""
+        third on, and no more after three evaluations that were no better (worse, as published). With 0 the batch is
+        the script's."""
         script = self.script()
         batch_size = batch_size or script.batch_size
         each = -(-windows // batch_size)
@@ -78,7 +85,7 @@ class SeriesSettings:
         return Recipe(
             steps=epochs * each, batch_size=batch_size, eval_batch_size=batch_size, lr=script.lr, warmup=0.0,
             schedule="halving", halve_every=each, weight_decay=0.0, betas=(0.9, 0.999), clip=0.0, patience=3,
-            eval_every=each, checkpoint_every=each, log_every=min(50, each),
+            kept=self.kept, eval_every=each, checkpoint_every=each, log_every=min(50, each),
         )  # fmt: skip
 
     def series_model(self, mixer: str, seed: int, **shape: Any) -> SeriesModel:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,11 +13,13 @@ import pytest
 import torch
 
 from matmix.experiments import cli
+from sequence.series.command import Options
 from sequence.series.forecaster import Forecaster
 from sequence.series.models import SeriesModel, base
 from sequence.series.panel.dates import to_step
 from sequence.series.panel.frames import Mended, read
 from sequence.series.panel.quantiles import pinball
+from sequence.series.panel.settings import Settings
 from sequence.series.panel.task import Rows, Scale
 
 SMALL = {"model": "dlinear", "horizon": 4, "lookback": 12, "steps": 12, "kernel": 5}
@@ -231,6 +235,18 @@ def test_treatments_that_are_asked_for():
     assert side[0].names == ("a", "b") and np.isnan(side[0].values[:10, 1]).all() and len(side) == 1
     apart = read(WIDE.assign(z=1.0), together=False).series
     assert [one.names for one in apart] == [("x",), ("z",)]
+
+
+def test_the_command_has_every_setting():
+    """But the sizes of a model, which its name says there."""
+    names = [one.name for one in dataclasses.fields(Settings) if one.name != "sizes"]
+    other = {
+        "model": "dlinear", "mixer": "pooling", "freq": "D", "known": ("price",), "together": True, "gaps": "error",
+        "duplicates": "mean", "short": "drop", "quantiles": (0.1, 0.5), "loss": "mae",
+    }  # fmt: skip
+    given = {**{name: 90 + at for at, name in enumerate(names)}, **other}
+    settings = Options(out=Path("x.csv"), **given).forecaster().settings
+    assert {name: getattr(settings, name) for name in names} == given
 
 
 def test_the_command(tmp_path, capsys):
