@@ -101,6 +101,8 @@ class S4DKernel(nn.Module):
     """
 
     undecayed: ClassVar[frozenset[str]] = frozenset({"log_dt", "log_A_real", "A_imag"})
+    time_scale: float = 1.0
+    """How long a step is, in steps of training: 2 for inputs at half the rate."""
 
     def __init__(
         self,
@@ -146,7 +148,7 @@ class S4DKernel(nn.Module):
         dtype = working_dtype(self.C)
         with full_precision(self.C.device):
             raw = self.log_dt.to(dtype).unsqueeze(-1)
-            dt = raw.exp() if self.step_by == "exp" else F.softplus(raw)
+            dt = self.time_scale * (raw.exp() if self.step_by == "exp" else F.softplus(raw))
             decay = -self.log_A_real.to(dtype).exp()
             angle = torch.zeros_like(decay) if self.A_imag is None else self.A_imag.to(dtype)
             # Repeated as real numbers: the ONNX exporter knows no repetition of complex ones.

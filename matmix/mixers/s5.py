@@ -54,6 +54,8 @@ class S5(Mixer):
 
     traits = Traits(causal=True, mask="trim", recurrent=True, aligned=True)
     undecayed: ClassVar[frozenset[str]] = frozenset({"log_dt", "log_A_real", "A_imag"})
+    time_scale: float = 1.0
+    """How long a step is, in steps of training: 2 for inputs at half the rate."""
 
     def __init__(
         self,
@@ -97,7 +99,7 @@ class S5(Mixer):
         dtype = working_dtype(self.log_dt)
         with full_precision(self.log_dt.device):
             rate = torch.complex(-self.log_A_real.to(dtype).exp(), self.A_imag.to(dtype))
-            log_pole = self.log_dt.to(dtype).exp() * rate
+            log_pole = self.time_scale * self.log_dt.to(dtype).exp() * rate
             return torch.view_as_real(log_pole), torch.view_as_real(complex_expm1(log_pole) / rate)
 
     def _kernel(self, length: int) -> DecayingToeplitz:

@@ -69,14 +69,8 @@ class TokenSettings(ClassSettings):
 
     def checked(self, model: Encoder) -> Encoder:
         """The model, if its mixers take batches as they are padded."""
-        mixers = model.mixers
-        fixed = [type(mixer).__name__ for mixer in mixers if mixer.traits.length == "fixed"]
-        if fixed and self.pad != "length":
-            raise ValueError(
-                f"{fixed[0]} takes sequences of one length, and batches are padded to their longest: "
-                "--task.pad length pads all of them to --task.length"
-            )
-        apart = [type(mixer).__name__ for mixer in mixers if not mixer.traits.packed]
+        check_padding(model, self.pad)
+        apart = [type(mixer).__name__ for mixer in model.mixers if not mixer.traits.packed]
         if apart and self.pad == "packed":
             raise ValueError(f"{apart[0]} does not keep packed sequences apart: take --task.pad batch")
         return model
@@ -172,6 +166,16 @@ class TokenTask(ShuffledTest, RegimeSettings, TokenSettings):
 
     def baselines(self) -> dict[str, dict[str, float]]:
         return class_baselines(self.labelled("train").labels, self.labelled("test").labels, self.classes)
+
+
+def check_padding(model: Encoder, pad: str) -> None:
+    """Refuse mixers of a fixed length where batches are as long as their longest sequence."""
+    fixed = [type(mixer).__name__ for mixer in model.mixers if mixer.traits.length == "fixed"]
+    if fixed and pad != "length":
+        raise ValueError(
+            f"{fixed[0]} takes sequences of one length, and batches are padded to their longest: "
+            "--task.pad length pads all of them to --task.length"
+        )
 
 
 def class_baselines(train: np.ndarray, test: np.ndarray, classes: int) -> dict[str, dict[str, float]]:
