@@ -31,6 +31,12 @@ class ShuffledTest(Task):
     ) -> Iterator[Batch]:
         """`batches` of all other splits."""
 
+    def in_another_order(self, batch: Batch, draw: torch.Generator) -> Batch:
+        if not self.ordered():
+            return super().in_another_order(batch, draw)
+        mask = torch.ones(batch.x.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask
+        return batch._replace(x=reordered(batch.x, mask, torch.rand(mask.shape, generator=draw)))
+
     def batches(
         self, split: Split, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
@@ -48,10 +54,10 @@ def shuffled(batches: Iterable[Batch], *, rank: int = 0) -> Iterator[Batch]:
         generator = np.random.default_rng([index, rank])
         mask = batch.mask if batch.mask is not None else torch.ones(batch.x.shape[:2], dtype=torch.bool)
         keys = torch.from_numpy(generator.random(tuple(mask.shape)))
-        yield batch._replace(x=_reordered(batch.x, mask, keys))
+        yield batch._replace(x=reordered(batch.x, mask, keys))
 
 
-def _reordered(x: Tensor, mask: Tensor, keys: Tensor) -> Tensor:
+def reordered(x: Tensor, mask: Tensor, keys: Tensor) -> Tensor:
     """The n-th real token comes from where the n-th smallest key of a real token stands."""
     places = (~mask).to(torch.int8).argsort(dim=-1, stable=True)  # real tokens first, in their order
     drawn = keys.masked_fill(~mask, 2.0).argsort(dim=-1, stable=True)  # real tokens first, in the drawn order

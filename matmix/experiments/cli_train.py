@@ -11,6 +11,7 @@ from matmix.experiments.cli_options import OfTask, parse, say
 from matmix.experiments.config import RunConfig
 from matmix.experiments.environment import is_main_process
 from matmix.experiments.folder import Result
+from matmix.experiments.operation import NO_SURGERY, Surgery
 from matmix.experiments.plugins import fingerprints
 from matmix.experiments.progress import watch
 from matmix.experiments.task import check_metric, check_tests
@@ -25,8 +26,10 @@ def train(words: Sequence[str]) -> int:
     if given.steps is not None:
         changed["steps"] = given.steps
     plugins = fingerprints(given.imports)
-    config = RunConfig(name, given.mixer, given.seed, asdict(given.task), changed, given.threads, plugins)
-    given.task.model(given.mixer, given.seed)  # a wrong spec ends here, in one line, and leaves no folder
+    config = RunConfig(
+        name, given.mixer, given.seed, asdict(given.task), changed, given.threads, plugins, asdict(given.surgery)
+    )
+    config.make_model(given.task, begun=True)  # a wrong spec ends here, in one line, and leaves no folder
     check_metric(given.task)
     from matmix.experiments.run import execute  # seconds of imports, which a wrong word need not wait for
 
@@ -72,6 +75,8 @@ def evaluate(words: Sequence[str]) -> int:
 class _Train(OfTask):
     mixer: str = ""
     """Spec; a pattern such as "ssd*3, attention" is tiled over the depth. Absent: the mixers of the model itself."""
+    surgery: Surgery = NO_SURGERY
+    """Puts the mixer into the model after it is built, whatever the model: --surgery.level module."""
     seed: int = 0
     """Of the weights, the data order and dropout."""
     steps: int | None = None

@@ -9,6 +9,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from matmix.experiments.operation import Surgery
 from matmix.experiments.plugins import IMPORTED, absolute_task, fingerprints
 from matmix.experiments.registry import task_class
 from matmix.experiments.task import Recipe, Task, build
@@ -32,6 +35,9 @@ class RunConfig:
     """Of torch, in each process. Sums are divided among them, so another number changes last digits."""
     plugins: dict[str, str] = dataclasses.field(default_factory=dict)
     """Checksums of the imported files and modules (see `plugins.fingerprints`); the file of a task is added."""
+    surgery: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Where the mixer comes into the model after the task has built it (see `operation.Surgery`); {}: the task builds
+    its model around the mixer."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", absolute_task(self.task))
@@ -44,6 +50,8 @@ class RunConfig:
         recipe = build(Recipe, {**dataclasses.asdict(task.recipe()), **self.recipe})
         object.__setattr__(self, "options", _jsonable(dataclasses.asdict(task)))  # type: ignore[call-overload]
         object.__setattr__(self, "recipe", _jsonable(dataclasses.asdict(recipe)))
+        surgery = build(Surgery, self.surgery)
+        object.__setattr__(self, "surgery", _jsonable(dataclasses.asdict(surgery)) if surgery.level else {})
 
     def make_task(self) -> Task:
         return build(task_class(self.task), self.options)
@@ -51,8 +59,20 @@ class RunConfig:
     def make_recipe(self) -> Recipe:
         return build(Recipe, self.recipe)
 
+    def make_surgery(self) -> Surgery:
+        return build(Surgery, self.surgery)
+
+    def make_model(self, task: Task, *, begun: bool = False) -> nn.Module:
+        """The model of a task of these settings; `begun` says that its weights come from a file afterwards."""
+        surgery = self.make_surgery()
+        if not surgery.level:
+            return task.model(self.mixer, self.seed)
+        return surgery.model(task, self.mixer, self.seed, self.make_recipe(), begun=begun)
+
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Without surgery it is not named, so runs that were made before there was any are the same runs."""
+        plain = dataclasses.asdict(self)
+        return plain if self.surgery else {name: value for name, value in plain.items() if name != "surgery"}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunConfig:
@@ -92,6 +112,7 @@ class RunConfig:
         for group, mine, default in (
             ("task", self.options, bare.options),
             ("recipe", self.recipe, same_task.recipe),
+            ("surgery", self.surgery, _jsonable(dataclasses.asdict(Surgery()))),
         ):
             for name in (name for name in mine if mine[name] != default[name]):
                 words += _flag(f"{group}.{name}", mine[name])

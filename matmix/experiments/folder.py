@@ -34,6 +34,8 @@ class Result:
     test: dict[str, float] = dataclasses.field(default_factory=dict)
     tests: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     """Scores of the same weights on the further splits of `Task.tests()`; empty for one that the model cannot take."""
+    ablations: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """Test scores of the same weights with all matrices changed, or the inputs (see `Surgery.ablate`)."""
     metric: str = ""
     higher_is_better: bool = True
     best_step: int | None = None
@@ -48,6 +50,8 @@ class Result:
     groups: tuple[dict[str, float], ...] = ()
     """Parameters by learning rate and weight decay: how many tensors and numbers had which."""
     parameters: int | None = None
+    dead_parameters: int | None = None
+    """Of these: no gradient reaches them from the outputs of a batch of validation (see `surgery.dead_parameters`)."""
     macs: int | None = None
     """Multiply-accumulates of one forward of one example, and the FFT operations beside them."""
     fft_flops: int | None = None
@@ -86,7 +90,7 @@ def load_model(folder: Path, weights: str = "best") -> tuple[Task, nn.Module]:
 
     config = read_config(folder)
     task = config.make_task()
-    model = task.model(config.mixer, config.seed)
+    model = config.make_model(task, begun=True)
     model.load_state_dict(load_file(Path(folder) / f"{weights}.safetensors"))
     return task, model.eval()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from matmix.experiments.step import gather_objects
-from matmix.experiments.task import Split, Task, check_metric, named_losses, total_loss
+from matmix.experiments.task import Batch, Split, Task, check_metric, named_losses, total_loss
 from matmix.ops.sizes import LengthError
 
 if TYPE_CHECKING:
@@ -45,23 +47,29 @@ class Scorer:
         self.seconds = 0.0
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, split: Split, seed: int = 0) -> dict[str, float]:
+    def __call__(
+        self, model: nn.Module, split: Split, seed: int = 0, change: Callable[[Batch, int], Batch] | None = None
+    ) -> dict[str, float]:
         """Raises a ValueError in every process where one of them does, of one kind: none waits for what will not come.
 
-        The seed is for tasks that draw something anew in each evaluation (see `Task.batches`).
+        Args:
+            seed: for tasks that draw something anew in each evaluation (see `Task.batches`).
+            change: what is done to each batch, still on the CPU, by its number.
         """
         began, training = time.perf_counter(), model.training
         model.eval()
         try:
-            return self._score(model, split, seed)
+            return self._score(model, split, seed, change)
         finally:
             model.train(training)
             self.seconds = time.perf_counter() - began
 
-    def _score(self, model: nn.Module, split: Split, seed: int) -> dict[str, float]:
+    def _score(
+        self, model: nn.Module, split: Split, seed: int, change: Callable[[Batch, int], Batch] | None
+    ) -> dict[str, float]:
         error: ValueError | None = None
         try:
-            self._update(model, split, seed)
+            self._update(model, split, seed, change)
         except ValueError as raised:
             error = raised
         failed = None if error is None else (isinstance(error, LengthError), str(error))
@@ -75,10 +83,11 @@ class Scorer:
             for metric in found.values():
                 metric.reset()
 
-    def _update(self, model: nn.Module, split: Split, seed: int) -> None:
+    def _update(self, model: nn.Module, split: Split, seed: int, change: Callable[[Batch, int], Batch] | None) -> None:
         task, accelerator = self.task, self.accelerator
         rank, world = accelerator.process_index, accelerator.num_processes
-        for batch in task.batches(split, self.batch_size, seed=seed, rank=rank, world=world):
+        batches = task.batches(split, self.batch_size, seed=seed, rank=rank, world=world)
+        for batch in batches if change is None else map(change, batches, itertools.count()):
             weight = float(task.weight(batch))
             batch = batch.map(lambda tensor: tensor.to(accelerator.device, non_blocking=True))
             output = task.forward(model, batch)

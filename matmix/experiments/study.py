@@ -82,6 +82,8 @@ class StudyTask:
     data: str = ""
     """What verdicts call the data set; the label where empty. Tasks on one data set (its horizons) are not independent:
     over data sets they count once."""
+    surgery: dict[str, Any] = field(default_factory=dict)
+    """How mixers come into a model that is built before, as `operation.Surgery` has it: {"level": "module"}."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -183,6 +185,7 @@ class Study:
                     {**recipe, **arm.recipe},
                     self.threads,
                     plugins,
+                    task.surgery,
                 ),
             )
             for seed in self.seeds
@@ -226,9 +229,10 @@ class Study:
             for arm in task.rows(self.mixers):
                 options, changes = {**task.options, **arm.options}, {**recipe, **arm.recipe}
                 try:
-                    made = RunConfig(task.task, arm.spec, seed, options, changes).make_task()
+                    config = RunConfig(task.task, arm.spec, seed, options, changes, surgery=task.surgery)
+                    made = config.make_task()
                     check_metric(made)
-                    made.model(arm.spec, seed)
+                    config.make_model(made, begun=True)
                 except Exception as error:
                     errors[f"{arm.name} on {label}"] = f"{type(error).__name__}: {error}"
         if errors:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -115,6 +116,14 @@ class Task(ABC):
         splits are the same whatever the seed, unless a published protocol draws their order or their masks anew in each
         evaluation: the trainer gives each one a seed of its own, made of the run's and the step.
         """
+
+    def in_another_order(self, batch: Batch, draw: torch.Generator) -> Batch:
+        """The batch with the tokens of each input in a drawn order: what a model scores on it does not hang on order.
+
+        Raises:
+            NotImplementedError: where inputs have no order, or the task does not know it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} knows no order of its inputs")
 
     def tests(self) -> tuple[str, ...]:
         """Names of further splits to test on, such as "test@2x": the test at twice the length of training.

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from matmix.experiments.ablations import ablated
 from matmix.experiments.best import Best
 from matmix.experiments.checkpoint import load_latest, save_checkpoint, write_tensors
 from matmix.experiments.costs import costs
@@ -21,6 +22,7 @@ from matmix.experiments.generators import get_generators, seed_everything, set_g
 from matmix.experiments.log import Log
 from matmix.experiments.losses import RunningLoss
 from matmix.experiments.memory import process_memory, step_memory
+from matmix.experiments.operation import Surgery
 from matmix.experiments.optimizer import (
     describe_groups,
     match_layout,
@@ -38,6 +40,7 @@ from matmix.experiments.task import Batch, Recipe, Task, check_tests
 from matmix.ops.signals import interruptible
 from matmix.ops.sizes import LengthError
 from matmix.sampling import stream
+from matmix.surgery.dead import dead_parameters
 from matmix.training import after_step, having
 
 
@@ -61,6 +64,10 @@ class Configured(Protocol):
     def make_task(self) -> Task: ...
 
     def make_recipe(self) -> Recipe: ...
+
+    def make_model(self, task: Task, *, begun: bool = False) -> nn.Module: ...
+
+    def make_surgery(self) -> Surgery: ...
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -91,7 +98,8 @@ class Training:
                 f"{self.recipe.accumulate} parts"
             )
         seed_everything(stream(config.seed, self.rank))
-        self.bare = self.task.model(config.mixer, config.seed)
+        found = load_latest(folder / "checkpoints")
+        self.bare = config.make_model(self.task, begun=found is not None)
         if self.recipe.checkpointing:
             recompute_blocks(self.bare)
         self.model, self.optimizer = self.accelerator.prepare(self.bare, new_optimizer(self.bare, self.recipe))
@@ -110,18 +118,15 @@ class Training:
         self.losses, self.best = RunningLoss(self.accelerator), Best()
         self.worlds = [(0, self.world)]  # from which step on there were how many processes
         self.watch = Stopwatch()
-        self._resume()
+        if found is not None:
+            self._resume(*found)
         self.log = Log(folder / "metrics.jsonl", self.step, self.accelerator, config.to_json())
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _resume(self) -> None:
-        """Go back to the newest whole checkpoint, if there is one."""
-        found = load_latest(self.folder / "checkpoints")
-        if found is None:
-            return
-        self.step, state = found
-        self.saved = self.step
+    def _resume(self, step: int, state: Any) -> None:
+        """Go back to a checkpoint."""
+        self.step = self.saved = step
         self.bare.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         match_layout(self.optimizer)
@@ -277,6 +282,7 @@ class Training:
         test = self.scorer(self.bare, "test", stream(self.config.seed, self.step))
         self.log.write({"step": self.step, "split": "test", **test})
         tests = {name: self._further(name) for name in self.tests}
+        ablations = self._ablations()
         self.log.flush()
         if self.accelerator.is_main_process:
             write_tensors(self.folder / "final.safetensors", final)
@@ -287,6 +293,7 @@ class Training:
             "val": self.best.val,
             "test": test,
             "tests": tests,
+            "ablations": ablations,
             "notes": tuple(self._notes()),
             "metric": self.task.metric,
             "higher_is_better": self.task.higher_is_better,
@@ -297,6 +304,7 @@ class Training:
             "facts": self.task.facts(),
             "groups": describe_groups(self.optimizer, self.recipe),
             **costs(self.task, self.bare),
+            "dead_parameters": dead_parameters(self.bare, self._outputs),
             "step_seconds": seconds,
             "samples_per_second": self.recipe.batch_size / seconds if seconds else None,
             "seconds": trained,
@@ -325,3 +333,21 @@ class Training:
             return {}
         self.log.write({"step": self.step, "split": split, **scores})
         return scores
+
+    def _ablations(self) -> dict[str, dict[str, float]]:
+        """Test scores with other matrices in the trained model, as the surgery of the run says."""
+        surgery, scores = self.config.make_surgery(), {}
+        for name in surgery.ablate:
+            try:
+                found = ablated(name, self.task, self.bare, self.scorer, surgery, self.recipe, self.config.seed)
+            except (ValueError, RuntimeError, NotImplementedError) as error:
+                self.notes.append(f"not ablated by {name!r}: {str(error).partition(chr(10))[0]}")
+            else:
+                scores[name] = found
+                self.log.write({"step": self.step, "split": f"test, {name}", **found})
+        return scores
+
+    def _outputs(self, model: nn.Module) -> Any:
+        """What a model gives for some examples of validation."""
+        batch = next(iter(self.task.batches("val", min(8, self.recipe.eval_batch_size))))
+        return self.task.forward(model, batch.map(lambda tensor: tensor.to(self.accelerator.device)))

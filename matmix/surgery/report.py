@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from matmix.adapters.discovery import unhooked
 from matmix.cost import count
 from matmix.mixers.base import Mixer
 from matmix.surgery.changes import Change
+from matmix.surgery.dead import dead_parameters
 from matmix.surgery.optimizer import Exchange
 from matmix.surgery.table import number, table
 
@@ -169,32 +169,6 @@ def _costs(module: nn.Module, row: Row) -> Costs:
     try:
         with unhooked(module):
             macs = count(module, *args, **kwargs).macs
-            return Costs(parameters, _dead(module, args, kwargs), macs, state)
+            return Costs(parameters, dead_parameters(module, lambda twin: twin(*args, **kwargs)), macs, state)
     except NotImplementedError:
         return Costs(parameters, None, None, state)
-
-
-def _dead(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Parameters that no gradient reaches, in a copy that does not touch the module's own state.
-
-    Of a layer that makes queries, keys and values at once some rows may be dead: a row of a matrix counts if its
-    gradient is zero. A vector counts as a whole: some of its entries are zero by rounding (keys need no bias).
-    """
-    twin = copy.deepcopy(module).eval().requires_grad_(True)
-    every = list(twin.parameters())
-    draw = torch.Generator().manual_seed(1)
-    with torch.enable_grad():
-        out = pytree.tree_leaves(twin(*args, **kwargs))
-        tensors = [t for t in out if isinstance(t, Tensor) and t.requires_grad]
-        if not tensors:
-            return sum(p.numel() for p in every)
-        losses = [(t * torch.randn(t.shape, generator=draw).to(t)).sum() for t in tensors]
-        grads = torch.autograd.grad(losses, every, allow_unused=True)
-    dead = 0
-    for p, grad in zip(every, grads, strict=True):
-        if grad is None:
-            dead += p.numel()
-        else:
-            rows = grad.flatten(1) if p.dim() > 1 else grad.reshape(1, -1)
-            dead += int(rows.eq(0).all(1).sum()) * rows.shape[1]
-    return dead

@@ -22,7 +22,7 @@ from matmix.inspect import record
 from matmix.matrices import Dense
 from matmix.mixers.s4d import S4DKernel
 from matmix.surgery.changes import Change
-from matmix.surgery.report import _dead
+from matmix.surgery.dead import dead_parameters
 from tests.surgery.models import ATTN, CASES, VERSION, vit
 
 VIT = CASES["vit"]
@@ -389,7 +389,7 @@ def test_the_report_counts():
 def test_dead_parameters_are_those_without_gradient():
     module = nn.Sequential(nn.Linear(3, 3))
     module.register_parameter("idle", nn.Parameter(torch.zeros(5)))
-    assert _dead(module, (torch.randn(2, 3),), {}) == 5
+    assert dead_parameters(module, lambda twin: twin(torch.randn(2, 3))) == 5
 
 
 # ------------------------------------------------------------------ what runs in a replacement

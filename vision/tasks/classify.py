@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Classify", "data_config", "sized"]
 
 SYNTHETIC = "synthetic"
+CUT = 8
+"""Squares along a side of an image whose order is drawn."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +169,16 @@ class Classify(Task):
         else:
             shares = evaluation_shares(len(images), batch_size, **where)
         return (Batch(x, y) for x, y in load(Transformed(images, self._transform(train), mix), shares))
+
+    def in_another_order(self, batch: Batch, draw: torch.Generator) -> Batch:
+        """The image cut into squares of an eighth of its side, in a drawn order."""
+        side = batch.x.shape[-1] // CUT
+        if side * CUT != batch.x.shape[-1]:
+            return super().in_another_order(batch, draw)
+        squares = batch.x.unfold(2, side, side).unfold(3, side, side).flatten(2, 3)  # (B, channels, 64, side, side)
+        order = torch.rand(squares.shape[0], squares.shape[2], generator=draw).argsort(1)
+        squares = squares.gather(2, order[:, None, :, None, None].expand_as(squares)).unflatten(2, (CUT, CUT))
+        return batch._replace(x=squares.transpose(3, 4).flatten(4, 5).flatten(2, 3))
 
     def images(self, split: Split) -> Images:
         """The images of a split; broken ones are gone, and decoded ones held, as the settings say."""

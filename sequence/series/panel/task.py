@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from matmix.experiments.operation import Surgery
 from matmix.experiments.task import Batch, Recipe, Split, Task
 from matmix.sampling import once, order
 from sequence.series.panel.frames import Series
@@ -186,6 +187,12 @@ class Plan(NamedTuple):
 
     def make_recipe(self) -> Recipe:
         return self.task.recipe()
+
+    def make_model(self, task: Task, *, begun: bool = False) -> nn.Module:
+        return task.model(self.mixer, self.seed)
+
+    def make_surgery(self) -> Surgery:
+        return Surgery()
 
     def to_json(self) -> dict[str, Any]:
         return {"task": "forecaster", "mixer": self.mixer, "seed": self.seed}

@@ -20,6 +20,7 @@ from sequence.series.data.sets import SeriesSet, known, load
 from sequence.series.data.table import Table
 from sequence.series.data.windows import Scaler, Windows, borders, epochs, shuffled_once
 from sequence.series.tasks.settings import SeriesSettings
+from sequence.shuffling import reordered
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -161,6 +162,13 @@ class TableTask(SeriesSettings, Task):
             alike = bool(whole)
             draw = Draw(at, stream(stream(seed, index), _OTHER), whole or batch_size, rank, world, alike)
             yield self.batch(windows, draw, split)
+
+    def in_another_order(self, batch: Batch, draw: torch.Generator) -> Batch:
+        """The steps that are read in a drawn order; the features of their time stay where they were."""
+        mask = torch.ones(batch.x["x"].shape[:2], dtype=torch.bool)
+        keys = torch.rand(mask.shape, generator=draw)
+        moved = {name: reordered(batch.x[name], mask, keys) for name in ("x", "observed") if name in batch.x}
+        return batch._replace(x={**batch.x, **moved})
 
     # ------------------------------------------------------------------ training and scores
 
