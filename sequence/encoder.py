@@ -1,6 +1,6 @@
 """The encoder of all sequence models here: what stands around a mixer in the studies.
 
-    x = embedding(input)  [+ position]
+    x = embedding(input)  [+ types] [+ position], as BERT has it through a norm and a dropout
     x = x + mixer(norm(x));  x = x + mlp(norm(x))      for each block, or post-norm
     y = head(pool(norm(x)))
 
@@ -11,24 +11,29 @@ bit, in all the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from matmix.mixers import Mixer, layer_specs
 from matmix.mixers.base import drop_padding
+from matmix.mixers.ponet import delimited
 from matmix.ops.masks import in_order, padding_first, padding_last, places, runs
 from matmix.ops.seed import fork_seed
 from matmix.ops.sizes import LengthError
 from sequence.layers.block import ACTS, Act, Block, BlockOptions, BlockState
+from sequence.layers.embedding import Patches as Patches
+from sequence.layers.embedding import Stem, look_up
 from sequence.layers.heads import Tied, make_head
 from sequence.layers.norms import Norm, make_norm, normed
 from sequence.layers.pooling import PAIR_WIDTH, PairFeatures, Pool, pair_features, pool
 from sequence.layers.positions import sinusoids
 from sequence.published import encoder_from_ponet
 
-Head = Literal["class", "pair", "token", "language", "forecast"]
+Head = Literal["class", "pair", "token", "language", "forecast", "none"]
 Position = Literal["none", "learned", "sinusoidal"]
 
 
@@ -80,6 +85,13 @@ class Encoder(nn.Module):
         embedding_dropout: on the embedded tokens.
         hidden_dropout: on the hidden units of the MLP.
         tied_dropout: `dropout` leaves out a channel for the whole sequence (S4, S5).
+        norm_eps: of all norms but that of the embedding; None leaves each norm its own.
+        type_vocab_size: kinds of tokens, such as first and second sentence, each with an embedding that is added; 0 for
+            none.
+        embedding_norm: the embedded tokens pass a layer norm (BERT).
+        embedding_projection: and then a linear layer (FNet).
+        delimiters: token ids that part the segments of mixers which take given ones (`ponet`): each is a segment of its
+            own that pools nothing, as in PoNet's pretrained models; () leaves the segments to the mixers.
         seed: of the initial weights.
     """
 
@@ -112,6 +124,11 @@ class Encoder(nn.Module):
         embedding_dropout: float = 0.0,
         hidden_dropout: float = 0.0,
         tied_dropout: bool = False,
+        norm_eps: float | None = None,
+        type_vocab_size: int = 0,
+        embedding_norm: bool = False,
+        embedding_projection: bool = False,
+        delimiters: tuple[int, ...] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -141,30 +158,36 @@ class Encoder(nn.Module):
         if position == "learned":
             with fork_seed(seed, "position"):
                 self.position = nn.Parameter(embedding_std * torch.randn(length, dim))
+        self.types = None
+        if type_vocab_size:
+            with fork_seed(seed, "types"):
+                self.types = nn.Embedding(type_vocab_size, dim)
+                nn.init.normal_(self.types.weight, std=embedding_std)
+        with fork_seed(seed, "stem"):
+            self.stem = Stem(dim, norm=embedding_norm, projection=embedding_projection)
         self.embedding_dropout = nn.Dropout(embedding_dropout)
-        options = BlockOptions(mlp_ratio, glu, act, norm, prenorm, conv, dropout, hidden_dropout, tied_dropout)
+        options = BlockOptions(
+            mlp_ratio, glu, act, norm, prenorm, conv, dropout, hidden_dropout, tied_dropout, norm_eps
+        )
         self.blocks = nn.ModuleList(
             Block(str(spec), dim, grid, options, seed, f"blocks.{index}")
             for index, spec in enumerate(layer_specs(mixer, depth))
         )
-        self._check_order()
-        self.norm = make_norm(norm, dim) if prenorm and final_norm else nn.Identity()
-        self.pooled_norm = make_norm(norm, dim) if self.pools and pool_norm else nn.Identity()
+        self.delimiters = tuple(delimiters)
+        if in_front and delimiters:
+            raise ValueError("delimiters: pool='cls' puts a token in front that belongs to no segment; take 'first'")
+        check_order(self.mixers, head, pool if self.pools else None)
+        self.norm = make_norm(norm, dim, norm_eps) if prenorm and final_norm else nn.Identity()
+        self.pooled_norm = make_norm(norm, dim, norm_eps) if self.pools and pool_norm else nn.Identity()
+        # transformers sets both to have the blocks recomputed in the backward pass (`gradient_checkpointing_enable`).
+        self.gradient_checkpointing, self._gradient_checkpointing_func = False, partial(checkpoint, use_reentrant=False)
         with fork_seed(seed, "head"):
             width = dim * {"forecast": length, "pair": PAIR_WIDTH[pair_features]}.get(head, 1)
-            self.head = Tied() if tied else make_head(width, head_hidden, outputs, head_act)
+            self.head: nn.Module = nn.Identity()
+            if head != "none":
+                self.head = Tied() if tied else make_head(width, head_hidden, outputs, head_act)
         if tied:
             self._check_tied(head_hidden, outputs)
-
-    def _check_order(self) -> None:
-        """Refuse what would be quietly wrong: an answer in sight, or a token that sees none."""
-        mixers = self.mixers
-        sighted = [type(mixer).__name__ for mixer in mixers if not mixer.traits.causal]
-        if self.read == "language" and sighted:
-            raise ValueError(f"head='language' needs causal mixers (causal=True), else they see the answer: {sighted}")
-        mixing = [mixer for mixer in mixers if mixer.traits.mixes]
-        if self.pools and self.pool in ("cls", "first") and mixing and all(mixer.traits.causal for mixer in mixing):
-            raise ValueError(f"pool={self.pool!r} reads the first token, and to causal mixers it shows no other")
 
     def _check_tied(self, hidden: tuple[int, ...], outputs: int) -> None:
         embedding = self.embedding
@@ -199,10 +222,30 @@ class Encoder(nn.Module):
         answer: Tensor = self.head(x)
         return answer
 
-    def encode(self, x: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
-        """What the head reads: a vector a sequence (B, D), or the tokens (B, L, D)."""
+    def encode(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        segments: Tensor | None = None,
+        *,
+        types: Tensor | None = None,
+        sentences: Tensor | None = None,
+        embedded: bool = False,
+        layers: list[Tensor] | None = None,
+    ) -> Tensor:
+        """What the head reads: a vector a sequence (B, D), or the tokens (B, L, D).
+
+        Args:
+            x, mask, segments: as in `forward`.
+            types: (B, L) integers, the kind of each token, where the encoder has `type_vocab_size`; absent, all are 0.
+            sentences: (B, L) integers 0, 1, ..., for mixers that take given segments, besides those of `delimiters`.
+            embedded: x is tokens (B, L, D) already, which get their types and places here.
+            layers: a list that gets the tokens that each block reads, and what the last one gives, before the norm.
+        """
         segments = None if segments is None else runs(segments)
-        x = self._embed(x, mask)
+        given = self._given(x, mask, sentences, embedded)
+        x = drop_padding(x, mask) if embedded else self._embed(x, mask)
+        x = self._typed(x, types)
         if self.cls is not None:
             if segments is not None:
                 raise ValueError("segments: pool='cls' has one token in front; packed rows take 'mean' or 'last'")
@@ -210,26 +253,48 @@ class Encoder(nn.Module):
                 order = padding_last(mask)
                 x, mask = in_order(x, order), nn.functional.pad(mask.gather(1, order), (1, 0), value=True)
             x = torch.cat((self.cls.expand(len(x), 1, -1), x), 1)
-        x = self.embedding_dropout(drop_padding(self._place(x, mask, segments), mask))
+        x = self._place(x, mask, segments)
+        x = self.embedding_dropout(drop_padding(self.stem(x), mask))
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, mask, segments)
+            if layers is not None:
+                layers.append(x)
+            if again:
+                x = self._gradient_checkpointing_func(block.__call__, x, mask, segments, given)
+            else:
+                x = block(x, mask, segments, given)
+        if layers is not None:
+            layers.append(x)
         x = normed(self.norm, x, mask)
         if self.pools:
             return self.pooled_norm(pool(x, self.pool, mask, segments))
         return drop_padding(x, mask).flatten(1) if self.read == "forecast" else x
 
+    def _given(
+        self, x: Tensor, mask: Tensor | None, sentences: Tensor | None, embedded: bool
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Segments (B, L) for the mixers that take given ones, and which tokens are delimiters."""
+        if embedded or not self.delimiters:
+            return None if sentences is None else (sentences, None)
+        ids = x if mask is None else x.masked_fill(~mask, -1)  # no delimiter stands in the padding
+        index, special = delimited(ids, self.delimiters)
+        return (index if sentences is None else sentences), special
+
     def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Raw input to tokens; of real values what stands at padding is not read, be it NaN."""
         if mask is not None and x.is_floating_point() and x.dim() == 3:
             x = drop_padding(x, mask)
-        try:
-            tokens: Tensor = self.embedding(x)
-        except IndexError as error:  # PyTorch's says neither which nor how many there are
-            if not isinstance(self.embedding, nn.Embedding):
-                raise
-            last = self.embedding.num_embeddings - 1
-            raise ValueError(f"x: token ids must be 0 to {last}, got {int(x.min())} to {int(x.max())}") from error
+        if isinstance(self.embedding, nn.Embedding):
+            return look_up(self.embedding, x, "x")
+        tokens: Tensor = self.embedding(x)
         return tokens
+
+    def _typed(self, x: Tensor, types: Tensor | None = None) -> Tensor:
+        if self.types is not None:
+            return x + (self.types.weight[0] if types is None else look_up(self.types, types, "types"))
+        if types is not None:
+            raise ValueError("types: this encoder has no embedding of them (type_vocab_size=0)")
+        return x
 
     def _place(
         self, x: Tensor, mask: Tensor | None = None, segments: Tensor | None = None, before: Tensor | None = None
@@ -260,7 +325,7 @@ class Encoder(nn.Module):
             ValueError: unless the head reads tokens and all mixers are recurrent.
         """
         names = [type(mixer).__name__ for mixer in self.mixers if not mixer.traits.recurrent]
-        if names or self.read not in ("token", "language"):
+        if names or self.read not in ("token", "language", "none"):
             raise ValueError(
                 "step and prefill need recurrent mixers (causal=True makes some so) and head='token' or 'language', "
                 f"got {', '.join(names) or 'recurrent mixers'} and head={self.read!r}"
@@ -283,7 +348,8 @@ class Encoder(nn.Module):
         if mask is not None:
             order, back = padding_first(mask)
             x, mask = in_order(x, order), mask.gather(1, order)
-        tokens = self._place(self._embed(x, mask), mask, None, state.seen)
+        tokens = self._typed(self._embed(x, mask))
+        tokens = self.stem(self._place(tokens, mask, None, state.seen))
         tokens = self.embedding_dropout(drop_padding(tokens, mask))
         states = []
         for block, before in zip(self._blocks(), state.blocks, strict=True):
@@ -295,8 +361,8 @@ class Encoder(nn.Module):
 
     def step(self, x: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
         """One more token (B, ...) and the state before it to its outputs (B, outputs) and the state after it."""
-        token = self._place(self.embedding(x).unsqueeze(1), before=state.seen).squeeze(1)
-        token, states = self.embedding_dropout(token), []
+        token = self._place(self._typed(self._embed(x, None).unsqueeze(1)), before=state.seen).squeeze(1)
+        token, states = self.embedding_dropout(self.stem(token)), []
         for block, before in zip(self._blocks(), state.blocks, strict=True):
             token, after = block.step(token, before)
             states.append(after)
@@ -315,12 +381,11 @@ class Encoder(nn.Module):
     published: ClassVar = {"lxchtan/PoNet": encoder_from_ponet}
 
 
-class Patches(nn.Module):
-    """Images (B, channels, height, width) to one token for each `size` x `size` patch, row by row: (B, L, D)."""
-
-    def __init__(self, channels: int, dim: int, size: int) -> None:
-        super().__init__()
-        self.project = nn.Conv2d(channels, dim, size, stride=size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.project(x).flatten(2).mT
+def check_order(mixers: list[Mixer], read: str, pool: str | None) -> None:
+    """Refuse what would be quietly wrong: an answer in sight, or a token that sees none."""
+    sighted = [type(mixer).__name__ for mixer in mixers if not mixer.traits.causal]
+    if read == "language" and sighted:
+        raise ValueError(f"head='language' needs causal mixers (causal=True), else they see the answer: {sighted}")
+    mixing = [mixer for mixer in mixers if mixer.traits.mixes]
+    if pool in ("cls", "first") and mixing and all(mixer.traits.causal for mixer in mixing):
+        raise ValueError(f"pool={pool!r} reads the first token, and to causal mixers it shows no other")

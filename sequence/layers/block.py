@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -16,9 +17,14 @@ from matmix.ops.seed import fork_seed
 from sequence.layers.norms import Norm, make_norm, normed
 from sequence.published import block_from_ponet
 
-Act = Literal["gelu", "relu", "silu"]
+Act = Literal["gelu", "gelu_tanh", "relu", "silu"]
 BlockState = tuple[Tensor | None, Any]  # the last tokens that the convolution has seen (B, D, taps); the mixer's state
-ACTS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+ACTS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +40,7 @@ class BlockOptions:
     dropout: float = 0.0
     hidden_dropout: float = 0.0
     tied_dropout: bool = False
+    norm_eps: float | None = None
 
     def __post_init__(self) -> None:
         if self.act not in ACTS:
@@ -61,7 +68,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.prenorm = options.prenorm
-        self.mixer_norm = make_norm(options.norm, dim)
+        self.mixer_norm = make_norm(options.norm, dim, options.norm_eps)
         with fork_seed(seed, f"{name}.mixer"):
             self.mixer = create_mixer(mixer, dim, grid)
         self.conv = None
@@ -71,16 +78,24 @@ class Block(nn.Module):
         self.dropout = TiedDropout(options.dropout) if options.tied_dropout else nn.Dropout(options.dropout)
         self.mlp = None
         if options.mlp_ratio:
-            self.mlp_norm, hidden = make_norm(options.norm, dim), round(options.mlp_ratio * dim)
+            self.mlp_norm, hidden = make_norm(options.norm, dim, options.norm_eps), round(options.mlp_ratio * dim)
             with fork_seed(seed, f"{name}.mlp"):
                 self.mlp = make_mlp(dim, hidden, options)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
-        """Tokens (B, L, D) to tokens (B, L, D)."""
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        segments: Tensor | None = None,
+        given: tuple[Tensor, Tensor | None] | None = None,
+    ) -> Tensor:
+        """Tokens (B, L, D) to tokens (B, L, D); `given` are the segments and delimiters of mixers that take them."""
 
         def mix(x: Tensor) -> Tensor:
             if self.conv is not None:
                 x = self.conv(drop_padding(x, mask), segments=segments)
+            if given is not None and hasattr(type(self.mixer), "mix_segments"):
+                return self.mixer.mix_segments(x, given[0], special=given[1], mask=mask)  # type: ignore[operator]
             return self.mixer(x, mask=mask) if segments is None else self.mixer(x, mask=mask, segments=segments)
 
         return self._around(x, mix, mask)

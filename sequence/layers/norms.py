@@ -72,11 +72,14 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 assert tuple(NORMS) == get_args(Norm)
 
 
-def make_norm(name: str, dim: int) -> nn.Module:
-    """A norm by its name, for ``dim`` channels."""
+def make_norm(name: str, dim: int, eps: float | None = None) -> nn.Module:
+    """A norm by its name, for ``dim`` channels; ``eps`` under the root, None = the norm's own."""
     if name not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {name!r}")
-    return NORMS[name](dim)
+    norm = NORMS[name](dim)
+    if eps is not None:
+        norm.eps = eps  # type: ignore[assignment]
+    return norm
 
 
 def normed(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -276,7 +276,7 @@ def test_what_would_be_quietly_wrong_is_refused():
         ({"pool": "median"}, "pool must be one of mean, padded_mean"),
         ({"position": "rotary"}, "position must be one of none, learned, sinusoidal"),
         ({"norm": "group"}, "norm must be one of layer, rms, batch, scale, got 'group'"),
-        ({"act": "tanh"}, "act must be one of gelu, relu, silu"),
+        ({"act": "tanh"}, "act must be one of gelu, gelu_tanh, relu, silu"),
         ({"pair_features": "sum"}, "pair_features must be one of concat"),
         ({"mlp_ratio": -1}, "mlp_ratio must be at least 0"),
         ({"conv": -1}, "conv counts taps"),

@@ -1,0 +1,29 @@
+"""Language models around any mixer, as models of transformers.
+
+import sequence.language                        # AutoConfig, AutoModel, AutoModelForMaskedLM, ... know "matmix"
+
+config = MatmixConfig(mixer="hydra", vocab_size=4000, dim=256, depth=12)
+model = MatmixForMaskedLM(config)
+model.save_pretrained("folder"); AutoModelForMaskedLM.from_pretrained("folder"); pipeline("fill-mask", "folder")
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
+
+from sequence.language.config import MatmixConfig
+from sequence.language.model import MatmixModel
+from sequence.language.tasks import MatmixForMaskedLM, MatmixForSequenceClassification
+
+__all__ = ["MatmixConfig", "MatmixForMaskedLM", "MatmixForSequenceClassification", "MatmixModel"]
+
+AutoConfig.register(MatmixConfig.model_type, MatmixConfig, exist_ok=True)
+for _auto, _model in (
+    (AutoModel, MatmixModel),
+    (AutoModelForMaskedLM, MatmixForMaskedLM),
+    (AutoModelForSequenceClassification, MatmixForSequenceClassification),
+):
+    _auto.register(MatmixConfig, _model, exist_ok=True)
