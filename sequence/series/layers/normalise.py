@@ -58,6 +58,12 @@ class InstanceNorm(nn.Module):
         return f"eps={self.eps}"
 
 
+def normalises(given: bool | None, goal: str) -> bool:
+    """Whether windows are normalised where an option says so, does not (None), or does not need to: all but those of
+    classifiers. A normalised series has lost its level and its size, which is what many classes differ in."""
+    return goal != "classification" if given is None else given
+
+
 def known(x: Tensor, observed: Tensor | None, mask: Tensor | None) -> Tensor | None:
     """Which values count: those observed, of real steps, (B, L, C) or (B, L, 1) bool; None: all."""
     real = None if mask is None else mask.unsqueeze(-1)

@@ -97,7 +97,7 @@ class FFNetTS(StagedModel):
         stride: int = 4,
         downsample: int = 2,
         mlp_ratio: int = 1,
-        revin: bool = True,
+        revin: bool | None = None,
         affine: bool = False,
         head_dropout: float = 0.0,
     ) -> None:

@@ -9,7 +9,7 @@ from sequence.layers.block import Act
 from sequence.series.layers.encoder import SeriesEncoder, new_seed
 from sequence.series.layers.heads import ClassHead, FlattenHead
 from sequence.series.layers.inverted import InvertedEmbedding
-from sequence.series.layers.normalise import InstanceNorm, known, normalised, restored
+from sequence.series.layers.normalise import InstanceNorm, known, normalised, normalises, restored
 from sequence.series.models.base import Goal, SeriesModel
 from sequence.series.published import State, named
 
@@ -17,8 +17,7 @@ from sequence.series.published import State, named
 class InvertedModel(SeriesModel):
     """The window of each series is a token, and that of each time mark; an encoder mixes them; a head reads each.
 
-    Windows are normalised (`InstanceNorm`) but for classification, and time marks are read for forecasts and
-    imputation, as published.
+    Time marks are read for forecasts and imputation, as published.
 
     Args:
         length, channels, goal, horizon, classes, marks: see `SeriesModel`.
@@ -26,7 +25,7 @@ class InvertedModel(SeriesModel):
         dim, depth, hidden: width of a token, blocks, hidden units of their perceptrons.
         act: activation of the perceptrons.
         dropout: on embedded tokens, on both branches of a block, on hidden units, in front of the classifier.
-        normalise: normalise windows.
+        normalise: normalise windows (`InstanceNorm`); None, as published: but not for classification.
         published: values that are not observed (they come as 0) count in mean and deviation, and padded steps are read
             as values, as in the published code; else neither counts.
     """
@@ -46,13 +45,13 @@ class InvertedModel(SeriesModel):
         hidden: int,
         act: Act,
         dropout: float,
-        normalise: bool,
+        normalise: bool | None,
         published: bool,
     ) -> None:
         super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)
         self.reads_padding = published
         self.reads_marks = marks > 0 and goal in ("forecast", "imputation")
-        self.norm = InstanceNorm() if normalise and goal != "classification" else None
+        self.norm = InstanceNorm() if normalises(normalise, goal) else None
         seed = new_seed()
         with fork_seed(seed, "embed"):
             self.embed = InvertedEmbedding(length, dim, dropout=dropout)

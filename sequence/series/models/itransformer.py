@@ -53,7 +53,7 @@ class ITransformer(InvertedModel):
         hidden: int = 128,
         act: Act = "gelu",
         dropout: float = 0.1,
-        normalise: bool = True,
+        normalise: bool | None = None,
         published: bool = False,
     ) -> None:
         super().__init__(

@@ -117,7 +117,7 @@ class ModernTCN(StagedModel):
         stride: int = 4,
         downsample: int = 2,
         mlp_ratio: int = 1,
-        revin: bool = True,
+        revin: bool | None = None,
         affine: bool = False,
         dropout: float = 0.3,
         head_dropout: float = 0.0,

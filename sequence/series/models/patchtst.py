@@ -12,7 +12,7 @@ from sequence.layers.block import Act
 from sequence.layers.norms import TokenBatchNorm
 from sequence.series.layers.encoder import SeriesEncoder, attention_spec, new_seed
 from sequence.series.layers.heads import ClassHead, FlattenHead
-from sequence.series.layers.normalise import InstanceNorm, known, normalised, restored
+from sequence.series.layers.normalise import InstanceNorm, known, normalised, normalises, restored
 from sequence.series.layers.patches import PatchEmbedding
 from sequence.series.models.base import Goal, SeriesModel, register_series_model
 from sequence.series.published import BATCH_NORM, State, encoder, named, of_library
@@ -46,9 +46,10 @@ class PatchTST(SeriesModel):
         patch, stride: steps of a patch, and from one to the next.
         act: activation of the perceptrons.
         dropout: on embedded patches, on both branches of a block, on hidden units, and on the forecast (as published).
-        normalise: normalise windows. Each series has then lost its level and its size, for a classifier too. On
-            JapaneseVowels (one seed, own validation split) accuracy is 0.65 with and 0.96 without; the published code
-            has 0.95, since its mean counts the zeros of the padding, by whose distance the level comes back.
+        normalise: normalise windows; None: but not for a classifier, since each series has then lost its level and its
+            size. On JapaneseVowels (one seed, own validation split) accuracy is 0.65 with and 0.96 without. The
+            published code does it (so None does with `published`) and has 0.95: its mean counts the zeros of the
+            padding, by whose distance the level comes back.
         published: padded steps are read as values, as in the published code; else mixers do not see patches without a
             real step, and padded steps are 0 and do not count in mean and deviation.
     """
@@ -73,12 +74,12 @@ class PatchTST(SeriesModel):
         stride: int = 8,
         act: Act = "gelu",
         dropout: float = 0.1,
-        normalise: bool = True,
+        normalise: bool | None = None,
         published: bool = False,
     ) -> None:
         super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)
         self.reads_padding = published
-        self.norm = InstanceNorm() if normalise else None
+        self.norm = InstanceNorm() if (published and normalise is None) or normalises(normalise, goal) else None
         seed = new_seed()
         with fork_seed(seed, "embed"):
             self.embed = PatchEmbedding(dim, patch=patch, stride=stride, dropout=dropout)

@@ -70,7 +70,7 @@ class SMamba(InvertedModel):
         d_state: int = 32,
         act: Act = "gelu",
         dropout: float = 0.1,
-        normalise: bool = True,
+        normalise: bool | None = None,
         published: bool = False,
     ) -> None:
         if mixer == "default":

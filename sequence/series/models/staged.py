@@ -12,7 +12,7 @@ from sequence.layers.norms import TokenBatchNorm
 from sequence.series.layers.downsample import Downsample
 from sequence.series.layers.encoder import new_seed
 from sequence.series.layers.heads import ClassHead, FlattenHead
-from sequence.series.layers.normalise import known, normalised, restored
+from sequence.series.layers.normalise import known, normalised, normalises, restored
 from sequence.series.layers.patches import PatchEmbedding
 from sequence.series.layers.revin import RevIN
 from sequence.series.models.base import Goal, SeriesModel
@@ -32,7 +32,7 @@ class StagedModel(SeriesModel):
         dims, depths: width of a token and blocks, of every stage.
         patch, stride: steps of a patch, and from one to the next; the last value is repeated patch - stride times.
         downsample: tokens that become one between two stages.
-        revin: normalise windows.
+        revin: normalise windows; None, as published: but not for a classifier.
         affine: with a learned scale and offset a series.
         head_dropout: on the forecast, or in front of the classifier.
     """
@@ -52,14 +52,14 @@ class StagedModel(SeriesModel):
         patch: int,
         stride: int,
         downsample: int,
-        revin: bool,
+        revin: bool | None,
         affine: bool,
         head_dropout: float,
     ) -> None:
         super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)
         if len(dims) != len(depths) or not dims:
             raise ValueError(f"dims and depths must have one number a stage, got {dims} and {depths}")
-        self.norm = RevIN(channels, affine=affine) if revin else None
+        self.norm = RevIN(channels, affine=affine) if normalises(revin, goal) else None
         seed = new_seed()
         with fork_seed(seed, "embed"):
             self.embed = PatchEmbedding(

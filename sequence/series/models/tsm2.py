@@ -29,7 +29,7 @@ from matmix.ops.seed import fork_seed
 from matmix.spec import layer_specs
 from sequence.series.layers.encoder import new_seed
 from sequence.series.layers.heads import ClassHead, FlattenHead
-from sequence.series.layers.normalise import known, normalised, restored
+from sequence.series.layers.normalise import known, normalised, normalises, restored
 from sequence.series.layers.patches import PatchEmbedding
 from sequence.series.layers.revin import RevIN
 from sequence.series.models.base import Goal, SeriesModel, register_series_model
@@ -75,7 +75,7 @@ class TSM2(SeriesModel):
         d_state: state size of the default mixers.
         patch, stride: steps of a patch, and from one to the next.
         residual: around each mixer.
-        revin: normalise windows.
+        revin: normalise windows; None: but not for a classifier.
         dropout: on what the mixers give.
     """
 
@@ -96,11 +96,11 @@ class TSM2(SeriesModel):
         patch: int = 16,
         stride: int = 8,
         residual: bool = True,
-        revin: bool = True,
+        revin: bool | None = None,
         dropout: float = 0.1,
     ) -> None:
         super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)
-        self.norm = RevIN(channels, affine=False) if revin else None
+        self.norm = RevIN(channels, affine=False) if normalises(revin, goal) else None
         seed = new_seed()
         with fork_seed(seed, "embed"):
             self.embed = PatchEmbedding(dim, patch=patch, stride=stride, bias=True, position=False)

@@ -233,6 +233,28 @@ def test_every_goal_has_its_shape_and_no_example_depends_on_its_batch() -> None:
                     assert torch.equal(model(hidden, **more), model(hidden.nan_to_num(0), **more)), (name, goal)
 
 
+def test_a_classifier_sees_level_and_size() -> None:
+    """Of each series, padded ones too, unless windows are normalised, which only takes being told to."""
+    x = torch.randn(2, 24, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mask = torch.arange(24) < torch.tensor([[24], [17]])
+
+    def moved(name: str, **options: bool) -> float:
+        torch.manual_seed(0)
+        model = small(name, "classification", **options).double().eval()
+        for parameter in model.parameters():  # the published start of DLinear is one number
+            parameter.data += 0.1 * torch.randn(parameter.shape, dtype=torch.float64)
+        with torch.no_grad():
+            return (model(2 * x + 3, mask=mask) - model(x, mask=mask)).abs().max().item()
+
+    blind = set()
+    for name in list_series_models():
+        assert moved(name) > 1e-2, name
+        for option in {"normalise", "revin"} & set(inspect.signature(series_model_class(name)).parameters):
+            assert moved(name, **{option: True}) < 1e-4, name
+            blind.add(name)
+    assert blind >= {"patchtst", "itransformer", "s_mamba", "moderntcn", "ffnet_ts", "tsm2", "tsmixer"}
+
+
 def test_every_model_takes_another_mixer_and_trains() -> None:
     x, target = torch.randn(2, 24, 3), torch.randn(2, 4, 3)
     for name in list_series_models():
