@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -26,6 +26,21 @@ Split = str
 """The name of a part of the data: "train", "val", "test", or one of `Task.tests()`."""
 SPLITS = ("train", "val", "test")
 T = TypeVar("T")
+
+
+class Scored(NamedTuple):
+    """A finished run as a report tells a task of it."""
+
+    arm: str
+    """Its name in the study, and `mixer`: the spec."""
+    mixer: str
+    seed: int
+    score: float
+    """The test score in the metric of the task."""
+    options: dict[str, Any]
+    """Settings of the task, facts and the scores of baselines in that metric, as `result.json` has them."""
+    facts: dict[str, Any]
+    baselines: dict[str, float]
 
 
 class Batch(NamedTuple):
@@ -187,6 +202,12 @@ class Task(ABC):
         lie around one value.
         """
         return None
+
+    @classmethod
+    def together(cls, runs: Sequence[Scored]) -> list[str]:
+        """What all finished runs of this task in a report say together, whatever their settings, in sentences; [] is
+        nothing. They stand at the head of the report."""
+        return []
 
     def found(self) -> str:
         """What data were found, for the command line to say before it begins; "" says nothing."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.folder import load_model, read_config
+from matmix.experiments.registry import task_class
 from matmix.experiments.report.collect import Run, Setting, collect
 from matmix.experiments.task import inputs_of
 from matmix.matrices import Identity
@@ -94,7 +95,8 @@ def forecasts(study: Path, out: Path, *, place: float = 0.5, column: str = "") -
         axes[2].set_xlabel("series")
         for axis in axes:
             axis.grid(alpha=0.25, linewidth=0.6)
-    return "\n".join((_save(figure, out), *saturation(collect(study).runs)))
+    runs = next(runs for name, runs in collect(study).by_task().items() if issubclass(task_class(name), Forecast))
+    return "\n".join((_save(figure, out), *saturation(runs)))
 
 
 def learned(study: Path, out: Path) -> str:

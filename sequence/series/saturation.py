@@ -6,30 +6,34 @@ from collections import defaultdict
 from collections.abc import Iterable
 from statistics import mean, stdev
 
-from matmix.experiments.report.collect import Run
+from matmix.experiments.task import Scored
 from matmix.spec import parse_spec
 
 SIMPLE = "dlinear"
 """The model that others have to beat: two linear layers along time."""
 
 
-def saturation(runs: Iterable[Run]) -> list[str]:
-    """A line for each data set, look-back and horizon of finished runs of the task `forecast`.
+def saturation(runs: Iterable[Scored]) -> list[str]:
+    """A line for each data set, look-back, horizon and protocol of finished runs of the task `forecast`.
 
     An arm is a model with a mixer. The gap between the best one and DLinear is held against the spread over seeds: the
-    larger standard deviation of the two. What is smaller than that is no difference between models.
+    larger standard deviation of the two. What is smaller than that is no difference between models. A seed of an arm
+    counts once, in however many tables it stands.
     """
-    found: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[tuple[str, str], dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     naive: dict[str, tuple[float, str]] = {}
     for run in runs:
-        result = run.result
-        if run.score is None or result is None or result.config["task"].rpartition(":")[2].lower() != "forecast":
-            continue
-        options, facts, metric = result.config["options"], result.facts, result.metric
-        where = f"{options['data']}, {facts['steps read']} to {facts['steps to forecast']}, {options['protocol']}"
-        found[where][parse_spec(options["architecture"])[0].name, run.mixer].append(run.score)
-        naive[where] = min((scores[metric], name) for name, scores in result.baselines.items())
-    return [f"{where}: {_line(arms, *naive[where])}" for where, arms in sorted(found.items())]
+        steps = f"{run.facts['steps read']} to {run.facts['steps to forecast']}"
+        where = f"{run.options['data']}, {steps}, {run.options['protocol']}"
+        model = parse_spec(run.options["architecture"])[0].name
+        # An arm of DLinear may have a name of its own.
+        found[where][model, run.mixer if model == SIMPLE else run.arm][run.seed] = run.score
+        naive[where] = min((score, name) for name, score in run.baselines.items())
+    lines = []
+    for where, arms in sorted(found.items()):
+        scores = {arm: list(by_seed.values()) for arm, by_seed in arms.items()}
+        lines.append(f"{where}: {_line(scores, *naive[where])}")
+    return lines
 
 
 def _line(arms: dict[tuple[str, str], list[float]], naive: float, name: str) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from matmix.experiments.checkpoint import write_file
 from matmix.experiments.plugins import import_code
+from matmix.experiments.registry import task_class
 from matmix.experiments.report import arms, further, page, tables
 from matmix.experiments.report.collect import Collected, Setting, collect
 from matmix.experiments.statistics import Ranks
@@ -125,7 +126,21 @@ def _summary(collected: Collected, reference: str) -> list[page.Block]:
             page.Table(frame, frozenset({"mean rank"})),
         ]
         blocks += _told_apart(ranks, reference)
+    said = _together(collected)
+    if said:
+        blocks += [page.Heading(2, "All settings together"), page.Items(said)]
     return blocks
+
+
+def _together(collected: Collected) -> list[str]:
+    """What the tasks say of all their runs, over the tables; see `Task.together`."""
+    said: list[str] = []
+    for name, runs in collected.by_task().items():
+        try:
+            said += task_class(name).together(runs)
+        except Exception as error:  # a task that is not here any more; the report is of what was run
+            said.append(f"{name} says nothing of all its runs: {type(error).__name__}: {error}")
+    return said
 
 
 def _told_apart(ranks: Ranks, reference: str) -> list[page.Block]:

@@ -12,6 +12,7 @@ from matmix.experiments.config import RunConfig
 from matmix.experiments.folder import Result, read_metrics
 from matmix.experiments.plugins import import_all
 from matmix.experiments.study import Study, StudyArm, run_folder
+from matmix.experiments.task import Scored
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,15 @@ class Run:
         if self.status != "finished" or self.result is None:
             return None
         return self.result.test.get(self.result.metric)
+
+    @property
+    def scored(self) -> Scored | None:
+        """What the task of a finished run is told of it."""
+        if self.score is None or self.result is None:
+            return None
+        config, metric = self.result.config, self.result.metric
+        naive = {name: scores[metric] for name, scores in self.result.baselines.items() if metric in scores}
+        return Scored(self.mixer, config["mixer"], self.seed, self.score, config["options"], self.result.facts, naive)
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,14 @@ class Collected:
     @property
     def runs(self) -> list[Run]:
         return [run for setting in self.settings for run in setting.runs]
+
+    def by_task(self) -> dict[str, list[Scored]]:
+        """The finished runs of each task, whatever its settings."""
+        found: dict[str, list[Scored]] = {}
+        for run in self.runs:
+            if run.scored is not None and run.result is not None:
+                found.setdefault(run.result.config["task"], []).append(run.scored)
+        return found
 
 
 def collect(folder: Path) -> Collected:

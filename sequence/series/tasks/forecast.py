@@ -12,15 +12,17 @@ the time: "published" has the hour in all data, "strict" what goes with their fr
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from matmix.experiments.task import Batch, Recipe, Split
+from matmix.experiments.task import Batch, Recipe, Scored, Split
 from matmix.ranges import check, numbers
 from sequence.series.data.windows import Windows, forecast_begins
 from sequence.series.naive import forecast_errors
+from sequence.series.saturation import saturation
 from sequence.series.tasks import scripts
 from sequence.series.tasks.published import forecast_scores
 from sequence.series.tasks.scripts import Script
@@ -89,6 +91,11 @@ class Forecast(TableTask):
         spec = self.spec()
         same = self.published_protocol and not spec.options and not self.epochs and recipe == self.recipe()
         return forecast_scores(spec.name, self.data_name, self.length, self.steps) if same and self.known else {}
+
+    @classmethod
+    def together(cls, runs: Sequence[Scored]) -> list[str]:
+        """Of each data set whether it still tells models apart."""
+        return saturation(runs)
 
     def title(self) -> str:
         return f"{super().title()}-{self.steps}"

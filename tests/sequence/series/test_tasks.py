@@ -17,6 +17,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, SymmetricMeanAbsol
 from matmix.experiments.config import RunConfig
 from matmix.experiments.data import Finding
 from matmix.experiments.folder import Result, read_metrics
+from matmix.experiments.report import write_report
 from matmix.experiments.report.collect import collect
 from matmix.experiments.run import execute
 from matmix.experiments.study import Study, StudyTask
@@ -150,15 +151,17 @@ def test_pictures_of_a_study(tasks: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_whether_a_data_set_is_saturated(tmp_path: Path) -> None:
-    """Made-up runs: the gap between the best arm and DLinear beside the spread over seeds."""
+    """Made-up runs: the gap between the best arm and DLinear beside the spread over seeds. The report has the line."""
 
-    def said(levels: dict[str, tuple[float, ...]]) -> str:
+    def said(levels: dict[str, tuple[float, ...]], copies: int = 1) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         for architecture, scores in levels.items():
             options = {"data": "ETTh1", "architecture": architecture}
             study = Study("s", (StudyTask("forecast", options),), ("default",), seeds=tuple(range(len(scores))))
-            for run, score in zip(study.runs(), scores, strict=True):
-                place = dataclasses.replace(run, folder=f"{architecture}/{run.seed}")
+            for run, score, copy in (
+                (*pair, at) for pair in zip(study.runs(), scores, strict=True) for at in range(copies)
+            ):
+                place = dataclasses.replace(run, folder=f"{copy}/{architecture}/{run.seed}")
                 write_run(folder, place, score)
                 path = folder / place.folder
                 found = dataclasses.replace(
@@ -167,13 +170,17 @@ def test_whether_a_data_set_is_saturated(tmp_path: Path) -> None:
                     facts={"steps read": 96, "steps to forecast": 96},
                 )  # fmt: skip
                 (path / "result.json").write_text(json.dumps(dataclasses.asdict(found)))
-        (line,) = saturation(collect(folder).runs)
+        (line,) = saturation(collect(folder).by_task()["forecast"])
         return line
 
-    assert said({"dlinear": (0.4, 0.402), "itransformer": (0.38, 0.381), "patchtst": (0.45, 0.46)}) == (
+    line = said({"dlinear": (0.4, 0.402), "itransformer": (0.38, 0.381), "patchtst": (0.45, 0.46)}, copies=2)
+    assert line == (
         "ETTh1, 96 to 96, strict: last value 0.600; dlinear 0.4010 ± 0.0014; best arm itransformer with default "
         "0.3805 ± 0.0007; the gap of +0.0205 is more than the spread over seeds, 0.0014"
     )
+    write_report(tmp_path / "0", matrices=False)
+    text = (tmp_path / "0" / "report" / "report.md").read_text()
+    assert f"## All settings together\n\n- {line}" in text
     assert "the gap of +0.0005 is within the spread" in said({"dlinear": (0.4, 0.402), "patchtst": (0.4, 0.401)})
     assert said({"patchtst": (0.4,)}).endswith("last value 0.600; best arm patchtst with default 0.4000")
     assert said({"dlinear": (0.4,)}).endswith("dlinear 0.4000")
