@@ -334,7 +334,13 @@ class Encoder(nn.Module):
         return EncoderState(torch.zeros(batch, dtype=torch.int64, device=next(self.parameters()).device), states)
 
     def prefill(
-        self, x: Tensor, *, mask: Tensor | None = None, state: EncoderState | None = None
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        state: EncoderState | None = None,
+        types: Tensor | None = None,
+        embedded: bool = False,
     ) -> tuple[Tensor, EncoderState]:
         """Outputs (B, L, outputs) for a prompt or a further part of one, and the state after it: a pure function.
 
@@ -342,13 +348,15 @@ class Encoder(nn.Module):
             x: raw input, (B, L, ...).
             mask: (B, L); padding at either end is as if it were not there.
             state: the state that the tokens follow on.
+            types, embedded: as in `encode`.
         """
         state = self.init_state(len(x)) if state is None else state
         back = None
         if mask is not None:
             order, back = padding_first(mask)
             x, mask = in_order(x, order), mask.gather(1, order)
-        tokens = self._typed(self._embed(x, mask))
+            types = None if types is None else in_order(types, order)
+        tokens = self._typed(drop_padding(x, mask) if embedded else self._embed(x, mask), types)
         tokens = self.stem(self._place(tokens, mask, None, state.seen))
         tokens = self.embedding_dropout(drop_padding(tokens, mask))
         states = []

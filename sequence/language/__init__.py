@@ -10,20 +10,37 @@ model.save_pretrained("folder"); AutoModelForMaskedLM.from_pretrained("folder");
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
 )
 
+from sequence.language.causal import MatmixForCausalLM, MixerCache
 from sequence.language.config import MatmixConfig
 from sequence.language.model import MatmixModel
-from sequence.language.tasks import MatmixForMaskedLM, MatmixForSequenceClassification
+from sequence.language.tasks import (
+    MatmixForMaskedLM,
+    MatmixForSequenceClassification,
+    MatmixForTokenClassification,
+)
 
-__all__ = ["MatmixConfig", "MatmixForMaskedLM", "MatmixForSequenceClassification", "MatmixModel"]
+__all__ = [
+    "MatmixConfig",
+    "MatmixForCausalLM",
+    "MatmixForMaskedLM",
+    "MatmixForSequenceClassification",
+    "MatmixForTokenClassification",
+    "MatmixModel",
+    "MixerCache",
+]
 
 AutoConfig.register(MatmixConfig.model_type, MatmixConfig, exist_ok=True)
 for _auto, _model in (
     (AutoModel, MatmixModel),
     (AutoModelForMaskedLM, MatmixForMaskedLM),
     (AutoModelForSequenceClassification, MatmixForSequenceClassification),
+    (AutoModelForTokenClassification, MatmixForTokenClassification),
+    (AutoModelForCausalLM, MatmixForCausalLM),
 ):
     _auto.register(MatmixConfig, _model, exist_ok=True)

@@ -38,7 +38,7 @@ class MatmixConfig(PretrainedConfig):
         glu: the perceptron is a gated unit.
         act: its activation, "gelu", "gelu_tanh", "relu" or "silu" (`hidden_act`).
         position: "none", "learned" or "sinusoidal", added to the embedding. Padding counts as no place.
-        type_vocab_size: kinds of tokens (`token_type_ids`); 0 for none.
+        type_vocab_size: kinds of tokens (`token_type_ids`), such as first and second sentence; 0 for none.
         embedding_norm: a layer norm behind the embedding, with BERT's eps of 1e-12.
         embedding_projection: a linear layer behind that (FNet).
         norm: "layer", "rms", "batch" or "scale".
@@ -89,7 +89,7 @@ class MatmixConfig(PretrainedConfig):
         glu: bool = False,
         act: str = "gelu",
         position: str = "learned",
-        type_vocab_size: int = 0,
+        type_vocab_size: int = 2,
         embedding_norm: bool = False,
         embedding_projection: bool = False,
         norm: str = "layer",

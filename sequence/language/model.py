@@ -134,9 +134,9 @@ class MatmixModel(MatmixPreTrainedModel):
         token_type_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
     ) -> tuple[Tensor, ...] | BaseModelOutputWithPooling:
         """Args:
             input_ids: (B, L) integers, or `inputs_embeds` (B, L, D) in their place.
@@ -148,7 +148,12 @@ class MatmixModel(MatmixPreTrainedModel):
         Raises:
             ValueError: for ids that the vocabulary does not have and texts that are too long.
         """
-        x, mask = self._input(input_ids, inputs_embeds), self._mask(attention_mask)
+        if output_attentions:
+            raise ValueError(
+                "output_attentions: not every mixer has one; matmix.record(model) shows what they multiply by"
+            )
+        x, mask = self.check_input(input_ids, inputs_embeds), self.check_mask(attention_mask)
+        token_type_ids = self.check_types(token_type_ids)
         length, back = x.shape[1], None
         if self.pads:
             x, mask, back, (token_type_ids, segment_ids) = self._padded(x, mask, token_type_ids, segment_ids)
@@ -168,7 +173,7 @@ class MatmixModel(MatmixPreTrainedModel):
         )
         return output if self._as_dict(return_dict) else output.to_tuple()
 
-    def _input(self, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
+    def check_input(self, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
         if (ids is None) == (embeds is None):
             raise ValueError("give one of input_ids and inputs_embeds")
         x = embeds if ids is None else ids
@@ -177,7 +182,7 @@ class MatmixModel(MatmixPreTrainedModel):
             raise ValueError(f"input_ids are (B, L) and inputs_embeds (B, L, {self.config.dim}), got {tuple(x.shape)}")
         return x
 
-    def _mask(self, attention_mask: Tensor | None) -> Tensor | None:
+    def check_mask(self, attention_mask: Tensor | None) -> Tensor | None:
         """The attention mask as the mixers take it; None where nothing is padded, which they do faster."""
         if attention_mask is None:
             return None
@@ -187,6 +192,18 @@ class MatmixModel(MatmixPreTrainedModel):
         # For a look at the numbers a GPU would wait, and a graph would break.
         traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         return None if mask.device.type == "cpu" and not traced and bool(mask.all()) else mask
+
+    def check_types(self, types: Tensor | None) -> Tensor | None:
+        """Kinds of tokens as the encoder takes them. Tokenizers give zeros to models that know no kinds as well."""
+        if types is None or self.config.type_vocab_size:
+            return types
+        traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        if not traced and bool(types.any()):
+            raise ValueError(
+                f"token_type_ids must be 0, got {int(types.max())}: this model has type_vocab_size=0. Build it with "
+                "2, or have the tokenizer leave them out (tokenizer.model_input_names)"
+            )
+        return None
 
     def _padded(
         self, x: Tensor, mask: Tensor | None, *others: Tensor | None

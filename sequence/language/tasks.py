@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput, TokenClassifierOutput
 
 from sequence.language.config import MatmixConfig
 from sequence.language.heads import Classifier, Decoder, Transform
@@ -13,7 +13,21 @@ from sequence.language.losses import problem_of, text_loss, token_loss
 from sequence.language.model import MatmixModel, MatmixPreTrainedModel
 
 
-class MatmixForMaskedLM(MatmixPreTrainedModel):
+class WithDecoder(MatmixPreTrainedModel):
+    """A model that says tokens."""
+
+    decoder: Decoder
+    accepts_loss_kwargs = True  # `Trainer` says how many labels all parts of an accumulated batch have together
+
+    def get_output_embeddings(self) -> Any:
+        """None where the decoder is tied: it has no weight of its own then."""
+        return None if self.decoder.weight is None else self.decoder
+
+    def set_output_embeddings(self, value: Any) -> None:
+        self.decoder = value
+
+
+class MatmixForMaskedLM(WithDecoder):
     """Says the tokens that are hidden behind [MASK]."""
 
     def __init__(self, config: MatmixConfig) -> None:
@@ -23,25 +37,29 @@ class MatmixForMaskedLM(MatmixPreTrainedModel):
         self.decoder = Decoder(config, bias=True)
         self.post_init()
 
-    def get_output_embeddings(self) -> Any:
-        """None where the decoder is tied: it has no weight of its own then."""
-        return None if self.decoder.weight is None else self.decoder
-
-    def set_output_embeddings(self, value: Any) -> None:
-        self.decoder = value
-
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **inputs: Any,
     ) -> tuple[Tensor, ...] | MaskedLMOutput:
-        """`MatmixModel`'s arguments, and `labels` (B, L), -100 where nothing is scored; logits (B, L, V)."""
-        read = self.matmix(input_ids, attention_mask, token_type_ids, return_dict=True, **inputs)
+        """Logits (B, L, V). `MatmixModel` says what is read.
+
+        Args:
+            labels: (B, L), -100 where nothing is scored.
+            num_items_in_batch: labels of the whole batch, where this is a part of one: what the loss is divided by.
+        """
+        read = self.matmix(
+            input_ids, attention_mask, token_type_ids, segment_ids, inputs_embeds, output_attentions,
+            output_hidden_states, return_dict=True,
+        )  # fmt: skip
         tokens = read.last_hidden_state if self.transform is None else self.transform(read.last_hidden_state)
         logits = self.decoder(tokens, self.get_input_embeddings().weight)
         loss = None if labels is None else token_loss(logits, labels, num_items_in_batch)
@@ -51,6 +69,8 @@ class MatmixForMaskedLM(MatmixPreTrainedModel):
 
 class MatmixForSequenceClassification(MatmixPreTrainedModel):
     """Says a class, several, or a number of a text or a pair of texts."""
+
+    accepts_loss_kwargs = False  # the loss is a mean over texts: parts of equal size have the mean of theirs
 
     def __init__(self, config: MatmixConfig) -> None:
         super().__init__(config)
@@ -63,14 +83,60 @@ class MatmixForSequenceClassification(MatmixPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **inputs: Any,
     ) -> tuple[Tensor, ...] | SequenceClassifierOutput:
-        """`MatmixModel`'s arguments, and `labels` (B,): classes, or numbers where `num_labels` is 1; logits (B, C)."""
-        read = self.matmix(input_ids, attention_mask, token_type_ids, return_dict=True, **inputs)
+        """Logits (B, C). `MatmixModel` says what is read.
+
+        Args:
+            labels: (B,), classes, or numbers where `num_labels` is 1; (B, C) of 0.0 and 1.0 where each class may hold.
+                The configuration's `problem_type` decides where it is set.
+        """
+        read = self.matmix(
+            input_ids, attention_mask, token_type_ids, segment_ids, inputs_embeds, output_attentions,
+            output_hidden_states, return_dict=True,
+        )  # fmt: skip
         logits, loss = self.classifier(read.pooler_output), None
         if labels is not None:
             loss = text_loss(logits, labels, self.config.problem_type or problem_of(logits.shape[-1], labels))
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=read.hidden_states)
+        return output if self._as_dict(return_dict) else output.to_tuple()
+
+
+class MatmixForTokenClassification(MatmixPreTrainedModel):
+    """Says a class of each token."""
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: MatmixConfig) -> None:
+        super().__init__(config)
+        self.matmix = MatmixModel(config, add_pooling_layer=False)
+        self.classifier = Classifier(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> tuple[Tensor, ...] | TokenClassifierOutput:
+        """Logits (B, L, C). `MatmixModel` says what is read, `MatmixForMaskedLM` what labels are."""
+        read = self.matmix(
+            input_ids, attention_mask, token_type_ids, segment_ids, inputs_embeds, output_attentions,
+            output_hidden_states, return_dict=True,
+        )  # fmt: skip
+        logits = self.classifier(read.last_hidden_state)
+        loss = None if labels is None else token_loss(logits, labels, num_items_in_batch)
+        output = TokenClassifierOutput(loss=loss, logits=logits, hidden_states=read.hidden_states)
         return output if self._as_dict(return_dict) else output.to_tuple()
