@@ -70,18 +70,21 @@ def sites(words: Sequence[str]) -> int:
     """List the places of a model where tokens mix, and at which level each can be replaced (matmix.surgery).
 
     Name the model first, such as timm:vit_tiny_patch16_224 or hf:bert. It runs once, for lengths and numbers of calls.
+    `--import FILE` names Python files or modules to import first; they register mixers or models.
     """
     from matmix import surgery
     from matmix.experiments.models import as_input, example
 
-    what = first(words)
-    if what is None:
-        raise ValueError("name the model first: matmix sites NAME ...")
+    what, rest = subject(words, "sites", "model", _nothing, getdoc(sites))
     model, inputs, options = tyro.cli(
-        example(what), prog=f"matmix sites {what!r}", description=sites.__doc__, args=list(words[1:])
+        example(what), prog=f"matmix sites {what!r}", description=getdoc(sites), args=rest
     )
     print(surgery.find(model, example=as_input(inputs, options)))
     return 0
+
+
+def _nothing() -> None:
+    """What has no options before a model is named."""
 
 
 def _is_mixer(spec: str) -> bool:
@@ -99,6 +102,7 @@ def picture(words: Sequence[str]) -> int:
 
     A package adds kinds through the entry-point group `matmix.pictures`: a function whose keyword arguments, or the
     fields of a dataclass that it takes, are the options of the command, and which returns what is to be printed.
+    `--import FILE` names Python files or modules to import first; they register mixers, tasks or models.
     """
     kinds = {entry.name: entry for entry in entry_points(group="matmix.pictures")}
     listed = ",".join(sorted(kinds))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from inspect import cleandoc
 from typing import Annotated, Any, get_type_hints
 
@@ -13,7 +13,7 @@ import tyro
 
 from matmix.experiments.plugins import import_all
 from matmix.experiments.registry import list_tasks, task_class
-from matmix.experiments.task import Recipe, Task
+from matmix.experiments.task import Recipe, Task, changed
 
 Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import")]
 
@@ -67,8 +67,7 @@ def parse(
     given: Any = read(cls(), cls().recipe())
     task: Task = given.task
     given = read(*task.named_recipe(given.preset))
-    default = asdict(given.task.recipe())
-    return str(name), given, {key: value for key, value in asdict(given.recipe).items() if value != default[key]}
+    return str(name), given, changed(given.recipe, given.task.recipe())
 
 
 def subject(

@@ -14,7 +14,7 @@ from torch import nn
 from matmix.experiments.operation import Surgery
 from matmix.experiments.plugins import IMPORTED, absolute_task, fingerprints
 from matmix.experiments.registry import task_class
-from matmix.experiments.task import Recipe, Task, build
+from matmix.experiments.task import Recipe, Task, build, changed
 
 
 class RunError(RuntimeError):
@@ -114,8 +114,8 @@ class RunConfig:
             ("recipe", self.recipe, same_task.recipe),
             ("surgery", self.surgery, _jsonable(dataclasses.asdict(Surgery()))),
         ):
-            for name in (name for name in mine if mine[name] != default[name]):
-                words += _flag(f"{group}.{name}", mine[name])
+            for name, value in changed(mine, default).items():
+                words += _flag(f"{group}.{name}", value)
         sources = [source for source in IMPORTED if set(fingerprints([source])) & set(self.plugins)]
         words += [word for source in sources for word in ("--import", source)]
         return shlex.join([*words, "--out", str(_another(Path(folder), self.name))])

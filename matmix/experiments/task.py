@@ -263,6 +263,16 @@ def total_loss(loss: Any) -> Tensor:
     return sum(named[1:], named[0]) if named else loss
 
 
+def changed(settings: Any, default: Any) -> dict[str, Any]:
+    """Which settings differ from the defaults, and what they are.
+
+    Args:
+        settings, default: dataclasses of one kind, or what `dataclasses.asdict` makes of them.
+    """
+    mine, plain = (one if isinstance(one, dict) else dataclasses.asdict(one) for one in (settings, default))
+    return {name: value for name, value in mine.items() if value != plain[name]}
+
+
 def build(cls: type[T], settings: dict[str, Any]) -> T:
     """A dataclass from JSON-like settings; an unknown key is an error that lists the known ones."""
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]

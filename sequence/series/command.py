@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,23 +88,16 @@ def forecast(words: Sequence[str]) -> int:
     """Forecast the series of a csv file, wide (a date and columns) or long (unique_id, ds, y).
 
     Name the file first: matmix forecast FILE.csv --horizon 24 --out forecast.csv --plot forecast.png. What had to be
-    mended in it (gaps, order) is said; what cannot be read is refused.
+    mended in it (gaps, order) is said; what cannot be read is refused. `--import FILE` names Python files or modules to
+    import first; they register mixers or models.
     """
     import tyro
 
-    from matmix.experiments.cli_options import first
+    from matmix.experiments.cli_options import subject
 
-    name = first(words)
-    if name is None and not {"-h", "--help"} & set(words):
-        raise ValueError("name the file first: matmix forecast FILE.csv --horizon 24 --out forecast.csv")
-    given = tyro.cli(
-        Options,
-        prog=f"matmix forecast {name or 'FILE.csv'}",
-        description=forecast.__doc__,
-        args=list(words[1:] if name else words),
-    )
-    assert name is not None
-    run(Path(name), given)
+    about = getdoc(forecast)
+    name, rest = subject(words, "forecast", "file", Options, about)
+    run(Path(name), tyro.cli(Options, prog=f"matmix forecast {name}", description=about, args=rest))
     return 0
 
 

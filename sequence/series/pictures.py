@@ -95,8 +95,9 @@ def forecasts(study: Path, out: Path, *, place: float = 0.5, column: str = "") -
         axes[2].set_xlabel("series")
         for axis in axes:
             axis.grid(alpha=0.25, linewidth=0.6)
-    runs = next(runs for name, runs in collect(study).by_task().items() if issubclass(task_class(name), Forecast))
-    return "\n".join((_save(figure, out), *saturation(runs)))
+    by_task = collect(study).by_task().items()
+    scored = next(found for name, found in by_task if issubclass(task_class(name), Forecast))
+    return "\n".join((_save(figure, out), *saturation(scored)))
 
 
 def learned(study: Path, out: Path) -> str:

@@ -40,7 +40,7 @@ def forecast(
                 options = {"data": name, "architecture": model, "horizon": horizon, "protocol": protocol}
                 label = " ".join((Path(name).stem, model, *([str(horizon)] if horizon else ())))
                 # DLinear has no mixer of its own: its "default" is that arm.
-                arms = ()
+                arms: tuple[StudyArm, ...] = ()
                 if controls and not model.startswith(SIMPLE):
                     arms = (StudyArm("identity"), StudyArm(SIMPLE, DEFAULT, {"architecture": SIMPLE}))
                 folders = {"folder": folder} if folder else {}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from matmix.experiments.study import Study, StudyTask
+from matmix.experiments.task import changed
 from sequence.tasks.mqar import FIGURE2, MQAR, RATES, CompositionalMQAR, ForgettingMQAR
 
 TASKS = {"mqar": MQAR, "mqar-compositional": CompositionalMQAR, "mqar-forgetting": ForgettingMQAR}
@@ -44,10 +45,9 @@ def mqar(
     for size in sizes:
         given = cls() if size is None else dataclasses.replace(cls(), length=size[0], pairs=size[1])
         named, recipe = given.named_recipe(suite)
-        options, plain = _changes(named, cls()), dataclasses.asdict(named.recipe())
-        changed = {name: value for name, value in dataclasses.asdict(recipe).items() if value != plain[name]}
+        options, own = changed(named, cls()), changed(recipe, named.recipe())
         words = "" if size is None else f" L={size[0]} n={size[1]}"
-        tasks += [StudyTask(task, {**options, "dim": dim}, changed, f"{task}{words} D={dim}") for dim in dims]
+        tasks += [StudyTask(task, {**options, "dim": dim}, own, f"{task}{words} D={dim}") for dim in dims]
     return Study(
         name=f"{task}-{suite}",
         tasks=tuple(tasks),
@@ -57,9 +57,3 @@ def mqar(
         reference=MIXERS[0],
         note="How much can each mixer look up, for how many bytes of state? The best of the rates counts.",
     )
-
-
-def _changes(task: Any, default: Any) -> dict[str, Any]:
-    """The settings that differ from the defaults."""
-    plain = dataclasses.asdict(default)
-    return {name: value for name, value in dataclasses.asdict(task).items() if value != plain[name]}

@@ -62,7 +62,13 @@ def test_help_of_a_command(name, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "what", "option"), [("cost", "model or mixer", "--dim"), ("explain", "model", "--out")]
+    ("command", "what", "option"),
+    [
+        ("cost", "model or mixer", "--dim"),
+        ("explain", "model", "--out"),
+        ("sites", "model", "--help"),
+        ("forecast", "file", "--out"),
+    ],
 )
 def test_commands_about_a_model_want_its_name(command, what, option, tmp_path, capsys):
     """It stands first; help is there without one, and files that register mixers are imported before either."""
