@@ -231,7 +231,7 @@ def test_it_trains_from_files(folder: Path, tmp_path: Path) -> None:
     result = execute(RunConfig("speech", "s4d(causal=False, dt_min=0.01)", 0, settings, recipe), tmp_path / "run")
     assert result.status == "finished", result.error
     assert result.test["accuracy"] > 0.8 > result.baselines["most frequent class"]["accuracy"] == 0.5
-    assert result.further[HALF]["accuracy"] > 0.5
+    assert result.tests[HALF]["accuracy"] > 0.5
 
 
 def test_the_published_regime(folder: Path) -> None:
