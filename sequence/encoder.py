@@ -24,7 +24,7 @@ from matmix.mixers.ponet import delimited
 from matmix.ops.masks import in_order, padding_first, padding_last, places, runs
 from matmix.ops.seed import fork_seed
 from matmix.ops.sizes import LengthError
-from sequence.layers.block import ACTS, Act, Block, BlockOptions, BlockState
+from sequence.layers.block import ACTS, Act, Block, BlockOptions, BlockState, Padding
 from sequence.layers.embedding import Patches as Patches
 from sequence.layers.embedding import Stem, look_up
 from sequence.layers.heads import Tied, make_head
@@ -85,6 +85,8 @@ class Encoder(nn.Module):
         embedding_dropout: on the embedded tokens.
         hidden_dropout: on the hidden units of the MLP.
         tied_dropout: `dropout` leaves out a channel for the whole sequence (S4, S5).
+        padding: "masked": padding has no part in what mixers make of the rest; or they read it as "zeros", which their
+            biases fill again, so that results hang on how much there is (Hydra's published models).
         norm_eps: of all norms but that of the embedding; None leaves each norm its own.
         type_vocab_size: kinds of tokens, such as first and second sentence, each with an embedding that is added; 0 for
             none.
@@ -125,6 +127,7 @@ class Encoder(nn.Module):
         hidden_dropout: float = 0.0,
         tied_dropout: bool = False,
         norm_eps: float | None = None,
+        padding: Padding = "masked",
         type_vocab_size: int = 0,
         embedding_norm: bool = False,
         embedding_projection: bool = False,
@@ -167,7 +170,7 @@ class Encoder(nn.Module):
             self.stem = Stem(dim, norm=embedding_norm, projection=embedding_projection)
         self.embedding_dropout = nn.Dropout(embedding_dropout)
         options = BlockOptions(
-            mlp_ratio, glu, act, norm, prenorm, conv, dropout, hidden_dropout, tied_dropout, norm_eps
+            mlp_ratio, glu, act, norm, prenorm, conv, dropout, hidden_dropout, tied_dropout, norm_eps, padding
         )
         self.blocks = nn.ModuleList(
             Block(str(spec), dim, grid, options, seed, f"blocks.{index}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -20,19 +21,20 @@ from matmix.ops.masks import places
 from matmix.ops.rotary import turn_pairs
 
 
-def _from_three(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values of three layers in one; ``ff`` is the output projection."""
-    kinds = ("weight", "bias")
-    qkv = {f"qkv.{kind}": torch.cat([state[f"W_{letter}.{kind}"] for letter in "qkv"]) for kind in kinds}
-    return qkv | {f"proj.{kind}": state[f"ff.{kind}"] for kind in kinds}
+def _joined(
+    query: str, key: str, value: str, output: str
+) -> Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]]:
+    """Queries, keys and values of three layers in one, and the output projection, each with a bias."""
+
+    def ours(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        kinds = ("weight", "bias")
+        qkv = {f"qkv.{kind}": torch.cat([state[f"{name}.{kind}"] for name in (query, key, value)]) for kind in kinds}
+        return qkv | {f"proj.{kind}": state[f"{output}.{kind}"] for kind in kinds}
+
+    return ours
 
 
-def _from_tslib(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Four projections, each with a bias."""
-    kinds = ("weight", "bias")
-    names = [f"{kind}_projection" for kind in ("query", "key", "value")]
-    qkv = {f"qkv.{kind}": torch.cat([state[f"{name}.{kind}"] for name in names]) for kind in kinds}
-    return qkv | {f"proj.{kind}": state[f"out_projection.{kind}"] for kind in kinds}
+_from_tslib = _joined("query_projection", "key_projection", "value_projection", "out_projection")
 
 
 @register(
@@ -140,7 +142,8 @@ class Attention(Mixer):
     published: ClassVar[dict[str, Any]] = {
         "sail-sg/metaformer": lambda module, state: state,
         "sail-sg/poolformer": lambda module, state: state,
-        "lxchtan/PoNet": _from_three,
+        "lxchtan/PoNet": _joined("W_q", "W_k", "W_v", "ff"),
+        "huggingface/transformers": _joined("self.query", "self.key", "self.value", "output.dense"),
         "thuml/Time-Series-Library": _from_tslib,
         "Thrillcrazyer/JustDense": _from_tslib,
     }

@@ -12,6 +12,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForPreTraining,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
@@ -19,6 +20,7 @@ from transformers import (
 from sequence.language.causal import MatmixForCausalLM, MixerCache
 from sequence.language.config import MatmixConfig
 from sequence.language.model import MatmixModel
+from sequence.language.pretraining import MatmixForPreTraining
 from sequence.language.tasks import (
     MatmixForMaskedLM,
     MatmixForSequenceClassification,
@@ -29,6 +31,7 @@ __all__ = [
     "MatmixConfig",
     "MatmixForCausalLM",
     "MatmixForMaskedLM",
+    "MatmixForPreTraining",
     "MatmixForSequenceClassification",
     "MatmixForTokenClassification",
     "MatmixModel",
@@ -39,6 +42,7 @@ AutoConfig.register(MatmixConfig.model_type, MatmixConfig, exist_ok=True)
 for _auto, _model in (
     (AutoModel, MatmixModel),
     (AutoModelForMaskedLM, MatmixForMaskedLM),
+    (AutoModelForPreTraining, MatmixForPreTraining),
     (AutoModelForSequenceClassification, MatmixForSequenceClassification),
     (AutoModelForTokenClassification, MatmixForTokenClassification),
     (AutoModelForCausalLM, MatmixForCausalLM),

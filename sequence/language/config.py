@@ -51,6 +51,8 @@ class MatmixConfig(PretrainedConfig):
             "content"), every text is padded to `length` inside the model, so that what a batch is padded to changes no
             result. "batch": such a mixer mixes the places that the batch has, as the published FNet does; those of
             fixed length then need texts of `length`. Other mixers (traits.mask is "trim") do the same either way.
+        padding: "masked", or "zeros": mixers read padding as zeros, as in Hydra's published models, whose results hang
+            on how much there is.
         dropout: on the output of each mixer and perceptron (`hidden_dropout_prob`).
         embedding_dropout: on the embedded tokens.
         hidden_dropout: on the hidden units of the perceptron.
@@ -99,6 +101,7 @@ class MatmixConfig(PretrainedConfig):
         conv: int = 0,
         delimiters: tuple[int, ...] = (),
         pad_to: str = "length",
+        padding: str = "masked",
         dropout: float = 0.0,
         embedding_dropout: float = 0.0,
         hidden_dropout: float = 0.0,

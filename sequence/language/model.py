@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from matmix.ops.masks import in_order, padding_last
 from matmix.ops.seed import fork_seed
 from matmix.ops.sizes import LengthError
 from sequence.encoder import Encoder, check_order
+from sequence.language.checkpoints import of_hydra, of_ponet, of_transformers
 from sequence.language.config import MatmixConfig
 from sequence.language.heads import Decoder, Drawn, Pooler
 
@@ -25,6 +26,9 @@ class MatmixPreTrainedModel(PreTrainedModel):
     config_class = MatmixConfig
     base_model_prefix = "matmix"
     supports_gradient_checkpointing = True
+    published: ClassVar = {
+        "goombalab/hydra": of_hydra, "lxchtan/PoNet": of_ponet, "huggingface/transformers": of_transformers,
+    }  # fmt: skip
     _no_split_modules = ["Block"]  # noqa: RUF012  # transformers declares it of instances
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -79,7 +83,7 @@ class MatmixPreTrainedModel(PreTrainedModel):
         return embedding
 
 
-HEADS = ("pooler.", "transform.", "decoder.", "classifier.")
+HEADS = ("pooler.", "transform.", "decoder.", "classifier.", "relation.")
 """What the weights of heads are named; all others are the encoder's."""
 SAID = {
     "missing": "the checkpoint lacks",
@@ -99,7 +103,7 @@ class MatmixModel(MatmixPreTrainedModel):
         super().__init__(config)
         seed = int(torch.randint(2**31, (), device="cpu")) if config.seed is None else config.seed
         options = ("mlp_ratio", "glu", "act", "position", "type_vocab_size", "embedding_norm", "embedding_projection",
-                   "norm", "norm_eps", "prenorm", "final_norm", "conv", "dropout", "embedding_dropout",
+                   "norm", "norm_eps", "padding", "prenorm", "final_norm", "conv", "dropout", "embedding_dropout",
                    "hidden_dropout", "embedding_std")  # fmt: skip
         self.encoder = Encoder(
             partial(nn.Embedding, config.vocab_size, config.dim),

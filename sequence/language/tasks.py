@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput, TokenClassifierOutput
@@ -30,9 +30,12 @@ class WithDecoder(MatmixPreTrainedModel):
 class MatmixForMaskedLM(WithDecoder):
     """Says the tokens that are hidden behind [MASK]."""
 
+    pools: ClassVar[bool] = False
+    """Whether a head reads a text in one vector."""
+
     def __init__(self, config: MatmixConfig) -> None:
         super().__init__(config)
-        self.matmix = MatmixModel(config, add_pooling_layer=False)
+        self.matmix = MatmixModel(config, add_pooling_layer=self.pools)
         self.transform = Transform(config) if config.transform else None
         self.decoder = Decoder(config, bias=True)
         self.post_init()
@@ -46,6 +49,7 @@ class MatmixForMaskedLM(WithDecoder):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        places: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -55,16 +59,24 @@ class MatmixForMaskedLM(WithDecoder):
         Args:
             labels: (B, L), -100 where nothing is scored.
             num_items_in_batch: labels of the whole batch, where this is a part of one: what the loss is divided by.
+            places: (B, L), bool: these n tokens alone are decoded, to logits (n, V). In pretraining they are 15 %, and
+                the decoder of a small model is most of its cost.
         """
         read = self.matmix(
             input_ids, attention_mask, token_type_ids, segment_ids, inputs_embeds, output_attentions,
             output_hidden_states, return_dict=True,
         )  # fmt: skip
-        tokens = read.last_hidden_state if self.transform is None else self.transform(read.last_hidden_state)
-        logits = self.decoder(tokens, self.get_input_embeddings().weight)
+        logits, labels = self.words(read.last_hidden_state, labels, places)
         loss = None if labels is None else token_loss(logits, labels, num_items_in_batch)
         output = MaskedLMOutput(loss=loss, logits=logits, hidden_states=read.hidden_states)
         return output if self._as_dict(return_dict) else output.to_tuple()
+
+    def words(self, tokens: Tensor, labels: Tensor | None, places: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the head says of tokens (B, L, D), or of some of them, and the labels of those."""
+        if places is not None:
+            tokens, labels = tokens[places], None if labels is None else labels[places]
+        tokens = tokens if self.transform is None else self.transform(tokens)
+        return self.decoder(tokens, self.get_input_embeddings().weight), labels
 
 
 class MatmixForSequenceClassification(MatmixPreTrainedModel):

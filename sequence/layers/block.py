@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +18,7 @@ from sequence.layers.norms import Norm, make_norm, normed
 from sequence.published import block_from_ponet
 
 Act = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Padding = Literal["masked", "zeros"]
 BlockState = tuple[Tensor | None, Any]  # the last tokens that the convolution has seen (B, D, taps); the mixer's state
 ACTS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -41,8 +42,11 @@ class BlockOptions:
     hidden_dropout: float = 0.0
     tied_dropout: bool = False
     norm_eps: float | None = None
+    padding: Padding = "masked"
 
     def __post_init__(self) -> None:
+        if self.padding not in get_args(Padding):
+            raise ValueError(f"padding must be one of {', '.join(get_args(Padding))}, got {self.padding!r}")
         if self.act not in ACTS:
             raise ValueError(f"act must be one of {', '.join(ACTS)}, got {self.act!r}")
         if self.mlp_ratio < 0:
@@ -67,7 +71,7 @@ class Block(nn.Module):
         self, mixer: str, dim: int, grid: tuple[int, ...], options: BlockOptions, seed: int = 0, name: str = "block"
     ) -> None:
         super().__init__()
-        self.prenorm = options.prenorm
+        self.prenorm, self.padding = options.prenorm, options.padding
         self.mixer_norm = make_norm(options.norm, dim, options.norm_eps)
         with fork_seed(seed, f"{name}.mixer"):
             self.mixer = create_mixer(mixer, dim, grid)
@@ -92,11 +96,14 @@ class Block(nn.Module):
         """Tokens (B, L, D) to tokens (B, L, D); `given` are the segments and delimiters of mixers that take them."""
 
         def mix(x: Tensor) -> Tensor:
+            seen = mask
+            if self.padding == "zeros":
+                x, seen = drop_padding(x, mask), None
             if self.conv is not None:
-                x = self.conv(drop_padding(x, mask), segments=segments)
+                x = self.conv(drop_padding(x, seen), segments=segments)
             if given is not None and hasattr(type(self.mixer), "mix_segments"):
-                return self.mixer.mix_segments(x, given[0], special=given[1], mask=mask)  # type: ignore[operator]
-            return self.mixer(x, mask=mask) if segments is None else self.mixer(x, mask=mask, segments=segments)
+                return self.mixer.mix_segments(x, given[0], special=given[1], mask=seen)  # type: ignore[operator]
+            return self.mixer(x, mask=seen) if segments is None else self.mixer(x, mask=seen, segments=segments)
 
         return self._around(x, mix, mask)
 
