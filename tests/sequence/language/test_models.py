@@ -6,7 +6,9 @@ import pytest
 import torch
 import transformers
 
-from sequence.language import MatmixConfig, MatmixForMaskedLM
+from matmix.mixers import list_mixers, mixer_info
+from sequence.language import MatmixConfig, MatmixForMaskedLM, MatmixModel
+from tests.sequence.test_encoder import moved
 
 IDS = torch.randint(1, 30, (2, 9), generator=torch.Generator().manual_seed(0))
 SMALL = {"mixer": "hydra(head_dim=8, d_state=4)", "vocab_size": 30, "dim": 16, "depth": 2, "length": 12, "seed": 0}
@@ -14,6 +16,45 @@ SMALL = {"mixer": "hydra(head_dim=8, d_state=4)", "vocab_size": 30, "dim": 16, "
 
 def config(**options) -> MatmixConfig:
     return MatmixConfig(**{**SMALL, **options})
+
+
+LENGTH = 16  # a square for monarch, a power of 2 for butterfly
+MIXERS = [name for name in list_mixers() if 1 in mixer_info(name).traits.dims]  # not those of images only
+
+
+def of_mixer(name: str, **options) -> MatmixConfig:
+    """One block of a mixer at its smallest."""
+    info = mixer_info(name)
+    given = ["'attention'", "'ssd(head_dim=4)'"] if name == "heads" else []  # which is made of mixers that are named
+    given += [f"{key}={value!r}" for key, value in info.smallest.items() if key not in ("dim", "args")]
+    sizes = {"dim": max(8, info.smallest.get("dim", 8)), "length": LENGTH, "depth": 1}
+    return config(mixer=f"{name}({', '.join(given)})", **sizes, **options)
+
+
+def check_padding(model: MatmixModel) -> None:
+    """Texts by themselves and in one batch, padded on the right, on the left and on both sides."""
+    texts = [torch.randint(1, 30, (1, n), generator=torch.Generator().manual_seed(n)) for n in (6, 13)]
+    rows = [(0, 0), (0, 15), (1, 0), (1, 8), (1, 3)]  # a text, and where it begins in 21 places
+    ids, mask = torch.full((len(rows), 21), 29), torch.zeros(len(rows), 21, dtype=torch.long)
+    for row, (text, start) in enumerate(rows):
+        here = slice(start, start + texts[text].shape[1])
+        ids[row, here], mask[row, here] = texts[text][0], 1
+    alone, batch = [model(text) for text in texts], model(ids, attention_mask=mask)
+    for row, (text, _) in enumerate(rows):
+        torch.testing.assert_close(batch.last_hidden_state[row][mask[row] == 1], alone[text].last_hidden_state[0])
+        torch.testing.assert_close(batch.pooler_output[row], alone[text].pooler_output[0])
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_padding_changes_no_result(name):
+    """On either side, of any amount, whatever ids stand there: outputs at real tokens and the vector of a text."""
+    check_padding(moved(MatmixModel(of_mixer(name, position="learned", pool="mean"))).double().eval())
+
+
+def test_the_law_of_padding_catches_a_mixer_that_sees_it():
+    """The published FNet, by an option."""
+    with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+        check_padding(MatmixModel(of_mixer("fnet", pad_to="batch", pool="mean")).double().eval())
 
 
 def test_auto_classes_load_what_was_saved(tmp_path):
