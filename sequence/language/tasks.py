@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput, TokenClassifierOutput
@@ -19,12 +19,9 @@ class WithDecoder(MatmixPreTrainedModel):
     decoder: Decoder
     accepts_loss_kwargs = True  # `Trainer` says how many labels all parts of an accumulated batch have together
 
-    def get_output_embeddings(self) -> Any:
-        """None where the decoder is tied: it has no weight of its own then."""
-        return None if self.decoder.weight is None else self.decoder
-
-    def set_output_embeddings(self, value: Any) -> None:
-        self.decoder = value
+    def get_output_embeddings(self) -> None:
+        """None, as of a model without a decoder: transformers would tie and resize it as a linear layer, and a decoder
+        here follows the embedding by itself."""
 
 
 class MatmixForMaskedLM(WithDecoder):
