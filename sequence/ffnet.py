@@ -27,17 +27,21 @@ class JointPerceptron(TokenMap):
     Args:
         variates, width: series side by side, and channels of each.
         mlp_ratio: hidden units for every entry.
+        dropout: of hidden units.
     """
 
-    def __init__(self, variates: int, width: int, *, mlp_ratio: int = 2) -> None:
+    def __init__(self, variates: int, width: int, *, mlp_ratio: int = 2, dropout: float = 0.0) -> None:
         super().__init__()
-        self.mlp = CrossMlp(width, variates, mlp_ratio)
+        self.mlp = CrossMlp(width, variates, mlp_ratio, dropout=dropout)
 
     def project(self, x: Tensor) -> Projected:
         mlp, rows = self.mlp, x.mT.flatten(0, 1)  # (R, P, Q): width and variates
         width, variates, ratio = mlp.first, mlp.second, mlp.mlp_ratio
-        hidden = torch.einsum("rpq,qhp->rhq", rows, mlp.weight1) + mlp.bias1.mT  # h = (p, e)
-        share = 0.5 * (1 + torch.erf(hidden * 0.5**0.5))
+        inner = mlp.hidden(x.mT)
+        # What is left out is scaled by 0 and the rest by 1 / (1 - share), in front of GELU and so of its gate too.
+        kept = mlp.dropout(torch.ones_like(inner)).flatten(0, 1).mT
+        hidden = inner.flatten(0, 1).mT  # (R, h, Q), h = (p, e)
+        share = kept * 0.5 * (1 + torch.erf(kept * hidden * 0.5**0.5))
         apart = torch.eye(variates, dtype=x.dtype, device=x.device)
         first = torch.einsum("qhp,qv->hqpv", mlp.weight1, apart).reshape(width * ratio * variates, -1)
         inner = mlp.weight2.unflatten(-1, (ratio, variates))  # (P, K, e, Q)
@@ -68,22 +72,34 @@ class SeriesChannelMixer(nn.Module):
         width: channels of each.
         kernel, small: taps of the convolution and of its branch, odd.
         mlp_ratio: hidden units of the perceptron for every entry.
+        dropout, out_dropout: of its hidden units, and of what it gives.
     """
 
     published: ClassVar[dict[str, Any]] = {"ysj9909/FFNet": lambda module, state: from_published(module, state)}
 
-    def __init__(self, variates: int, width: int, *, kernel: int = 51, small: int = 5, mlp_ratio: int = 2) -> None:
+    def __init__(
+        self,
+        variates: int,
+        width: int,
+        *,
+        kernel: int = 51,
+        small: int = 5,
+        mlp_ratio: int = 2,
+        dropout: float = 0.0,
+        out_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.variates, self.width = variates, width
         self.conv = LargeKernel(variates * width, kernel=kernel, small=small)
         self.norm = TokenBatchNorm(width)
-        self.mlp = JointPerceptron(variates, width, mlp_ratio=mlp_ratio)
+        self.mlp = JointPerceptron(variates, width, mlp_ratio=mlp_ratio, dropout=dropout)
+        self.dropout = nn.Dropout(out_dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``(B, L, variates * width)`` to the same; a mask is (B, L), True = a real token."""
         series = self.conv(x, mask=mask).unflatten(2, (self.variates, self.width))
         every = None if mask is None else mask.unsqueeze(-1).expand(-1, -1, self.variates)
-        return x + self.mlp(normed(self.norm, series, every)).flatten(2)
+        return x + self.dropout(self.mlp(normed(self.norm, series, every))).flatten(2)
 
 
 def from_published(module: SeriesChannelMixer, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -53,6 +53,7 @@ class FFNified(Mixer):
         kernel: taps along every axis, odd.
         variates: for series of several variates, ``dim = variates * width`` (variates the slow axis): v comes from a
             perceptron over variates and width instead of W, its batch norm is over the width, and x is added to y.
+        dropout: of the hidden units of that perceptron, and half as many of what it gives; published with 0.3.
         branches: ``"pair"``, the kernel and a 3-tap one; ``"strips"`` (FFNet for segmentation), the kernel, one four
             taps smaller if there is one, and on images a row and a column; ``"plain"``, one convolution with a bias and
             no batch norm. Where absent, as published: ``"pair"`` for 7 taps, else ``"plain"``.
@@ -68,6 +69,7 @@ class FFNified(Mixer):
         kernel: int = 7,
         branches: Literal["pair", "strips", "plain"] | None = None,
         variates: int | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(dim, grid)
         if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
@@ -82,10 +84,12 @@ class FFNified(Mixer):
             raise ValueError(f"variates must be a positive divisor of dim={dim} or None, got {variates!r}")
         self.variates = variates
         self.fc: nn.Module
+        if dropout and variates is None:
+            raise ValueError(f"dropout is of the perceptron that variates has: it must be 0 without, got {dropout}")
         if variates is None:
             self.fc = NormedLinear(nn.Linear(dim, dim, bias=False))
         else:
-            self.fc = VariateQuery(variates, dim // variates)
+            self.fc = VariateQuery(variates, dim // variates, dropout)
         self.conv1, self.conv2 = self._convolution(), self._convolution()
 
     def _convolution(self) -> nn.Module:
@@ -188,9 +192,10 @@ class VariateQuery(nn.Module):
     """``BN(mlp(x))`` of tokens ``(B, L, variates * width)``: the perceptron widens the variates for every channel of
     the width, then mixes the width for every variate; the batch norm is over the width."""
 
-    def __init__(self, variates: int, width: int) -> None:
+    def __init__(self, variates: int, width: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.mlp = CrossMlp(variates, width)
+        self.mlp = CrossMlp(variates, width, dropout=dropout)
+        self.dropout = nn.Dropout(dropout / 2)
         self.bn: nn.Module = BatchNorm(width)
 
     def fuse_(self) -> None:
@@ -203,7 +208,7 @@ class VariateQuery(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         mlp, bn = self.mlp, self.bn
-        series = mlp(x.unflatten(-1, (mlp.first, mlp.second)))  # (B, L, variates, width)
+        series = self.dropout(mlp(x.unflatten(-1, (mlp.first, mlp.second))))  # (B, L, variates, width)
         if isinstance(bn, nn.Identity):
             return series.flatten(2)
         if not bn.training and is_plain(bn, BatchNorm):

@@ -11,6 +11,7 @@ from matmix.ops.depthwise import convolve
 from matmix.ops.gated import by_kernel
 from matmix.ops.layout import image_of
 from matmix.ops.masks import continued
+from matmix.ops.plain import is_plain
 from matmix.ops.precision import working_dtype
 
 
@@ -156,9 +157,10 @@ class CrossMlp(nn.Module):
         first: size of P.
         second: size of Q.
         mlp_ratio: hidden units for every entry, at least 1.
+        dropout: of hidden units, in front of GELU.
     """
 
-    def __init__(self, first: int, second: int, mlp_ratio: int = 2) -> None:
+    def __init__(self, first: int, second: int, mlp_ratio: int = 2, *, dropout: float = 0.0) -> None:
         super().__init__()
         if not isinstance(mlp_ratio, int) or mlp_ratio < 1:
             raise ValueError(f"mlp_ratio must be a positive integer, got {mlp_ratio!r}")
@@ -171,10 +173,16 @@ class CrossMlp(nn.Module):
         self.bias1 = draw(first, second, first * mlp_ratio)
         self.weight2 = draw(second * mlp_ratio, first, second, mlp_ratio * second)  # (P, Q, (e, Q))
         self.bias2 = draw(second * mlp_ratio, first, second)
+        self.dropout = nn.Dropout(dropout)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """``(..., P, Q)`` to ``(..., Q, (P, e))``, in front of dropout and GELU."""
+        return torch.einsum("...pq,qop->...qo", x, self.weight1) + self.bias1
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., P, Q)`` to ``(..., P, Q)``."""
-        hidden = gelu(torch.einsum("...pq,qop->...qo", x, self.weight1) + self.bias1)
+        hidden = self.dropout(self.hidden(x))
+        hidden = gelu(hidden) if is_plain(self.dropout, nn.Dropout) else F.gelu(hidden)  # a hook may keep what it saw
         hidden = hidden.unflatten(-1, (self.first, self.mlp_ratio))
         weight = self.weight2.unflatten(-1, (self.mlp_ratio, self.second))
         return torch.einsum("...qpe,pkeq->...pk", hidden, weight) + self.bias2

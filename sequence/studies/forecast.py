@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -44,8 +45,8 @@ def forecast(
                 if controls and not model.startswith(SIMPLE):
                     arms = (StudyArm("identity"), StudyArm(SIMPLE, DEFAULT, {"architecture": SIMPLE}))
                 folders = {"folder": folder} if folder else {}
-                names = {"label": label, "model": model, "data": Path(name).stem}
-                tasks.append(StudyTask("forecast", {**options, **folders}, arms=arms, **names))
+                found = StudyTask("forecast", {**options, **folders}, label=label, arms=arms)
+                tasks.append(replace(found, model=model, data=Path(name).stem))
     return Study(
         name="forecast",
         tasks=tuple(tasks),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,11 +30,20 @@ def test_published_channel_mixer() -> None:
 
 
 def test_perceptron_shows_its_matrix() -> None:
-    part, x = JointPerceptron(3, 4).double(), torch.randn(2, 5, 3, 4, dtype=torch.float64)
-    matrix, values, rest = part.project(x)
-    told = part.merge(matrix.to_dense() @ values, rest)
-    torch.testing.assert_close(told, part(x))
-    torch.testing.assert_close(told, part.mlp(x.mT).mT)
+    """In training with dropout too, where the same units are left out."""
+    x = torch.randn(2, 5, 3, 4, dtype=torch.float64)
+    for dropout in (0.0, 0.5):
+        part = JointPerceptron(3, 4, dropout=dropout).double()
+
+        def alike(run: Callable[[], Any]) -> Any:
+            torch.manual_seed(0)
+            return run()
+
+        matrix, values, rest = alike(lambda part=part: part.project(x))
+        told = part.merge(matrix.to_dense() @ values, rest)
+        torch.testing.assert_close(told, alike(lambda part=part: part(x)))
+        torch.testing.assert_close(told, alike(lambda part=part: part.mlp(x.mT).mT))
+        assert torch.allclose(told, part(x)) == (not dropout)
 
 
 def test_trains() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,6 +35,37 @@ class FlattenHead(TokenMap):
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
         steps: Tensor = self.dropout(mixed.squeeze(1) + self.linear.bias.unsqueeze(-1))
         return steps
+
+
+class PatchHead(TokenMap):
+    """Each token of a series to steps of its own: (B, C, N, D) to (B, S, C), one linear layer for all (ModernTCN).
+
+    Laid one behind the other and cut at S. Its matrix is (1, 1, S, N * D), a block for every token, over the channels
+    of the tokens, the tokens the slow axis.
+
+    Args:
+        tokens, dim: N and D.
+        steps: S.
+        each: steps of a token, at least S / N.
+    """
+
+    def __init__(self, tokens: int, dim: int, steps: int, each: int) -> None:
+        super().__init__()
+        if tokens * each < steps:
+            raise ValueError(f"each={each} steps of {tokens} tokens are fewer than steps={steps}")
+        self.linear = nn.Linear(dim, each)
+        self.tokens, self.steps = tokens, steps
+
+    def project(self, x: Tensor) -> Projected:
+        weight = self.linear.weight
+        apart = torch.eye(self.tokens, dtype=weight.dtype, device=weight.device)
+        return Projected(Dense(torch.kron(apart, weight)[None, None, : self.steps]), x.flatten(2).mT.unsqueeze(1))
+
+    def product(self, x: Tensor) -> tuple[Tensor, Any]:
+        return F.linear(x, self.linear.weight).flatten(2)[..., : self.steps].mT.unsqueeze(1), None
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        return mixed.squeeze(1) + self.linear.bias.repeat(self.tokens)[: self.steps].unsqueeze(-1)
 
 
 class ClassHead(TokenMap):

@@ -17,6 +17,8 @@ from sequence.series.models.staged import StagedModel, around_the_blocks, one_a_
 from sequence.series.published import State, prefixed
 
 SOURCE = "ysj9909/FFNet"
+OUT = 0.15
+"""Published dropout of what a perceptron gives; inside of the token mixer's it is twice that."""
 
 
 def from_published(module: FFNetTS, state: State) -> State:
@@ -39,21 +41,35 @@ class FFNetBlock(nn.Module):
         channels, dim, tokens: C, D and N.
         kernel, small: taps of the convolutions, and of the branch of the channel mixer's.
         mlp_ratio: of the channel mixer.
+        dropout: see `FFNetTS`.
     """
 
     def __init__(
-        self, mixer: str, channels: int, dim: int, tokens: int, *, kernel: int, small: int, mlp_ratio: int
+        self,
+        mixer: str,
+        channels: int,
+        dim: int,
+        tokens: int,
+        *,
+        kernel: int,
+        small: int,
+        mlp_ratio: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.residual = mixer != "default"  # the default mixer has it inside
         self.mixer: nn.Module
         with fork_seed(new_seed(), "mixer"):  # whatever it draws, the rest starts alike
             if mixer == "default":
-                spec = f"ffnified(kernel={kernel}, branches='plain', variates={channels})"
+                inner = 2 * OUT if dropout else 0.0
+                spec = f"ffnified(kernel={kernel}, branches='plain', variates={channels}, dropout={inner})"
                 self.mixer = create_mixer(spec, channels * dim, (tokens,))
             else:
                 self.mixer = EachSeries(mixer, channels, dim, (tokens,))
-        self.channel_mixer = SeriesChannelMixer(channels, dim, kernel=kernel, small=small, mlp_ratio=mlp_ratio)
+        self.channel_mixer = SeriesChannelMixer(
+            channels, dim, kernel=kernel, small=small, mlp_ratio=mlp_ratio, dropout=dropout,
+            out_dropout=OUT if dropout else 0.0,
+        )  # fmt: skip
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         mixed = self.mixer(x, mask=mask)
@@ -65,14 +81,16 @@ class FFNetBlock(nn.Module):
 class FFNetTS(StagedModel):
     """FFNet's forecasting model (Yun et al., arXiv 2406.02021): ModernTCN's frame around FFNet's two mixers.
 
-    `load_published(..., source="ysj9909/FFNet")` takes checkpoints of its code for forecasts. In training the published
-    code leaves out 30 % and 15 % of the units inside of its mixers; here nothing is left out there.
+    `load_published(..., source="ysj9909/FFNet")` takes checkpoints of its code, which is for forecasts; for other goals
+    the heads are ModernTCN's.
 
     Args:
         mixer: "default" is `ffnified` over all series, which also mixes these; else the spec of a mixer for each series
             by itself, all with the same weights, with a residual around it.
         kernel, small: taps of the convolutions, and of the short branch in the channel mixer, of every stage.
         mlp_ratio: hidden units of the channel mixer's perceptron over what it reads.
+        dropout: of these hidden units; the published scripts have 0.6 to 0.9. Where it is not 0, the rest is as
+            published too: 0.3 of the hidden units in the default mixer, 0.15 of what each of the two perceptrons gives.
 
     The other arguments are those of `StagedModel`.
     """
@@ -97,9 +115,11 @@ class FFNetTS(StagedModel):
         stride: int = 4,
         downsample: int = 2,
         mlp_ratio: int = 1,
+        dropout: float = 0.6,
         revin: bool | None = None,
         affine: bool = False,
         head_dropout: float = 0.0,
+        published: bool = False,
     ) -> None:
         one_a_stage(dims, kernel=kernel, small=small)
         super().__init__(
@@ -110,7 +130,14 @@ class FFNetTS(StagedModel):
             classes=classes,
             marks=marks,
             block=lambda stage, dim, tokens: FFNetBlock(
-                mixer, channels, dim, tokens, kernel=kernel[stage], small=small[stage], mlp_ratio=mlp_ratio
+                mixer,
+                channels,
+                dim,
+                tokens,
+                kernel=kernel[stage],
+                small=small[stage],
+                mlp_ratio=mlp_ratio,
+                dropout=dropout,
             ),
             dims=dims,
             depths=depths,
@@ -120,4 +147,5 @@ class FFNetTS(StagedModel):
             revin=revin,
             affine=affine,
             head_dropout=head_dropout,
+            published=published,
         )

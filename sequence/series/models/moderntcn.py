@@ -17,7 +17,7 @@ from sequence.series.published import BATCH_NORM, State, named
 
 
 def from_published(module: ModernTCN, state: State) -> State:
-    """Names of luodhhh/ModernTCN's code for forecasts, without decomposition and with one head for all series."""
+    """Names of luodhhh/ModernTCN's code for each goal, without decomposition and with one head for all series."""
     ours = around_the_blocks(module, state)
     for stage, blocks in enumerate(module.stages):
         for at, block in enumerate(blocks.children()):
@@ -83,9 +83,8 @@ class ModernTCNBlock(nn.Module):
 class ModernTCN(StagedModel):
     """Patches of each series as tokens, convolutions of each, perceptrons between series (Luo and Wang, ICLR 2024).
 
-    `load_published(..., source="luodhhh/ModernTCN")` takes checkpoints of its code for forecasts. Sizes are those of
-    its script for ETTh1, which reads 336 steps. Its other tasks have heads of their own there; here they have one over
-    all tokens, as the forecast.
+    `load_published(..., source="luodhhh/ModernTCN")` takes checkpoints of its code, of which there is one for each goal
+    (for anomalies with `published=True`). Sizes are those of its script for ETTh1, which reads 336 steps.
 
     Args:
         mixer: "default" is a convolution a channel and series, in training with a short branch beside it; else the spec
@@ -121,6 +120,7 @@ class ModernTCN(StagedModel):
         affine: bool = False,
         dropout: float = 0.3,
         head_dropout: float = 0.0,
+        published: bool = False,
     ) -> None:
         one_a_stage(dims, kernel=kernel, small=small)
         super().__init__(
@@ -148,4 +148,5 @@ class ModernTCN(StagedModel):
             revin=revin,
             affine=affine,
             head_dropout=head_dropout,
+            published=published,
         )

@@ -77,7 +77,7 @@ CASES = {
         (("published", True),),
     ),
     "tsmixer": Case("tsmixer", {"depth": "e_layers", "hidden": "d_model"}),
-    "moderntcn": Case("moderntcn", STAGED),
+    "moderntcn": Case("moderntcn", STAGED, (("published", True),)),
     "ffnet_ts": Case("ffnet_ts", STAGED),
 }
 FIXTURES = [
@@ -253,6 +253,18 @@ def test_a_classifier_sees_level_and_size() -> None:
             assert moved(name, **{option: True}) < 1e-4, name
             blind.add(name)
     assert blind >= {"patchtst", "itransformer", "s_mamba", "moderntcn", "ffnet_ts", "tsm2", "tsmixer"}
+
+
+def test_dropout_leaves_something_out() -> None:
+    """In training, of every model that has it; with 0 everywhere nothing is."""
+    x, words = torch.randn(2, 24, 3), ("dropout", "head_dropout")
+    for name in list_series_models():
+        known = inspect.signature(series_model_class(name)).parameters
+        none = dict.fromkeys((word for word in words if word in known), 0.0)
+        for option in (None, *none):
+            model = small(name, **none | ({option: 0.5} if option else {})).train()
+            with torch.no_grad():
+                assert torch.equal(model(x), model(x)) == (option is None), (name, option)
 
 
 def test_every_model_takes_another_mixer_and_trains() -> None:
