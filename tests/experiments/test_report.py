@@ -159,6 +159,46 @@ def test_eight_tasks_are_tested_for_ranks(tmp_path):
     assert re.match(r"3 of 10 pairs; from attention: hydra \(p = [\d.e-]+\)\.$", told)
 
 
+# ------------------------------------------------------------------ verdicts
+
+
+def test_a_study_with_a_margin_is_answered_first(tmp_path):
+    tasks = tuple(StudyTask("digits", label=f"{data} m", model="m", data=data) for data in ("d1", "d2"))
+    study = made_up(tasks=tasks, margin=0.01)
+    change = {"attention": 0.0, "identity": 0.0002, "aff": 0.02, "ssd": -0.03, "hydra": 0.004}
+    generator = np.random.default_rng(1)
+    for run in study.runs():
+        noise = 0.0003 * generator.normal()
+        lost = run.mixer == "hydra" and run.seed == 1 and run.setting == "d2 m"
+        score = 0.4 + change[run.mixer] + noise
+        write_run(
+            tmp_path, run, score, metric="mse", higher_is_better=False, status="diverged" if lost else "finished",
+            error="nan" if lost else None, baselines={},
+        )  # fmt: skip
+    (tmp_path / "study.json").write_text(json.dumps(study.to_json()))
+    (tmp_path / "sessions").mkdir()
+    session = {"started": "", "ended": "", "pending": 1, "ray": False, "jobs": 1, "threads": 1, "command": ""}
+    (tmp_path / "sessions" / "1.json").write_text(json.dumps({**session, "margin": 0.05}))
+    first, second, third = text_of(tmp_path).split("\n\n")[1:4]
+    assert first.startswith("**Equivalent to attention within 1 % on all 2 models and data sets: identity. ")
+    assert "Better: ssd. Worse: aff, hydra (1 of 2). Undecided: hydra (1 of 2)." in first
+    assert second == "**identity mixes no tokens and is as good as attention: what that reaches here needs no mixing.**"
+    assert third == "The margin was changed after runs had been made: it was 5 % then."
+    table = pd.read_csv(tmp_path / "report" / "verdicts.csv").set_index(["arm", "data"])
+    assert table.loc[("hydra", "d2"), "verdict"] == "undecided: 1 of 3 seeds diverged" and len(table) == 8
+    runs = pd.read_csv(tmp_path / "report" / "runs.csv")
+    assert len(runs) == 30 and (runs["status"] == "diverged").sum() == 1 and runs["command"].notna().all()
+    page_text = (tmp_path / "report" / "index.html").read_text()
+    alt = re.search(r'<img alt="(Forest plot[^"]*)"', page_text)[1]
+    assert "margin of 1 % shaded" in alt and "ssd on m, d1" in alt and "better" in alt
+    assert page_text.count('type="search"') == 2  # verdicts, and all runs
+
+
+def test_a_study_without_a_margin_has_no_verdicts(tmp_path):
+    write_study(tmp_path, made_up(), levels("digits"))
+    assert "Verdict" not in text_of(tmp_path) and not (tmp_path / "report" / "verdicts.csv").exists()
+
+
 # ------------------------------------------------------------------ sentences
 
 
@@ -256,7 +296,7 @@ class Page(html.parser.HTMLParser):
         self.links: list[str] = []
 
     def handle_starttag(self, tag, attributes):
-        if tag not in ("meta", "img", "col", "br"):
+        if tag not in ("meta", "img", "col", "br", "input"):
             self.open.append(tag)
         self.links += [value for name, value in attributes if name in ("src", "href")]
 

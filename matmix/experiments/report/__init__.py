@@ -17,6 +17,7 @@ from matmix.experiments.checkpoint import write_file
 from matmix.experiments.plugins import import_code
 from matmix.experiments.registry import task_class
 from matmix.experiments.report import arms, further, page, tables
+from matmix.experiments.report.answer import answer
 from matmix.experiments.report.collect import Collected, Setting, collect
 from matmix.experiments.statistics import Ranks
 
@@ -59,12 +60,14 @@ def write_report(study_dir: Path | str, *, reference: str | None = None, matrice
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     problems = _import(collected)
-    blocks = _summary(collected, reference)
+    said, judged = answer(collected, reference, fresh)
+    blocks = [*said, *_summary(collected, reference, judged)]
     for index, setting in enumerate(collected.settings):
         blocks += _section(setting, index, reference, fresh, matrices, problems)
     blocks += _details(collected)
     title = f"Study {collected.study.name}" if collected.study else f"Runs in {folder.name}"
     blocks = [page.Heading(1, title), *blocks]
+    tables.all_runs(collected).to_csv(fresh / "runs.csv", index=False)
     write_file(fresh / "report.md", page.to_markdown(blocks).encode())
     write_file(fresh / "index.html", page.to_html(blocks, title).encode())
     shutil.rmtree(out, ignore_errors=True)
@@ -83,8 +86,8 @@ def _import(collected: Collected) -> list[str]:
     return problems
 
 
-def _summary(collected: Collected, reference: str) -> list[page.Block]:
-    """What was run and how far it is."""
+def _summary(collected: Collected, reference: str, judged: Sequence[page.Block]) -> list[page.Block]:
+    """What was run and how far it is, with the section of verdicts."""
     runs = collected.runs
     counts = Counter(run.status for run in runs)
     blocks: list[page.Block] = []
@@ -109,6 +112,7 @@ def _summary(collected: Collected, reference: str) -> list[page.Block]:
             page.Text("They are left out of the tables and means below."),
             page.Table(bad, frozenset({"seed", "step"})),
         ]
+    blocks += judged
     blocks.append(page.Text(tables.interval_note(collected)))
     scored = [setting for setting in collected.settings if setting.finished]
     ranks = tables.task_ranks(scored)

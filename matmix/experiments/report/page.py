@@ -23,6 +23,13 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A sentence that answers what the page was made for: it stands first and is set larger."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Items:
     items: Sequence[str]
 
@@ -56,7 +63,7 @@ class Fold:
     blocks: Sequence[Block]
 
 
-Block = Heading | Text | Items | Table | Picture | Code | Fold
+Block = Heading | Text | Answer | Items | Table | Picture | Code | Fold
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -69,7 +76,7 @@ def to_html(blocks: Sequence[Block], title: str) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-        "</body>\n</html>\n"
+        f"<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
@@ -79,6 +86,8 @@ def _markdown(block: Block) -> str:
             return f"{'#' * block.level} {block.text}"
         case Text():
             return block.text
+        case Answer():
+            return f"**{block.text}**"
         case Items():
             return "\n".join(f"- {item}" for item in block.items)
         case Code():
@@ -100,6 +109,8 @@ def _html(block: Block) -> str:
             return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
         case Text():
             return f"<p>{html.escape(block.text)}</p>"
+        case Answer():
+            return f'<p class="answer">{html.escape(block.text)}</p>'
         case Items():
             return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in block.items) + "</ul>"
         case Code():
@@ -114,16 +125,67 @@ def _html(block: Block) -> str:
             text = block.frame.to_html(index=False, border=0, escape=True, na_rep="")
             # pandas gives cells no class of their column, so the style sheet counts columns.
             right = [f"r{index}" for index, name in enumerate(block.frame.columns, 1) if name in block.numbers]
-            aligned = " ".join(right)
-            return f'<div class="wide {aligned}">{text}</div>'
+            classes = " ".join(["wide", *right])
+            many = len(block.frame) >= FILTERED
+            find = f'<input type="search" class="find" placeholder="{HINT}" aria-label="{HINT}">' if many else ""
+            return f'{find}<div class="{classes}">{text}</div>'
 
 
+FILTERED = 8
+"""Rows from which on a table can be filtered."""
+HINT = "show rows that hold ..."
+# Without it the page is whole, in the order it was written in. A head that is clicked, or chosen by keyboard, sorts; a
+# cell sorts by the first number in it where all have one ("12 k" by its unit too), else as text.
+_SCRIPT = """
+const units = {k: 1e3, M: 1e6, G: 1e9, T: 1e12};
+function key(cell) {
+  const found = cell.textContent.trim().match(/^[+-]?[0-9][0-9,.]*(?:e[+-]?[0-9]+)?(?: ([kMGT])(?![A-Za-z]))?/);
+  return found ? parseFloat(found[0].replaceAll(",", "")) * (units[found[1]] || 1) : NaN;
+}
+for (const table of document.querySelectorAll(".wide table")) {
+  const body = table.tBodies[0];
+  table.querySelectorAll("thead th").forEach((head, column) => {
+    const sort = () => {
+      const up = head.getAttribute("aria-sort") !== "ascending";
+      for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const rows = [...body.rows].map((row) => [row, key(row.cells[column]), row.cells[column].textContent.trim()]);
+      const numeric = rows.every((row) => row[2] === "" || !isNaN(row[1]));
+      rows.sort((a, b) => {
+        if ((a[2] === "") !== (b[2] === "")) return a[2] === "" ? 1 : -1;
+        const order = numeric ? a[1] - b[1] : a[2].localeCompare(b[2], undefined, {numeric: true});
+        return up ? order : -order;
+      });
+      body.append(...rows.map((row) => row[0]));
+    };
+    head.tabIndex = 0;
+    head.title = "sort";
+    head.addEventListener("click", sort);
+    head.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(); });
+  });
+}
+for (const field of document.querySelectorAll(".find")) {
+  const rows = [...field.nextElementSibling.querySelectorAll("tbody tr")];
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(/\\s+/).filter(Boolean);
+    for (const row of rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !words.every((word) => text.includes(word));
+    }
+  });
+}
+"""
 _STYLE = """
 body { margin: 0; background: #fff; color: #1b1f24; font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1160px; margin: 0 auto; padding: 24px 20px 60px; }
 h1 { font-size: 26px; margin: 0 0 8px; } h2 { font-size: 21px; margin: 40px 0 8px; border-top: 1px solid #d5dae0;
 padding-top: 20px; } h3 { font-size: 16px; margin: 24px 0 6px; }
 p, ul { max-width: 860px; margin: 8px 0; } li { margin: 3px 0; }
+.answer { font-size: 18px; line-height: 1.45; font-weight: 600; max-width: 900px; overflow-wrap: anywhere; }
+p, li { overflow-wrap: anywhere; } .find { font: inherit; padding: 3px 8px; width: 260px; max-width: 100%;
+box-sizing: border-box; } thead th[title] { cursor: pointer; } th[aria-sort=ascending]::after { content: " \\2191"; }
+th[aria-sort=descending]::after { content: " \\2193"; } @media (max-width: 500px) { main { padding: 16px 12px 40px; }
+h1 { font-size: 22px; } .answer { font-size: 16px; } }
 .wide { overflow-x: auto; margin: 12px 0; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 10px; text-align: left; white-space: nowrap; border-bottom: 1px solid #e6e9ed; }
