@@ -5,7 +5,8 @@
                           and label, as stanfordnlp/imdb has them
 a folder                  files of a split each, csv (also .gz) or parquet, with `train` or `test` in their names, in
                           it or in its folders (`imdb_train.csv.gz`, `plain_text/train-00000-of-00001.parquet`);
-                          columns text and label
+                          columns text and label. Or tsv as GLUE is released (SST-2), without quoting: columns sentence
+                          and label, and `dev` is the test, since the released test has no labels
 ========================  =========================================================================================
 """
 
@@ -23,7 +24,7 @@ HUB = "stanfordnlp/imdb"
 CLASSES = ("negative", "positive")
 ROWS = 25_000
 """Of each split, as published."""
-KINDS = (".csv", ".parquet")
+KINDS = (".csv", ".parquet", ".tsv")
 PACKED = (".gz", ".bz2", ".xz")
 Review = tuple[str, int]
 
@@ -48,6 +49,8 @@ def files_of(data: str, depths: Sequence[str] = ("*", "*/*")) -> dict[str, list[
         for split, files in found.items():
             if _kind(file) and split in words and "unsupervised" not in words:
                 files.append(file)
+    dev = [path for depth in depths for path in root.glob(depth) if re.match(r"dev\W", path.name.lower())]
+    found["test"] = [path for path in sorted(dev) if _kind(path) == ".tsv"] or found["test"]
     for split, files in found.items():
         if len({_kind(file) for file in files}) > 1:
             names = ", ".join(str(file.relative_to(root)) for file in files)
@@ -71,7 +74,7 @@ def read(data: str, split: str) -> Iterator[Review | BadData]:
         return
     for file in files[split]:
         rows: Iterator[tuple[int, Any, Any] | BadData]
-        rows = _parquet(file) if _kind(file) == ".parquet" else _table(file)
+        rows = _parquet(file) if _kind(file) == ".parquet" else _table(file, _kind(file) == ".tsv")
         for row in rows:
             yield row if isinstance(row, BadData) else _checked(str(file), *row)
 
@@ -84,13 +87,17 @@ def _checked(where: str, line: int, text: Any, label: Any) -> Review | BadData:
     return text, int(label)
 
 
-def _table(file: Path) -> Iterator[tuple[int, Any, Any] | BadData]:
+def _table(file: Path, tabs: bool) -> Iterator[tuple[int, Any, Any] | BadData]:
     with open_binary(file) as opened:
-        rows = table(text_lines(opened, file), file)
+        lines = text_lines(opened, file)
+        # Quotation marks in GLUE's files are words of the sentences.
+        plain = ((number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(lines, 1))
+        rows = plain if tabs else table(lines, file)
         line, header = next(rows, (1, []))
-        if not {"text", "label"} <= set(header):
-            raise bad(file, line, f"the columns are {shown(', '.join(header))}", "a header with text and label")
-        text, label = header.index("text"), header.index("label")
+        name = "sentence" if tabs else "text"
+        if not {name, "label"} <= set(header):
+            raise bad(file, line, f"the columns are {shown(', '.join(header))}", f"a header with {name} and label")
+        text, label = header.index(name), header.index("label")
         for line, row in rows:
             if len(row) == len(header):
                 yield line, row[text], row[label]
@@ -141,4 +148,5 @@ def _kind(file: Path) -> str:
 
 
 def _allowed() -> str:
-    return f"{HUB} or another data set of the hub, or a folder with train and test as csv or parquet"
+    files = "train and test as csv or parquet, or train and dev as tsv"
+    return f"{HUB} or another data set of the hub, or a folder with {files}"

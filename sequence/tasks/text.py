@@ -3,6 +3,7 @@
 matmix train text --mixer hydra                                    stanfordnlp/imdb of the Hugging Face hub
 matmix train text --mixer hydra --data FOLDER                      train and test as csv or parquet
 matmix train text --mixer hydra --task.test-as-validation          as the published numbers were selected
+matmix train text --data SST-2 --model "hf:bert(num_hidden_layers=2)" --task.length 128     a model of transformers
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import dataclasses
 from typing import Any, ClassVar
 
 import numpy as np
+from torch import nn
 
 from matmix.experiments.task import Recipe, Split
+from matmix.ops.seed import fork_seed
 from sequence.data import reviews, reviews_sets
 from sequence.data.labelled import Labelled
 from sequence.data.vocabulary import Vocabulary
 from sequence.tasks.classes import TextSettings, TokenTask
+from sequence.text_model import TextModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,9 @@ class Text(TextSettings, TokenTask):
     held-out ones included, as published.
     """
 
+    architecture: str = ""
+    """A model of transformers that reads the tokens in place of the encoder of the other settings, as in
+    "hf:bert(hidden_size=64)"; its last states are averaged for the classifier. `--model` for short."""
     length: int = 4096
     """The most tokens; longer reviews are cut."""
     data: str = reviews.HUB
@@ -44,7 +51,17 @@ class Text(TextSettings, TokenTask):
     """The test reviews choose the weights, as in all published numbers."""
 
     classes: ClassVar[int] = len(reviews.CLASSES)
-    aliases: ClassVar[dict[str, str]] = {"data": "data"}
+    aliases: ClassVar[dict[str, str]] = {"data": "data", "model": "architecture"}
+
+    def model(self, mixer: str, seed: int) -> nn.Module:
+        if not self.architecture:
+            return super().model(mixer, seed)
+        if mixer:
+            raise ValueError(
+                f"mixer {mixer!r}: {self.architecture} is built without one; --surgery.level module puts it there"
+            )
+        with fork_seed(seed, "model"):
+            return TextModel(self.architecture, len(self.vocabulary()), self.classes)
 
     def __post_init__(self) -> None:
         super().__post_init__()
