@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 SIZES = {"depth": 3, "dim": 128, "hidden": 128}
 """Of the published scripts, whatever the data."""
 VAL_SHARE = 0.2
+FAR = 100.0
+"""Deviations from the mean from which on a channel is named."""
 
 
 class Windows(NamedTuple):
@@ -65,6 +67,10 @@ class SeriesAnomaly(SeriesSettings, Task):
     100."""
     ratio: float = 0.0
     """Percent of the reference values that lie above the threshold of F1; 0 = as published: 1, of SMD 0.5."""
+    clip: float = 0.0
+    """Hold scaled values within so many deviations; 0 = not. A channel that hardly changes in training may lie
+    thousands of deviations away in the test: squared errors are mostly its own then, and `facts` and the command line
+    name it."""
     vus: bool = False
     """Score the volume under the surface (VUS-PR) too, by aeon."""
 
@@ -73,7 +79,13 @@ class SeriesAnomaly(SeriesSettings, Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, length=numbers(1, whole=True), stride=numbers(0, whole=True), ratio=numbers(0, below=100))
+        check(
+            self,
+            length=numbers(1, whole=True),
+            stride=numbers(0, whole=True),
+            ratio=numbers(0, below=100),
+            clip=numbers(0),
+        )
 
     # ------------------------------------------------------------------ the data
 
@@ -105,15 +117,14 @@ class SeriesAnomaly(SeriesSettings, Task):
         labels: dict[str, list[np.ndarray]] = {"train": [], "test": []}
         borders: dict[str, list[tuple[int, int, int]]] = {"train": [], "test": []}
         begins = {"train": 0, "test": 0}
-        whole = scale_of(np.concatenate([one.train for one in self.recordings]))
-        for one in self.recordings:
+        for one, (mean, std) in zip(self.recordings, self.scales, strict=True):
             inner = len(one.train) - int(VAL_SHARE * len(one.train))
-            mean, std = whole if self.published_protocol else scale_of(one.train[:inner])
             for split, values in (("train", one.train), ("test", one.test)):
                 begin, end = begins[split], begins[split] + len(values)
                 borders[split].append((begin, begin + inner if split == "train" else end, end))
                 begins[split] = end
-                parts[split].append(((values - mean) / std).astype(np.float32))
+                scaled = (values - mean) / std
+                parts[split].append((scaled.clip(-self.clip, self.clip) if self.clip else scaled).astype(np.float32))
                 labels[split].append(one.labels if split == "test" else np.zeros(len(values), bool))
         found = {}
         for split in parts:
@@ -122,6 +133,23 @@ class SeriesAnomaly(SeriesSettings, Task):
                 edges = [(0, end - int(VAL_SHARE * end) if split == "train" else end, end)]
             arrays = np.concatenate(parts[split]), np.concatenate(labels[split])
             found[split] = (torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]), edges)
+        return found
+
+    @cached_property
+    def scales(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Mean and deviation of the channels of each recording."""
+        if self.published_protocol:
+            return [scale_of(np.concatenate([one.train for one in self.recordings]))] * len(self.recordings)
+        return [scale_of(one.train[: len(one.train) - int(VAL_SHARE * len(one.train))]) for one in self.recordings]
+
+    def far(self) -> dict[str, float]:
+        """Channels that hardly change in training: how many deviations from their mean the test goes, where these are
+        more than `FAR` and ten times as many as in training."""
+        found = {}
+        for one, (mean, std) in zip(self.recordings, self.scales, strict=True):
+            train, test = (np.abs((values - mean) / std).max(0) for values in (one.train, one.test))
+            for channel in np.flatnonzero((test > FAR) & (test > 10 * train)):
+                found[f"{one.name} channel {channel}"] = float(test[channel])
         return found
 
     def windows(self, split: Split) -> Windows:
@@ -230,7 +258,7 @@ class SeriesAnomaly(SeriesSettings, Task):
         return "-".join(filter(None, (self.spec().name, self.data.rstrip("/").rpartition("/")[2], self.series)))
 
     def facts(self) -> dict[str, Any]:
-        share = float(torch.cat([self.rows["test"][1]]).double().mean())
+        far, share = self.far(), float(torch.cat([self.rows["test"][1]]).double().mean())
         return {
             "protocol": self.protocol,
             "recordings": len(self.recordings),
@@ -240,12 +268,19 @@ class SeriesAnomaly(SeriesSettings, Task):
             "anomalous share of the test": round(share, 4),
             "threshold from": "train and test" if self.published_protocol else "validation",
             "missing values, filled": sum(one.filled for one in self.recordings),
+            "hardly change in training": {name: f"{at:.0f} deviations away in the test" for name, at in far.items()},
         }
 
     def found(self) -> str:
-        return f"{self.data}: {len(self.recordings)} recordings of {self.channels} channels, " + ", ".join(
-            f"{len(values):,} rows {split}" for split, (values, _, _) in self.rows.items()
-        )
+        rows = ", ".join(f"{len(values):,} rows {split}" for split, (values, _, _) in self.rows.items())
+        said, far = f"{self.data}: {len(self.recordings)} recordings of {self.channels} channels, {rows}", self.far()
+        if far and not self.clip:
+            most = max(far, key=lambda name: far[name])
+            said += (
+                f"; channels that hardly change in training: {len(far)}, up to {far[most]:,.0f} deviations away in the "
+                f"test ({most}), so squared errors are mostly theirs; --task.clip 10 holds them"
+            )
+        return said
 
 
 def energies(output: Tensor, batch: Batch) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -152,6 +153,30 @@ def test_scores_of_a_model_that_finds_them(folder: Path) -> None:
         for batch in order:
             found.update(batch.y["values"].square().mean(-1), batch.y)
     assert metric.compute() == shuffled.compute() > 0
+
+
+@pytest.mark.parametrize("protocol", ["strict", "published"])
+def test_channels_that_hardly_change_in_training_are_named(
+    folder: Path, tmp_path: Path, protocol: Literal["strict", "published"]
+) -> None:
+    (one,) = anomalies.load(str(folder / "waves.npz"))
+    quiet = SeriesAnomaly(SMALL, data=str(folder / "waves.npz"), length=16, protocol=protocol)
+    assert quiet.far() == {} and "deviations" not in quiet.found()
+    rows = np.random.default_rng(0).normal(size=(len(one.train) + len(one.test), 1)) * 1e-4
+    rows[-3:] = 1.0
+    train, test = (
+        np.hstack(pair) for pair in ((one.train, rows[: len(one.train)]), (one.test, rows[len(one.train) :]))
+    )
+    np.savez(tmp_path / "still.npz", train=train, test=test, label=one.labels)
+    task = replace(quiet, data=str(tmp_path / "still.npz"))
+    ((name, far),) = task.far().items()
+    assert name.endswith(f"channel {train.shape[1] - 1}") and 9e3 < far < 1.1e4
+    assert task.facts()["hardly change in training"] == {name: f"{far:.0f} deviations away in the test"}
+    assert f"channels that hardly change in training: 1, up to {far:,.0f} deviations" in task.found()
+    assert task.rows["test"][0].max() == pytest.approx(far)
+    held = replace(task, clip=10.0)
+    assert held.rows["test"][0].abs().max() == 10 and "--task.clip" not in held.found()
+    assert torch.equal(held.rows["test"][0][:-3], task.rows["test"][0][:-3].clamp(-10, 10))
 
 
 def test_what_the_scripts_tell_apart() -> None:
