@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import language as benchmark
 from matmix import create_mixer, load_published
 from matmix.mixers.ponet import delimited
 from sequence.language import (
@@ -287,3 +288,13 @@ def test_ponets_checkpoint() -> None:
     torch.testing.assert_close(said.loss, words + F.cross_entropy(said.seq_relationship_logits, relation))
     one = load_published(MatmixForMaskedLM(config).eval(), state, PONET)  # a head is passed over
     torch.testing.assert_close(one(ids, MASK).logits, said.prediction_logits)
+
+
+def test_the_benchmark_compares_what_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """It loads transformers' weights into ours and holds their losses to each other before it measures."""
+    sizes = {"lengths": 8, "tokens": 16, "depth": 1, "dim": 64, "vocabulary": 30, "budget": 0}
+    given = {**sizes, "threads": torch.get_num_threads()}
+    benchmark.main([word for name, size in given.items() for word in (f"--{name}", str(size))])
+    table = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| 8 ")]
+    assert [row[2].strip() for row in table] == ["attention", "fnet", "hydra"]
+    assert all(float(cell) > 0 for row in table[:2] for cell in row[5:13])
