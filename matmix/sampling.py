@@ -56,6 +56,23 @@ def once_by_length(lengths: Tensor, batch_size: int, *, rank: int = 0, world: in
     return (longest_first[at] for at in once(len(lengths), batch_size, rank=rank, world=world))
 
 
+def drawn(
+    lengths: Tensor, batch_size: int, *, train: bool, buckets: bool, seed: int = 0, start: int = 0, rank: int = 0,
+    world: int = 1,
+) -> Iterator[Tensor]:  # fmt: skip
+    """One of the four above: training batches without end or each example once, in `buckets` of similar length or not.
+
+    `seed` and `start` are those of training.
+    """
+    if train:
+        if buckets:
+            return by_length(lengths, batch_size, seed=seed, start=start, rank=rank, world=world)
+        return order(len(lengths), batch_size, seed=seed, start=start, rank=rank, world=world)
+    if buckets:
+        return once_by_length(lengths, batch_size, rank=rank, world=world)
+    return once(len(lengths), batch_size, rank=rank, world=world)
+
+
 def _per_epoch(n: int, batch_size: int) -> int:
     if batch_size > n:
         raise ValueError(f"batch_size={batch_size} is larger than the training split of {n} examples")

@@ -2,6 +2,7 @@
 
 corpus("input.txt", "bytes")                      one file: the first 90 % train, 5 % validate, 5 % test
 corpus("wikitext-2", "characters")                a folder with one file a split: train, valid, test
+corpus("wiki/*.txt", "bytes")                     all files of a pattern, one behind the other, as one file
 corpus("enwik8.zip", "bytes")                     90, 5 and 5 million bytes, as published
 corpus("input.txt", "somewhere/tokenizer.json")   a tokenizer of Hugging Face's tokenizers, from its file
 """
@@ -140,15 +141,25 @@ def corpus(data: str, tokens: str) -> Corpus:
     """The streams of a file or folder, kept as long as the files stay as they are.
 
     Args:
-        data: a text file (also packed: gz, bz2, xz, zip), or a folder with one for each split.
+        data: a text file (also packed: gz, bz2, xz, zip), a pattern of some, or a folder with one for each split.
         tokens: "bytes", "characters", or the path of a tokenizer's json file.
 
     Raises:
         ValueError: says which file is missing or damaged, and where.
     """
-    paths = [Path(given).expanduser() for given in (data, tokens)]
-    files = sorted(file for path in paths for file in (path, *(path.iterdir() if path.is_dir() else ())))
+    files = [file for given in (data, tokens) for file in sources(Path(given).expanduser())]
     return _corpus(data, tokens, tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files))
+
+
+def sources(path: Path) -> list[Path]:
+    """All files that may stand behind a file, a folder or a pattern, and the path itself; not all need exist."""
+    if _is_pattern(path):
+        return sorted(file for file in path.parent.glob(path.name) if file.is_file())
+    return [path, *(sorted(path.iterdir()) if path.is_dir() else ())]
+
+
+def _is_pattern(path: Path) -> bool:
+    return any(letter in path.name for letter in "*?[") and not path.exists()
 
 
 @cache
@@ -171,20 +182,24 @@ def _corpus(data: str, tokens: str, times: tuple[int, ...]) -> Corpus:
     return Corpus(splits, coder, digests)
 
 
-def read(path: Path, *, whole_characters: bool) -> dict[str, tuple[str, bytes]]:
+def read(path: Path, *, whole_characters: bool, whole_lines: bool = False) -> dict[str, tuple[str, bytes]]:
     """The text of "train", "val" and "test", each with a name for errors and tables.
 
     Args:
-        path: a file or a folder.
+        path: a file, a pattern of some (`*`, `?`, `[...]` in its last part), or a folder.
         whole_characters: where a single file is cut, the cut moves on to the next character of UTF-8.
+        whole_lines: it moves on to the next line.
     """
     if path.is_dir():
         return {split: (file.name, _bytes(file)) for split, file in _files(path).items()}
-    if not path.is_file():
+    files = sources(path) if _is_pattern(path) else [path]
+    if not all(file.is_file() for file in files) or not files:
         raise ValueError(f"data: there is no file or folder {str(path)!r}")
-    text, cuts = _bytes(path), [0]
+    text, cuts = b"".join(map(_bytes, files)), [0]
     for share in SHARES.values():
         cut = round(share * len(text))
+        if whole_lines and 0 < cut < len(text):
+            cut = text.find(b"\n", cut - 1) + 1 or len(text)
         while whole_characters and cut < len(text) and text[cut] & 0xC0 == 0x80:
             cut += 1
         cuts.append(cut)

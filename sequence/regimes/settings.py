@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from matmix.experiments.config import RunConfig
 from matmix.experiments.folder import Result, read_config
 from matmix.experiments.task import Recipe, Task
 from matmix.experiments.weights import read_weights
@@ -119,8 +120,10 @@ def _deciding(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, log_every=1, eval_every=1, checkpoint_every=1, eval_batch_size=1, accumulate=1)
 
 
-def run_below(folder: Path, mixers: set[str], seed: int) -> Path:
-    """The folder itself where it is that of a run, else the one run below it of this mixer and seed.
+def run_below(
+    folder: Path, mixers: set[str], seed: int, meant: Callable[[RunConfig], bool] = lambda config: True
+) -> Path:
+    """The folder itself where it is that of a run, else the one run below it of this mixer and seed that is meant.
 
     Raises:
         ValueError: where there is none, or more than one.
@@ -128,7 +131,7 @@ def run_below(folder: Path, mixers: set[str], seed: int) -> Path:
     if (folder / "config.json").is_file():
         return folder
     runs = {path.parent: read_config(path.parent) for path in sorted(folder.glob("runs/**/config.json"))}
-    found = [path for path, config in runs.items() if config.mixer in mixers and config.seed == seed]
+    found = [path for path, run in runs.items() if run.mixer in mixers and run.seed == seed and meant(run)]
     if len(found) != 1:
         mixer = min(mixers, key=len) or "of the regime"
         many = f"{len(found)} runs, {', '.join(map(str, found))}," if found else "no run"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Split
-from matmix.sampling import by_length, once, once_by_length, order
+from matmix.sampling import drawn
 from sequence.data.characters import Tokens, check_tokens
 from sequence.data.faults import check_broken
 from sequence.data.labelled import Labelled
@@ -79,15 +79,9 @@ class TokenSettings(ClassSettings):
         self, split: Split, lengths: np.ndarray, batch_size: int, seed: int, start: int, rank: int, world: int
     ) -> Iterator[Tensor]:
         """Which examples, of these lengths, are in the batches of a split."""
-        share = {"rank": rank, "world": world}
-        if self.buckets:
-            kept = torch.from_numpy(np.minimum(lengths, self.room()))
-            if split == "train":
-                return by_length(kept, batch_size, seed=seed, start=start, **share)
-            return once_by_length(kept, batch_size, **share)
-        if split == "train":
-            return order(len(lengths), batch_size, seed=seed, start=start, **share)
-        return once(len(lengths), batch_size, **share)
+        kept = torch.from_numpy(np.minimum(lengths, self.room()))
+        train, share = split == "train", {"rank": rank, "world": world}
+        return drawn(kept, batch_size, train=train, buckets=self.buckets, seed=seed, start=start, **share)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,8 @@ from matmix.experiments import trainer
 from matmix.experiments.registry import task_class
 from matmix.experiments.task import Batch, Task
 from matmix.training import after_step, having
+from sequence.language.glue import Glue
+from sequence.language.mlm import MLM
 from sequence.series.tasks.anomaly import SeriesAnomaly
 from sequence.series.tasks.classification import SeriesClassification
 from sequence.series.tasks.forecast import Forecast
@@ -64,7 +66,7 @@ class Never(Rare):
 
 def cases(folder: str) -> dict[str, tuple[Task, str]]:
     """A small setting of every task, without dropout, and its mixer; `folder` holds `images` by class,
-    `masks`, `reviews`, `papers`, `colours`, `input.txt`, `own.csv`, M4's weekly series,
+    `masks`, `reviews`, `papers`, `colours`, `input.txt`, `glue`, `tokenizer.json`, `own.csv`, M4's weekly series,
     `cases` and `recordings.npz`."""
     from tests.sequence.written import LISTS
     from tests.vision.folders import TINY
@@ -111,6 +113,8 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
             SeriesAnomaly(architecture="dlinear(kernel=5)", data=f"{folder}/recordings.npz", length=16),
             "",
         ),
+        "mlm": (MLM(**tokens, data=f"{folder}/input.txt", vocabulary=80, pad="batch"), VQ),
+        "glue": (Glue(**tokens, name="mnli", data=f"{folder}/glue", tokens=f"{folder}/tokenizer.json"), VQ),
         "m4": (M4(architecture="dlinear(kernel=5)", frequency="Weekly", folder=folder), ""),
         "co2": (CO2(length=16, horizon=8, dim=8, depth=1), VQ),
         "imagefolder": (ImageFolder(**images, **mixed), ""),

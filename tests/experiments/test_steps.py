@@ -25,7 +25,7 @@ NAMES = (
     "digits", "rare", "recall", "parity", "listops", "text", "retrieval", "image", "pathfinder", "lm", "co2",
     "imagefolder", "cifar10", "imagenet", "segmentation",
     "listops-pretraining", "text-pretraining", "retrieval-pretraining", "image-pretraining",
-    "pathfinder-pretraining", "forecast", "imputation", "m4",
+    "pathfinder-pretraining", "mlm", "glue", "forecast", "imputation", "m4",
     "series-classification", "series-anomaly", "series-classification", "series-anomaly",
 )  # fmt: skip
 
@@ -39,6 +39,8 @@ def folder(tmp_path_factory) -> str:
     written.papers(root / "papers")
     written.text(root / "input.txt")
     written.cifar(root / "colours")
+    written.glue(root / "glue", "mnli")
+    written.tokenizer(root / "tokenizer.json")
     tables.write(root / "own.csv", rows=200)
     tables.cases(root / "cases")
     tables.recordings(root / "recordings.npz")

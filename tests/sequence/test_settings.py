@@ -10,6 +10,8 @@ import torch
 
 from matmix.experiments.registry import list_tasks, task_class
 from sequence.encoder import Encoder
+from sequence.language.config import FIELDS
+from sequence.language.settings import SHAPE, ModelSettings
 from sequence.tasks.settings import (
     ClassSettings,
     EncoderSettings,
@@ -37,11 +39,15 @@ def test_settings_and_options_have_one_list_of_names():
 
 
 def test_every_sequence_task_has_them():
-    """Those on time series have models of their own, by the one field `architecture` instead."""
+    """Those on time series have models of their own, by the one field `architecture` instead; those on language have
+    the fields of the configuration that transformers saves."""
     classes = [task_class(name) for name in list_tasks() if task_class(name).__module__.startswith("sequence.")]
     series = [cls for cls in classes if cls.__module__.startswith("sequence.series.")]
-    assert len(classes) - len(series) > 5
-    assert [cls.__name__ for cls in classes if issubclass(cls, EncoderSettings) == (cls in series)] == []
+    language = [cls for cls in classes if issubclass(cls, ModelSettings)]
+    assert len(classes) - len(series) - len(language) > 5 and len(language) == 2
+    others = [*series, *language]
+    assert [cls.__name__ for cls in classes if issubclass(cls, EncoderSettings) == (cls in others)] == []
+    assert set(SHAPE) <= set(FIELDS)
     assert [cls.__name__ for cls in series if "architecture" not in settings_of(cls)] == []
 
 

@@ -152,3 +152,41 @@ def edit(file: Path, line: int, change: Callable[[bytes], bytes]) -> None:
     lines[line - 1] = change(lines[line - 1])
     content = b"".join(lines)
     file.write_bytes(gzip.compress(content) if packed else content)
+
+
+WORDS = ("the", "cat", "dog", "sat", "ran", "on", "under", "a", "mat", "tree", "and", "then", "it", "slept")
+
+
+def sentences(count: int, seed: int = 0, words: tuple[int, int] = (3, 12)) -> list[str]:
+    """Texts of a few words each."""
+    source = random.Random(seed)
+    return [" ".join(source.choices(WORDS, k=source.randint(*words))) for _ in range(count)]
+
+
+def tokenizer(path: Path, vocabulary: int = 80) -> Path:
+    """A tokenizer.json of these words."""
+    from sequence.language.data.tokenizer import train_wordpiece
+
+    train_wordpiece(sentences(60), vocabulary).save(str(path))
+    return path
+
+
+def glue(folder: Path, *names: str, counts: tuple[int, int] = (48, 12)) -> Path:
+    """Tasks of GLUE as released: a header, tabs, quotes as letters; CoLA without a header."""
+    from sequence.language.data.glue import COLA, TASKS, parts
+
+    for name in names:
+        task = TASKS[name]
+        (folder / task.folder).mkdir(parents=True, exist_ok=True)
+        for part in parts(name):
+            count = counts[part != "train"]
+            texts = [[f'{text} "' for text in sentences(count, seed)] for seed in range(len(task.texts))]
+            columns = COLA if name == "cola" else ("index", *task.texts, task.label)
+            lines = [] if name == "cola" else ["\t".join(columns)]
+            for row in range(count):
+                label = task.labels[row % len(task.labels)] if task.labels else str(row % 6 * 0.9)
+                cells = dict(zip(task.texts, (column[row] for column in texts), strict=True)) | {task.label: label}
+                lines.append("\t".join(cells.get(column, "7") for column in columns))
+            kind = {"train": "train", "dev": "dev_matched" if name == "mnli" else "dev"}.get(part, "dev_mismatched")
+            (folder / task.folder / f"{kind}.tsv").write_text("\n".join(lines) + "\n")
+    return folder

@@ -1,0 +1,1 @@
+"""Text for language models: tokenizers, streams of text, masking, and the sets of GLUE."""

@@ -1,0 +1,191 @@
+"""Finished runs as checkpoints: where they lie, what fits them, and as folders of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from matmix.experiments.config import RunConfig
+from matmix.experiments.folder import Result, load_model, read_config
+from matmix.experiments.weights import read_weights
+from sequence.language import MatmixConfig, MatmixForSequenceClassification
+from sequence.regimes.settings import run_below
+
+if TYPE_CHECKING:
+    from sequence.language.settings import ModelSettings
+
+OF_THE_HEAD = ("decoder.", "transform.", "classifier.")
+"""Weights that say something of what the encoder has read: of hidden words, or of classes."""
+
+
+def is_run(folder: Path) -> bool:
+    """Whether it is the folder of a run, or of a study of some; else it may be one of transformers."""
+    return (folder / "metrics.jsonl").is_file() or (folder / "result.json").is_file() or (folder / "runs").is_dir()
+
+
+def checkpoint(folder: Path, mixer: str, seed: int, name: str = "") -> Path:
+    """The run in a folder, or in that of a study the one of this mixer and seed: one of masked words, or of a task of
+    GLUE by its name.
+
+    Raises:
+        ValueError: where there is none, or more than one.
+    """
+    return run_below(folder, {mixer}, seed, lambda config: config.options.get("name", "") == name)
+
+
+def tokenizer_of(folder: Path) -> PreTrainedTokenizerFast:
+    """What the runs in a folder turn text into ids with.
+
+    Raises:
+        ValueError: where they have several.
+    """
+    places = [folder] if (folder / "config.json").is_file() else sorted(folder.glob("runs/**/seed-*"))
+    tasks: dict[Any, ModelSettings] = {}
+    for place in places:
+        task: Any = read_config(place).make_task()
+        tasks[task] = task
+    made = {id(found): found for found in (task.tokenizer() for task in tasks.values())}
+    if len(made) != 1:
+        raise ValueError(f"tokens: the runs in {folder} have {len(made)} tokenizers; name one run")
+    return next(iter(made.values()))
+
+
+def start_from(model: nn.Module, folder: Path, task: ModelSettings) -> None:
+    """Load the best weights of a finished run into a classifier, all but those of heads, and nothing in part.
+
+    Raises:
+        ValueError: where the run is not finished, or its settings of the model are others; the message names each.
+    """
+    result = Result.read(folder)
+    if result is None or result.status != "finished":
+        state = "no run" if result is None else f"a run that is {result.status}"
+        raise ValueError(f"init_from: {folder} holds {state}; it must be the folder of a finished run")
+    _check_settings(read_config(folder), folder, task)
+    _check_words(result, folder, task)
+    given = _body(read_weights(folder / "best.safetensors"))
+    wanted = _body(model.state_dict())
+    if not any("pooler." in name for name in given):  # of masked words: no pooler was trained
+        wanted = {name: value for name, value in wanted.items() if "pooler." not in name}
+    wrong = [f"{name} is missing there" for name in wanted.keys() - given.keys()]
+    wrong += [f"{name} is not part of this model" for name in given.keys() - wanted.keys()]
+    wrong += [
+        f"{name} is {tuple(given[name].shape)} there and {tuple(wanted[name].shape)} here"
+        for name in given.keys() & wanted.keys()
+        if given[name].shape != wanted[name].shape
+    ]
+    if wrong:
+        raise ValueError(f"init_from: the weights of {folder} do not fit: {'; '.join(sorted(wrong))}")
+    model.load_state_dict(given, strict=False)
+
+
+def from_transformers(
+    config: MatmixConfig, folder: Path, tokens: PreTrainedTokenizerFast, named: str
+) -> MatmixForSequenceClassification:
+    """A classifier of this configuration at the weights of a folder of transformers.
+
+    Raises:
+        ValueError: where there is none, or one of another vocabulary, or its encoder is another; it names the fields.
+    """
+    from sequence.language.settings import SHAPE
+
+    try:
+        theirs = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"init_from: {folder} is neither the folder of a run, nor of a study, nor of transformers: {error}"
+        ) from None
+    check_vocabulary(theirs.vocab_size, tokens, folder, named)
+    other = [
+        f"{name} is {getattr(theirs, name, None)!r} there and {getattr(config, name)!r} here"
+        for name in ("mixer", *SHAPE)
+        if "dropout" not in name and getattr(theirs, name, None) != getattr(config, name)
+    ]
+    if other:
+        raise ValueError(f"init_from: the model in {folder} is another: {'; '.join(other)}")
+    found: MatmixForSequenceClassification = MatmixForSequenceClassification.from_pretrained(folder, config=config)
+    return found
+
+
+def check_vocabulary(size: int, tokens: PreTrainedTokenizerFast, folder: Path, named: str) -> None:
+    """Raise a ValueError where a tokenizer has another number of words than a checkpoint."""
+    if size != len(tokens):
+        raise ValueError(
+            f"tokens: {named or 'the tokenizer'} has {len(tokens):,} words, and the checkpoint {folder} {size:,}: take "
+            "the tokenizer that it was trained with (tokens='' does)"
+        )
+
+
+def _check_settings(config: RunConfig, folder: Path, task: ModelSettings) -> None:
+    from sequence.language.settings import SHAPE
+
+    ours: dict[str, Any] = {name: getattr(task, name) for name in SHAPE if "dropout" not in name}
+    other = [
+        f"{name} is {config.options.get(name)!r} there and {value!r} here"
+        for name, value in ours.items()
+        if config.options.get(name) != value
+    ]
+    if other:
+        raise ValueError(f"init_from: the settings of {folder} are others: {'; '.join(other)}")
+
+
+def _check_words(result: Result, folder: Path, task: ModelSettings) -> None:
+    from sequence.language.data.tokenizer import fingerprint
+
+    size, theirs = result.facts.get("vocabulary", 0), result.facts.get("tokenizer")
+    check_vocabulary(size, task.tokenizer(), folder, getattr(task, "tokens", ""))
+    mine = fingerprint(task.tokenizer())
+    if theirs != mine:
+        raise ValueError(
+            f"tokens: the tokenizer has other words ({mine}) than that of the checkpoint {folder} ({theirs}): take the "
+            "one that it was trained with (tokens='' does)"
+        )
+
+
+def _body(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith(OF_THE_HEAD)}
+
+
+def save_pretrained(run: Path, folder: Path, weights: str = "best") -> None:
+    """A finished run as a folder of transformers: model, configuration and tokenizer.
+
+    `pipeline("fill-mask", folder)` and `AutoModel.from_pretrained(folder)` open it after `import sequence.language`.
+    """
+    task: Any
+    model: Any
+    task, model = load_model(run, weights)
+    if not hasattr(model, "save_pretrained"):
+        raise ValueError(f"{run} is a run of {type(task).__name__}, whose model is none of transformers")
+    model.save_pretrained(folder)
+    task.tokenizer().save_pretrained(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    run: Path
+    """Folder of a finished run of mlm or glue."""
+    out: Path
+    """Folder to write."""
+    weights: str = "best"
+    """"best" on validation, or "final"."""
+
+
+def command(words: Sequence[str]) -> int:
+    """Save the model and the tokenizer of a run of mlm or glue as transformers has them: `pipeline` opens the folder.
+
+    matmix save-pretrained --run RUN --out FOLDER
+    """
+    import tyro
+
+    given = tyro.cli(_Options, prog="matmix save-pretrained", description=command.__doc__, args=list(words))
+    if given.weights not in ("best", "final"):
+        raise ValueError(f"weights must be 'best' or 'final', got {given.weights!r}")
+    if Result.read(given.run) is None:
+        raise ValueError(f"run: {given.run} holds no finished run")
+    save_pretrained(given.run, given.out, given.weights)
+    print(f"saved {given.out}")
+    return 0
