@@ -11,12 +11,10 @@ bit, in all the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from matmix.mixers import Mixer, layer_specs
 from matmix.mixers.base import drop_padding
@@ -94,6 +92,7 @@ class Encoder(nn.Module):
         embedding_projection: and then a linear layer (FNet).
         delimiters: token ids that part the segments of mixers which take given ones (`ponet`): each is a segment of its
             own that pools nothing, as in PoNet's pretrained models; () leaves the segments to the mixers.
+        block: class of the blocks, such as one that transformers can have recomputed.
         seed: of the initial weights.
     """
 
@@ -132,6 +131,7 @@ class Encoder(nn.Module):
         embedding_norm: bool = False,
         embedding_projection: bool = False,
         delimiters: tuple[int, ...] = (),
+        block: type[Block] = Block,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class Encoder(nn.Module):
             mlp_ratio, glu, act, norm, prenorm, conv, dropout, hidden_dropout, tied_dropout, norm_eps, padding
         )
         self.blocks = nn.ModuleList(
-            Block(str(spec), dim, grid, options, seed, f"blocks.{index}")
+            block(str(spec), dim, grid, options, seed, f"blocks.{index}")
             for index, spec in enumerate(layer_specs(mixer, depth))
         )
         self.delimiters = tuple(delimiters)
@@ -182,8 +182,6 @@ class Encoder(nn.Module):
         check_order(self.mixers, head, pool if self.pools else None)
         self.norm = make_norm(norm, dim, norm_eps) if prenorm and final_norm else nn.Identity()
         self.pooled_norm = make_norm(norm, dim, norm_eps) if self.pools and pool_norm else nn.Identity()
-        # transformers sets both to have the blocks recomputed in the backward pass (`gradient_checkpointing_enable`).
-        self.gradient_checkpointing, self._gradient_checkpointing_func = False, partial(checkpoint, use_reentrant=False)
         with fork_seed(seed, "head"):
             width = dim * {"forecast": length, "pair": PAIR_WIDTH[pair_features]}.get(head, 1)
             self.head: nn.Module = nn.Identity()
@@ -258,14 +256,10 @@ class Encoder(nn.Module):
             x = torch.cat((self.cls.expand(len(x), 1, -1), x), 1)
         x = self._place(x, mask, segments)
         x = self.embedding_dropout(drop_padding(self.stem(x), mask))
-        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
             if layers is not None:
                 layers.append(x)
-            if again:
-                x = self._gradient_checkpointing_func(block.__call__, x, mask, segments, given)
-            else:
-                x = block(x, mask, segments, given)
+            x = block(x, mask, segments, given)
         if layers is not None:
             layers.append(x)
         x = normed(self.norm, x, mask)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from matmix.ops.masks import in_order, padding_last
@@ -18,6 +19,7 @@ from sequence.encoder import Encoder, check_order
 from sequence.language.checkpoints import of_hydra, of_ponet, of_transformers
 from sequence.language.config import MatmixConfig
 from sequence.language.heads import Decoder, Drawn, Pooler
+from sequence.layers.block import Block
 
 
 class MatmixPreTrainedModel(PreTrainedModel):
@@ -29,7 +31,7 @@ class MatmixPreTrainedModel(PreTrainedModel):
     published: ClassVar = {
         "goombalab/hydra": of_hydra, "lxchtan/PoNet": of_ponet, "huggingface/transformers": of_transformers,
     }  # fmt: skip
-    _no_split_modules = ["Block"]  # noqa: RUF012  # transformers declares it of instances
+    _no_split_modules = ["RecomputedBlock"]  # noqa: RUF012  # transformers declares it of instances
 
     def _init_weights(self, module: nn.Module) -> None:
         """The encoder has drawn its own weights under its seed; those of heads are drawn here."""
@@ -92,6 +94,10 @@ SAID = {
 }
 
 
+class RecomputedBlock(GradientCheckpointingLayer, Block):
+    """A block that keeps its inputs alone and runs a second time in the backward pass, where that is enabled."""
+
+
 class MatmixModel(MatmixPreTrainedModel):
     """Token ids to the tokens of the last block, and where `pooler` is asked for to one vector a text.
 
@@ -114,6 +120,7 @@ class MatmixModel(MatmixPreTrainedModel):
             head="none",
             outputs=0,
             delimiters=tuple(config.delimiters),
+            block=RecomputedBlock,
             seed=seed,
             **{name: getattr(config, name) for name in options},
         )

@@ -22,7 +22,7 @@ from sequence.tasks.settings import (
 
 CHOSEN = {"embedding", "mixer", "grid", "head", "outputs", "seed"}  # by the task, not by who runs it
 # BERT's, for the models of `sequence.language`, whose configuration has them.
-BERT = {"norm_eps", "padding", "type_vocab_size", "embedding_norm", "embedding_projection", "delimiters"}
+BERT = {"norm_eps", "padding", "type_vocab_size", "embedding_norm", "embedding_projection", "delimiters", "block"}
 OTHER = {
     "dim": 12, "depth": 1, "mlp_ratio": 3.0, "glu": True, "act": "relu", "position": "sinusoidal", "norm": "rms",
     "prenorm": False, "final_norm": False, "conv": 3, "embedding_std": 0.5, "dropout": 0.5, "embedding_dropout": 0.5,
