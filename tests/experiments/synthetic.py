@@ -40,6 +40,8 @@ def write_run(
     baselines: dict | None = None,
     error: str | None = None,
     solved_above: float | None = None,
+    ablations: dict[str, float] | None = None,
+    val: float | None = None,
 ) -> None:
     """One run folder; the curve rises to the score."""
     folder = root / run.folder
@@ -65,8 +67,9 @@ def write_run(
         config=run.config.to_json(),
         command="matmix study made-up",
         reproduce=run.config.command(folder),
-        val={"loss": 0.1, metric: score} if done else {},
+        val={"loss": 0.1, metric: score if val is None else val} if done else {},
         test={"loss": 0.1, metric: score} if done else {},
+        ablations={how: {metric: found} for how, found in (ablations or {}).items()},
         metric=metric if done else "",
         higher_is_better=higher_is_better,
         best_step=300 if done else None,

@@ -16,7 +16,7 @@ import pandas as pd
 from matmix.experiments.checkpoint import write_file
 from matmix.experiments.plugins import import_code
 from matmix.experiments.registry import task_class
-from matmix.experiments.report import arms, further, page, tables
+from matmix.experiments.report import ablations, arms, further, page, tables
 from matmix.experiments.report.answer import answer
 from matmix.experiments.report.collect import Collected, Setting, collect
 from matmix.experiments.statistics import Ranks
@@ -25,12 +25,13 @@ __all__ = ["write_report"]
 
 COSTS = (
     "MACs and FFT operations (5 N log2 N) are those of one forward of one example; elementwise work is not counted. "
+    "Dead parameters, where there are any, are those that no gradient reaches from the outputs. "
     "Peak memory is the most that one training step has alive: weights, gradients, optimiser state, activations. "
     "State bytes are what the mixers keep of one example to go on token by token; nothing stands where one cannot. "
     "Tokens/s are examples a second in training, times the tokens of that example."
 )
 NUMBERS = frozenset({
-    "seeds", "rank", "parameters", "MACs", "FFT operations", "state bytes", "tokens/s", "ms a step", "peak MB",
+    "seeds", "rank", "parameters", "dead", "MACs", "FFT operations", "state bytes", "tokens/s", "ms a step", "peak MB",
     "seconds",
 })  # fmt: skip
 
@@ -183,6 +184,9 @@ def _section(
                 page.Text("Got by others under the settings and the recipe of this table."),
                 page.Table(found),
             ]
+        lost = ablations.ablation_table(setting)
+        if lost is not None:
+            blocks += [page.Heading(3, "What the matrices do"), page.Text(ablations.METHOD), page.Table(lost)]
         if further.splits(setting):
             blocks += [
                 page.Heading(3, "Further tests"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from matmix.experiments.report import page
+from matmix.experiments.report.ablations import sentences
 from matmix.experiments.report.collect import Collected
 from matmix.experiments.report.forest import MOST_ROWS, forest_picture, forest_rows
 from matmix.experiments.verdicts import COLUMNS, KINDS, Kind, Verdict, percent, verdicts
@@ -68,7 +69,8 @@ def answer(collected: Collected, reference: str, out: Path) -> tuple[list[page.B
     left = [setting.name for setting in collected.settings if setting.solved_above is not None]
     if left:
         blocks.append(page.Text(f"No verdict where a run solves its task or stays at chance: {', '.join(left)}."))
-    return [*(page.Answer(text) for text in headline(found)), *_changed(collected, margin)], blocks
+    said = [*headline(found), *sentences(collected, margin)]
+    return [*(page.Answer(text) for text in said), *_changed(collected, margin)], blocks
 
 
 def headline(found: Sequence[Verdict]) -> list[str]:

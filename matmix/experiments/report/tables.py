@@ -51,6 +51,7 @@ def costs(setting: Setting, mixer: str) -> dict[str, str]:
     results = [run.result for run in setting.of(mixer) if run.score is not None and run.result is not None]
     return {
         "parameters": _number(_mean(results, "parameters")),
+        **({"dead": _number(_mean(results, "dead_parameters"))} if _some_are_dead(setting) else {}),
         "MACs": _number(_mean(results, "macs")),
         "FFT operations": _number(_mean(results, "fft_flops")),
         **({"state bytes": _number(_mean(results, "state_bytes"))} if _has(setting, "state_bytes") else {}),
@@ -58,6 +59,10 @@ def costs(setting: Setting, mixer: str) -> dict[str, str]:
         "ms a step": _fixed(_mean(results, "step_seconds"), 1e3),
         "peak MB": _fixed(_mean(results, "peak_memory_bytes"), 1e-6),
     }
+
+
+def _some_are_dead(setting: Setting) -> bool:
+    return any(run.result is not None and run.result.dead_parameters for run in setting.runs)
 
 
 def seed_ranks(setting: Setting) -> Ranks | None:
