@@ -52,7 +52,8 @@ class MLM(ModelSettings):
 
     Of every step `rate` of the words are targets, drawn anew by seed and step: 80 % of them are shown as [MASK], 10 %
     as another word, 10 % as they are. Special tokens are never targets and never put in the place of a word. In
-    validation and test the targets are the same each time, `eval_rate` of the words.
+    validation and test the targets are the same each time, `eval_rate` of the words, and all of them are hidden;
+    published scores are with 80, 10 and 10 % there too.
     """
 
     data: str = ""
@@ -78,9 +79,14 @@ class MLM(ModelSettings):
     eval_rate: float = 0.15
     """In validation and test."""
     hidden_share: float = 0.8
-    """Of the targets, shown as [MASK]."""
+    """Of the targets of training, shown as [MASK]."""
     other_share: float = 0.1
-    """Of the targets, shown as another word."""
+    """Of the targets of training, shown as another word."""
+    eval_hidden_share: float = 1.0
+    """`hidden_share` of validation and test. Where targets are shown as they are, 0.8 and 0.1, a model that mixes
+    nothing comes below the frequencies of words (5.9 nats of 6.3): every other word that it sees there is the answer."""
+    eval_other_share: float = 0.0
+    """`other_share` of validation and test."""
 
     metric: ClassVar[str] = "cross_entropy"
     higher_is_better: ClassVar[bool] = False
@@ -93,9 +99,11 @@ class MLM(ModelSettings):
                 raise ValueError(f"MLM.{name} is a share between 0 and 1, got {getattr(self, name)}")
         if self.pad not in ("packed", "batch", "length"):
             raise ValueError(f"MLM.pad must be 'packed', 'batch' or 'length', got {self.pad!r}")
-        shares = (self.hidden_share, self.other_share)
-        if min(shares) < 0 or sum(shares) > 1:
-            raise ValueError(f"MLM.hidden_share and other_share are shares, together at most 1, got {shares}")
+        for prefix in ("", "eval_"):
+            shares = (getattr(self, f"{prefix}hidden_share"), getattr(self, f"{prefix}other_share"))
+            if min(shares) < 0 or sum(shares) > 1:
+                names = f"{prefix}hidden_share and {prefix}other_share"
+                raise ValueError(f"MLM.{names} are shares, together at most 1, got {shares}")
         if self.streaming and self.tokens == TRAINED:
             raise ValueError(f"MLM.tokens={self.tokens!r} reads all texts first, and a stream is read as it comes")
 
@@ -148,7 +156,8 @@ class MLM(ModelSettings):
         step = start
         for rows in self._rows(batch_size, seed, start):
             drawn = draws(seed, step, batch_size, self.length)
-            yield self._posed(rows[rank::world], Draws(*(part[rank::world] for part in drawn)), self.rate)
+            shares = Shares(self.hidden_share, self.other_share)
+            yield self._posed(rows[rank::world], Draws(*(part[rank::world] for part in drawn)), self.rate, shares)
             step += 1
 
     def _rows(self, batch_size: int, seed: int, start: int) -> Iterator[list[np.ndarray]]:
@@ -168,12 +177,12 @@ class MLM(ModelSettings):
         for at in once(len(rows), batch_size, rank=rank, world=world):
             drawn = [draws(0, index, 1, self.length) for index in at.tolist()]  # by the row, whatever the batch
             whole = Draws(*(torch.cat(part) for part in zip(*drawn, strict=True)))
-            yield self._posed([rows[index] for index in at.tolist()], whole, self.eval_rate)
+            shares = Shares(self.eval_hidden_share, self.eval_other_share)
+            yield self._posed([rows[index] for index in at.tolist()], whole, self.eval_rate, shares)
 
-    def _posed(self, rows: list[np.ndarray], drawn: Draws, rate: float) -> Batch:
+    def _posed(self, rows: list[np.ndarray], drawn: Draws, rate: float, shares: Shares) -> Batch:
         tokens = self.tokenizer()
         ids, mask = rows_of(rows, tokens, self.length if self.pad == "length" else 0)
-        shares = Shares(self.hidden_share, self.other_share)
         x, y = masked(ids, drawn, ordinary(tokens), tokens.mask_token_id, rate, shares)
         if mask is None:
             return Batch({"input_ids": x}, y)

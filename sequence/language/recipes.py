@@ -26,7 +26,7 @@ HYDRA: dict[str, Any] = {
 """Post-norm blocks of a mixer alone, behind BERT's embedding."""
 C4: dict[str, Any] = {
     "data": "allenai/c4", "subset": "en", "streaming": True, "tokens": "bert-base-uncased", "pad": "length",
-    "length": 128, "eval_rate": 0.15,
+    "length": 128, "eval_rate": 0.15, "eval_hidden_share": 0.8, "eval_other_share": 0.1,
 }  # fmt: skip
 
 
