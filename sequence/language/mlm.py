@@ -84,7 +84,7 @@ class MLM(ModelSettings):
     """Of the targets of training, shown as another word."""
     eval_hidden_share: float = 1.0
     """`hidden_share` of validation and test. Where targets are shown as they are, 0.8 and 0.1, a model that mixes
-    nothing comes below the frequencies of words (5.9 nats of 6.3): every other word that it sees there is the answer."""
+    nothing comes below the frequencies of words (5.9 nats of 6.3): half of the words shown there are the answer."""
     eval_other_share: float = 0.0
     """`other_share` of validation and test."""
 

@@ -22,8 +22,9 @@ Found = tuple[dict[str, Any], Recipe]
 
 HYDRA: dict[str, Any] = {
     "dim": 768, "depth": 23, "mlp_ratio": 0.0, "position": "none", "prenorm": False, "embedding_norm": True,
+    "padding": "zeros",
 }  # fmt: skip
-"""Post-norm blocks of a mixer alone, behind BERT's embedding."""
+"""Post-norm blocks of a mixer alone, behind BERT's embedding (`sequence.language.shapes.hydra_bert`)."""
 C4: dict[str, Any] = {
     "data": "allenai/c4", "subset": "en", "streaming": True, "tokens": "bert-base-uncased", "pad": "length",
     "length": 128, "eval_rate": 0.15, "eval_hidden_share": 0.8, "eval_other_share": 0.1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
@@ -57,6 +57,8 @@ class ModelSettings(Task):
     """On the embedded tokens."""
     hidden_dropout: float = 0.0
     """On the hidden units of the perceptron."""
+    padding: Literal["masked", "zeros"] = "masked"
+    """"zeros": mixers read padding as zeros, as in Hydra's published models, whose results hang on how much there is."""
     embedding_std: float = 0.02
     """Of the initial weights of the embeddings and of the heads."""
     length: int = 128
