@@ -58,7 +58,7 @@ class ModelSettings(Task):
     hidden_dropout: float = 0.0
     """On the hidden units of the perceptron."""
     padding: Literal["masked", "zeros"] = "masked"
-    """"zeros": mixers read padding as zeros, as in Hydra's published models, whose results hang on how much there is."""
+    """"zeros": mixers read padding as zeros, as in Hydra's published models; its amount matters then."""
     embedding_std: float = 0.02
     """Of the initial weights of the embeddings and of the heads."""
     length: int = 128
