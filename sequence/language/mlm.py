@@ -190,19 +190,25 @@ class MLM(ModelSettings):
 
     # ------------------------------------------------------------------ scores
 
+    def words(self, batch: Batch) -> Tensor:
+        """The targets (B, L), `IGNORED` where there is none."""
+        targets: Tensor = batch.y
+        return targets
+
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (n, V) of the targets alone, in their order: the decoder is most of a small model's cost."""
-        logits: Tensor = model(**batch.x, places=batch.y != IGNORED).logits
+        logits: Tensor = model(**batch.x, places=self.words(batch) != IGNORED).logits
         return logits
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         return nn.functional.cross_entropy(*self.prediction(output, batch))
 
     def weight(self, batch: Batch) -> float:
-        return int((batch.y != IGNORED).sum())
+        return int((self.words(batch) != IGNORED).sum())
 
     def prediction(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        return output.float(), batch.y[batch.y != IGNORED]
+        words = self.words(batch)
+        return output.float(), words[words != IGNORED]
 
     def metrics(self) -> dict[str, Metric]:
         from torchmetrics.classification import MulticlassAccuracy
@@ -219,7 +225,8 @@ class MLM(ModelSettings):
         counts[~ordinary(self.tokenizer())] = 0  # never a target
         logits, metrics = counts.log(), self.metrics()
         for batch in self.batches("test", 64):
-            asked = batch.y[batch.y != IGNORED]
+            words = self.words(batch)
+            asked = words[words != IGNORED]
             for metric in metrics.values():
                 metric.update(logits.expand(len(asked), -1), asked)
         return {"unigram": {name: float(metric.compute()) for name, metric in metrics.items()}}

@@ -19,7 +19,7 @@ from sequence.regimes.settings import run_below
 if TYPE_CHECKING:
     from sequence.language.settings import ModelSettings
 
-OF_THE_HEAD = ("decoder.", "transform.", "classifier.")
+OF_THE_HEAD = ("decoder.", "transform.", "classifier.", "relation.")
 """Weights that say something of what the encoder has read: of hidden words, or of classes."""
 
 

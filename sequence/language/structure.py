@@ -23,7 +23,7 @@ RELATIONS = ("in order", "swapped", "strangers")
 AROUND = 3
 """Special tokens of a pair: [CLS] A [SEP] B [SEP]."""
 
-Sentence = Sequence[int]
+Sentence = Sequence[int] | np.ndarray
 
 
 class Pair(NamedTuple):
@@ -111,10 +111,10 @@ def _pair(
     return Pair(ids, types, segments, relation)
 
 
-def batch_of(pairs: Sequence[Pair], pad: int) -> dict[str, Tensor]:
-    """Pairs as a model takes them, padded behind with `pad`: the arguments of `MatmixForPreTraining` but the labels of
-    masked words."""
-    width = max(len(pair.ids) for pair in pairs)
+def batch_of(pairs: Sequence[Pair], pad: int, length: int = 0) -> dict[str, Tensor]:
+    """Pairs as a model takes them, padded behind with `pad`, to `length` or the longest: the arguments of
+    `MatmixForPreTraining` but the labels of masked words."""
+    width = length or max((len(pair.ids) for pair in pairs), default=1)
 
     def padded(rows: list[list[int]], filler: int) -> Tensor:
         return torch.stack([F.pad(torch.tensor(row), (0, width - len(row)), value=filler) for row in rows])

@@ -1,15 +1,24 @@
-"""Pairs of texts for PoNet's sentence structure objective."""
+"""Pairs of texts for PoNet's sentence structure objective, and the task that trains on it."""
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from matmix.experiments.config import RunConfig
+from matmix.experiments.run import execute
 from sequence.language import MatmixForPreTraining, shapes
+from sequence.language.mlm_structure import MLMStructure
 from sequence.language.structure import Pair, batch_of, text_pairs
+from tests.sequence import written
+from tests.sequence.written import WORDS
 
 # Sentence n is n * 10, n * 10 + 1, ...: a token says where it is from.
 SENTENCES = [list(range(10 * n, 10 * n + 2 + n % 4)) for n in range(1, 400)]
@@ -69,3 +78,49 @@ def test_a_model_learns_it() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> MLMStructure:
+    """Lines of a file as sentences, of seven words that follow one another in a circle."""
+    root = tmp_path_factory.mktemp("structure")
+    words = str(written.tokenizer(root / "tokenizer.json"))
+    (root / "texts").mkdir()
+    for split, count in (("train", 240), ("valid", 40), ("test", 40)):
+        (root / "texts" / f"{split}.txt").write_text(
+            "\n".join(" ".join([WORDS[n // 4 % 7]] * 3) for n in range(count)) + "\n"
+        )
+    data, cache = str(root / "texts"), str(root / "cache")
+    return MLMStructure(data=data, tokens=words, length=24, dim=32, depth=1, draws=2, cache=cache)
+
+
+def test_batches_of_the_task(task: MLMStructure) -> None:
+    first = list(itertools.islice(task.batches("train", 8, seed=5), 12))
+    again = list(itertools.islice(task.batches("train", 8, seed=5, start=9), 3))
+    for a, b in zip(first[9:], again, strict=True):
+        assert all(torch.equal(a.x[name], b.x[name]) for name in a.x) and torch.equal(a.y["words"], b.y["words"])
+    ids, mask, words = first[0].x["input_ids"], first[0].x["attention_mask"], first[0].y["words"]
+    assert {len(value) for value in (*first[0].x.values(), *first[0].y.values())} == {8} and ids.shape[1] <= 24
+    asked = words != -100
+    assert 0 < asked.sum() < 0.5 * mask.sum() and mask[asked].all() and (words[asked] > 4).all()
+    assert (ids[:, 0] == 2).all() and ((ids == 3).sum(1) == 2).all()  # [CLS], and [SEP] behind each text
+    halves = [next(task.batches("train", 8, seed=5, rank=rank, world=2)) for rank in (0, 1)]
+    for rank, half in enumerate(halves):
+        assert torch.equal(half.y["relation"], first[0].y["relation"][rank::2])
+        assert torch.equal(half.y["words"][:, : words.shape[1]], words[rank::2, : half.y["words"].shape[1]])
+    whole = [batch.y["relation"] for batch in task.batches("test", 5)]
+    assert torch.equal(torch.cat(whole), next(iter(task.batches("test", 1000))).y["relation"])
+    assert len(task.windows("train")) > 1.6 * len(replace(task, draws=1).windows("train"))
+    assert json.loads(json.dumps(task.facts())) == task.facts()
+    for wrong in ({"pad": "packed"}, {"draws": 0}, {"streaming": True}):
+        with pytest.raises(ValueError, match=rf"MLMStructure\.{next(iter(wrong))}.* got"):
+            replace(task, **wrong)
+
+
+def test_it_trains_and_says_both_losses(task: MLMStructure, tmp_path: Path) -> None:
+    recipe = {"steps": 60, "batch_size": 16, "lr": 0.01, "eval_every": 60, "log_every": 60}
+    result = execute(RunConfig("mlm-structure", "ponet(heads=2)", 0, asdict(task), recipe), tmp_path / "run")
+    assert result.status == "finished", result.error
+    assert result.test["cross_entropy"] < 0.9 * result.baselines["unigram"]["cross_entropy"]
+    assert result.val["loss"] == pytest.approx(result.val["loss.words"] + result.val["loss.relation"], rel=1e-4)
+    assert result.val["loss.relation"] < 1.0
