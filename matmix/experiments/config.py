@@ -62,12 +62,13 @@ class RunConfig:
     def make_surgery(self) -> Surgery:
         return build(Surgery, self.surgery)
 
-    def make_model(self, task: Task, *, begun: bool = False) -> nn.Module:
-        """The model of a task of these settings; `begun` says that its weights come from a file afterwards."""
+    def make_model(self, task: Task, *, begun: bool = False, notes: list[str] | None = None) -> nn.Module:
+        """The model of a task of these settings; `begun` says that its weights come from a file afterwards, `notes`
+        gets what was done to it."""
         surgery = self.make_surgery()
         if not surgery.level:
             return task.model(self.mixer, self.seed)
-        return surgery.model(task, self.mixer, self.seed, self.make_recipe(), begun=begun)
+        return surgery.model(task, self.mixer, self.seed, self.make_recipe(), begun=begun, notes=notes)
 
     def to_json(self) -> dict[str, Any]:
         """Without surgery it is not named, so runs that were made before there was any are the same runs."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -19,7 +21,7 @@ from matmix.experiments.weights import load_weights
 from matmix.ops.seed import fork_seed
 from matmix.ranges import check, numbers, one_of
 from matmix.spec import hint, parse_spec
-from matmix.surgery import DistillRecipe, Report, Site, Stage, distill, find, replace
+from matmix.surgery import DistillRecipe, NoMatrix, Report, Site, Stage, distill, find, replace
 
 DEFAULT = "default"
 """The arm of a study that is the model as it is."""
@@ -42,9 +44,12 @@ class Surgery:
     base: str = ""
     """The mixer that the task builds its model with, where it has none of its own."""
     init: Literal["fresh", "projected"] = "fresh"
-    """"projected": a fixed or learned matrix begins at the nearest one to the mean of the old matrix."""
+    """"projected": a fixed or learned matrix begins at the nearest one to the mean of the old matrix; what comes from
+    tokens begins fresh, and the run says so."""
     prefix: Literal["joined", "aside"] = "joined"
     """Class tokens are part of the sequence that the mixer sees, or stand aside."""
+    keep_causal: bool = True
+    """Refuse a mixer that sees later tokens where the old one did not."""
     weights: str = ""
     """File of weights that the model has before the surgery; "{seed}" in it is the seed of the run."""
     distill: int = 0
@@ -68,45 +73,68 @@ class Surgery:
         if not self.where:
             raise ValueError("Surgery.where names no site; 'all' is all of them")
 
-    def model(self, task: Task, mixer: str, seed: int, recipe: Recipe, *, begun: bool = False) -> nn.Module:
+    def model(
+        self,
+        task: Task,
+        mixer: str,
+        seed: int,
+        recipe: Recipe,
+        *,
+        begun: bool = False,
+        notes: list[str] | None = None,
+    ) -> nn.Module:
         """The model of a task with the mixer in its sites; other weights follow from the seed, whatever the mixer.
 
         Args:
             begun: the weights come from a file afterwards, so nothing has to be learnt.
+            notes: gets what was done, in sentences.
 
         Raises:
             ValueError: for a mixer that does not fit, with the name of the site.
         """
         with fork_seed(seed, "surgery"):
             model = task.model(self.base, seed)
+            notes = [] if notes is None else notes
             if self.weights:
-                load_weights(model, self.weights.replace("{seed}", str(seed)))
+                file = self.weights.replace("{seed}", str(seed))
+                load_weights(model, file)
+                notes.append(f"begins with {file}, sha256 {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]}")
             if mixer in ("", DEFAULT):
                 return model
             teacher = copy.deepcopy(model) if self.distill and not begun else None
-            self._replace(task, model, mixer, seed, recipe)
+            self._replace(task, model, mixer, seed, recipe, notes)
             if teacher is not None:
                 stage = DistillRecipe(matrices=None, outputs=Stage(self.distill), predictions=None, seed=seed)
                 batches = itertools.islice(task.batches("train", recipe.batch_size, seed=seed), self.distill)
                 distill(teacher, model, (inputs(batch) for batch in batches), stage)
+                notes.append(f"its new modules learnt from the old ones for {self.distill} steps before the training")
             return model
 
-    def _replace(self, task: Task, model: nn.Module, mixer: str, seed: int, recipe: Recipe) -> Report:
+    def _replace(self, task: Task, model: nn.Module, mixer: str, seed: int, recipe: Recipe, notes: list[str]) -> None:
         example = task.example()
         sites = self.sites(model, example)
-        name = parse_spec(mixer)[0].name
-        averaged = name == "mean_matrix" or self.init == "projected"
-        return replace(
-            model,
-            {site.name: _sized(mixer, site) for site in sites},
-            [site.name for site in sites],
-            level=self.level or "module",
-            init=self.init,
-            seed=seed,
-            prefix=self.prefix,
-            example=example,
-            batches=list(some_inputs(task, recipe, seed)) if averaged else None,
-        )
+        notes.append(f"{mixer} at {len(sites)} site{'s' * (len(sites) > 1)}: {', '.join(s.name for s in sites)}")
+
+        def put(init: str) -> Report:
+            averaged = parse_spec(mixer)[0].name == "mean_matrix" or init == "projected"
+            return replace(
+                model,
+                {site.name: _sized(mixer, site) for site in sites},
+                [site.name for site in sites],
+                level=self.level or "module",
+                init=init,
+                seed=seed,
+                prefix=self.prefix,
+                keep_causal=self.keep_causal or self.level == "matrix",
+                example=example,
+                batches=list(some_inputs(task, recipe, seed)) if averaged else None,
+            )
+
+        try:
+            put(self.init)
+        except NoMatrix as error:
+            put("fresh")
+            notes.append(f"begins fresh: {error}")
 
     def sites(self, model: nn.Module, example: Any = None) -> list[Site]:
         """The sites that are replaced, or would be.

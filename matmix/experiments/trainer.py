@@ -65,7 +65,7 @@ class Configured(Protocol):
 
     def make_recipe(self) -> Recipe: ...
 
-    def make_model(self, task: Task, *, begun: bool = False) -> nn.Module: ...
+    def make_model(self, task: Task, *, begun: bool = False, notes: list[str] | None = None) -> nn.Module: ...
 
     def make_surgery(self) -> Surgery: ...
 
@@ -99,7 +99,8 @@ class Training:
             )
         seed_everything(stream(config.seed, self.rank))
         found = load_latest(folder / "checkpoints")
-        self.bare = config.make_model(self.task, begun=found is not None)
+        self.notes: list[str] = []
+        self.bare = config.make_model(self.task, begun=found is not None, notes=self.notes)
         if self.recipe.checkpointing:
             recompute_blocks(self.bare)
         self.model, self.optimizer = self.accelerator.prepare(self.bare, new_optimizer(self.bare, self.recipe))
@@ -112,7 +113,7 @@ class Training:
         )
         self.scorer = Scorer(self.task, self.accelerator, self.recipe.eval_batch_size)
         self.tests = check_tests(self.task)
-        self.notes = [f"no parameter is named by {text!r}" for text in unused_groups(self.bare, self.recipe)]
+        self.notes += [f"no parameter is named by {text!r}" for text in unused_groups(self.bare, self.recipe)]
 
         self.step = self.saved = 0
         self.losses, self.best = RunningLoss(self.accelerator), Best()

@@ -16,6 +16,7 @@ from matmix.surgery.distill import Distilled, distill
 from matmix.surgery.explain import explain
 from matmix.surgery.explanation import Explanation
 from matmix.surgery.find import Sites, find
+from matmix.surgery.projected import NoMatrix
 from matmix.surgery.recipe import DistillRecipe, Stage
 from matmix.surgery.replace import replace
 from matmix.surgery.report import Report
@@ -30,6 +31,7 @@ __all__ = [
     "DistillRecipe",
     "Distilled",
     "Explanation",
+    "NoMatrix",
     "Report",
     "Site",
     "Sites",

@@ -28,6 +28,10 @@ Setter = Callable[[Any, Tensor, Grid], Tensor]
 _SETTERS: dict[type[nn.Module], tuple[str, Setter]] = {}
 
 
+class NoMatrix(ValueError):
+    """What is put into a site has no matrix that it could begin at."""
+
+
 def write_projected(model: nn.Module, rows: list[Row], found: Iterable[Found], batches: Iterable[Any] | None) -> None:
     """Give the parts of these rows the projections of the mean matrices of their sites; each row notes how far it is.
 
@@ -62,17 +66,17 @@ def _refuse(row: Row, part: Any) -> None:
     can = [word for kind, (word, _) in _SETTERS.items() if issubclass(kind, structures.MatrixOf) == inner]
     allowed = f"at level={row.level!r} these can: {', '.join(can)}"
     if _setter(part) is None:
-        raise ValueError(f"{name}: {row.spec!r} cannot begin at a matrix, init='projected'; {allowed}")
+        raise NoMatrix(f"{name}: {row.spec!r} cannot begin at a matrix, init='projected'; {allowed}")
     if isinstance(part, structures.Thin) and (part.data_dependent or part.causal):
         why = "its factors come from the tokens" if part.data_dependent else "the nearest causal one is not known"
-        raise ValueError(f"{name}: {row.spec!r} cannot begin at a matrix, {why}; {allowed}")
+        raise NoMatrix(f"{name}: {row.spec!r} cannot begin at a matrix, {why}; {allowed}")
     if isinstance(part, recurrences.BothSides) and part.order is None:
         why = "its factors come from the tokens, of quasiseparable(order=...) they do not"
-        raise ValueError(f"{name}: {row.spec!r} cannot begin at a matrix, {why}; {allowed}")
+        raise NoMatrix(f"{name}: {row.spec!r} cannot begin at a matrix, {why}; {allowed}")
     if isinstance(part, GlobalFilter) and part.bottleneck is not None:
-        raise ValueError(f"{name}: {row.spec!r} cannot begin at a matrix, its filter is of inner channels; {allowed}")
+        raise NoMatrix(f"{name}: {row.spec!r} cannot begin at a matrix, its filter is of inner channels; {allowed}")
     if isinstance(part, JustDense) and part.wrapper != "attention":
-        raise ValueError(f"{name}: {row.spec!r} cannot begin at a matrix, its tokens are projected first; {allowed}")
+        raise NoMatrix(f"{name}: {row.spec!r} cannot begin at a matrix, its tokens are projected first; {allowed}")
 
 
 def _setter(part: nn.Module) -> Setter | None:

@@ -108,3 +108,24 @@ def test_what_cannot_be_joined_is_said(data: dict[str, str]) -> None:
         Surgery(distill=3)
     with pytest.raises(ValueError, match=r"no site that can be replaced"):
         Surgery(level="module").sites(torch.nn.Linear(3, 3))
+
+
+def test_arms_begin_at_a_trained_model(data: dict[str, str], tmp_path: Path) -> None:
+    """The weights of the study's untouched model, by seed; new matrices nearest to the old, or taught by them."""
+    training = ("steps=2", "eval_every=2", "batch_size=8")
+    common = {"models": (SERIES,), "data": (data[SERIES],), "settings": SETTINGS[:2], "training": training}
+    first = changed_to(replace(**common), mixers=("default",), seeds=(0,))
+    run_study(first, tmp_path / "out", jobs=1, quiet=True)
+    second = replace(**common, start=str(tmp_path / "out"), init="projected", distill=3)
+    (trained,) = (load_model(tmp_path / "out" / run.folder)[1].state_dict() for run in first.runs())
+    made, said = {}, {}
+    for mixer in ("default", "dense", "elementwise"):
+        task = second.tasks[0]
+        config = RunConfig(task.task, mixer, 0, task.options, task.recipe, surgery=task.surgery)
+        said[mixer] = []
+        made[mixer] = config.make_model(config.make_task(), notes=said[mixer]).state_dict()
+        assert all(torch.equal(made[mixer][name], trained[name]) for name in trained if ".mixer." not in name)
+    assert all(torch.equal(made["default"][name], trained[name]) for name in trained)
+    assert [len(lines) for lines in said.values()] == [1, 3, 4]
+    assert "begins with" in said["dense"][0] and "learnt from the old ones for 3 steps" in said["dense"][2]
+    assert "begins fresh: " in said["elementwise"][2]

@@ -188,7 +188,7 @@ class Plan(NamedTuple):
     def make_recipe(self) -> Recipe:
         return self.task.recipe()
 
-    def make_model(self, task: Task, *, begun: bool = False) -> nn.Module:
+    def make_model(self, task: Task, *, begun: bool = False, notes: list[str] | None = None) -> nn.Module:
         return task.model(self.mixer, self.seed)
 
     def make_surgery(self) -> Surgery:
