@@ -124,7 +124,6 @@ def _of_model(task: str, model: str, options: dict[str, object], label: str, dat
     spec, where = SWAPS[name]
     spec = spec.format(heads=heads)
     surgery = {"level": "module", "where": (where,), "keep_causal": False, "ablate": ABLATIONS}
-    common = {"options": {**options, "architecture": model}, "data": data}
     found = [StudyTask(task, label=f"{label} {name}", specs={"justdense": spec}, model=name, surgery=surgery, **common)]
     if name == "itransformer":
         bare = f"{model.rstrip(')')}{', ' if '(' in model else '('}channel_mixer='identity')"

@@ -65,13 +65,10 @@ def sentences(collected: Collected, margin: float) -> list[str]:
     for mixer, count in mixing.items():
         nothing = zeroed.get(mixer, [])
         alone = [one for one in apart.get(mixer, []) if one[0] not in {name for name, _ in nothing}]
-        for found, what in (
-            (nothing, f"The matrices of {mixer} do nothing"),
-            (alone, f"The matrices of {mixer} need not mix"),
-        ):
-            if found:
-                how = "zeroed" if found is nothing else "with their diagonal alone"
-                said.append(f"{what}: {how}, the score changes by at most {_most(found)} on {_where(found, count)}.")
+        for places, what in ((nothing, "do nothing: zeroed"), (alone, "need not mix: with their diagonal alone")):
+            if places:
+                change = f"the score changes by at most {_most(places)} on {_where(places, count)}"
+                said.append(f"The matrices of {mixer} {what}, {change}.")
     return said
 
 

@@ -69,8 +69,8 @@ def answer(collected: Collected, reference: str, out: Path) -> tuple[list[page.B
     left = [setting.name for setting in collected.settings if setting.solved_above is not None]
     if left:
         blocks.append(page.Text(f"No verdict where a run solves its task or stays at chance: {', '.join(left)}."))
-    said = [*headline(found), *sentences(collected, margin)]
-    return [*(page.Answer(text) for text in said), *_changed(collected, margin)], blocks
+    first = [*headline(found), *sentences(collected, margin)]
+    return [*(page.Answer(text) for text in first), *_changed(collected, margin)], blocks
 
 
 def headline(found: Sequence[Verdict]) -> list[str]:
