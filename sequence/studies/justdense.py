@@ -124,7 +124,17 @@ def _of_model(task: str, model: str, options: dict[str, object], label: str, dat
     spec, where = SWAPS[name]
     spec = spec.format(heads=heads)
     surgery = {"level": "module", "where": (where,), "keep_causal": False, "ablate": ABLATIONS}
-    found = [StudyTask(task, label=f"{label} {name}", specs={"justdense": spec}, model=name, surgery=surgery, **common)]
+    found = [
+        StudyTask(
+            task,
+            {**options, "architecture": model},
+            label=f"{label} {name}",
+            specs={"justdense": spec},
+            model=name,
+            data=data,
+            surgery=surgery,
+        )
+    ]
     if name == "itransformer":
         bare = f"{model.rstrip(')')}{', ' if '(' in model else '('}channel_mixer='identity')"
         marks = made.mark_count if task in ("forecast", "imputation") else 0
