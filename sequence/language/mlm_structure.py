@@ -59,11 +59,10 @@ class MLMStructure(MLM):
     def windows(self, split: Split) -> Pairs:  # type: ignore[override]
         return _pairs(self)[split]
 
-    def _posed(self, rows: list[Any], drawn: Draws, rate: float) -> Batch:
+    def _posed(self, rows: list[Any], drawn: Draws, rate: float, shares: Shares) -> Batch:
         tokens = self.tokenizer()
         x = batch_of(rows, int(tokens.pad_token_id), self.length if self.pad == "length" else 0)
         relation = x.pop("next_sentence_label")
-        shares = Shares(self.hidden_share, self.other_share)
         x["input_ids"], words = masked(x["input_ids"], drawn, ordinary(tokens), tokens.mask_token_id, rate, shares)
         return Batch(x, {"words": words, "relation": relation})
 
