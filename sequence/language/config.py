@@ -58,7 +58,8 @@ class MatmixConfig(PretrainedConfig):
         hidden_dropout: on the hidden units of the perceptron.
         classifier_dropout: on what a classifier reads.
         embedding_std: of the initial weights of the embeddings and of the heads (`initializer_range`).
-        pool: what a sequence classifier reads: "first" of the real tokens, "last", the "mean" or the "max" of them.
+        pool: what a sequence classifier reads: "first" of the real tokens, "last", the "mean" or the "max" of them; by
+            default the first, and the last where all mixers are causal.
         pooler: and that through a linear layer and a tanh (BERT).
         transform: the masked language head has a linear layer, `act` and a layer norm before the decoder (BERT).
         tie_word_embeddings: the decoder has the weights of the embedding.
@@ -107,7 +108,7 @@ class MatmixConfig(PretrainedConfig):
         hidden_dropout: float = 0.0,
         classifier_dropout: float = 0.0,
         embedding_std: float = 0.02,
-        pool: str = "first",
+        pool: str | None = None,
         pooler: bool = True,
         transform: bool = True,
         tie_word_embeddings: bool = True,
@@ -127,7 +128,8 @@ class MatmixConfig(PretrainedConfig):
         """Errors that name the field. What the blocks and mixers check themselves is left to them."""
         for name, value, allowed in (
             ("act", self.act, tuple(ACTS)), ("position", self.position, get_args(Position)),
-            ("norm", self.norm, tuple(NORMS)), ("pool", self.pool, POOLS), ("pad_to", self.pad_to, ("length", "batch")),
+            ("norm", self.norm, tuple(NORMS)), ("pool", self.pool or POOLS[0], POOLS),
+            ("pad_to", self.pad_to, ("length", "batch")),
         ):  # fmt: skip
             if value not in allowed:
                 raise ValueError(f"MatmixConfig.{name} must be one of {', '.join(allowed)}, got {value!r}")

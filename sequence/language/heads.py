@@ -47,17 +47,17 @@ class LayerNorm(nn.LayerNorm, Drawn):
 
 
 class Pooler(nn.Module):
-    """A text in one vector: what `pool` says of its real tokens, and where `pooler` is asked for that through a linear
+    """A text in one vector: what `how` says of its real tokens, and where `pooler` is asked for that through a linear
     layer and a tanh (BERT)."""
 
-    def __init__(self, config: MatmixConfig) -> None:
+    def __init__(self, config: MatmixConfig, how: str) -> None:
         super().__init__()
-        self.pool = config.pool
+        self.how = how
         self.dense = Linear(config.dim, config.dim, "pooler") if config.pooler else None
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Tokens (B, L, D) to (B, D)."""
-        told = pool(tokens, self.pool, mask)
+        told = pool(tokens, self.how, mask)
         return told if self.dense is None else torch.tanh(self.dense(told))
 
 

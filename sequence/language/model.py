@@ -127,9 +127,11 @@ class MatmixModel(MatmixPreTrainedModel):
         traits = [mixer.traits for mixer in self.encoder.mixers]
         # Whose results hang on the padded length: those of fixed length have no other, FFTs take each for its own.
         self.pads = config.pad_to == "length" and any(t.mask != "trim" or t.length == "fixed" for t in traits)
-        self.pooler = Pooler(config) if add_pooling_layer else None
+        self.pooler = None
         if add_pooling_layer:
-            check_order(self.encoder.mixers, "none", config.pool)
+            how = config.pool or ("last" if all(t.causal for t in traits) else "first")
+            check_order(self.encoder.mixers, "none", how)
+            self.pooler = Pooler(config, how)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

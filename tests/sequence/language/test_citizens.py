@@ -115,7 +115,7 @@ def test_bad_input_is_named():
         (lambda: masked(IDS, inputs_embeds=torch.ones(2, 9, 16)), "give one of input_ids and inputs_embeds"),
         (lambda: masked(IDS, output_attentions=True), "matmix.record"),
         (lambda: MatmixForCausalLM(config()), "needs causal mixers .*Hydra"),
-        (lambda: MatmixForSequenceClassification(config(**CAUSAL)), "pool='first' reads the first token"),
+        (lambda: MatmixForSequenceClassification(config(**CAUSAL, pool="first")), "pool='first' reads the first token"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             call()
