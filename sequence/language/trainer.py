@@ -36,8 +36,8 @@ class MatmixTrainer(Trainer):
         if not given:
             _set_apart(optimizer, self.model)
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper steps this one
-        inner.register_step_post_hook(lambda *_: after_step(self.model))  # type: ignore[arg-type]
-        return optimizer  # type: ignore[no-any-return]
+        inner.register_step_post_hook(lambda *_: after_step(self.model))
+        return optimizer
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         assert self.model is not None
