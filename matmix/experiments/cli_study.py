@@ -98,7 +98,7 @@ def report(words: Sequence[str]) -> int:
     given = tyro.cli(_Report, prog="matmix report", description=report.__doc__, args=list(words))
     from matmix.experiments.report import write_report
 
-    print(f"report: {write_report(given.folder)}")
+    print(f"report: {write_report(given.folder, pictured=given.pictured)}")
     return 0
 
 
@@ -106,6 +106,8 @@ def report(words: Sequence[str]) -> int:
 class _Report:
     folder: tyro.conf.Positional[Path]
     """Of the study."""
+    pictured: int | None = None
+    """Settings that have pictures. Default: all of up to 24, and 4 of more. The tables are of all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,13 @@ OUT/study.json     the grid
 OUT/runs/TASK/MIXER/seed-N/    one run each, see `run.py`
 OUT/sessions/      command, machine and duration of every start of the study
 OUT/report/        see `report/`
+OUT/index.jsonl    what stands in the runs, made anew where it is lost; see `index.py`
 """
 
 from __future__ import annotations
 
 import _thread
 import dataclasses
-import json
 import os
 import signal
 import threading
@@ -30,6 +30,8 @@ from matmix.experiments.board import Board, name
 from matmix.experiments.cluster import require_ray, run_on_ray
 from matmix.experiments.environment import environment
 from matmix.experiments.folder import Result, differences, last_logged_step, write_json
+from matmix.experiments.index import Index
+from matmix.experiments.plugins import import_all
 from matmix.experiments.step import check_tracker
 from matmix.experiments.study import Study, StudyRun
 from matmix.experiments.workers import run_in_workers, run_one
@@ -99,13 +101,20 @@ def run_study(
         require_ray()
     if track:
         check_tracker(track)
-    study.check()
-    runs = study.runs()
-    _check_folder(out, runs)
-    pending = [run for run in runs if not _done(out / run.folder)]
+    import_all(study.imports)
+    index = Index(out)
+    try:
+        runs = study.runs()
+    except Exception:
+        study.check()  # which says everything that is wrong with it
+        raise
+    _check_folder(index, runs)
+    pending = [run for run in runs if not _done(index, run.folder)]
+    study.check((run.setting, run.mixer) for run in pending)
     jobs = min(jobs or _default_jobs(study.threads), max(1, len(pending)))
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "study.json", study.to_json())
+    index.save()
 
     refused: dict[str, str] = {}
     board = Board(pending, len(runs), jobs, quiet=quiet)
@@ -140,12 +149,12 @@ def run_study(
                 else:
                     _run_here(work, tell, track)
         except KeyboardInterrupt:
-            left = sum(not _done(out / run.folder) for run in runs)
+            left = sum(not _done(index, run.folder) for run in runs)
             why = f"{minutes:g} minutes are over" if clock.over else "stopped"
             board.say(f"{why}; {left} of {len(runs)} runs are left. The same command goes on where this one stopped.")
             if not clock.over:
                 raise
-    outcome = Outcome(out, {name(run): _status(out / run.folder) for run in runs} | dict.fromkeys(refused, "refused"))
+    outcome = Outcome(out, {name(run): _status(index, run.folder) for run in runs} | dict.fromkeys(refused, "refused"))
     board.say(f"study {study.name}: {outcome}")
     return outcome
 
@@ -161,14 +170,14 @@ def _run_here(work: list[tuple[StudyRun, Path]], tell: Any, track: str) -> None:
         tell(run, "end", ended)
 
 
-def _check_folder(out: Path, runs: list[StudyRun]) -> None:
+def _check_folder(index: Index, runs: list[StudyRun]) -> None:
     """Refuse a folder whose runs have other settings, before the first run finds out."""
     for run in runs:
-        path = out / run.folder / "config.json"
-        found = list(differences(json.loads(path.read_bytes()), run.config.to_json())) if path.exists() else []
-        if found:
+        theirs, mine = index[run.folder].config, run.config.to_json()
+        if theirs is not None and theirs != mine:
+            found = ", ".join(differences(theirs, mine))
             raise ValueError(
-                f"{path.parent} holds a run with other settings than {name(run)} has now ({', '.join(found)}); take "
+                f"{index.root / run.folder} holds a run with other settings than {name(run)} has now ({found}); take "
                 f"another folder for this study, or remove that one"
             )
 
@@ -189,13 +198,13 @@ def _record_death(run: StudyRun, folder: Path, text: str) -> None:
     write_json(folder / "result.json", dataclasses.asdict(result))
 
 
-def _status(folder: Path) -> str:
-    result = Result.read(folder)
+def _status(index: Index, folder: str) -> str:
+    result = index[folder].result
     return result.status if result else "missing"
 
 
-def _done(folder: Path) -> bool:
-    result = Result.read(folder)
+def _done(index: Index, folder: str) -> bool:
+    result = index[folder].result
     return result is not None and result.done
 
 

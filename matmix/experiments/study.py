@@ -34,7 +34,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from matmix.experiments.config import RunConfig
+from matmix.experiments.config import RunConfig, filling_once
 from matmix.experiments.extras import advice
 from matmix.experiments.plugins import absolute, absolute_task, fingerprints, import_all, import_code
 from matmix.experiments.registry import list_tasks
@@ -171,27 +171,28 @@ class Study:
             ValueError: for an unknown task, setting or recipe value.
         """
         plugins = fingerprints(self.imports)
-        return [
-            StudyRun(
-                label,
-                arm.name,
-                seed,
-                run_folder(label, arm.name, seed),
-                RunConfig(
-                    task.task,
-                    arm.spec,
+        with filling_once():
+            return [
+                StudyRun(
+                    label,
+                    arm.name,
                     seed,
-                    {**task.options, **arm.options},
-                    {**recipe, **arm.recipe},
-                    self.threads,
-                    plugins,
-                    task.surgery,
-                ),
-            )
-            for seed in self.seeds
-            for label, task, recipe in self.settings()
-            for arm in task.rows(self.mixers)
-        ]
+                    run_folder(label, arm.name, seed),
+                    RunConfig(
+                        task.task,
+                        arm.spec,
+                        seed,
+                        {**task.options, **arm.options},
+                        {**recipe, **arm.recipe},
+                        self.threads,
+                        plugins,
+                        task.surgery,
+                    ),
+                )
+                for seed in self.seeds
+                for label, task, recipe in self.settings()
+                for arm in task.rows(self.mixers)
+            ]
 
     def only(self, labels: Iterable[str]) -> Study:
         """The study with these of its tasks, in its order.
@@ -216,17 +217,22 @@ class Study:
             raise ValueError(f"tasks must be a list of names or tables, got {tasks!r}")
         return build(cls, {**data, "tasks": tuple(_study_task(task) for task in tasks)})
 
-    def check(self) -> None:
+    def check(self, cells: Iterable[tuple[str, str]] | None = None) -> None:
         """Build the model of every task and mixer once, so that a typing error ends a study before it begins.
+
+        Args:
+            cells: labels and arms; only these, where others are done already.
 
         Raises:
             ValueError: with every task and mixer that cannot be built, and why.
         """
         import_all(self.imports)
         errors = {}
-        seed = self.seeds[0]
+        seed, wanted = self.seeds[0], None if cells is None else set(cells)
         for label, task, recipe in self.settings():
             for arm in task.rows(self.mixers):
+                if wanted is not None and (label, arm.name) not in wanted:
+                    continue
                 options, changes = {**task.options, **arm.options}, {**recipe, **arm.recipe}
                 try:
                     config = RunConfig(task.task, arm.spec, seed, options, changes, surgery=task.surgery)

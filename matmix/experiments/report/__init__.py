@@ -30,19 +30,24 @@ COSTS = (
     "State bytes are what the mixers keep of one example to go on token by token; nothing stands where one cannot. "
     "Tokens/s are examples a second in training, times the tokens of that example."
 )
+PICTURED, SOME = 24, 4
+"""So many settings all have pictures; of more, the first few: each takes seconds, hundreds make a page too large."""
 NUMBERS = frozenset({
     "seeds", "rank", "parameters", "dead", "MACs", "FFT operations", "state bytes", "tokens/s", "ms a step", "peak MB",
     "seconds",
 })  # fmt: skip
 
 
-def write_report(study_dir: Path | str, *, reference: str | None = None, matrices: bool = True) -> Path:
+def write_report(
+    study_dir: Path | str, *, reference: str | None = None, matrices: bool = True, pictured: int | None = None
+) -> Path:
     """Write the report of a study (or of any folder of runs) and return the path of its HTML page.
 
     Args:
         study_dir: the folder of the study.
         reference: the mixer that differences are taken to; the study's own where absent.
         matrices: load the best weights of each mixer and draw a learned matrix.
+        pictured: how many settings have pictures; where absent, all of up to 24, and 4 of more. The tables are of all.
 
     Raises:
         ValueError: if there is no run in the folder, or no run of ``reference``.
@@ -63,8 +68,17 @@ def write_report(study_dir: Path | str, *, reference: str | None = None, matrice
     problems = _import(collected)
     said, judged = answer(collected, reference, fresh)
     blocks = [*said, *_summary(collected, reference, judged)]
+    if pictured is None:
+        pictured = len(collected.settings) if len(collected.settings) <= PICTURED else SOME
     for index, setting in enumerate(collected.settings):
-        blocks += _section(setting, index, reference, fresh, matrices, problems)
+        blocks += _section(setting, index, reference, fresh, matrices, problems, index < pictured)
+    if len(collected.settings) > pictured:
+        blocks.append(
+            page.Text(
+                f"Pictures are of the first {pictured} of {len(collected.settings)} settings; matmix report "
+                f"--pictured {len(collected.settings)} draws all."
+            )
+        )
     blocks += _details(collected)
     title = f"Study {collected.study.name}" if collected.study else f"Runs in {folder.name}"
     blocks = [page.Heading(1, title), *blocks]
@@ -159,7 +173,7 @@ def _told_apart(ranks: Ranks, reference: str) -> list[page.Block]:
 
 
 def _section(
-    setting: Setting, index: int, reference: str, out: Path, matrices: bool, problems: Sequence[str]
+    setting: Setting, index: int, reference: str, out: Path, matrices: bool, problems: Sequence[str], pictured: bool
 ) -> list[page.Block]:
     """One task: table, hints, pictures."""
     from matmix.experiments.report import pictures
@@ -196,6 +210,8 @@ def _section(
         notes = further.notes(setting)
         if notes:
             blocks += [page.Heading(3, "Notes of the runs"), page.Items(notes)]
+    if not pictured:
+        return blocks
     slug = f"{index + 1}-{''.join(c if c.isalnum() else '-' for c in setting.name)}"
     if setting.solved_above is None and pictures.cost_picture(setting, out / f"{slug}-cost.png"):
         blocks.append(page.Picture(out / f"{slug}-cost.png", f"{setting.name}: score against cost"))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matmix.experiments.config import RunConfig
-from matmix.experiments.folder import Result, read_metrics
+from matmix.experiments.folder import Result
+from matmix.experiments.index import Index
 from matmix.experiments.plugins import import_all
 from matmix.experiments.study import Study, StudyArm, run_folder
 from matmix.experiments.task import Scored
@@ -115,22 +117,23 @@ def collect(folder: Path) -> Collected:
     study = None
     if (folder / "study.json").exists():
         study = Study.from_json(json.loads((folder / "study.json").read_bytes()))
+    index = Index(folder)
     runs: dict[str, Run] = {}
     if study is not None:
-        planned = _configurations(study)
+        planned = _Planned(study, folder)
         for setting, task, _ in study.settings():
             for arm in task.rows(study.mixers):
                 for seed in study.seeds:
                     where = run_folder(setting, arm.name, seed)
-                    runs[where] = _read(folder / where, setting, arm.name, seed, planned.get(where))
+                    runs[where] = _run(index, where, setting, arm.name, seed, planned)
     seen: dict[str, str] = {}  # settings of runs that no study.json names
-    for path in sorted(folder.glob("**/config.json")):
-        where = path.parent.relative_to(folder).as_posix()
-        if where not in runs:
-            config = json.loads(path.read_bytes())
-            key = json.dumps([config["task"], config["options"], config["recipe"]], sort_keys=True)
-            name = seen.setdefault(key, _free(config["task"], seen.values()))
-            runs[where] = _read(path.parent, _planned(study, where) or name, config["mixer"], config["seed"])
+    for where in sorted(_folders(folder) - runs.keys()):
+        config = index[where].config
+        assert config is not None
+        key = json.dumps([config["task"], config["options"], config["recipe"]], sort_keys=True)
+        name = seen.setdefault(key, _free(config["task"], seen.values()))
+        runs[where] = _run(index, where, _planned(study, where) or name, config["mixer"], config["seed"])
+    index.save()
     if not runs:
         raise ValueError(f"{folder} holds neither a study.json nor a run")
     settings = dict.fromkeys(run.setting for run in runs.values())
@@ -146,23 +149,43 @@ def collect(folder: Path) -> Collected:
     )
 
 
-def _read(folder: Path, setting: str, mixer: str, seed: int, planned: RunConfig | None = None) -> Run:
-    command = planned.command(folder) if planned is not None else ""
-    if not (folder / "config.json").exists():
-        return Run(setting, mixer, seed, folder, "missing", None, command)
-    result = Result.read(folder)
-    curve = tuple(read_metrics(folder)) if (folder / "metrics.jsonl").exists() else ()
-    command = result.reproduce if result else command
-    return Run(setting, mixer, seed, folder, result.status if result else "unfinished", result, command, curve)
+def _run(
+    index: Index, where: str, setting: str, mixer: str, seed: int, planned: Callable[[str], str] | None = None
+) -> Run:
+    folder, found = index.root / where, index[where]
+    result = found.result
+    if result is None:
+        status = "missing" if found.config is None else "unfinished"
+        return Run(setting, mixer, seed, folder, status, None, planned(where) if planned else "", found.curve)
+    return Run(setting, mixer, seed, folder, result.status, result, result.reproduce, found.curve)
 
 
-def _configurations(study: Study) -> dict[str, RunConfig]:
-    """The runs of a study by folder; {} where its tasks or files are not here any more."""
-    try:
-        import_all(study.imports)
-        return {run.folder: run.config for run in study.runs()}
-    except Exception:  # foreign code, which may fail in any way: the report is of what was run
-        return {}
+def _folders(root: Path) -> set[str]:
+    """Folders of runs below one, named from it on; a run has none in it."""
+    found = set()
+    for folder, below, files in os.walk(root):
+        if "config.json" in files:
+            found.add(Path(os.path.relpath(folder, root)).as_posix())
+            below.clear()
+    return found
+
+
+class _Planned:
+    """The command of a run that has no result, by its folder; "" where the study's tasks or files are not here any
+    more. Made when first asked for: nobody asks in a study that is done."""
+
+    def __init__(self, study: Study, folder: Path) -> None:
+        self.study, self.folder = study, folder
+        self.runs: dict[str, RunConfig] | None = None
+
+    def __call__(self, where: str) -> str:
+        if self.runs is None:
+            try:
+                import_all(self.study.imports)
+                self.runs = {run.folder: run.config for run in self.study.runs()}
+            except Exception:  # foreign code, which may fail in any way: the report is of what was run
+                self.runs = {}
+        return self.runs[where].command(self.folder / where) if where in self.runs else ""
 
 
 def _planned(study: Study | None, where: str) -> str | None:

@@ -1,0 +1,115 @@
+"""What stands in the run folders of a study, in one file: `OUT/index.jsonl`, a line a run.
+
+A study of ten thousand runs is read in seconds instead of minutes. The folders stay the truth: an entry is taken only
+where its files are the very ones that it was made from (inode, time and size), and an index that is lost, torn or of
+another version is made anew. Processes that write it at once lose nothing but each other's entries.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matmix.experiments.checkpoint import write_file
+from matmix.experiments.folder import Result, read_metrics
+from matmix.experiments.task import build
+
+NAME = "index.jsonl"
+VERSION = 1
+WANTED = ("config.json", "result.json", "metrics.jsonl")
+Stamp = list[int] | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run folder: its configuration, its result and its curve, each None or empty where there is none."""
+
+    config: dict[str, Any] | None
+    result: Result | None
+    curve: tuple[dict[str, Any], ...]
+
+
+class Index:
+    """The runs below a folder, read when asked for; `save` keeps what was read."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.fresh = root, False
+        self._known = _load(root / NAME)
+        self._entries: dict[str, tuple[list[Stamp], Entry]] = {}
+
+    def __getitem__(self, folder: str) -> Entry:
+        """The run in a folder, named from the root on."""
+        where = os.path.join(self.root, folder)
+        stamps = [_stamp(os.path.join(where, name)) for name in WANTED]
+        if folder in self._entries and self._entries[folder][0] == stamps:
+            return self._entries[folder][1]
+        known = self._known.get(folder)
+        if known is not None and known["stamps"] == stamps:
+            result = None if known["result"] is None else build(Result, known["result"])
+            config = known["config"] if known["config"] is not None or result is None else result.config
+            entry = Entry(config, result, tuple(known["curve"]))
+        else:
+            self.fresh = True
+            entry = _read(Path(where), stamps)
+        self._entries[folder] = stamps, entry
+        return entry
+
+    def save(self) -> None:
+        """Write what was read and was not in the file; nothing where that is nothing, or the folder is read-only."""
+        if not self.fresh:
+            return
+        lines = [json.dumps(_line(folder, *found)) for folder, found in self._entries.items()]
+        kept = [json.dumps(line) for folder, line in self._known.items() if folder not in self._entries]
+        text = "\n".join([json.dumps({"version": VERSION}), *lines, *kept])
+        try:
+            write_file(self.root / NAME, f"{text}\n".encode())
+        except OSError:
+            return
+        self.fresh = False
+
+
+def _load(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        first, *lines = path.read_bytes().splitlines()
+        if json.loads(first) != {"version": VERSION}:
+            return {}
+        found = [json.loads(line) for line in lines]
+        return {line["folder"]: {name: line[name] for name in ("folder", "stamps", "config", "result", "curve")}
+                for line in found}  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError):  # lost, torn, or somebody else's: the folders have it all
+        return {}
+
+
+def _line(folder: str, stamps: list[Stamp], entry: Entry) -> dict[str, Any]:
+    result = None if entry.result is None else vars(entry.result)
+    own = None if entry.result is not None and entry.result.config == entry.config else entry.config
+    return {"folder": folder, "stamps": stamps, "config": own, "result": result, "curve": entry.curve}
+
+
+def _stamp(path: str) -> Stamp:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return [found.st_ino, found.st_mtime_ns, found.st_size]
+
+
+def _read(folder: Path, stamps: list[Stamp]) -> Entry:
+    """A folder as it is now; a file that went since its stamp was taken is none."""
+    read: tuple[Callable[[], Any], ...] = (
+        lambda: json.loads((folder / "config.json").read_bytes()),
+        lambda: Result.read(folder),
+        lambda: tuple(read_metrics(folder)),
+    )
+    found: list[Any] = [None, None, ()]
+    for at, (stamp, one) in enumerate(zip(stamps, read, strict=True)):
+        if stamp is not None:
+            try:
+                found[at] = one()
+            except FileNotFoundError:
+                continue
+    return Entry(*found)
