@@ -66,7 +66,8 @@ class JustDense(Mixer):
             raise ValueError(f"heads must be a positive divisor of the inner width {inner}, got {self.heads!r}")
         self.wrapper = wrapper
         length = math.prod(self.grid)
-        self.M = nn.Parameter(nn.init.xavier_normal_(torch.empty(self.heads, length, length)))
+        self.M = nn.Parameter(torch.empty(self.heads, length, length))
+        nn.init.xavier_normal_(self.M)
         if wrapper == "mamba":
             self.in_proj = nn.Linear(dim, inner, bias=False)
             self.conv1d = ShortConv(inner, d_conv, causal=False)

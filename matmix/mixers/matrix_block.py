@@ -84,7 +84,8 @@ class Structure(nn.Module):
         Published: Xavier's rule over three axes, with which M starts near 0.
         """
         empty = torch.empty(shape)
-        return nn.Parameter(nn.init.xavier_normal_(empty) if self.form.published else nn.init.normal_(empty))
+        (nn.init.xavier_normal_ if self.form.published else nn.init.normal_)(empty)
+        return nn.Parameter(empty)
 
     # The published class's state dict to ours.
     published: ClassVar[dict[str, Callable[..., Any]]] = {"goombalab/hydra": lambda module, state: state}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from torch import nn
 
 from matmix.mixers import list_mixers, mixer_info
 from sequence.language import MatmixConfig, MatmixForMaskedLM, MatmixModel
@@ -55,6 +56,32 @@ def test_the_law_of_padding_catches_a_mixer_that_sees_it():
     """The published FNet, by an option."""
     with pytest.raises(AssertionError, match="Tensor-likes are not close"):
         check_padding(MatmixModel(of_mixer("fnet", pad_to="batch", pool="mean")).double().eval())
+
+
+def test_mixers_take_nothing_from_initial_values(monkeypatch):
+    """transformers 4 loads into models built with torch's initialisers switched off: they give nothing back."""
+    for name in dir(nn.init):
+        if name.endswith("_") and not name.startswith("_"):
+            monkeypatch.setattr(nn.init, name, lambda *args, **kwargs: None)
+    for name in MIXERS:
+        for variant in ({}, *mixer_info(name).variants) if name != "heads" else ():
+            options = {key: value for key, value in mixer_info(name).smallest.items() if key != "dim"} | variant
+            mixer = mixer_info(name).cls(max(8, mixer_info(name).smallest.get("dim", 8)), (LENGTH,), **options)
+            assert [key for key, value in mixer.named_parameters() if not value.numel()] == [], name
+
+
+@pytest.mark.slow
+def test_every_mixer_is_saved_and_loaded(tmp_path):
+    """Bit for bit, buffers that no file holds as well: transformers builds a model on no device and fills it."""
+    for name in MIXERS:
+        model = moved(MatmixForMaskedLM(of_mixer(name))).eval()
+        model.save_pretrained(tmp_path / name)
+        loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / name).eval()
+        mask = (torch.arange(9) < torch.tensor([[9], [6]])).long()
+        real = mask.bool()
+        assert torch.equal(
+            loaded(IDS, attention_mask=mask).logits[real], model(IDS, attention_mask=mask).logits[real]
+        ), name
 
 
 def test_auto_classes_load_what_was_saved(tmp_path):
