@@ -24,6 +24,8 @@ LAYOUT = 1
 COEFFICIENTS, FFT, HOP, MELS = 20, 200, 100, 64
 """Of S4's code: 161 frames of 20 coefficients a second."""
 FULL_SCALE = 32768
+MOST = 256
+"""Classes: labels are kept as bytes."""
 PUBLISHED = {"train": 84_843, "val": 9_981, "test": 11_005}
 """Recordings of the 35 words by the published lists."""
 
@@ -46,6 +48,8 @@ def prepared(data: str, words: str, inputs: str, sample_rate: int, broken: str, 
     """All splits: samples (int16, C = 1), or MFCCs (float32, C = 20)."""
     files = speech.sources(data, words)
     classes = speech.classes_of(data, words)
+    if len(classes) > MOST:
+        raise BadData(f"data: {data} has {len(classes)} folders of words; allowed: at most {MOST}")
     key = {"layout": LAYOUT, "data": data, "sources": source_key(*files), "words": words, "inputs": inputs,
            "sample_rate": sample_rate, "broken": broken}  # fmt: skip
     channels = COEFFICIENTS if inputs == "mfcc" else 1
@@ -60,7 +64,8 @@ def prepared(data: str, words: str, inputs: str, sample_rate: int, broken: str, 
                 told = (row for row in rows if advance(1) is None)
                 count = labelled.write(folder, split, told, "float32" if inputs == "mfcc" else "int16")
             if not count:
-                raise bad(data, 0, f"{split} has no recording", "at least one in each split")
+                rule = "at least one in each split: by the two lists, or without them by a hash of the speaker"
+                raise bad(data, 0, f"{split} has no recording", rule)
         mean = sums[1] / sums[0]
         std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
         return {**faults.facts(), "mean": mean.tolist(), "std": np.where(std > 0, std, 1.0).tolist()}
