@@ -226,7 +226,7 @@ def test_tables_of_the_hub_are_the_same(folder: Path, tmp_path: Path, monkeypatc
 
 
 def test_it_trains_from_files(folder: Path, tmp_path: Path) -> None:
-    recipe = {"steps": 40, "batch_size": 8, "lr": 0.02, "eval_every": 20, "log_every": 20, "weight_decay": 0.0}
+    recipe = {"steps": 20, "batch_size": 8, "lr": 0.03, "eval_every": 20, "log_every": 20, "weight_decay": 0.0}
     settings = dataclasses.asdict(small(folder, inputs="wave", prenorm=False, pool="max"))
     result = execute(RunConfig("speech", "s4d(causal=False, dt_min=0.01)", 0, settings, recipe), tmp_path / "run")
     assert result.status == "finished", result.error
