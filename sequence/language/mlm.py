@@ -110,7 +110,7 @@ class MLM(ModelSettings):
     def plain_recipe(self) -> Recipe:
         """Two million tokens in rows of 128, in many small steps: large ones stay at word frequencies for long."""
         return Recipe(
-            steps=2000, batch_size=8, lr=3e-3, warmup=0.1, weight_decay=0.02, betas=(0.9, 0.98), eps=1e-6,
+            steps=2000, batch_size=8, lr=4e-3, warmup=0.1, weight_decay=0.02, betas=(0.9, 0.98), eps=1e-6,
             eval_every=250, log_every=25, eval_batch_size=64,
         )  # fmt: skip
 

@@ -26,7 +26,7 @@ class ModelSettings(Task):
     Those of a checkpoint and of the task that begins at it are the same. The defaults are a small pre-norm encoder.
     """
 
-    dim: int = 128
+    dim: int = 64
     """Model width D."""
     depth: int = 2
     """Number of blocks."""

@@ -10,9 +10,9 @@ from matmix.experiments.study import Study, StudyArm, StudyTask
 from sequence.language.recipes import PRETRAINING
 
 MIXERS = ("attention", "hydra", "matrix_mixer(structure='toeplitz')", "fnet", "ponet")
-SPECS = {"attention": "attention(rotary=True)"}
-"""With rotary positions, as in the other studies: with learned ones alone it stays at the frequencies of words for the
-first 600,000 tokens (6.25 nats of 6.29, where rotary ones have 5.65 after 460,000)."""
+SPECS = {"attention": "attention(head_dim=32, rotary=True)", "hydra": "hydra(head_dim=32, d_state=16)"}
+"""Of small models. Attention has rotary positions, as in the other studies: with learned ones alone it stays at the
+frequencies of words for the first 600,000 tokens (6.25 nats of 6.29, where rotary ones have 5.65 after 460,000)."""
 
 
 def mlm(
@@ -23,11 +23,11 @@ def mlm(
     ] = "",
     tokenizer: Annotated[str, tyro.conf.arg(help="As the task's `tokens`.")] = "wordpiece",
     vocabulary: Annotated[int, tyro.conf.arg(help="The most words of 'wordpiece'.")] = 4000,
-    dim: Annotated[int, tyro.conf.arg(help="Model width.")] = 128,
+    dim: Annotated[int, tyro.conf.arg(help="Model width.")] = 64,
     depth: Annotated[int, tyro.conf.arg(help="Blocks.")] = 2,
     length: Annotated[int, tyro.conf.arg(help="Tokens of a row.")] = 128,
     batch_size: Annotated[int, tyro.conf.arg(help="Rows of a step.")] = 8,
-    lr: Annotated[float, tyro.conf.arg(help="The highest rate.")] = 3e-3,
+    lr: Annotated[float, tyro.conf.arg(help="The highest rate.")] = 4e-3,
 ) -> Study:
     """Every mixer pretrained on as many tokens, one run for each seed, which `matmix study glue --from` goes on with.
 

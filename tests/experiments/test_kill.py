@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -17,6 +18,7 @@ from killing import TINY, outputs, run
 from matmix.experiments.checkpoint import load_checkpoint, save_checkpoint
 from matmix.experiments.run import Result, RunConfig
 from tests.forked import start_command
+from tests.sequence import written
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,27 @@ def test_killed_in_the_middle_of_an_epoch_of_buckets(tmp_path):
             "steps": 20, "batch_size": 8, "accumulate": 2, "log_every": 4, "eval_every": 10, "checkpoint_every": 3,
             "groups": ["head.* lr=0.01 weight_decay=0.3"],
         },
+    }  # fmt: skip
+    assert run(tmp_path / "whole", config) == 0
+    for die in (("step", 12), ("step", 1)):
+        assert run(tmp_path / "again", config, die=die) == -signal.SIGKILL
+    assert run(tmp_path / "again", config) == 0
+    assert outputs(tmp_path / "again") == outputs(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_stream(tmp_path, monkeypatch):
+    """Masked words of a stream of 60 texts, over its end: killed two steps after a checkpoint, and again at once."""
+    lines = [json.dumps({"text": text}) for text in written.sentences(60)]
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "train.jsonl").write_text("\n".join(lines) + "\n")
+    config = {
+        "task": "mlm", "mixer": "attention(head_dim=4)", "seed": 1,
+        "options": {
+            "data": str(tmp_path / "texts"), "streaming": True, "held_out": 5, "length": 10, "dim": 8, "depth": 1,
+            "tokens": str(written.tokenizer(tmp_path / "tokenizer.json")), "dropout": 0.1,
+        },
+        "recipe": {"steps": 20, "batch_size": 8, "log_every": 4, "eval_every": 10, "checkpoint_every": 3},
     }  # fmt: skip
     assert run(tmp_path / "whole", config) == 0
     for die in (("step", 12), ("step", 1)):
