@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from matmix.experiments.task import Recipe
+from matmix.experiments.task import Batch, Recipe, Split
 from matmix.sampling import stream
 from sequence.data.groups import group
 from sequence.data.labels import IGNORED
@@ -53,6 +54,10 @@ class StateTracking(TokenTask):
     """A label at each token (each digit), or at the last token alone (the sign = behind the arithmetic)."""
     start: bool = True
     """A token in front that is the same in every row: without it a model cannot tell its first token."""
+    curriculum: int = 0
+    """Steps over which the labels of training rows come in, one place after the other from the first on, evenly; 0 =
+    all from the beginning. DeltaProduct's code adds a place whenever an epoch's loss is below 0.3; here it goes by the
+    step, so that a run that was stopped goes on exactly."""
     train_examples: int = 0
     """Size of a fixed training set; 0 = new examples at every step."""
     depth: int = 1
@@ -70,6 +75,10 @@ class StateTracking(TokenTask):
             raise ValueError(f"StateTracking.shortest must be from 0 to length={self.length}, got {self.shortest}")
         if self.train_examples and self.shortest:
             raise ValueError("StateTracking: a fixed training set has one length; set shortest=0 or train_examples=0")
+        if self.curriculum < 0 or (self.curriculum and self.labels == "last"):
+            raise ValueError(
+                f"StateTracking.curriculum must be at least 0, and 0 with labels='last', got {self.curriculum}"
+            )
         if self.labels not in ("every", "last"):
             raise ValueError(f"StateTracking.labels must be 'every' or 'last', got {self.labels!r}")
 
@@ -112,6 +121,21 @@ class StateTracking(TokenTask):
 
     def tests(self) -> tuple[str, ...]:
         return tuple(TIMES)
+
+    def batches(
+        self, split: Split, batch_size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        found = super().batches(split, batch_size, seed=seed, start=start, rank=rank, world=world)
+        if split != "train" or not self.curriculum:
+            return found
+        return (self._first(batch, step) for step, batch in enumerate(found, start))
+
+    def _first(self, batch: Batch, step: int) -> Batch:
+        """The batch of a step with labels at as many places as the curriculum has come to."""
+        places = self.start + 1 + step * self.length // self.curriculum
+        labels = batch.y.clone()
+        labels[:, places:] = IGNORED
+        return batch._replace(y=labels)
 
     def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
         found = {}

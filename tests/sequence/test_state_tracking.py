@@ -136,6 +136,20 @@ def test_lengths_of_splits_and_batches() -> None:
     assert len(seen.unique(dim=0)) == 30
 
 
+def test_a_curriculum_brings_labels_in_one_place_after_the_other() -> None:
+    """The same rows; from the first place on, all from its end on, in training alone, and after a stop too."""
+    plain, task = (StateTracking("S3", length=8, curriculum=steps, eval_examples=4) for steps in (0, 16))
+    rows = list(itertools.islice(zip(task.batches("train", 4), plain.batches("train", 4), strict=True), 20))
+    for step, (mine, whole) in enumerate(rows):
+        places = min(8, 1 + step // 2)
+        assert torch.equal(mine.x, whole.x) and torch.equal(mine.y[:, : 1 + places], whole.y[:, : 1 + places])
+        assert (mine.y[:, 1 + places :] == IGNORED).all() and task.weight(mine) == 4 * places
+    assert torch.equal(next(task.batches("train", 4, start=5)).y, rows[5][0].y)
+    assert torch.equal(next(task.batches("test", 4)).y, next(plain.batches("test", 4)).y)
+    with pytest.raises(ValueError, match=r"StateTracking\.curriculum must be at least 0, and 0 with labels='last'"):
+        StateTracking("S3", labels="last", curriculum=5)
+
+
 @pytest.mark.parametrize("problem", ["parity", "S3"])
 def test_one_label_is_the_last_of_many(problem: str) -> None:
     (x, y), (x_every, y_every) = (task(problem=problem, labels=labels).data("test") for labels in ("last", "every"))

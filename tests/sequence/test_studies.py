@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+from matmix.cost import state_bytes
 from matmix.experiments.registry import list_tasks
 from matmix.experiments.study import find_study, list_studies
 from matmix.mixers import create_mixer
 from sequence.regimes import REGIMES
 from sequence.studies.controls import WINDOWS, controls, window
+from sequence.studies.equal_state import SIZED, equal_state
 from sequence.studies.lra import lra
+from sequence.studies.mqar import mqar
 
 
 @pytest.mark.parametrize("name", list_studies())
@@ -16,6 +19,23 @@ def test_settings_of_named_studies_exist(name: str) -> None:
     study = find_study(name)()
     assert {task.task for task in study.tasks} <= set(list_tasks())
     assert study.runs() and study.note
+
+
+def test_states_of_equally_many_bytes() -> None:
+    """Of every mixer that can be sized, within 10 %; what cannot is refused, and stays as it is in the study."""
+    for dim, size in ((64, 16_384), (128, 65_536)):
+        for name in SIZED:
+            spec = equal_state(name, size, dim)
+            assert state_bytes(create_mixer(spec, dim), torch.zeros(1, 3, dim)) == pytest.approx(size, rel=0.1), spec
+    assert equal_state("retention(heads=4, out_gate=False)", 4096, 64).startswith("retention(heads=4, out_gate=False, ")
+    for spec, size, message in (("attention(causal=True)", 4096, "state of a set size"), ("s6", 10, "not near")):
+        with pytest.raises(ValueError, match=message):
+            equal_state(spec, size, 64)
+    study = mqar(dims=(64,), lengths=(64,), rates=(1e-3,), states=(4096, 16_384))
+    assert [task.label.rpartition(" ")[2] for task in study.tasks] == ["S=4096", "S=16384"]
+    specs = {run.config.mixer for run in study.runs() if run.mixer == "ssd"}
+    assert specs == {equal_state("ssd", size, 64) for size in (4096, 16_384)}
+    assert {run.config.mixer for run in study.runs() if run.mixer.startswith("attention")} == {"attention(causal=True)"}
 
 
 @pytest.mark.parametrize("regime", REGIMES)
