@@ -107,7 +107,7 @@ _QUIET = ("step", "steps", "seconds_left", "samples_per_second")
 
 
 def name(run: StudyRun) -> str:
-    return f"{run.setting} {run.mixer} seed {run.seed}"
+    return " ".join(filter(None, (run.setting, run.mixer, run.trial, f"seed {run.seed}")))
 
 
 def _is_number(value: Any) -> bool:

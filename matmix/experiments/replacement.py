@@ -78,6 +78,10 @@ def replace(
         tuple[str, ...], tyro.conf.arg(help="NAME=VALUE, of every task that has it: protocol=published lookback=336.")
     ] = (),
     training: Annotated[tuple[str, ...], tyro.conf.arg(help="NAME=VALUE of every recipe: lr=1e-3 steps=500.")] = (),
+    tune: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(help="Trials of every arm, chosen on validation: lr=1e-4 lr=1e-3 lr=1e-3,weight_decay=0."),
+    ] = (),
     start: Annotated[
         str, tyro.conf.arg(name="from", help="Weights to start from: a file, or the folder of a study with this grid.")
     ] = "",
@@ -89,14 +93,18 @@ def replace(
 ) -> Study:
     """Does a model need its mixer? Every model with every arm in its place; "default" is the model as it is.
 
-    All arms of a model have the same data order, steps, evaluations and, outside of what is replaced, the same initial
-    weights. A trained model is scored again with its matrices at zero, on the diagonal, with their rows shuffled and at
-    their mean, and on inputs in another order: what it owes to its matrices is what it loses.
+    All arms of a model have the same data order, steps, evaluations, trials of the recipe and, outside of what is
+    replaced, the same initial weights. A trained model is scored again with its matrices at zero, on the diagonal, with
+    their rows shuffled and at their mean, and on inputs in another order: what it owes to its matrices is what it
+    loses.
     """
     surgery: dict[str, Any] = {"level": level, "where": where, "prefix": prefix, "init": init, "distill": distill}
     surgery["ablate"] = ABLATIONS
     changed, recipe = _values(settings, "settings"), _values(training, "training")
     _check_recipe(recipe, "training")
+    tuning = {trial: _values(trial.split(","), "tune") for trial in tune}
+    for changes in tuning.values():
+        _check_recipe(changes, "tune")
     tasks, met = [], set()
     for model, one, subject in _pairs(models, data):
         task = subject.task(model, one)
@@ -124,6 +132,7 @@ def replace(
         tasks=tuple(tasks),
         mixers=MIXERS,
         seeds=(0, 1, 2),
+        tuning=tuning,
         reference=DEFAULT,
         margin=margin,
         note=f"Does the model need its mixer? Replaced at level {level!r}.",

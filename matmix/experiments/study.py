@@ -107,6 +107,8 @@ class StudyRun:
     seed: int
     folder: str
     config: RunConfig
+    trial: str = ""
+    """Its name in the study's tuning."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Study:
     """Every mixer on every task with every recipe and seed.
 
     All arms of a setting get the same seeds, data order and, outside of the mixers, the same initial weights, so
-    differences are paired by seed.
+    differences are paired by seed. What is tuned is tuned alike: every arm has the same trials.
     """
 
     name: str
@@ -124,6 +126,10 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
     recipes: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     """Named changes to the tasks' recipes: ``{"slow": {"lr": 1e-4}, "fast": {"lr": 1e-3}}`` runs everything twice."""
+    tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Named changes of the recipe with which every arm is trained: ``{"slow": {"lr": 1e-4}, "fast": {"lr": 1e-3}}``.
+    Tables hold, of each arm, the runs of the one that is best on validation in the mean over seeds; the report shows
+    what all of them gave. Empty: there is nothing to choose."""
     reference: str = "attention"
     """The arm that differences are taken to, where it is among the mixers."""
     margin: float = 0.0
@@ -144,6 +150,8 @@ class Study:
             twice = [value for index, value in enumerate(values) if value in values[:index]]
             if twice:
                 raise ValueError(f"study {self.name!r}: {name} has {twice[0]!r} twice")
+        if "" in self.tuning:
+            raise ValueError(f"study {self.name!r}: tuning has a trial without a name")
         if not 0 <= self.margin < 1:
             raise ValueError(f"study {self.name!r}: margin is a share of a score, 0 <= margin < 1, got {self.margin}")
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
@@ -177,22 +185,28 @@ class Study:
                     label,
                     arm.name,
                     seed,
-                    run_folder(label, arm.name, seed),
+                    run_folder(label, arm.name, seed, trial),
                     RunConfig(
                         task.task,
                         arm.spec,
                         seed,
                         {**task.options, **arm.options},
-                        {**recipe, **arm.recipe},
+                        {**recipe, **arm.recipe, **changes},
                         self.threads,
                         plugins,
                         task.surgery,
                     ),
+                    trial,
                 )
                 for seed in self.seeds
                 for label, task, recipe in self.settings()
                 for arm in task.rows(self.mixers)
+                for trial, changes in self.trials().items()
             ]
+
+    def trials(self) -> dict[str, dict[str, Any]]:
+        """Name and recipe changes of the runs of one cell: one without a name, where nothing is tuned."""
+        return self.tuning or {"": {}}
 
     def only(self, labels: Iterable[str]) -> Study:
         """The study with these of its tasks, in its order.
@@ -233,9 +247,11 @@ class Study:
             for arm in task.rows(self.mixers):
                 if wanted is not None and (label, arm.name) not in wanted:
                     continue
-                options, changes = {**task.options, **arm.options}, {**recipe, **arm.recipe}
+                options = {**task.options, **arm.options}
                 try:
-                    config = RunConfig(task.task, arm.spec, seed, options, changes, surgery=task.surgery)
+                    for trial in self.trials().values():
+                        changes = {**recipe, **arm.recipe, **trial}
+                        config = RunConfig(task.task, arm.spec, seed, options, changes, surgery=task.surgery)
                     made = config.make_task()
                     check_metric(made)
                     config.make_model(made, begun=True)
@@ -348,9 +364,9 @@ def with_imports(study: Study, more: Iterable[str], folder: Path | None = None) 
     return dataclasses.replace(study, imports=tuple(dict.fromkeys(sources)))
 
 
-def run_folder(setting: str, mixer: str, seed: int) -> str:
+def run_folder(setting: str, mixer: str, seed: int, trial: str = "") -> str:
     """Where a run lies below its study."""
-    return f"runs/{_slug(setting)}/{_slug(mixer)}/seed-{seed}"
+    return "/".join(["runs", _slug(setting), _slug(mixer), *([_slug(trial)] if trial else []), f"seed-{seed}"])
 
 
 def _slug(text: str) -> str:

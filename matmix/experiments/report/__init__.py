@@ -16,7 +16,7 @@ import pandas as pd
 from matmix.experiments.checkpoint import write_file
 from matmix.experiments.plugins import import_code
 from matmix.experiments.registry import task_class
-from matmix.experiments.report import ablations, arms, further, page, tables
+from matmix.experiments.report import ablations, arms, further, page, tables, trials
 from matmix.experiments.report.answer import answer
 from matmix.experiments.report.collect import Collected, Setting, collect
 from matmix.experiments.statistics import Ranks
@@ -198,6 +198,8 @@ def _section(
                 page.Text("Got by others under the settings and the recipe of this table."),
                 page.Table(found),
             ]
+        if setting.tried:
+            blocks += [page.Heading(3, "Tuning"), page.Text(trials.METHOD), page.Table(trials.trials_table(setting))]
         lost = ablations.ablation_table(setting)
         if lost is not None:
             blocks += [page.Heading(3, "What the matrices do"), page.Text(ablations.METHOD), page.Table(lost)]

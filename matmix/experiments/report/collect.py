@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from matmix.experiments.config import RunConfig
@@ -29,6 +32,7 @@ class Run:
     result: Result | None
     command: str  # that repeats it, "" where its configuration cannot be built here
     curve: tuple[dict[str, Any], ...] = ()  # the lines of metrics.jsonl
+    trial: str = ""  # its name in the study's tuning
 
     @property
     def score(self) -> float | None:
@@ -36,6 +40,16 @@ class Run:
         if self.status != "finished" or self.result is None:
             return None
         return self.result.test.get(self.result.metric)
+
+    @property
+    def validation(self) -> float | None:
+        """What tuning chooses by, higher is better: the metric on validation, the loss where it has none."""
+        if self.score is None or self.result is None:
+            return None
+        result = self.result
+        if result.metric in result.val:
+            return result.val[result.metric] * (1 if result.higher_is_better else -1)
+        return -result.val["loss"] if "loss" in result.val else None
 
     @property
     def scored(self) -> Scored | None:
@@ -53,8 +67,11 @@ class Setting:
 
     name: str
     runs: tuple[Run, ...]
+    """Of a study that tunes: of each arm, those of the trial that was chosen."""
     arms: tuple[StudyArm, ...] = ()
     """The arms of the study; () where no study planned the runs."""
+    tried: tuple[Run, ...] = ()
+    """The runs of all trials, of a study that tunes."""
 
     @property
     def mixers(self) -> list[str]:
@@ -97,12 +114,13 @@ class Collected:
 
     @property
     def runs(self) -> list[Run]:
-        return [run for setting in self.settings for run in setting.runs]
+        """All of them, of trials that were not chosen too."""
+        return [run for setting in self.settings for run in setting.tried or setting.runs]
 
     def by_task(self) -> dict[str, list[Scored]]:
         """The finished runs of each task, whatever its settings."""
         found: dict[str, list[Scored]] = {}
-        for run in self.runs:
+        for run in (run for setting in self.settings for run in setting.runs):
             if run.scored is not None and run.result is not None:
                 found.setdefault(run.result.config["task"], []).append(run.scored)
         return found
@@ -123,9 +141,9 @@ def collect(folder: Path) -> Collected:
         planned = _Planned(study, folder)
         for setting, task, _ in study.settings():
             for arm in task.rows(study.mixers):
-                for seed in study.seeds:
-                    where = run_folder(setting, arm.name, seed)
-                    runs[where] = _run(index, where, setting, arm.name, seed, planned)
+                for seed, trial in product(study.seeds, study.trials()):
+                    where = run_folder(setting, arm.name, seed, trial)
+                    runs[where] = _run(index, where, setting, arm.name, seed, planned, trial)
     seen: dict[str, str] = {}  # settings of runs that no study.json names
     for where in sorted(_folders(folder) - runs.keys()):
         config = index[where].config
@@ -142,22 +160,48 @@ def collect(folder: Path) -> Collected:
         folder,
         study,
         tuple(
-            Setting(name, tuple(run for run in runs.values() if run.setting == name), arms.get(name, ()))
+            _setting(name, tuple(run for run in runs.values() if run.setting == name), arms.get(name, ()))
             for name in settings
         ),
         tuple(json.loads(path.read_bytes()) for path in sorted((folder / "sessions").glob("*.json"))),
     )
 
 
+def _setting(name: str, runs: tuple[Run, ...], arms: tuple[StudyArm, ...]) -> Setting:
+    """A table; where there are trials, of each arm the best one. Trials with more finished runs come first, so that a
+    lucky seed of an unfinished one chooses nothing."""
+    by_arm: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        by_arm.setdefault(run.mixer, {}).setdefault(run.trial, []).append(run)
+    if not any(run.trial for run in runs):
+        return Setting(name, runs, arms)
+    chosen = []
+    for trials in by_arm.values():
+        named = {trial: found for trial, found in trials.items() if trial} or trials
+
+        def standing(trial: str, named: dict[str, list[Run]] = named) -> tuple[int, float]:
+            found = [run.validation for run in named[trial] if run.validation is not None]
+            return len(found), mean(found) if found else -math.inf
+
+        chosen += named[max(named, key=standing)]
+    return Setting(name, tuple(chosen), arms, runs)
+
+
 def _run(
-    index: Index, where: str, setting: str, mixer: str, seed: int, planned: Callable[[str], str] | None = None
+    index: Index,
+    where: str,
+    setting: str,
+    mixer: str,
+    seed: int,
+    planned: Callable[[str], str] | None = None,
+    trial: str = "",
 ) -> Run:
     folder, found = index.root / where, index[where]
     result = found.result
     if result is None:
         status = "missing" if found.config is None else "unfinished"
-        return Run(setting, mixer, seed, folder, status, None, planned(where) if planned else "", found.curve)
-    return Run(setting, mixer, seed, folder, result.status, result, result.reproduce, found.curve)
+        return Run(setting, mixer, seed, folder, status, None, planned(where) if planned else "", found.curve, trial)
+    return Run(setting, mixer, seed, folder, result.status, result, result.reproduce, found.curve, trial)
 
 
 def _folders(root: Path) -> set[str]:
