@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -53,18 +54,31 @@ def _drawn(settings: Settings, seed: int, indices: list[int]) -> tuple[np.ndarra
 
 @cache
 def from_files(data: str, size: int, contour_length: int, broken: str, broken_copy: str, cache: str) -> Pictures:
-    """The pictures of the release, in its order.
+    """The pictures of the release, in its order: of its folders, or of the packed archive.
 
     Raises:
         BadData: for damaged rows or pictures, unless `broken` is "skip", and for labels that belong to other pictures,
             unless `broken_copy` is "take".
     """
-    folder = release.located(data, size, contour_length)
-    tables = release.tables(folder)
-    key = {"version": VERSION, "sources": source_key(*tables), "size": size, "broken": broken}
-    key["broken_copy"] = broken_copy
+    archive = Path(data).expanduser()
+    key = {"version": VERSION, "size": size, "broken": broken, "broken_copy": broken_copy}
+    if archive.is_file():
+        key |= {"sources": source_key(archive), "level": release.level_name(contour_length)}
+    else:
+        key["sources"] = source_key(*release.tables(release.located(data, size, contour_length)))
 
     def make(target: Path) -> dict[str, Any]:
+        if not archive.is_file():
+            return prepare(release.located(data, size, contour_length), target)
+        with TemporaryDirectory(dir=target.parent) as room:
+            folder = release.unpacked(archive, size, contour_length, Path(room))
+            try:
+                return prepare(folder, target) | {"folder": data}
+            except BadData as error:  # of files that are gone then
+                raise BadData(str(error).replace(str(folder), f"{archive}:{folder.name}")) from None
+
+    def prepare(folder: Path, target: Path) -> dict[str, Any]:
+        tables = release.tables(folder)
         measured = release.traced(folder, size)
         if broken_copy == "stop" and measured is not None and measured.broken:
             raise release.broken_copy(folder, measured)

@@ -87,6 +87,28 @@ def sources(data: str, names: Sequence[str], folder: str) -> list[Path]:
 def _packed(path: Path, names: Sequence[str]) -> Iterator[Found]:
     """The files in a tar archive, packed by gzip or not."""
     wanted, seen = set(names), list[str]()
+    for member, file in members(path):
+        if len(seen) < 4:
+            seen.append(member)
+        name = PurePosixPath(member).name
+        if name in wanted:
+            wanted.remove(name)
+            yield Found(name, f"{path}:{member}", file)
+            if not wanted:
+                return
+    raise BadData(
+        f"data: {path} holds no {', '.join(sorted(wanted))}, but {', '.join(seen) or 'nothing'}, ...; allowed: "
+        f"{ARCHIVE} from {URL}, or a tar archive with these files"
+    )
+
+
+def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """The files of a tar archive, packed by gzip or not: name and contents, to be read before the next.
+
+    Raises:
+        BadData: for what is none, or is damaged.
+    """
+    any_file = False
     with open(path, "rb") as raw, progress(f"reading {path.name}", path.stat().st_size, "bytes") as advance:
         packed = raw.read(2) == GZIP
         raw.seek(0)
@@ -96,28 +118,19 @@ def _packed(path: Path, names: Sequence[str]) -> Iterator[Found]:
             # As a stream: nothing is sought, so 8 GB of gzip are unpacked once.
             with tarfile.open(fileobj=stream, mode="r|", bufsize=2**20) as tar:
                 for member in tar:
-                    name = PurePosixPath(member.name).name
-                    if len(seen) < 4:
-                        seen.append(member.name)
-                    if member.isfile() and name in wanted:
-                        wanted.remove(name)
+                    any_file = True
+                    if member.isfile():
                         file = tar.extractfile(member)
                         assert file is not None
-                        yield Found(name, f"{path}:{member.name}", file)
-                        if not wanted:
-                            return
+                        yield member.name, file
                     advance(raw.tell() - done)
                     done = raw.tell()
         except UNREADABLE as error:
             at = f"{raw.tell():,} of {path.stat().st_size:,} bytes"
             # tarfile says "zlib error" of what cannot be unpacked, in an exception of its own.
-            foreign = isinstance(error, tarfile.TarError) and not seen and "zlib" not in str(error)
+            foreign = isinstance(error, tarfile.TarError) and not any_file and "zlib" not in str(error)
             what = "is no tar archive" if foreign else "is damaged or cut short"
             raise BadData(f"data: {path} {what} (at {at}: {error}); allowed: {ARCHIVE}, whole, from {URL}") from error
-    raise BadData(
-        f"data: {path} holds no {', '.join(sorted(wanted))}, but {', '.join(seen) or 'nothing'}, ...; allowed: "
-        f"{ARCHIVE} from {URL}, or a tar archive with these files"
-    )
 
 
 def _missing(path: Path, missing: Sequence[str], folder: str) -> str:

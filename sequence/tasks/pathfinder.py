@@ -38,7 +38,8 @@ class Pathfinder(PixelTask):
     """
 
     data: str = ""
-    """Folder of the release that holds pathfinder32 and others, or one of these; empty: drawn."""
+    """Folder of the release that holds pathfinder32 and others, or one of these, or the packed archive, which is read
+    from end to end once; empty: drawn."""
     img_size: int = 32
     """Pixels a side: 16 (not published), 32, 64, 128 (Path-X) or 256."""
     contour_length: int = 0

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import pickle
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -124,9 +125,30 @@ def test_what_only_the_release_has(tmp_path) -> None:
     (found,) = told(root, "pathfinder")["note"]
     assert "20 sound rows; the published file has 200,000" in found
     assert "missing" in told(tmp_path, "pathfinder")
-    (tmp_path / "lra_release.gz").write_bytes(b"")
-    with pytest.raises(BadData, match=r"tar -xzf .*lra_release/lra_release/pathfinder32"):
-        Pathfinder(data=str(tmp_path / "lra_release.gz")).found()
+
+
+def test_the_packed_release_is_that_of_its_inner_folder(root, tmp_path) -> None:
+    """Also where another copy stands outside; nothing but the pictures is left, and a fault is named in the archive."""
+    other = written.pathfinder(tmp_path / "other", 20)
+
+    def pack(name: str, *copies: tuple[Path, str]) -> str:
+        with tarfile.open(tmp_path / name, "w:gz") as tar:
+            for folder, inside in copies:
+                tar.add(folder / "pathfinder16", f"{inside}/pathfinder16")
+        return str(tmp_path / name)
+
+    inner = "lra_release/lra_release"
+    data = pack("whole.gz", (other, "lra_release"), (root, inner))
+    packed, whole = (Pathfinder(img_size=16, data=one, split="order").pictures("train")[0] for one in (data, str(root)))
+    assert (packed.images == whole.images).all() and (packed.labels == whole.labels).all()
+    with pytest.raises(BadData, match=r"holds no pathfinder32/curv_contour_length_14; allowed: lra_release\.gz"):
+        Pathfinder(data=data).found()
+    (other / "pathfinder16" / "curv_baseline" / "imgs" / "0" / "sample_0.png").write_bytes(b"no picture")
+    with pytest.raises(BadData, match=r"damaged\.gz:curv_baseline/metadata/0\.npy, line 1"):
+        Pathfinder(img_size=16, data=pack("damaged.gz", (other, inner))).found()
+    (tmp_path / "cut.gz").write_bytes(Path(data).read_bytes()[:5000])
+    with pytest.raises(BadData, match=r"cut\.gz is damaged or cut short"):
+        Pathfinder(img_size=16, data=str(tmp_path / "cut.gz")).found()
 
 
 def test_the_copy_with_strange_labels_is_recognised(tmp_path) -> None:
