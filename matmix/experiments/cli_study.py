@@ -98,7 +98,7 @@ def report(words: Sequence[str]) -> int:
     given = tyro.cli(_Report, prog="matmix report", description=report.__doc__, args=list(words))
     from matmix.experiments.report import write_report
 
-    print(f"report: {write_report(given.folder, pictured=given.pictured)}")
+    print(f"report: {write_report(given.folder, pictured=given.pictured, nemenyi=given.nemenyi)}")
     return 0
 
 
@@ -108,6 +108,9 @@ class _Report:
     """Of the study."""
     pictured: int | None = None
     """Settings that have pictures. Default: all of up to 24, and 4 of more. The tables are of all."""
+    nemenyi: bool = False
+    """Nemenyi's test for ranks over data sets in place of Wilcoxon's with Holm's correction. What it says of two arms
+    depends on which others are in the study."""
 
 
 @dataclass(frozen=True, kw_only=True)

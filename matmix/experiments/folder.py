@@ -18,6 +18,9 @@ from matmix.experiments.checkpoint import write_file
 from matmix.experiments.config import RunConfig, RunError
 from matmix.experiments.task import Task, build
 
+DONE = ("finished", "diverged")
+"""What a run ends as that another start would not change."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -81,7 +84,7 @@ class Result:
     @property
     def done(self) -> bool:
         """True where another start would change nothing."""
-        return self.status in ("finished", "diverged")
+        return self.status in DONE
 
 
 def load_model(folder: Path, weights: str = "best") -> tuple[Task, nn.Module]:

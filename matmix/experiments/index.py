@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,17 @@ class Entry:
     """One run folder: its configuration, its result and its curve, each None or empty where there is none."""
 
     config: dict[str, Any] | None
-    result: Result | None
+    found: dict[str, Any] | None
     curve: tuple[dict[str, Any], ...]
+
+    @cached_property
+    def result(self) -> Result | None:
+        return None if self.found is None else build(Result, self.found)
+
+    @property
+    def status(self) -> str:
+        """Of the result, "missing" where there is none; a plan asks for no more."""
+        return "missing" if self.found is None else self.found["status"]
 
 
 class Index:
@@ -49,9 +59,10 @@ class Index:
             return self._entries[folder][1]
         known = self._known.get(folder)
         if known is not None and known["stamps"] == stamps:
-            result = None if known["result"] is None else build(Result, known["result"])
-            config = known["config"] if known["config"] is not None or result is None else result.config
-            entry = Entry(config, result, tuple(known["curve"]))
+            found, config = known["result"], known["config"]
+            if config is None and found is not None:
+                config = found["config"]
+            entry = Entry(config, found, tuple(known["curve"]))
         else:
             self.fresh = True
             entry = _read(Path(where), stamps)
@@ -85,9 +96,8 @@ def _load(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _line(folder: str, stamps: list[Stamp], entry: Entry) -> dict[str, Any]:
-    result = None if entry.result is None else vars(entry.result)
-    own = None if entry.result is not None and entry.result.config == entry.config else entry.config
-    return {"folder": folder, "stamps": stamps, "config": own, "result": result, "curve": entry.curve}
+    own = None if entry.found is not None and entry.found["config"] == entry.config else entry.config
+    return {"folder": folder, "stamps": stamps, "config": own, "result": entry.found, "curve": entry.curve}
 
 
 def _stamp(path: str) -> Stamp:
@@ -102,7 +112,7 @@ def _read(folder: Path, stamps: list[Stamp]) -> Entry:
     """A folder as it is now; a file that went since its stamp was taken is none."""
     read: tuple[Callable[[], Any], ...] = (
         lambda: json.loads((folder / "config.json").read_bytes()),
-        lambda: Result.read(folder),
+        lambda: json.loads((folder / "result.json").read_bytes()),
         lambda: tuple(read_metrics(folder)),
     )
     found: list[Any] = [None, None, ()]

@@ -29,7 +29,7 @@ import torch
 from matmix.experiments.board import Board, name
 from matmix.experiments.cluster import require_ray, run_on_ray
 from matmix.experiments.environment import environment
-from matmix.experiments.folder import Result, differences, last_logged_step, write_json
+from matmix.experiments.folder import DONE, Result, differences, last_logged_step, write_json
 from matmix.experiments.index import Index
 from matmix.experiments.plugins import import_all
 from matmix.experiments.step import check_tracker
@@ -51,7 +51,7 @@ class Outcome:
     @property
     def complete(self) -> bool:
         """Whether no run would be started again. Diverged runs count: they would diverge again."""
-        return all(status in ("finished", "diverged") for status in self.status.values())
+        return all(status in DONE for status in self.status.values())
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {status}" for status, count in sorted(self.counts.items()))
@@ -154,7 +154,7 @@ def run_study(
             board.say(f"{why}; {left} of {len(runs)} runs are left. The same command goes on where this one stopped.")
             if not clock.over:
                 raise
-    outcome = Outcome(out, {name(run): _status(index, run.folder) for run in runs} | dict.fromkeys(refused, "refused"))
+    outcome = Outcome(out, {name(run): index[run.folder].status for run in runs} | dict.fromkeys(refused, "refused"))
     board.say(f"study {study.name}: {outcome}")
     return outcome
 
@@ -198,14 +198,8 @@ def _record_death(run: StudyRun, folder: Path, text: str) -> None:
     write_json(folder / "result.json", dataclasses.asdict(result))
 
 
-def _status(index: Index, folder: str) -> str:
-    result = index[folder].result
-    return result.status if result else "missing"
-
-
 def _done(index: Index, folder: str) -> bool:
-    result = index[folder].result
-    return result is not None and result.done
+    return index[folder].status in DONE
 
 
 def _default_jobs(threads: int) -> int:

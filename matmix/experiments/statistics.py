@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from matmix.experiments.equivalence import holm
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -98,12 +100,16 @@ def t_factor(n: int, confidence: float = 0.95) -> float:
     return float(t.ppf((1 + confidence) / 2, n - 1))
 
 
-def rank(table: pd.DataFrame, *, higher_is_better: bool = True) -> Ranks:
+def rank(table: pd.DataFrame, *, higher_is_better: bool = True, nemenyi: bool = False) -> Ranks:
     """Rank arms (columns) within blocks (rows) and test, corrected for the number of comparisons.
 
-    Three arms or more: Friedman's test, then Nemenyi's for all pairs. Two arms: Wilcoxon's signed-rank test. Fewer than
-    ``MIN_BLOCKS`` blocks: average ranks without a test. Blocks should be independent: tasks, or seeds for a statement
-    on one task.
+    Three arms or more: Friedman's test, then Wilcoxon's signed-rank test of all pairs with Holm's correction. Two arms:
+    Wilcoxon's test. Fewer than ``MIN_BLOCKS`` blocks: average ranks without a test. Blocks should be independent: data
+    sets, or seeds for a statement on one task.
+
+    Args:
+        table: a score of every arm in every block.
+        nemenyi: Nemenyi's test for the pairs. What it says of two arms depends on which others are in the table.
 
     Raises:
         ValueError: for missing scores (drop the arm or the block first) or fewer than two arms.
@@ -131,9 +137,18 @@ def rank(table: pd.DataFrame, *, higher_is_better: bool = True) -> Ranks:
         p = float(wilcoxon(scores[:, 0], scores[:, 1]).pvalue)
         return Ranks(average, blocks, p, {(names[0], names[1]): p}, f"Wilcoxon signed-rank test over {blocks} blocks")
 
-    from scikit_posthocs import posthoc_nemenyi_friedman
-
     p = float(friedmanchisquare(*scores.T).pvalue)
-    matrix = posthoc_nemenyi_friedman(scores).to_numpy()
-    pairs = {(names[i], names[j]): float(matrix[i, j]) for i, j in combinations(range(len(names)), 2)}
-    return Ranks(average, blocks, p, pairs, f"Friedman test, Nemenyi for pairs, over {blocks} blocks")
+    at = list(combinations(range(len(names)), 2))
+    if nemenyi:
+        from scikit_posthocs import posthoc_nemenyi_friedman
+
+        matrix = posthoc_nemenyi_friedman(scores).to_numpy()
+        found, how = [float(matrix[i, j]) for i, j in at], "Nemenyi for pairs"
+    else:
+        raw = [
+            float(wilcoxon(a, b).pvalue) if (a != b).any() else 1.0
+            for a, b in ((scores[:, i], scores[:, j]) for i, j in at)
+        ]
+        found, how = holm(np.array(raw)).tolist(), "Wilcoxon signed-rank with Holm's correction for pairs"
+    pairs = {(names[i], names[j]): value for (i, j), value in zip(at, found, strict=True)}
+    return Ranks(average, blocks, p, pairs, f"Friedman test, {how}, over {blocks} blocks")

@@ -148,15 +148,22 @@ def test_lower_can_be_better(tmp_path):
     assert "83 % of the way from 'last value' (0.02) to the best mixer (attention, 0.002)" in text
 
 
-def test_eight_tasks_are_tested_for_ranks(tmp_path):
-    names = [f"task{i}" for i in range(8)]
+def test_ten_tasks_are_tested_for_ranks(tmp_path):
+    names = [f"task{i}" for i in range(10)]
     study = made_up(tasks=tuple(StudyTask("digits", label=name) for name in names), seeds=(0,))
     write_study(tmp_path, study, levels(*names), spread=0.001)
     text = text_of(tmp_path)
-    assert "Friedman test, Nemenyi for pairs, over 8 blocks; p = " in text
-    # average ranks 5, 4, 3, 2, 1; Nemenyi's critical difference for 5 arms on 8 blocks is 2.728 sqrt(30 / 48) = 2.16
+    assert "Friedman test, Wilcoxon signed-rank with Holm's correction for pairs, over 10 blocks; p = " in text
+    # signed ranks of ten blocks that all agree have p = 2 / 2^10; Holm's largest factor is the number of pairs, 10
     told = text.split("Told apart at 5 %: ")[1].splitlines()[0]
-    assert re.match(r"3 of 10 pairs; from attention: hydra \(p = [\d.e-]+\)\.$", told)
+    assert re.match(r"10 of 10 pairs; from attention: .*hydra \(p = 0.0[\d.]+\)", told)
+    assert (tmp_path / "report" / "ranks.png").stat().st_size > 5000
+    write_report(tmp_path, matrices=False, pictured=0, nemenyi=True)
+    assert "Friedman test, Nemenyi for pairs, over 10 blocks" in (tmp_path / "report" / "report.md").read_text()
+    # ten horizons of five data sets are five blocks
+    tasks = tuple(dataclasses.replace(task, data=f"d{i // 2}") for i, task in enumerate(study.tasks))
+    (tmp_path / "study.json").write_text(json.dumps(dataclasses.replace(study, tasks=tasks).to_json()))
+    assert "5 blocks: average ranks only, a test needs at least 6" in text_of(tmp_path)
 
 
 # ------------------------------------------------------------------ verdicts
@@ -188,6 +195,9 @@ def test_a_study_with_a_margin_is_answered_first(tmp_path):
     assert table.loc[("hydra", "d2"), "verdict"] == "undecided: 1 of 3 seeds diverged" and len(table) == 8
     runs = pd.read_csv(tmp_path / "report" / "runs.csv")
     assert len(runs) == 30 and (runs["status"] == "diverged").sum() == 1 and runs["command"].notna().all()
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "Fewer than 6 data sets: no test" in text and re.search(r"\| ssd \| 2 \| -7\.\d+ \|  \| 7\.\d", text)
+    assert set(pd.read_csv(tmp_path / "report" / "fev.csv")["model_name"]) == set(FEW)
     page_text = (tmp_path / "report" / "index.html").read_text()
     alt = re.search(r'<img alt="(Forest plot[^"]*)"', page_text)[1]
     assert "margin of 1 % shaded" in alt and "ssd on m, d1" in alt and "better" in alt

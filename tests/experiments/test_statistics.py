@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from statsmodels.stats.multitest import multipletests
 
 from matmix.experiments.statistics import MIN_BLOCKS, paired_difference, rank, summarize, t_factor
 
@@ -77,7 +79,7 @@ def test_too_few_blocks_are_not_tested():
 
 def test_friedman_and_nemenyi():
     table = scores(8, 4)
-    found = rank(table)
+    found = rank(table, nemenyi=True)
     assert found.p == pytest.approx(scipy.stats.friedmanchisquare(*table.to_numpy().T).pvalue)
     # Nemenyi: ranks apart by q(0.05, k=4) sqrt(k (k + 1) / 6 n) = 2.569 sqrt(20 / 48) (Demsar 2006, table 5)
     critical = 2.569 * math.sqrt(4 * 5 / (6 * 8))
@@ -86,6 +88,19 @@ def test_friedman_and_nemenyi():
         apart = abs(found.average[first] - found.average[second]) > critical
         assert found.differs(second, first) == apart
     assert found.differs("arm0", "arm3") and not found.differs("arm0", "arm1")
+
+
+def test_pairs_are_tested_by_signed_ranks_whatever_the_other_arms():
+    table = scores(8, 3)
+    raw = {pair: scipy.stats.wilcoxon(table[pair[0]], table[pair[1]]).pvalue for pair in combinations(table.columns, 2)}
+    adjusted = multipletests(list(raw.values()), method="holm")[1]
+    found = rank(table)
+    assert "Wilcoxon" in found.note and found.pairs == pytest.approx(dict(zip(raw, adjusted, strict=True)))
+    # Nemenyi's p of a pair moves with arms that have nothing to do with it; a signed-rank test has no way to.
+    more = table.assign(arm3=table["arm0"] + 0.01, arm4=table["arm0"] - 0.01)
+    pair = ("arm1", "arm2")
+    assert rank(table, nemenyi=True).pairs[pair] != pytest.approx(rank(more, nemenyi=True).pairs[pair])
+    assert scipy.stats.wilcoxon(more["arm1"], more["arm2"]).pvalue == raw[pair]
 
 
 def test_two_arms_use_the_signed_rank_test():

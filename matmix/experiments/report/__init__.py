@@ -19,6 +19,7 @@ from matmix.experiments.registry import task_class
 from matmix.experiments.report import ablations, arms, further, page, tables, trials
 from matmix.experiments.report.answer import answer
 from matmix.experiments.report.collect import Collected, Setting, collect
+from matmix.experiments.report.forest import critical_difference
 from matmix.experiments.statistics import Ranks
 
 __all__ = ["write_report"]
@@ -39,7 +40,12 @@ NUMBERS = frozenset({
 
 
 def write_report(
-    study_dir: Path | str, *, reference: str | None = None, matrices: bool = True, pictured: int | None = None
+    study_dir: Path | str,
+    *,
+    reference: str | None = None,
+    matrices: bool = True,
+    pictured: int | None = None,
+    nemenyi: bool = False,
 ) -> Path:
     """Write the report of a study (or of any folder of runs) and return the path of its HTML page.
 
@@ -48,6 +54,7 @@ def write_report(
         reference: the mixer that differences are taken to; the study's own where absent.
         matrices: load the best weights of each mixer and draw a learned matrix.
         pictured: how many settings have pictures; where absent, all of up to 24, and 4 of more. The tables are of all.
+        nemenyi: Nemenyi's test for ranks over data sets in place of Wilcoxon's with Holm's correction.
 
     Raises:
         ValueError: if there is no run in the folder, or no run of ``reference``.
@@ -67,7 +74,7 @@ def write_report(
     fresh.mkdir()
     problems = _import(collected)
     said, judged = answer(collected, reference, fresh)
-    blocks = [*said, *_summary(collected, reference, judged)]
+    blocks = [*said, *_summary(collected, reference, judged, fresh, nemenyi)]
     if pictured is None:
         pictured = len(collected.settings) if len(collected.settings) <= PICTURED else SOME
     for index, setting in enumerate(collected.settings):
@@ -101,7 +108,9 @@ def _import(collected: Collected) -> list[str]:
     return problems
 
 
-def _summary(collected: Collected, reference: str, judged: Sequence[page.Block]) -> list[page.Block]:
+def _summary(
+    collected: Collected, reference: str, judged: Sequence[page.Block], out: Path, nemenyi: bool
+) -> list[page.Block]:
     """What was run and how far it is, with the section of verdicts."""
     runs = collected.runs
     counts = Counter(run.status for run in runs)
@@ -130,7 +139,8 @@ def _summary(collected: Collected, reference: str, judged: Sequence[page.Block])
     blocks += judged
     blocks.append(page.Text(tables.interval_note(collected)))
     scored = [setting for setting in collected.settings if setting.finished]
-    ranks = tables.task_ranks(scored)
+    data = {label: task.data or label for label, task, _ in collected.study.settings()} if collected.study else {}
+    ranks = tables.task_ranks(scored, data, nemenyi)
     if ranks is not None:
         frame = pd.DataFrame(
             [
@@ -144,6 +154,10 @@ def _summary(collected: Collected, reference: str, judged: Sequence[page.Block])
             page.Text(f"Mean over seeds on each task, 1 is best, mixers with a score on every task. {method}."),
             page.Table(frame, frozenset({"mean rank"})),
         ]
+        if critical_difference(ranks, out / "ranks.png"):
+            order = ", ".join(f"{mixer} {value:.2f}" for mixer, value in sorted(ranks.average.items(), key=_second))
+            alt = f"Critical-difference diagram, a bar joins mixers that the test does not tell apart; ranks: {order}"
+            blocks.append(page.Picture(out / "ranks.png", alt))
         blocks += _told_apart(ranks, reference)
     said = _together(collected)
     if said:

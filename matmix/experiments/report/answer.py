@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from matmix.experiments.fev import fev_table
+from matmix.experiments.folder import Result
 from matmix.experiments.report import page
 from matmix.experiments.report.ablations import sentences
 from matmix.experiments.report.collect import Collected
 from matmix.experiments.report.forest import MOST_ROWS, forest_picture, forest_rows
+from matmix.experiments.report.over_data import over_data_blocks
 from matmix.experiments.verdicts import COLUMNS, KINDS, Kind, Verdict, percent, verdicts
 
 NUMBERS = frozenset({"seeds", "reference", "p equal", "p differ"})
@@ -40,8 +43,26 @@ def run_table(collected: Collected) -> pd.DataFrame:
         for run in setting.runs:
             score = math.nan if run.score is None else run.score
             about = (sample.metric, sample.higher_is_better)
-            rows.append((setting.name, model, data, run.mixer, run.seed, score, run.status, *about))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+            seconds = run.result.seconds if run.result and run.result.seconds is not None else math.nan
+            more = (seconds, sample.facts.get("steps to forecast", 0), _windows(sample))
+            rows.append((setting.name, model, data, run.mixer, run.seed, score, run.status, *about, *more))
+    return pd.DataFrame(rows, columns=[*COLUMNS, "seconds", "horizon", "windows"])
+
+
+def _windows(sample: Result) -> int:
+    """Forecasts of the test split; 0 where the task does not say."""
+    found = sample.facts.get("windows")
+    return int(found.get("test", 0)) if isinstance(found, dict) else 0
+
+
+def _baselines(collected: Collected) -> dict[str, dict[str, float]]:
+    """Test scores of predictors without training, by setting."""
+    samples = {setting.name: setting.sample for setting in collected.settings}
+    return {
+        name: {arm: scores[sample.metric] for arm, scores in sample.baselines.items() if sample.metric in scores}
+        for name, sample in samples.items()
+        if sample is not None
+    }
 
 
 def answer(collected: Collected, reference: str, out: Path) -> tuple[list[page.Block], list[page.Block]]:
@@ -49,11 +70,13 @@ def answer(collected: Collected, reference: str, out: Path) -> tuple[list[page.B
     margin = collected.study.margin if collected.study else 0.0
     if not margin:
         return [], []
-    found = verdicts(run_table(collected), reference, margin)
+    runs = run_table(collected)
+    found = verdicts(runs, reference, margin)
     if not found:
         return [page.Answer(f"No answer yet: no arm has a finished run beside one of {reference}.")], []
     table = verdict_table(found)
     table.to_csv(out / "verdicts.csv", index=False)
+    fev_table(runs, _baselines(collected)).to_csv(out / "fev.csv", index=False)
     blocks: list[page.Block] = [
         page.Heading(2, "Verdicts"),
         page.Text(METHOD.format(reference=reference, margin=percent(margin))),
@@ -69,6 +92,7 @@ def answer(collected: Collected, reference: str, out: Path) -> tuple[list[page.B
     left = [setting.name for setting in collected.settings if setting.solved_above is not None]
     if left:
         blocks.append(page.Text(f"No verdict where a run solves its task or stays at chance: {', '.join(left)}."))
+    blocks += over_data_blocks(found, runs, reference)
     first = [*headline(found), *sentences(collected, margin)]
     return [*(page.Answer(text) for text in first), *_changed(collected, margin)], blocks
 

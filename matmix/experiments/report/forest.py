@@ -1,4 +1,4 @@
-"""Differences to the reference with their intervals and the margin, one line a verdict."""
+"""Differences to the reference with their intervals and the margin, one line a verdict; ranks over data sets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from matmix.experiments.statistics import Ranks
 from matmix.experiments.verdicts import Kind, Verdict, percent
 
 DPI = 110
@@ -69,5 +70,22 @@ def forest_picture(found: Sequence[Verdict], path: Path) -> bool:
     keys = [Line2D([], [], color=STYLE[kind][0], marker=STYLE[kind][1], markersize=5, label=kind) for kind in kinds]
     figure.legend(handles=keys, loc="outside upper right", ncols=len(keys), fontsize=8, frameon=False)
     axis.set_title(f"shaded: the margin of {percent(rows[0].margin)}", fontsize=8.5, loc="left")
+    figure.savefig(path)
+    return True
+
+
+def critical_difference(ranks: Ranks, path: Path) -> bool:
+    """Mean ranks on a line, a bar over arms that the test does not tell apart; False (and no file) without a test."""
+    if ranks.p is None or len(ranks.average) < 3:
+        return False
+    import pandas as pd
+    from scikit_posthocs import critical_difference_diagram
+
+    names = list(ranks.average)
+    matrix = pd.DataFrame(1.0, names, names)
+    for (first, second), p in ranks.pairs.items():
+        matrix.loc[first, second] = matrix.loc[second, first] = p if ranks.p < 0.05 else 1.0
+    figure = Figure(figsize=(7.6, 0.22 * len(names) + 1.3), dpi=DPI, layout="constrained")
+    critical_difference_diagram(ranks.average, matrix, ax=figure.subplots(), label_props={"fontsize": 8})
     figure.savefig(path)
     return True

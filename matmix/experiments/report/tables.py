@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import pandas as pd
@@ -77,8 +77,13 @@ def seed_ranks(setting: Setting) -> Ranks | None:
     return rank(table, higher_is_better=sample is None or sample.higher_is_better)
 
 
-def task_ranks(settings: Sequence[Setting]) -> Ranks | None:
-    """Ranks of the mixers over tasks (mean over seeds), of those that have a score on each."""
+def task_ranks(settings: Sequence[Setting], data: Mapping[str, str], nemenyi: bool = False) -> Ranks | None:
+    """Ranks of the mixers over data sets (mean over seeds), of those that have a score on each.
+
+    Args:
+        data: the data set of a setting; of several settings on one, such as horizons, the ranks are averaged first.
+        nemenyi: see `rank`.
+    """
     columns = {}
     for setting in settings:
         if setting.solved_above is not None:  # by how many seeds solved it, then by the median of these
@@ -89,7 +94,10 @@ def task_ranks(settings: Sequence[Setting]) -> Ranks | None:
         sign = 1 if setting.sample is None or setting.sample.higher_is_better else -1
         columns[setting.name] = {mixer: sign * summary.mean for mixer, summary in ordered(setting)}
     table = pd.DataFrame(columns).dropna().T
-    return rank(table) if table.shape[0] > 1 and table.shape[1] > 1 else None
+    if table.shape[0] < 2 or table.shape[1] < 2:
+        return None
+    blocks = table.rank(axis=1, ascending=False).groupby([data.get(name, name) for name in table.index]).mean()
+    return rank(blocks, higher_is_better=False, nemenyi=nemenyi)
 
 
 def solved_value(setting: Setting, mixer: str) -> tuple[float, float]:
