@@ -23,6 +23,10 @@ CLOSE = 0.6
 """How alike two words are at least, from 0 to 1 as difflib counts, for one to be offered in place of the other."""
 NAMED = 60
 """How many known words an error lists at most: all mixers, but not the 1,500 models of timm."""
+LONGEST = 100_000
+"""Characters that a spec has at most: Python's parser takes some 100 bytes of memory for each."""
+LAYERS = 10_000
+"""Layers that a spec may name, after `* count` is written out."""
 
 RENAMED: dict[str, tuple[str, ...]] = {
     "D_has_hdim": ("D_per_channel",),
@@ -117,29 +121,61 @@ def parse_spec(spec: str) -> list[Spec]:
     """
     if not isinstance(spec, str) or not spec.strip():
         raise ValueError(f"spec must be a non-empty string such as 'hydra(expand=2)', got {spec!r}")
+    if len(spec) > LONGEST:
+        raise ValueError(f"spec {_short(spec)} must have at most {LONGEST:,} characters, got {len(spec):,}")
     try:
         body = ast.parse(spec.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(f"spec {spec!r} is not Python call syntax: {error.msg}") from None
-    return [call for item in (body.elts if isinstance(body, ast.Tuple) else [body]) for call in _read(item, spec)]
+    except (SyntaxError, ValueError) as error:  # a ValueError for null bytes and halves of surrogate pairs
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ValueError(f"spec {_short(spec)} is not Python call syntax: {reason}") from None
+    except (RecursionError, MemoryError):  # what the parser says of a few hundred brackets in each other
+        raise ValueError(f"spec {_short(spec)} is nested too deeply to be read") from None
+    calls: list[Spec] = []
+    try:
+        for item in body.elts if isinstance(body, ast.Tuple) else [body]:
+            calls += _read(item, spec, LAYERS - len(calls))
+    except RecursionError:
+        raise ValueError(f"spec {_short(spec)} is nested too deeply to be read") from None
+    if not calls:
+        raise ValueError(f"spec {_short(spec)} names nothing: write a name such as 'hydra(expand=2)'")
+    return calls
 
 
-def _read(node: ast.expr, spec: str) -> list[Spec]:
+def _short(spec: str) -> str:
+    return repr(spec) if len(spec) <= 200 else f"{spec[:200]!r}..."
+
+
+def _read(node: ast.expr, spec: str, room: int) -> list[Spec]:
+    """The calls of one item of a spec, at most ``room`` of them."""
     if isinstance(node, ast.Name):
-        return [Spec(node.id)]
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        found = [Spec(node.id)]
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         count = node.right.value if isinstance(node.right, ast.Constant) else None
         if type(count) is not int or count < 1:
-            raise ValueError(f"spec {spec!r}: the count after * must be a positive integer")
-        return _read(node.left, spec) * count
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            raise ValueError(f"spec {_short(spec)}: the count after * must be a positive integer")
+        found = _read(node.left, spec, room)
+        if count * len(found) <= room:
+            return found * count
+        room = 0
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        names = [k.arg for k in node.keywords if k.arg is not None]
+        if len(names) < len(node.keywords):
+            raise ValueError(f"spec {_short(spec)}: options are given by name, not by **")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"spec {_short(spec)}: {node.func.id} is given {twice} twice")
         try:
             args = tuple(ast.literal_eval(arg) for arg in node.args)
-            options = tuple((k.arg or "**", ast.literal_eval(k.value)) for k in node.keywords)
-        except ValueError:
-            raise ValueError(f"spec {spec!r}: arguments must be literals (numbers, strings, tuples)") from None
-        return [Spec(node.func.id, args, options)]
-    raise ValueError(f"spec {spec!r}: expected a name, a call, * count or a comma at {ast.unparse(node)!r}")
+            options = tuple(zip(names, (ast.literal_eval(k.value) for k in node.keywords), strict=True))
+        except (ValueError, TypeError):  # a TypeError for a set or a key that cannot be hashed
+            raise ValueError(f"spec {_short(spec)}: arguments must be literals (numbers, strings, tuples)") from None
+        found = [Spec(node.func.id, args, options)]
+    else:
+        at = _short(ast.unparse(node))
+        raise ValueError(f"spec {_short(spec)}: expected a name, a call, * count or a comma at {at}")
+    if room < 1:
+        raise ValueError(f"spec {_short(spec)} must name at most {LAYERS:,} layers")
+    return found
 
 
 def layer_specs(spec: str, depth: int) -> list[Spec]:

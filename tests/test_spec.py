@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from matmix.spec import NAMED, Spec, close_names, hint, layer_specs, parse_spec, unknown_option
 
 
-@pytest.mark.parametrize("spec", ["", "  ", None, 3, "attention(", "a b", "attention;ssd"])
+@pytest.mark.parametrize(
+    "spec",
+    ["", "  ", None, 3, "attention(", "a b", "attention;ssd", "()", "a()()", "a*0", "a*True", "a*100000000", "a*99*99*99",
+     "a*9999, b*2", "(" * 900 + "a" + ")" * 900, "a(x=" + "[" * 300 + "]" * 300 + ")", "-" * 5000 + "a", "a(x=1, x=2)",
+     "a(**{})", "a(x={[]: 1})", "a(x={[]})", "a(x=b)", "a(x=1/0)", "\ud800", "a(x='\ud800')", "a\0", "a," * 60_000],
+)  # fmt: skip
 def test_what_is_no_spec_is_said(spec: object) -> None:
-    with pytest.raises(ValueError, match="spec"):
-        parse_spec(spec)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^spec ") as caught:
+        layer_specs(spec, 1)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 600
+
+
+@given(st.text(st.sampled_from("ab1*,()=[]{}'\"-. \n\\#:@\0\ud800é"), max_size=30))
+def test_any_text_is_a_spec_or_is_refused_as_one(text: str) -> None:
+    try:
+        calls = parse_spec(text)
+    except ValueError as error:
+        assert str(error).startswith("spec ")
+    else:
+        assert calls and parse_spec(", ".join(map(str, calls))) == calls
 
 
 def test_specs_read_and_print_the_same() -> None:
