@@ -65,10 +65,16 @@ class LinearAttention(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         query, key, values = self._features(x, context.mask)
-        return Projected(normalised(query, key, causal=self.causal, segments=context.segments), values)
+        matrix = normalised(query, key, causal=self.causal, segments=context.segments)
+        return Projected(matrix, ranged(values), values.dtype)
+
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
+        matrix, values, rest = self.project(x, context)
+        with full_precision(x.device):  # autocast would take the sums back to float16
+            return matrix.matmul(values), rest
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
-        return linear(self.proj, merge_heads(mixed))
+        return linear(self.proj, merge_heads(mixed).to(rest))
 
     # ------------------------------------------------------------------ token by token: sums over the past
 
@@ -80,15 +86,16 @@ class LinearAttention(Mixer):
         return zeros, zeros[..., 0]
 
     def absorb(self, x: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
-        query, key, values = self._features(x, mask)
+        query, key, given = self._features(x, mask)
+        query, key, values = ranged(query), ranged(key), ranged(given)
         past, seen = self.init_state(x.shape[0]) if state is None else state
         start = None if state is None else past.mT
         with full_precision(x.device):
             mixed, memory = ssd_scan(values, query, key, key.new_zeros(1, *key.shape[1:3]), initial=start)
             sums = key.to(seen.dtype).cumsum(2) + seen.unsqueeze(2)
             share = (query.to(seen.dtype) * sums).sum(-1, keepdim=True).clamp(min=TINY)
-            mixed = (mixed / share).to(values.dtype)
-        return self.merge(mixed, None), (memory.mT, sums[:, :, -1])
+            mixed = mixed / share
+        return self.merge(mixed, given.dtype), (memory.mT, sums[:, :, -1])
 
     def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         query, key, value = self._features(x.unsqueeze(1), None)
@@ -98,8 +105,8 @@ class LinearAttention(Mixer):
             past = past + key.mT.to(exact) * value.to(exact)
             seen = seen + key.squeeze(2).to(exact)
             share = (query.to(exact) * seen.unsqueeze(2)).sum(-1, keepdim=True).clamp(min=TINY)
-            mixed = (query.to(exact) @ past / share).to(value.dtype)
-        return self.merge(mixed, None).squeeze(1), (past, seen)
+            mixed = query.to(exact) @ past / share
+        return self.merge(mixed, value.dtype).squeeze(1), (past, seen)
 
 
 def normalised(query: Tensor, key: Tensor, *, causal: bool = False, segments: Tensor | None = None) -> Product:
@@ -110,7 +117,7 @@ def normalised(query: Tensor, key: Tensor, *, causal: bool = False, segments: Te
         causal: row i sees columns j <= i.
         segments: as a mixer takes them; with them it is causal.
     """
-    exact = working_dtype(query)
+    query, key, exact = ranged(query), ranged(key), working_dtype(query)
     with full_precision(query.device):
         if segments is not None:  # sums that start anew: differences of long ones would cost digits
             ones = query.new_ones(*query.shape[:3], 1, dtype=exact)
@@ -125,6 +132,11 @@ def normalised(query: Tensor, key: Tensor, *, causal: bool = False, segments: Te
         return Product((Diagonal(share), LowRank(query, key)))
     decay = forgetting(key.new_zeros(1, *key.shape[1:3]), segments)
     return Product((Diagonal(share), Semiseparable(query, key, decay)))
+
+
+def ranged(x: Tensor) -> Tensor:
+    """Float16 as float32: sums over tokens and 1 / TINY pass its largest number, 65,504."""
+    return x.float() if x.dtype == torch.float16 else x
 
 
 def positive(x: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits
-from matmix.mixers.linear_attention import normalised
+from matmix.mixers.linear_attention import normalised, ranged
 from matmix.mixers.registry import register
+from matmix.ops.precision import full_precision
 
 
 @register(
@@ -34,7 +36,13 @@ class Uniform(Mixer):
         self.causal = causal
 
     def project(self, x: Tensor, context: Context) -> Projected:
+        x = ranged(x)
         rows = x.new_ones(1, 1, x.shape[1], 1)
         real = rows if context.mask is None else context.mask[:, None, :, None].to(x.dtype)
         rows = rows.expand(real.shape[0], -1, -1, -1)
         return Projected(normalised(rows, real, causal=self.causal, segments=context.segments), x.unsqueeze(1))
+
+    def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
+        matrix, values, rest = self.project(x, context)
+        with full_precision(x.device):  # autocast would take the sums back to float16
+            return matrix.matmul(values), rest

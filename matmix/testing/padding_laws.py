@@ -16,7 +16,7 @@ from matmix.mixers.base import Mixer
 from matmix.ops.vector_quantizer import VectorQuantizer
 from matmix.testing.cases import MixerCase
 from matmix.testing.compare import close, same
-from matmix.testing.mixer_laws import garbage, law, some_mask
+from matmix.testing.mixer_laws import garbage, law, slow_law, some_mask
 from matmix.testing.run_laws import _near
 from matmix.testing.trait_laws import lengths, padded
 
@@ -49,6 +49,27 @@ def padding_is_replaced(case: MixerCase) -> None:
         same(got[name][~mask], torch.zeros_like(x[~mask]), f"{name} at masked positions")
     with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16):
         close(mixer(odd, mask=mask), mixer(clean, mask=mask), "forward, autocast to bfloat16")
+
+
+@slow_law
+def padding_in_half(case: MixerCase) -> None:
+    """Tokens that see none, behind padding and in a sample that is all padding, are finite and have finite gradients
+    under autocast to bfloat16 and float16, and with weights in them."""
+    if case.build().traits.mask is None:
+        return
+    mask = torch.ones(case.batch, case.length, dtype=torch.bool)
+    mask[0], mask[-1, : case.length // 2] = False, False  # in a batch of one: half
+    mask[-1, -1] = True
+    for dtype, cast in itertools.product((torch.bfloat16, torch.float16), (True, False)):
+        mixer, x = case.build(torch.float32 if cast else dtype), case.tokens(torch.float32 if cast else dtype)
+        x = x.requires_grad_()
+        with torch.autocast(x.device.type, dtype, enabled=cast):
+            out = mixer(x, mask=mask.to(x.device))
+        out.float().square().sum().backward()
+        what = f"{'autocast to ' if cast else ''}{str(dtype).removeprefix('torch.')}"
+        assert bool(torch.isfinite(out).all()), f"{what}: an output is not finite"
+        for owner, grad in (("the tokens", x.grad), *((n, p.grad) for n, p in mixer.named_parameters())):
+            assert grad is None or bool(torch.isfinite(grad).all()), f"{what}: the gradient of {owner} is not finite"
 
 
 def _fold(mixer: Mixer, x: Tensor, state: Any) -> tuple[Tensor, Any]:

@@ -22,6 +22,14 @@ class MultipliesPadding(Decay):
         return super().forward(x * real, grid=grid) * real
 
 
+class DividesByNothing(Decay):
+    """A row that sees no token is divided by a number that float16 does not hold."""
+
+    def merge(self, mixed: Tensor, rest: Any) -> Tensor:
+        size = mixed.abs().amax(-1, keepdim=True)
+        return super().merge(mixed * size.clamp(min=1e-6).reciprocal() * size, rest)
+
+
 class ReturnsNothing(Decay):
     """Lets a sequence without tokens pass."""
 
@@ -88,6 +96,7 @@ class PacksWithoutSayingSo(Packs):
 
 WRONG_MIXERS: list[tuple[str, type[Mixer], type[Mixer], str]] = [
     ("padding_is_replaced", MultipliesPadding, Decay, "forward: 56 entries are not finite"),
+    ("padding_in_half", DividesByNothing, Decay, "is not finite"),
     ("nothing_to_read", ReturnsNothing, Decay, "no ValueError that says"),
     ("prompts", StartsAnew, Decay, "then of the rest: off by"),
     ("prompts", CutsItsState, Decay, "prefill from a state: the gradient of the tokens before: off by"),
