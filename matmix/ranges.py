@@ -43,7 +43,7 @@ def numbers(
         return (
             isinstance(value, kinds)
             and not isinstance(value, bool)
-            and math.isfinite(value)
+            and (isinstance(value, int) or math.isfinite(value))  # isfinite overflows for whole numbers of 309 digits
             and least <= value <= most
             and above < value < below
         )

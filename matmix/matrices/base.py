@@ -144,6 +144,7 @@ class Matrix(ABC):
             and size[2] == shape[3]
             and (size[1] == shape[1] or shape[1] == 1)
             and (size[0] == shape[0] or shape[0] == 1 or size[0] == 1)
+            and values.dtype.is_floating_point
         ):
             _check(self, shape, shape[3], values)
         if self.dense_below and surely(self._dense_is_faster(size[3])):
@@ -180,6 +181,8 @@ class Matrix(ABC):
 
             return Product.of(self, other)
         if isinstance(other, Tensor):
+            shape = self.shape
+            _check(self, shape, shape[3], other)  # `matmul` of some classes leaves a dtype to PyTorch
             return self.matmul(other)
         return NotImplemented
 
@@ -278,12 +281,14 @@ def _check(matrix: Matrix, shape: Shape, tokens: int, values: Tensor) -> None:
         and size[2] == tokens
         and (size[1] == shape[1] or shape[1] == 1)
         and (size[0] == shape[0] or shape[0] == 1 or size[0] == 1)
+        and values.dtype.is_floating_point
     ):
         return
     batch, heads = shape[0], shape[1]
     raise ValueError(
-        f"{matrix!r} needs values of shape "
-        f"({'B' if batch == 1 else batch}, {'any H' if heads == 1 else heads}, {tokens}, W), got {tuple(size)}"
+        f"{matrix!r} needs values of floating point, of shape "
+        f"({'B' if batch == 1 else batch}, {'any H' if heads == 1 else heads}, {tokens}, W), got {tuple(size)} of "
+        f"{values.dtype}"
     )
 
 

@@ -16,6 +16,7 @@ from matmix.mixers.registry import register
 from matmix.ops.linear import linear
 from matmix.ops.plain import is_plain
 from matmix.ops.sizes import surely
+from matmix.ops.state_space import inner_width
 
 
 class _Rest(NamedTuple):
@@ -53,11 +54,9 @@ class Active(Mixer):
 
     def __init__(self, dim: int, grid: Grid | None = None, *, share: int = 1, mlp_ratio: float = 0.25) -> None:
         super().__init__(dim, grid)
-        if not isinstance(share, int) or share < 1 or dim % share:
+        if dim % share:
             raise ValueError(f"share must be a positive divisor of dim={dim}, got {share!r}")
-        hidden = int(dim * mlp_ratio)
-        if hidden < 1:
-            raise ValueError(f"mlp_ratio must leave a hidden width of at least 1, got {mlp_ratio!r} of dim={dim}")
+        hidden = inner_width(dim, mlp_ratio, "mlp_ratio")
         self.axes, self.share = 1 if self.grid is None else len(self.grid), share
         self.atm_c = nn.Linear(dim, dim, bias=False)
         self.atm_w = nn.Linear(dim, dim)

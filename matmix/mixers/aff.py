@@ -17,6 +17,7 @@ from matmix.ops import fft
 from matmix.ops.fft import complex_linear, hermitian
 from matmix.ops.pieces import pieces
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.state_space import inner_width
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
 
@@ -62,18 +63,10 @@ class AFF(Mixer):
         shrink: float = 0.01,
     ) -> None:
         super().__init__(dim, grid)
-        if not isinstance(groups, int) or groups < 1 or dim % groups:
+        if dim % groups:
             raise ValueError(f"groups must be a positive divisor of dim={dim}, got {groups!r}")
-        if act not in _ACTIVATIONS:
-            raise ValueError(f"act must be one of {', '.join(_ACTIVATIONS)}, got {act!r}")
-        if shrink < 0:
-            raise ValueError(f"shrink must be at least 0, got {shrink!r}")
         width = dim // groups
-        hidden = int(width * mlp_ratio)
-        if hidden < 1:
-            raise ValueError(
-                f"mlp_ratio must leave a hidden width of at least 1, got {mlp_ratio!r} of {width} channels"
-            )
+        hidden = inner_width(width, mlp_ratio, "mlp_ratio")
         self.groups, self.act, self.shrink = groups, act, shrink
         # The first axis holds real and imaginary part.
         self.w1 = nn.Parameter(0.02 * torch.randn(2, groups, width, hidden))

@@ -28,6 +28,7 @@ from matmix.ops.linear import linear
 from matmix.ops.pieces import pieces
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.sizes import known, larger, smaller
+from matmix.ops.state_space import inner_width
 
 
 @register(
@@ -76,21 +77,11 @@ class AFNO(Mixer):
         published: bool = False,
     ) -> None:
         super().__init__(dim, grid)
-        inner = dim if bottleneck is None else int(bottleneck * dim)
-        if inner < 1:
-            raise ValueError(f"bottleneck must leave an inner width of at least 1, got {bottleneck!r} of dim={dim}")
-        if not isinstance(groups, int) or groups < 1 or inner % groups:
+        inner = dim if bottleneck is None else inner_width(dim, bottleneck, "bottleneck")
+        if inner % groups:
             raise ValueError(f"groups must be a positive divisor of the {inner} inner channels, got {groups!r}")
-        if shrink < 0:
-            raise ValueError(f"shrink must be at least 0, got {shrink!r}")
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must be more than 0 and at most 1, got {fraction!r}")
         width = inner // groups
-        wide = int(width * mlp_ratio)
-        if wide < 1:
-            raise ValueError(
-                f"mlp_ratio must leave a hidden width of at least 1, got {mlp_ratio!r} of {width} channels"
-            )
+        wide = inner_width(width, mlp_ratio, "mlp_ratio")
         self.groups, self.width, self.shrink, self.fraction = groups, width, shrink, fraction
         self.published_count = published
         self.pwconv1 = self.act1 = self.pwconv2 = None

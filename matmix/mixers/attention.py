@@ -83,15 +83,9 @@ class Attention(Mixer):
         if causal:
             self.traits = replace(type(self).traits, causal=True, recurrent=True, aligned=True)
         super().__init__(dim, grid)
-        heads = max(1, dim // head_dim) if heads is None and isinstance(head_dim, int) and head_dim > 0 else heads
-        for name, value in (("head_dim", head_dim), ("heads", heads)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        assert heads is not None
+        heads = max(1, dim // head_dim) if heads is None else heads
         if rotary and head_dim % 2:
             raise ValueError(f"rotary turns pairs of channels and needs an even head_dim, got {head_dim}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
         self.head_dim, self.heads, self.causal, self.rotary, self.dropout = head_dim, heads, causal, rotary, dropout
         inner = self.heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=qkv_bias)

@@ -62,8 +62,6 @@ class AutoCorrelation(Mixer):
         published: bool = False,
     ) -> None:
         super().__init__(dim, grid)
-        if not factor > 0:
-            raise ValueError(f"factor must be positive, got {factor!r}")
         self.factor, self.shared_delays = float(factor), published
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim, bias=proj_bias)

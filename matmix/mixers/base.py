@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Self, final
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from matmix.matrices.base import Matrix
+from matmix.mixers.options import OPTIONS, allowed, check_options
 from matmix.ops.marks import undecayed
 from matmix.ops.masks import in_order, padding_first, runs
 from matmix.ops.reparam import keeping_statistics
 from matmix.ops.sizes import LengthError, is_size, known
+from matmix.ranges import Allowed
 from matmix.spec import unknown_option
 
 Grid = tuple[int, ...]
@@ -65,18 +68,28 @@ class Projected(NamedTuple):
     rest: Any = None  # what merge needs besides the product: gates, skips
 
 
-def _naming_options(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that meets an option it does not have by the error of specs, which says what it is called."""
-    parameters = inspect.signature(init).parameters.values()
-    allowed = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)][1:]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return init
+def _checking_options(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that refuses an option it does not have, by the error of specs that says what it is called, and a
+    value that its annotation and the bounds of the word (``matmix.mixers.options``) do not allow."""
+    signature = inspect.signature(init)
+    parameters = list(signature.parameters.values())[1:]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    placed = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    swallows = any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+    @functools.cache
+    def kinds() -> dict[str, Allowed]:
+        hints = typing.get_type_hints(init)  # asked for late: a class may be annotated by one that comes after it
+        found = {n: allowed(hints.get(n), OPTIONS[n].bounds if n in OPTIONS else {}) for n in names}
+        return {name: kind for name, kind in found.items() if kind is not None}
 
     @functools.wraps(init)
     def checked(self: Mixer, *args: Any, **options: Any) -> None:
-        for option in options:
-            if option not in allowed:
-                raise TypeError(unknown_option(type(self).__name__, option, allowed))
+        name = type(self).__name__
+        for option in () if swallows else options:
+            if option not in names:
+                raise TypeError(unknown_option(name, option, names))
+        check_options(name, kinds(), options | dict(zip(placed, args)))  # noqa: B905  # too many are the constructor's
         init(self, *args, **options)
 
     return checked
@@ -98,9 +111,9 @@ class Mixer(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = _naming_options(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = _checking_options(cls.__init__)  # type: ignore[method-assign]
 
-    @_naming_options
+    @_checking_options
     def __init__(self, dim: int, grid: Grid | None = None) -> None:
         super().__init__()
         if not isinstance(dim, int) or dim < 1:
@@ -191,10 +204,14 @@ class Mixer(nn.Module):
         Raises:
             LengthError: a ValueError, for another number of tokens than the grid has; a mixer of fixed length names
                 ``resize_``.
-            ValueError: for tokens, a grid, a mask or segments that do not fit.
+            ValueError: for tokens, a grid, a mask or segments that do not fit; for weights of another device or dtype.
         """
         context = self._context(x, grid, mask, segments)
-        out = drop_padding(self.mix(drop_padding(x, mask), context), mask)
+        try:
+            out = drop_padding(self.mix(drop_padding(x, mask), context), mask)
+        except RuntimeError as error:
+            self._name_misfit(x, error)
+            raise
         return out if out.dtype == x.dtype else out.to(x.dtype)
 
     @final
@@ -252,12 +269,19 @@ class Mixer(nn.Module):
             ValueError: for a token that does not fit, or a state of another batch.
         """
         first = state
-        while isinstance(first, tuple):
+        while isinstance(first, tuple) and first:
             first = first[0]
-        if x.dim() != 2 or x.shape[1] != self.dim or (isinstance(first, Tensor) and first.shape[0] != x.shape[0]):
+        if (
+            not isinstance(x, Tensor)
+            or x.dim() != 2
+            or x.shape[1] != self.dim
+            or not x.is_floating_point()
+            or not isinstance(first, Tensor)
+            or first.shape[:1] != x.shape[:1]
+        ):
             raise ValueError(
-                f"{type(self).__name__}: step takes a token (B, {self.dim}) and a state of as many samples, got "
-                f"{tuple(x.shape)} and a state of {first.shape[0] if isinstance(first, Tensor) else 'none'}"
+                f"{type(self).__name__}: step takes a token (B, {self.dim}) of floating point and a state of as many "
+                f"samples, got {_described(x)} and a state of {_described(first)}"
             )
         out, state = self.advance(x, state)
         return (out if out.dtype == x.dtype else out.to(x.dtype)), state
@@ -267,7 +291,9 @@ class Mixer(nn.Module):
         wanted, form = pytree.tree_flatten(self.init_state(x.shape[0]))
         given, other = pytree.tree_flatten(state)
         if form != other or any(
-            w.dim() != g.dim() or any(n not in (0, m) for n, m in zip(w.shape, g.shape, strict=True))
+            not isinstance(g, Tensor)
+            or w.dim() != g.dim()
+            or any(n not in (0, m) for n, m in zip(w.shape, g.shape, strict=True))
             for w, g in zip(wanted, given, strict=True)
         ):
             shapes = [tuple(t.shape) if isinstance(t, Tensor) else t for t in given]
@@ -278,8 +304,8 @@ class Mixer(nn.Module):
 
     def _context(self, x: Tensor, grid: Grid | None, mask: Tensor | None, segments: Tensor | None = None) -> Context:
         name = type(self).__name__
-        if x.dim() != 3 or x.shape[2] != self.dim:
-            raise ValueError(f"{name}: x must be tokens (B, L, {self.dim}), got {tuple(x.shape)}")
+        if not isinstance(x, Tensor) or x.dim() != 3 or x.shape[2] != self.dim or not x.is_floating_point():
+            raise ValueError(f"{name}: x must be tokens (B, L, {self.dim}) of floating point, got {_described(x)}")
         length = x.shape[1]
         if length == 0:
             raise ValueError(f"{name}: x has no tokens, L must be at least 1, got {tuple(x.shape)}")
@@ -295,21 +321,39 @@ class Mixer(nn.Module):
         if mask is not None:
             if self.traits.mask is None:
                 raise ValueError(f"{name} takes no mask: its matrix joins all positions of the built length")
-            if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != x.shape[:2]:
                 raise ValueError(
                     f"{name}: mask must be bool of shape {tuple(x.shape[:2])} (True = a real token), "
-                    f"got {mask.dtype} {tuple(mask.shape)}"
+                    f"got {_described(mask)}"
                 )
         if segments is None:
             return Context(grid, mask)
         if not self.traits.packed or len(grid) > 1:
             raise ValueError(f"{name} takes no segments{': they are of sequences' if self.traits.packed else ''}")
-        if segments.is_floating_point() or segments.dtype == torch.bool or segments.shape != x.shape[:2]:
+        if (
+            not isinstance(segments, Tensor)
+            or segments.is_floating_point()
+            or segments.is_complex()
+            or segments.dtype == torch.bool
+            or segments.shape != x.shape[:2]
+        ):
             raise ValueError(
-                f"{name}: segments must be integers of shape {tuple(x.shape[:2])}, "
-                f"got {segments.dtype} {tuple(segments.shape)}"
+                f"{name}: segments must be integers of shape {tuple(x.shape[:2])}, got {_described(segments)}"
             )
         return Context(grid, mask, segments=runs(segments))
+
+    def _name_misfit(self, x: Tensor, error: RuntimeError) -> None:
+        """Where weights are of another device or dtype than tokens, say so in place of what PyTorch said."""
+        weight = next((p for p in self.parameters() if p.is_floating_point() and not p.is_meta), None)
+        if weight is None or x.is_meta:
+            return
+        if weight.device != x.device:
+            raise ValueError(f"{type(self).__name__}: x is on {x.device}, its weights on {weight.device}") from error
+        if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"{type(self).__name__}: x is {x.dtype}, its weights {weight.dtype}: convert one of them, or run under "
+                f"torch.autocast"
+            ) from error
 
     def _misfit(self, length: int, grid: Grid) -> str:
         name = type(self).__name__
@@ -328,7 +372,11 @@ class Mixer(nn.Module):
         return f"dim={self.dim}, grid={self.grid}"
 
 
-def check_grid(grid: Any, traits: Traits, name: str) -> Grid | None:
+def _described(x: object) -> str:
+    return f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else f"{type(x).__name__}"
+
+
+def check_grid(grid: Any, traits: Traits, name: str, option: str = "grid") -> Grid | None:
     """A grid as a tuple of positive integers of an accepted number of axes, or a ValueError that says what is."""
     if grid is None:
         if traits.length == "fixed":
@@ -339,7 +387,7 @@ def check_grid(grid: Any, traits: Traits, name: str) -> Grid | None:
     grid = tuple(grid)
     if not all(is_size(n) and n > 0 for n in grid) or len(grid) not in traits.dims:
         allowed = " or ".join({1: "(L,)", 2: "(rows, columns)"}.get(n, f"{n} axes") for n in sorted(traits.dims))
-        raise ValueError(f"{name}: grid must be {allowed} of positive integers, got {grid!r}")
+        raise ValueError(f"{name}: {option} must be {allowed} of positive integers, got {grid!r}")
     return grid
 
 

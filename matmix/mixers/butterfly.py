@@ -36,7 +36,7 @@ class Butterfly(Mixer):
         super().__init__(dim, grid)
         assert self.grid is not None
         self.heads = math.gcd(dim, 8) if heads is None else heads
-        if self.heads < 1 or dim % self.heads:
+        if dim % self.heads:
             raise ValueError(f"heads must be a positive divisor of dim={dim}, got {heads!r}")
         depth = ButterflyMatrix.depth(math.prod(self.grid))
         angle = 2 * math.pi * torch.rand(self.heads, depth, (1 << depth) // 2)

@@ -35,7 +35,7 @@ class Channels(Mixer):
     traits = Traits(causal=True, data_dependent=True, mask="trim", recurrent=True, mixes=False, packed=True)
 
     def __init__(self, dim: int, grid: Grid | None = None, *, spec: str = "vim", width: int = 1) -> None:
-        if not isinstance(width, int) or width < 1 or dim % width:
+        if dim % width:
             raise ValueError(f"width must be a divisor of dim={dim}, got {width!r}")
         mixer = create_mixer(spec, width, (dim // width,))
         if 1 not in mixer.traits.dims:

@@ -74,8 +74,6 @@ class DeltaRule(FastWeights):
         householders: int = 1,
         eps: float = 1e-5,
     ) -> None:
-        if not isinstance(householders, int) or householders < 1:
-            raise ValueError(f"householders must be a positive integer, got {householders!r}")
         strengths = {"extra": heads * householders, "writes": householders}
         super().__init__(dim, grid, heads, expand_k, expand_v, out_gate, d_conv, eps, **strengths)
         self.negative_eigenvalues = negative_eigenvalues

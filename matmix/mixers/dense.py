@@ -38,7 +38,7 @@ class Dense(Mixer):
         super().__init__(dim, grid)
         assert self.grid is not None
         self.heads = math.gcd(dim, 8) if heads is None else heads
-        if self.heads < 1 or dim % self.heads:
+        if dim % self.heads:
             raise ValueError(f"heads must be a positive divisor of dim={dim}, got {heads!r}")
         self.inner_residual = published
         length = math.prod(self.grid)

@@ -16,6 +16,7 @@ from matmix.ops.fft import hermitian, interpolate_spectrum, resample_spectrum, t
 from matmix.ops.layers import StarReLU
 from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.state_space import inner_width
 
 _ACTS: dict[str, type[nn.Module]] = {"star_relu": StarReLU, "gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -66,19 +67,9 @@ class DynamicFilter(Mixer):
         if built is not None:
             self.traits = replace(type(self).traits, length="any")
         super().__init__(dim, grid)
-        inner, hidden = int(expand * dim), int(mlp_ratio * dim)
-        if inner < 1:
-            raise ValueError(f"expand must leave an inner width of at least 1, got {expand!r} of dim={dim}")
-        if hidden < 1:
-            raise ValueError(f"mlp_ratio must leave a hidden width of at least 1, got {mlp_ratio!r} of dim={dim}")
-        if not isinstance(filters, int) or filters < 1:
-            raise ValueError(f"filters must be a positive integer, got {filters!r}")
-        if act not in _ACTS:
-            raise ValueError(f"act must be one of {', '.join(_ACTS)}, got {act!r}")
-        if resize not in ("kernel", "bicubic"):
-            raise ValueError(f"resize must be 'kernel' or 'bicubic', got {resize!r}")
+        inner, hidden = inner_width(dim, expand), inner_width(dim, mlp_ratio, "mlp_ratio")
         self.filters, self.resize = filters, resize
-        self.built = None if built is None else check_grid(built, self.traits, type(self).__name__)
+        self.built = None if built is None else check_grid(built, self.traits, type(self).__name__, "built")
         home = self.grid if self.built is None else self.built
         assert home is not None
         self.axes = len(home)

@@ -47,8 +47,6 @@ class EMA(Mixer):
         if causal:
             self.traits = replace(type(self).traits, causal=True, recurrent=True)
         super().__init__(dim, grid)
-        if not isinstance(d_state, int) or d_state < 1:
-            raise ValueError(f"d_state must be a positive integer, got {d_state!r}")
         self.d_state, self.causal = d_state, causal
         kernels = dim if causal else 2 * dim
         self.delta = nn.Parameter(0.2 * torch.randn(kernels, d_state, 1))

@@ -73,8 +73,6 @@ class FastWeights(Mixer):
         writes: int = 1,
     ) -> None:
         super().__init__(dim, grid)
-        if not isinstance(heads, int) or heads < 1:
-            raise ValueError(f"heads must be a positive integer, got {heads!r}")
         keys, width = round(expand_k * dim), round(expand_v * dim)
         for name, factor, size in (("expand_k", expand_k, keys), ("expand_v", expand_v, width)):
             if size < 1 or size % heads:

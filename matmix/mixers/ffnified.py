@@ -72,15 +72,13 @@ class FFNified(Mixer):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(dim, grid)
-        if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
+        if kernel % 2 == 0:
             raise ValueError(f"kernel must be a positive odd integer, got {kernel!r}")
-        if branches not in (None, "pair", "strips", "plain"):
-            raise ValueError(f"branches must be 'pair', 'strips', 'plain' or None, got {branches!r}")
         if branches == "pair" and kernel < 3:
             raise ValueError(f"branches='pair' has a 3-tap branch: kernel must be at least 3, got {kernel}")
         self.axes = 1 if self.grid is None else len(self.grid)
         self.kernel, self.branches = kernel, branches or ("pair" if kernel == 7 else "plain")
-        if variates is not None and (not isinstance(variates, int) or variates < 1 or dim % variates):
+        if variates is not None and dim % variates:
             raise ValueError(f"variates must be a positive divisor of dim={dim} or None, got {variates!r}")
         self.variates = variates
         self.fc: nn.Module

@@ -48,8 +48,6 @@ class FNet(Mixer):
 
     def __init__(self, dim: int, grid: Grid | None = None, *, norm: Literal["none", "ortho"] = "none") -> None:
         super().__init__(dim, grid)
-        if norm not in ("none", "ortho"):
-            raise ValueError(f"norm must be 'none' or 'ortho', got {norm!r}")
         self.norm = norm
 
     def project(self, x: Tensor, context: Context) -> Projected:

@@ -13,6 +13,7 @@ from matmix.mixers.registry import register
 from matmix.ops.fft import hermitian, interpolate_spectrum, resample_spectrum, to_complex
 from matmix.ops.layers import StarReLU
 from matmix.ops.linear import linear
+from matmix.ops.state_space import inner_width
 
 
 def _gfnet(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -46,7 +47,7 @@ class GlobalFilter(Mixer):
 
     def __init__(self, dim: int, grid: Grid, *, bottleneck: float | None = None) -> None:
         super().__init__(dim, grid)
-        inner = dim if bottleneck is None else int(bottleneck * dim)
+        inner = dim if bottleneck is None else inner_width(dim, bottleneck, "bottleneck")
         if inner < 1:
             raise ValueError(f"bottleneck must leave an inner width of at least 1, got {bottleneck!r} of dim={dim}")
         self.bottleneck, self.inner = bottleneck, inner

@@ -19,7 +19,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.mixers.registry import register
 from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.linear import linear
-from matmix.ops.state_space import add_dynamics, check_limit, head_width, initial_reading, steps
+from matmix.ops.state_space import add_dynamics, check_limit, head_width, initial_reading, inner_width, steps
 
 
 @register(
@@ -67,7 +67,7 @@ class Hydra(Mixer):
         dim: int,
         grid: Grid | None = None,
         *,
-        expand: int = 2,
+        expand: float = 2,
         d_state: int = 64,
         d_conv: int = 7,
         head_dim: int | None = None,
@@ -84,7 +84,7 @@ class Hydra(Mixer):
         super().__init__(dim, grid)
         if d_conv < 1 or d_conv % 2 == 0:
             raise ValueError(f"d_conv must be odd, as the convolution is centred, got {d_conv!r}")
-        inner = int(expand * dim)
+        inner = inner_width(dim, expand)
         self.head_dim = head_width(inner, head_dim, groups, "expand * dim")
         self.heads, self.groups = inner // self.head_dim, groups
         self.limit, self.chunk = check_limit(dt_limit), chunk

@@ -132,9 +132,6 @@ class Inception(Mixer):
         if pool != 1:
             self.traits = replace(type(self).traits, mask="content")
         super().__init__(dim, grid)
-        for name, number in (("head_dim", head_dim), ("heads", heads), ("pool", pool)):
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name} must be a positive integer, got {number!r}")
         low = heads * head_dim
         half, odd = divmod(dim - low, 2)
         if half < 1 or odd:

@@ -16,6 +16,7 @@ from matmix.mixers.registry import register
 from matmix.ops import interpolate
 from matmix.ops.layers import ShortConv
 from matmix.ops.linear import linear
+from matmix.ops.state_space import inner_width
 
 
 @register(
@@ -53,16 +54,14 @@ class JustDense(Mixer):
         *,
         wrapper: Literal["attention", "mamba"] = "attention",
         heads: int | None = None,
-        expand: int = 2,
+        expand: float = 2,
         d_conv: int = 7,
     ) -> None:
         super().__init__(dim, grid)
         assert self.grid is not None
-        if wrapper not in ("attention", "mamba"):
-            raise ValueError(f"wrapper must be 'attention' or 'mamba', got {wrapper!r}")
-        inner = expand * dim if wrapper == "mamba" else dim
+        inner = inner_width(dim, expand) if wrapper == "mamba" else dim
         self.heads = max(1, dim // 2) if heads is None else heads
-        if self.heads < 1 or inner % self.heads:
+        if inner % self.heads:
             raise ValueError(f"heads must be a positive divisor of the inner width {inner}, got {self.heads!r}")
         self.wrapper = wrapper
         length = math.prod(self.grid)

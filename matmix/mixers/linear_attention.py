@@ -49,8 +49,6 @@ class LinearAttention(Mixer):
         if causal:
             self.traits = replace(type(self).traits, causal=True, recurrent=True, aligned=True, packed=True)
         super().__init__(dim, grid)
-        if not isinstance(head_dim, int) or head_dim < 1:
-            raise ValueError(f"head_dim must be a positive integer, got {head_dim!r}")
         self.head_dim, self.heads, self.causal = head_dim, max(1, dim // head_dim), causal
         inner = self.heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)

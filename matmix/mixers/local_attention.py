@@ -44,10 +44,8 @@ class LocalAttention(Mixer):
         if causal:
             self.traits = replace(type(self).traits, causal=True, aligned=True, dims=frozenset({1}))
         super().__init__(dim, grid)
-        if not isinstance(window, int) or window < 1 or (window % 2 == 0 and not causal):
+        if window % 2 == 0 and not causal:
             raise ValueError(f"window must be a positive integer, odd unless causal, got {window!r}")
-        if not isinstance(head_dim, int) or head_dim < 1:
-            raise ValueError(f"head_dim must be a positive integer, got {head_dim!r}")
         self.window, self.causal = window, causal
         self.head_dim, self.heads = head_dim, max(1, dim // head_dim)
         inner = self.heads * head_dim

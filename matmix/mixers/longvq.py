@@ -84,9 +84,6 @@ class LongVQ(Mega):
         commitment: float = 1e-4,
         causal: bool = False,
     ) -> None:
-        for name, value in (("codes", codes), ("window", window)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
         super().__init__(dim, grid, qk_dim=qk_dim, hidden=hidden, d_state=d_state, causal=causal, max_len=window + 1)
         # Queries and keys are normalised, so their size is free, and keys that start alike would share one code.
         nn.init.normal_(self.gamma, mean=1.0, std=0.02)

@@ -24,7 +24,7 @@ from matmix.ops.linear import linear
 from matmix.ops.masks import forgetting, padding_before
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import ssd_scan
-from matmix.ops.state_space import head_width, initial_reading, step_bias, steps
+from matmix.ops.state_space import head_width, initial_reading, inner_width, step_bias, steps
 
 
 class Mamba3State(NamedTuple):
@@ -92,7 +92,7 @@ class Mamba3(Mixer):
         dim: int,
         grid: Grid | None = None,
         *,
-        expand: int = 2,
+        expand: float = 2,
         d_state: int = 128,
         head_dim: int | None = None,
         groups: int = 1,
@@ -110,7 +110,7 @@ class Mamba3(Mixer):
         self.angles = int(d_state * rope_fraction) // 2
         if self.angles < 1 or d_state % 2:
             raise ValueError(f"d_state must be even, and d_state * rope_fraction at least 2, got d_state={d_state!r}")
-        inner = int(expand * dim)
+        inner = inner_width(dim, expand)
         self.head_dim = head_width(inner, head_dim, groups, "expand * dim")
         self.heads, self.groups, self.d_state = inner // self.head_dim, groups, d_state
         self.floor, self.chunk = A_floor, chunk

@@ -17,7 +17,7 @@ from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_pad
 from matmix.ops import interpolate
 from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.linear import linear
-from matmix.ops.state_space import head_width
+from matmix.ops.state_space import head_width, inner_width
 
 
 class Signals(NamedTuple):
@@ -162,7 +162,7 @@ class MatrixBlock(Mixer):
         *,
         data_dependent: bool | None = None,
         published: bool = False,
-        expand: int = 2,
+        expand: float = 2,
         head_dim: int | None = None,
         qk_dim: int | None = None,
         d_conv: int = 7,
@@ -177,26 +177,18 @@ class MatrixBlock(Mixer):
         form = Form(dependent, self.causal, published, max_len)
         self.traits = structure.promise(form)
         super().__init__(dim, grid)
-        sizes = {
-            "expand": expand,
-            "qk_dim": 16 if qk_dim is None else qk_dim,
-            "max_len": 1 if max_len is None else max_len,
-        }
-        for option, value in sizes.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{option} must be a positive integer, got {value!r}")
         if qk_dim is not None and not structure.needs_qk:
             raise ValueError(f"qk_dim={qk_dim} says nothing for {name}, whose matrix is not made of q and k")
         if max_len is not None and not (dependent and structure.scaled):
             raise ValueError(
                 f"max_len={max_len} is for data-dependent matrices that the length scales; not this {name}"
             )
-        if d_conv < 1 or (d_conv % 2 == 0 and not self.causal):
+        if d_conv % 2 == 0 and not self.causal:
             raise ValueError(f"d_conv must be odd, as the convolution is centred, got {d_conv!r}")
-        inner = expand * dim
+        inner = inner_width(dim, expand)
         width = head_width(inner, head_dim, 1, "expand * dim")
         self.heads, self.max_len = inner // width, max_len
-        self.matrix_mixer = structure(self.heads, width, sizes["qk_dim"], self.grid, form)
+        self.matrix_mixer = structure(self.heads, width, 16 if qk_dim is None else qk_dim, self.grid, form)
         own = sum(self.matrix_mixer.streams)
         self.sizes = (inner, inner + own, self.matrix_mixer.raw)
         self.in_proj = nn.Linear(dim, sum(self.sizes), bias=bias)

@@ -178,7 +178,7 @@ class MatrixMixer(MatrixBlock):
         ] = "quasiseparable",
         data_dependent: bool | None = None,
         published: bool = False,
-        expand: int = 2,
+        expand: float = 2,
         head_dim: int | None = None,
         qk_dim: int | None = None,
         d_conv: int = 7,

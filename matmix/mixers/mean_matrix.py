@@ -31,7 +31,7 @@ class MeanMatrix(Mixer):
     def __init__(self, dim: int, grid: Grid | None = None, *, heads: int = 1) -> None:
         super().__init__(dim, grid)
         assert self.grid is not None
-        if not isinstance(heads, int) or heads < 1 or dim % heads:
+        if dim % heads:
             raise ValueError(f"heads must be a positive divisor of dim={dim}, got {heads!r}")
         self.heads, length = heads, math.prod(self.grid)
         self.register_buffer("entries", torch.full((heads, length, length), 1 / length))

@@ -60,10 +60,6 @@ class TokenMLP(Mixer):
     ) -> None:
         super().__init__(dim, grid)
         assert self.grid is not None
-        if not isinstance(hidden, int) or hidden < 0:
-            raise ValueError(f"hidden must be a positive integer, or 0 for one layer, got {hidden!r}")
-        if act not in ("gelu", "relu"):
-            raise ValueError(f"act must be 'gelu' or 'relu', got {act!r}")
         self.act = act
         length = math.prod(self.grid)
         self.fc1 = nn.Linear(length, hidden or length)

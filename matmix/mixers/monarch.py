@@ -32,7 +32,7 @@ class Monarch(Mixer):
     def __init__(self, dim: int, grid: Grid | None = None, *, heads: int | None = None) -> None:
         super().__init__(dim, grid)
         self.heads = math.gcd(dim, 8) if heads is None else heads
-        if self.heads < 1 or dim % self.heads:
+        if dim % self.heads:
             raise ValueError(f"heads must be a positive divisor of dim={dim}, got {heads!r}")
         rows, columns = self._sides()
         self.left = nn.Parameter(torch.randn(self.heads, columns, rows, rows) * rows**-0.5)

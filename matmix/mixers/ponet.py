@@ -91,10 +91,8 @@ class PoNet(Mixer):
         if padded_segments:
             self.traits = replace(type(self).traits, mask="content")
         super().__init__(dim, grid)
-        if not isinstance(heads, int) or heads < 1 or dim % heads:
+        if dim % heads:
             raise ValueError(f"heads must be a divisor of dim={dim}, got {heads!r}")
-        if not isinstance(segments, int) or segments < 1:
-            raise ValueError(f"segments must be a positive integer, got {segments!r}")
         self.heads, self.segments, self.padded_segments = heads, segments, padded_segments
         self.in_proj = nn.Linear(dim, 5 * dim)  # query, gate, key, segment, local
         self.proj = nn.Linear(dim, dim) if proj else None

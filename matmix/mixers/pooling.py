@@ -40,7 +40,7 @@ class Pooling(Mixer):
 
     def __init__(self, dim: int, grid: Grid | None = None, *, window: int = 3) -> None:
         super().__init__(dim, grid)
-        if not isinstance(window, int) or window < 1 or window % 2 == 0:
+        if window % 2 == 0:
             raise ValueError(f"window must be a positive odd integer, got {window!r}")
         self.window = window
 

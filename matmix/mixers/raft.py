@@ -177,15 +177,11 @@ class Raft(Mixer):
         if axis == "vertical":
             self.traits = replace(self.traits, dims=frozenset({2}))
         super().__init__(dim, grid)
-        if axis not in ("both", "vertical", "horizontal"):
-            raise ValueError(f"axis must be 'both', 'vertical' or 'horizontal', got {axis!r}")
-        if not isinstance(raft, int) or raft < 1 or dim % raft:
+        if dim % raft:
             raise ValueError(f"raft must be a positive divisor of dim={dim}, got {raft!r}")
         if not mlp_ratio * raft >= 1:
             raise ValueError(f"mlp_ratio must leave at least one hidden unit a place, got {mlp_ratio!r}")
-        if not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path must be at least 0 and below 1, got {drop_path!r}")
-        self.built = None if built is None else check_grid(built, self.traits, type(self).__name__)
+        self.built = None if built is None else check_grid(built, self.traits, type(self).__name__, "built")
         home = self._home()
         if self.grid is not None and len(self.grid) != len(home):
             raise ValueError(f"built must have as many axes as grid={self.grid}, got {built!r}")

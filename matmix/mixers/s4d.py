@@ -128,7 +128,7 @@ class S4DKernel(nn.Module):
         if not 0 < dt_min <= dt_max:
             raise ValueError(f"need 0 < dt_min <= dt_max, got {dt_min!r}, {dt_max!r}")
         groups = dim if groups is None else groups
-        if not isinstance(groups, int) or groups < 1 or dim % groups:
+        if dim % groups:
             raise ValueError(f"groups must be a positive divisor of dim={dim}, got {groups!r}")
         self.discretization, self.step_by, self.groups = discretization, step, groups
         # On the CPU whatever the default device is, as eigenvectors are numpy's; then where other parameters are made.

@@ -73,11 +73,8 @@ class S5(Mixer):
         if not causal:
             self.traits = replace(type(self).traits, causal=False, recurrent=False)
         super().__init__(dim, grid)
-        if not isinstance(copies, int) or copies < 1 or d_state % (2 * copies):
+        if d_state % (2 * copies):
             raise ValueError(f"d_state must be a multiple of 2 copies = {2 * copies!r}, got {d_state!r}")
-        for name, value, allowed in (("act", act, ("gelu", "identity")), ("C_init", C_init, SCALES)):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if not 0 < dt_min <= dt_max:
             raise ValueError(f"need 0 < dt_min <= dt_max, got {dt_min!r}, {dt_max!r}")
         self.causal, self.act, self.d_state = causal, act, d_state

@@ -24,7 +24,7 @@ from matmix.ops.linear import linear
 from matmix.ops.masks import forgetting
 from matmix.ops.plain import is_plain
 from matmix.ops.precision import full_precision, working_dtype
-from matmix.ops.state_space import step_bias, steps
+from matmix.ops.state_space import inner_width, step_bias, steps
 
 
 class S6State(NamedTuple):
@@ -126,16 +126,9 @@ def skips(channels: int) -> nn.Parameter:
     return nn.Parameter(torch.ones(channels))
 
 
-def inner_sizes(dim: int, expand: float, d_state: int, dt_rank: int | None) -> tuple[int, int]:
-    """Inner width and the rank of the steps, ``ceil(dim / 16)`` where None is asked for.
-
-    Raises:
-        ValueError: if a size is not positive.
-    """
-    inner, rank = int(expand * dim), math.ceil(dim / 16) if dt_rank is None else dt_rank
-    if inner < 1 or d_state < 1 or rank < 1:
-        raise ValueError(f"expand * dim, d_state and dt_rank must be positive, got {inner}, {d_state}, {rank}")
-    return inner, rank
+def inner_sizes(dim: int, expand: float, dt_rank: int | None) -> tuple[int, int]:
+    """Inner width and the rank of the steps, ``ceil(dim / 16)`` where None is asked for."""
+    return inner_width(dim, expand), math.ceil(dim / 16) if dt_rank is None else dt_rank
 
 
 @register(
@@ -175,7 +168,7 @@ class S6(Mixer):
         dim: int,
         grid: Grid | None = None,
         *,
-        expand: int = 2,
+        expand: float = 2,
         d_state: int = 16,
         d_conv: int = 4,
         dt_rank: int | None = None,
@@ -188,7 +181,7 @@ class S6(Mixer):
         chunk: int | None = None,
     ) -> None:
         super().__init__(dim, grid)
-        inner, rank = inner_sizes(dim, expand, d_state, dt_rank)
+        inner, rank = inner_sizes(dim, expand, dt_rank)
         self.inner, self.d_state, self.chunk = inner, d_state, chunk
 
         self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)

@@ -44,7 +44,7 @@ class SelectiveChannel(Channels):
         grid: Grid | None = None,
         *,
         width: int = 1,
-        expand: int = 2,
+        expand: float = 2,
         d_state: int = 16,
         d_conv: int = 4,
         chunk: int | None = None,

@@ -18,6 +18,7 @@ from matmix.ops.layout import image_of
 from matmix.ops.linear import linear
 from matmix.ops.masks import continued
 from matmix.ops.plain import is_plain
+from matmix.ops.state_space import inner_width
 
 Act = Literal["star_relu", "gelu", "relu", "silu"]
 _ACTS: dict[str, type[nn.Module]] = {"star_relu": StarReLU, "gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -65,15 +66,9 @@ class SepConv(Mixer):
             self.traits = replace(type(self).traits, causal=True, recurrent=True, dims=frozenset({1}))
         super().__init__(dim, grid)
         self.axes = 1 if self.grid is None else len(self.grid)
-        if not isinstance(kernel, int) or kernel < 1 or (kernel % 2 == 0 and not causal):
+        if kernel % 2 == 0 and not causal:
             raise ValueError(f"kernel must be a positive integer, odd unless causal, got {kernel!r}")
-        inner = int(expand * dim)
-        if inner < 1:
-            raise ValueError(f"expand must leave an inner width of at least 1, got {expand!r} of dim={dim}")
-        if act not in _ACTS:
-            raise ValueError(f"act must be one of {', '.join(_ACTS)}, got {act!r}")
-        if act2 is not None and act2 not in _ACTS:
-            raise ValueError(f"act2 must be one of {', '.join(_ACTS)} or None, got {act2!r}")
+        inner = inner_width(dim, expand)
         self.kernel, self.inner, self.causal = kernel, inner, causal
         self.pwconv1 = nn.Linear(dim, inner, bias=bias)
         self.act1 = _ACTS[act]()

@@ -79,7 +79,7 @@ class SS2D(Mixer):
         chunk: int | None = None,
     ) -> None:
         super().__init__(dim, grid)
-        inner, rank = inner_sizes(dim, expand, d_state, dt_rank)
+        inner, rank = inner_sizes(dim, expand, dt_rank)
         if d_conv < 1 or d_conv % 2 == 0:
             raise ValueError(f"d_conv must be odd, as the convolution is centred, got {d_conv!r}")
         self.inner, self.out_gate, self.chunk = inner, out_gate, chunk

@@ -25,7 +25,7 @@ from matmix.ops.linear import linear
 from matmix.ops.masks import forgetting
 from matmix.ops.precision import working_dtype
 from matmix.ops.scan import ssd_scan
-from matmix.ops.state_space import add_dynamics, check_limit, head_width, initial_reading, steps
+from matmix.ops.state_space import add_dynamics, check_limit, head_width, initial_reading, inner_width, steps
 
 
 class SSDState(NamedTuple):
@@ -94,7 +94,7 @@ class SSD(Mixer):
         dim: int,
         grid: Grid | None = None,
         *,
-        expand: int = 2,
+        expand: float = 2,
         d_state: int = 128,
         d_conv: int = 4,
         head_dim: int | None = None,
@@ -118,7 +118,7 @@ class SSD(Mixer):
             # Nor do they start anew at the borders of packed sequences.
             self.traits = replace(type(self).traits, aligned=False, packed=False)
         super().__init__(dim, grid)
-        inner = int(expand * dim)
+        inner = inner_width(dim, expand)
         mixed = inner if d_ssm is None else d_ssm
         if not 0 < mixed <= inner:
             raise ValueError(f"d_ssm must be 1 to expand * dim = {inner}, got {d_ssm!r}")
@@ -139,6 +139,8 @@ class SSD(Mixer):
         )
         self.D_per_channel = D_per_channel
         norm_groups = groups if norm_groups is None else norm_groups
+        if mixed % norm_groups:
+            raise ValueError(f"norm_groups must divide the {mixed} channels that are normalised, got {norm_groups}")
         self.norm = GatedRMSNorm(mixed, norm_groups, gate_first=not norm_before_gate) if out_norm else None
         self.out_proj = nn.Linear(inner, dim, bias=bias)
 

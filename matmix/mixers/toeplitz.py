@@ -130,7 +130,7 @@ class Toeplitz(MatrixBlock):
         data_dependent: bool = True,
         causal: bool = False,
         published: bool = False,
-        expand: int = 2,
+        expand: float = 2,
         head_dim: int | None = None,
         d_conv: int = 7,
         bias: bool = False,

@@ -58,7 +58,7 @@ class Vim(Mixer):
         dim: int,
         grid: Grid | None = None,
         *,
-        expand: int = 2,
+        expand: float = 2,
         d_state: int = 16,
         d_conv: int = 4,
         dt_rank: int | None = None,
@@ -72,7 +72,7 @@ class Vim(Mixer):
         chunk: int | None = None,
     ) -> None:
         super().__init__(dim, grid)
-        inner, rank = inner_sizes(dim, expand, d_state, dt_rank)
+        inner, rank = inner_sizes(dim, expand, dt_rank)
         self.divide, self.chunk = divide, chunk
         self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)
         self.conv1d, self.conv1d_b = (ShortConv(inner, d_conv, bias=conv_bias) for _ in range(2))

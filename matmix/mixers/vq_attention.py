@@ -73,9 +73,6 @@ class VQAttention(Mixer):
         if causal:
             self.traits = replace(type(self).traits, causal=True, recurrent=True, aligned=True)
         super().__init__(dim, grid)
-        for name, value in (("head_dim", head_dim), ("codes", codes)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
         self.head_dim, self.heads, self.causal = head_dim, max(1, dim // head_dim), causal
         inner = self.heads * head_dim
         self.qv = nn.Linear(dim, 2 * inner, bias=False)

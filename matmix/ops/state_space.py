@@ -12,6 +12,18 @@ from matmix.ops.marks import spare
 from matmix.ops.precision import working_dtype
 
 
+def inner_width(dim: int, factor: float, option: str = "expand") -> int:
+    """``int(factor * dim)``, the width of what is within a mixer; the error names the option.
+
+    Raises:
+        ValueError: if that is not 1 or more.
+    """
+    width = int(factor * dim)
+    if width < 1:
+        raise ValueError(f"{option} must leave a channel, {option} * {dim} of at least 1, got {option}={factor!r}")
+    return width
+
+
 def head_width(channels: int, head_dim: int | None, groups: int, origin: str) -> int:
     """Width of a head: the one asked for, else the largest divisor of ``channels`` up to 64.
 
@@ -25,7 +37,8 @@ def head_width(channels: int, head_dim: int | None, groups: int, origin: str) ->
         ValueError: if the width does not divide the channels, or the groups the heads.
     """
     if head_dim is None:
-        head_dim = next(w for w in range(min(64, channels), 0, -1) if channels % w == 0 and channels // w % groups == 0)
+        widths = (w for w in range(min(64, channels), 0, -1) if channels % w == 0)
+        head_dim = next((w for w in widths if channels // w % groups == 0), 1)
     if not isinstance(head_dim, int) or head_dim < 1 or channels % head_dim:
         divisors = ", ".join(str(w) for w in range(1, channels + 1) if channels % w == 0)
         raise ValueError(f"head_dim must divide {origin} = {channels} (one of {divisors}), got {head_dim!r}")

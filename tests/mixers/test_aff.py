@@ -59,8 +59,8 @@ def test_frequencies_share_their_weights() -> None:
     ("options", "message"),
     [
         ({"groups": 3}, "groups must be a positive divisor of dim=8, got 3"),
-        ({"act": "tanh"}, "act must be one of silu, relu, gelu, got 'tanh'"),
-        ({"shrink": -1.0}, "shrink must be at least 0, got -1.0"),
+        ({"act": "tanh"}, "act must be one of 'silu', 'relu', 'gelu', got 'tanh'"),
+        ({"shrink": -1.0}, "shrink must be a finite number in .*, got -1.0"),
         ({"mlp_ratio": 0.5}, "hidden width of at least 1, got 0.5"),
     ],
 )

@@ -73,8 +73,8 @@ def test_the_bottleneck_obeys_the_laws() -> None:
 def test_refuses() -> None:
     for options, message in (
         ({"groups": 3}, "groups must be a positive divisor of the 8 inner channels"),
-        ({"shrink": -1.0}, "shrink must be at least 0"),
-        ({"fraction": 0.0}, "fraction must be more than 0"),
+        ({"shrink": -1.0}, "shrink must be a finite number"),
+        ({"fraction": 0.0}, r"fraction must be a finite number in \(0, 1\]"),
         ({"mlp_ratio": 0.1}, "mlp_ratio must leave"),
         ({"bottleneck": 0.01}, "bottleneck must leave"),
     ):

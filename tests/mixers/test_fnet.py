@@ -29,5 +29,5 @@ def test_ortho_keeps_the_size_of_the_tokens() -> None:
     y = create_mixer("fnet(norm='ortho')", 32)(x)
     torch.testing.assert_close(y * (64 * 32) ** 0.5, create_mixer("fnet", 32)(x), rtol=1e-4, atol=1e-3)
     assert 0.6 < float(y.std() / x.std()) < 0.8  # the real part has half of the energy
-    with pytest.raises(ValueError, match="norm must be 'none' or 'ortho', got 'half'"):
+    with pytest.raises(ValueError, match="norm must be one of 'none', 'ortho', got 'half'"):
         create_mixer("fnet(norm='half')", 32)

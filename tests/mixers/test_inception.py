@@ -95,7 +95,7 @@ def test_padding_on_the_right_of_cells() -> None:
 def test_refuses() -> None:
     with pytest.raises(ValueError, match=r"must leave an even, positive number of the dim=8 channels"):
         Inception(8, (3, 5))
-    with pytest.raises(ValueError, match="pool must be a positive integer"):
+    with pytest.raises(ValueError, match="pool must be a whole number"):
         Inception(8, (3, 5), head_dim=2, pool=0)
     with pytest.raises(ValueError, match="grid of 2 axes"):
         Inception(8, (3, 5), head_dim=2).resize_((15,))

@@ -35,7 +35,7 @@ def test_masked_neighbours_are_not_counted() -> None:
 
 @pytest.mark.parametrize("window", [0, 2, "3"])
 def test_refuses_window(window: object) -> None:
-    with pytest.raises(ValueError, match="window must be a positive odd integer"):
+    with pytest.raises(ValueError, match="window must be a "):
         create_mixer(f"pooling(window={window!r})", 4)
 
 

@@ -84,7 +84,7 @@ def test_resize_keeps_a_constant() -> None:
 def test_refuses() -> None:
     for options, message in (
         ({"raft": 3}, "raft must be a positive divisor of dim=8, got 3"),
-        ({"axis": "diagonal"}, "axis must be 'both'"),
+        ({"axis": "diagonal"}, "axis must be one of 'both'"),
         ({"mlp_ratio": 0.1}, "mlp_ratio must leave"),
         ({"built": (5,)}, "built must have as many axes"),
     ):

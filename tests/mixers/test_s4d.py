@@ -153,10 +153,10 @@ def test_laws_of_the_options(options: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("spectrum='fout'", "spectrum must be one of lin, .* real, rand, got 'fout'"),
+        ("spectrum='fout'", "spectrum must be one of 'lin', .* 'real', 'rand', got 'fout'"),
         ("d_state=3", "d_state must be a positive even integer, got 3"),
-        ("discretization='euler'", "discretization must be one of zoh, bilinear, got 'euler'"),
-        ("dt_transform='relu'", "dt_transform must be one of exp, softplus, got 'relu'"),
+        ("discretization='euler'", "discretization must be one of 'zoh', 'bilinear', got 'euler'"),
+        ("dt_transform='relu'", "dt_transform must be one of 'exp', 'softplus', got 'relu'"),
         ("groups=3", "groups must be a positive divisor of dim=4, got 3"),
         ("dt_min=1.0", "need 0 < dt_min <= dt_max, got 1.0, 0.1"),
     ],

