@@ -13,7 +13,8 @@ from matmix.spec import NAMED, Spec, close_names, hint, layer_specs, parse_spec,
     "spec",
     ["", "  ", None, 3, "attention(", "a b", "attention;ssd", "()", "a()()", "a*0", "a*True", "a*100000000",
      "a*99*99*99", "a*9999, b*2", "(" * 900 + "a" + ")" * 900, "a(x=" + "[" * 300 + "]" * 300 + ")", "-" * 5000 + "a",
-     "a(x=1, x=2)", "a(**{})", "a(x={[]: 1})", "a(x={[]})", "a(x=b)", "a(x=1/0)", "\ud800", "a(x='\ud800')", "a\0", "a," * 60_000],
+     "a(x=1, x=2)", "a(**{})",
+     "a(x={[]: 1})", "a(x={[]})", "a(x=b)", "a(x=1/0)", "\ud800", "a(x='\ud800')", "a\0", "a," * 60_000],
 )  # fmt: skip
 def test_what_is_no_spec_is_said(spec: object) -> None:
     with pytest.raises(ValueError, match=r"^spec ") as caught:

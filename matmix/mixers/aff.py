@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class AFF(Mixer):
         *,
         groups: int = 8,
         mlp_ratio: float = 1.0,
-        act: str = "silu",
+        act: Literal["silu", "relu", "gelu"] = "silu",
         shrink: float = 0.01,
     ) -> None:
         super().__init__(dim, grid)

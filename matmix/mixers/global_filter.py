@@ -48,8 +48,6 @@ class GlobalFilter(Mixer):
     def __init__(self, dim: int, grid: Grid, *, bottleneck: float | None = None) -> None:
         super().__init__(dim, grid)
         inner = dim if bottleneck is None else inner_width(dim, bottleneck, "bottleneck")
-        if inner < 1:
-            raise ValueError(f"bottleneck must leave an inner width of at least 1, got {bottleneck!r} of dim={dim}")
         self.bottleneck, self.inner = bottleneck, inner
         if bottleneck is not None:
             self.pwconv1 = nn.Linear(dim, inner, bias=False)

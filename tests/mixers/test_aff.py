@@ -61,7 +61,7 @@ def test_frequencies_share_their_weights() -> None:
         ({"groups": 3}, "groups must be a positive divisor of dim=8, got 3"),
         ({"act": "tanh"}, "act must be one of 'silu', 'relu', 'gelu', got 'tanh'"),
         ({"shrink": -1.0}, "shrink must be a finite number in .*, got -1.0"),
-        ({"mlp_ratio": 0.5}, "hidden width of at least 1, got 0.5"),
+        ({"mlp_ratio": 0.5}, r"mlp_ratio \* 1 of at least 1, got mlp_ratio=0.5"),
     ],
 )
 def test_errors(options: dict[str, object], message: str) -> None:

@@ -81,7 +81,7 @@ def test_resize_keeps_the_kernel() -> None:
     ("options", "message"),
     [
         ({"filters": 0}, "filters must be a whole number"),
-        ({"mlp_ratio": 0.01}, "mlp_ratio must leave a hidden width"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio must leave a channel"),
         ({"act": "tanh"}, "act must be one of 'star_relu'"),
         ({"resize": "linear"}, "resize must be one of 'kernel', 'bicubic'"),
         ({"built": (4,)}, "built must have as many axes"),

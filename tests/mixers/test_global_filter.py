@@ -87,7 +87,7 @@ def test_resize_bicubic_is_the_published_one() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="inner width of at least 1, got 0"):
+    with pytest.raises(ValueError, match="bottleneck must be a finite number"):
         GlobalFilter(8, (4, 4), bottleneck=0.0)
     with pytest.raises(ValueError, match="method must be 'kernel' or 'bicubic', got 'area'"):
         drawn((4, 4)).resize_((5, 5), method="area")

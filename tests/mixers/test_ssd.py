@@ -102,7 +102,7 @@ def test_the_default_head_width_fits_any_dim(dim: int, width: int) -> None:
         ({"head_dim": 16, "groups": 3}, r"groups must divide the 4 heads .*, got 3"),
         ({"d_ssm": 65}, r"d_ssm must be 1 to expand \* dim = 64, got 65"),
         ({"dt_limit": (1.0, 0.5)}, r"dt_limit must be 0 <= low <= high"),
-        ({"dt_min": 0.0}, r"0 < dt_min <= dt_max"),
+        ({"dt_min": 0.5}, r"0 < dt_min <= dt_max"),
         ({"A_init_range": (2.0, 1.0)}, r"A_init_range must be 0 < low <= high"),
     ],
 )
