@@ -10,6 +10,7 @@ from torch import Tensor
 
 from matmix.matrices.algebra import cost_within
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 
 
@@ -20,8 +21,8 @@ class Affine(Matrix):
     the result can be added to one that has it.
     """
 
-    inner: Matrix  # A, (B or 1, H, L_out, L_in)
-    offset: Tensor | None = None  # a, (B or 1, H or 1, L_out); None: 0
+    inner: Matrix = axes("B|1 H L_out L_in")  # A
+    offset: Tensor | None = axes("B|1 H|1 L_out", default=None)  # a; None: 0
     unit: float = static(default=1.0)
 
     @property

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.matrices.dense import Dense
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.sizes import joint
 
@@ -102,8 +103,8 @@ class Sum(Matrix):
 class Scale(Matrix):
     """``factor * M``, one factor for all or one a sample and head."""
 
-    inner: Matrix
-    factor: Tensor  # broadcasts to (B, H, 1, 1)
+    inner: Matrix = axes("B|1 H|1 L_out L_in")
+    factor: Tensor = axes("B|1 H|1 1 1")
 
     @classmethod
     def of(cls, inner: Matrix, factor: Tensor | float) -> Self:
@@ -402,9 +403,9 @@ class ColumnCat(Matrix):
 class Masked(Matrix):
     """``diag(rows) M diag(columns)`` with 0/1 masks: what stands at a masked position neither gives nor gets."""
 
-    inner: Matrix
-    rows: Tensor  # (B or 1, L_out) bool, True = a real token
-    columns: Tensor  # (B or 1, L_in) bool
+    inner: Matrix = axes("B|1 H L_out L_in")
+    rows: Tensor = axes("B|1 L_out", torch.bool)  # True = a real token
+    columns: Tensor = axes("B|1 L_in", torch.bool)
 
     @classmethod
     def of(cls, inner: Matrix, mask: Tensor) -> Self:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.layout import image_of
 from matmix.ops.precision import full_precision
@@ -24,7 +25,7 @@ class AveragePool(Matrix):
 
     grid: tuple[int, ...] = static()
     window: tuple[int, ...] = static()
-    mask: Tensor | None = None  # (B, L) bool, True = a real token
+    mask: Tensor | None = axes("B L", torch.bool, default=None)  # True = a real token
     dtype: torch.dtype = static(default=torch.float32)
     device: torch.device = static(default=torch.device("cpu"))
 
@@ -39,6 +40,15 @@ class AveragePool(Matrix):
                 f"got window={window!r} over the grid {grid}"
             )
         return cls(tuple(grid), (window,) * len(grid), mask, values.dtype, values.device)
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        if len(self.window) != len(self.grid) or min(self.window) < 1:
+            raise ValueError(
+                f"{type(self).__name__}: window must be positive for each axis of the grid {self.grid}, "
+                f"got {self.window}"
+            )
+        if sizes.get("L", math.prod(self.grid)) != math.prod(self.grid):
+            raise ValueError(f"{type(self).__name__}: grid must have {sizes['L']} places, got {self.grid}")
 
     @property
     def shape(self) -> Shape:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 
 
@@ -20,7 +21,7 @@ class Banded(Matrix):
     add up.
     """
 
-    bands: Tensor  # (B or 1, H, L, K)
+    bands: Tensor = axes("B|1 H L K")
     offsets: tuple[int, ...] = static()
 
     properties: ClassVar = frozenset({"banded"})
@@ -34,6 +35,10 @@ class Banded(Matrix):
                 f"got bands {tuple(bands.shape)} and offsets {offsets}"
             )
         return cls(bands, tuple(offsets))
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        if sizes["K"] != len(self.offsets) or not self.offsets:
+            raise ValueError(f"Banded: offsets must be one for each of the {sizes['K']} bands, got {self.offsets}")
 
     @property
     def shape(self) -> Shape:

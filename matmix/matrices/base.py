@@ -4,10 +4,11 @@ One legend for every class: a matrix ``M`` is ``(B or 1, H, L_out, L_in)``, valu
 the product is ``(B, H, L_out, W)``. A leading 1 says that the matrix does not depend on the data; one head (H = 1)
 serves values of any number of heads.
 
-A subclass states its tensors as annotated fields and its options as ``static()`` fields, and writes five methods::
+A subclass states its tensors as fields with their axes and its options as ``static()`` fields, and writes five
+methods::
 
     class Diagonal(Matrix):
-        entries: Tensor  # (B or 1, H, L)
+        entries: Tensor = axes("B|1 H L")
 
         @property
         def shape(self):
@@ -43,6 +44,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from matmix.matrices.legend import axes, fit
 from matmix.ops.cost import Cost
 from matmix.ops.product import product
 from matmix.ops.sizes import surely
@@ -58,7 +60,7 @@ def static(**options: Any) -> Any:
     return field(metadata={"static": True}, **options)
 
 
-@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static, field))
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static, axes, field))
 @dataclass(frozen=True, eq=False, repr=False)
 class Matrix(ABC):
     """A structured matrix ``(B or 1, H, L_out, L_in)``."""
@@ -126,7 +128,33 @@ class Matrix(ABC):
         """``M[i, i]``, shape ``(B or 1, H, min(L_out, L_in))``."""
         return self.to_dense().diagonal(dim1=-2, dim2=-1)
 
+    def _check(self, sizes: dict[str, int]) -> None:  # noqa: B027  # most classes have nothing more to check
+        """A ValueError for what ``check`` does not see by itself: options, divisors, values that index something.
+
+        Args:
+            sizes: of the letters of the legend.
+        """
+
     # ------------------------------------------------------------------ what a caller uses
+
+    def check(self) -> Self:
+        """This matrix, when its tensors are seen to fit each other and its options.
+
+        For matrices that people make: ``M @ v`` asks it; ``matmul``, which forwards call, does not.
+
+        Raises:
+            ValueError: naming the field, its axes and what it has instead.
+        """
+        name, sizes = type(self).__name__, dict[str, int]()
+        for stated in dataclasses.fields(self):
+            value, legend = getattr(self, stated.name), stated.metadata.get("axes")
+            if legend is not None and not (value is None and stated.default is None):
+                fit(name, stated.name, value, legend, stated.metadata["dtype"], sizes)
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, Matrix):
+                    part.check()
+        self._check(sizes)
+        return self
 
     def matmul(self, values: Tensor) -> Tensor:
         """``M @ values``: ``(B, H, L_in, W) -> (B, H, L_out, W)``, in the dtype of the values.
@@ -181,7 +209,7 @@ class Matrix(ABC):
 
             return Product.of(self, other)
         if isinstance(other, Tensor):
-            shape = self.shape
+            shape = self.check().shape
             _check(self, shape, shape[3], other)  # `matmul` of some classes leaves a dtype to PyTorch
             return self.matmul(other)
         return NotImplemented

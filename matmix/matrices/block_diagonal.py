@@ -25,6 +25,11 @@ class BlockDiagonal(Matrix):
     inner: Matrix  # (B K or 1, H, C_out, C_in)
     blocks: int = static()  # K
 
+    def _check(self, sizes: dict[str, int]) -> None:
+        batch = self.inner.shape[0]
+        if self.blocks < 1 or (batch != 1 and batch % self.blocks):
+            raise ValueError(f"BlockDiagonal: inner must have a batch of 1 or of B * {self.blocks}, got {batch}")
+
     @property
     def shape(self) -> Shape:
         batch, heads, rows, columns = self.inner.shape

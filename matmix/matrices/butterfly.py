@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.scan import share, unshare
 from matmix.ops.sizes import first_entries, known
@@ -25,7 +26,7 @@ class Butterfly(Matrix):
     entry of a butterfly is a product of k numbers.
     """
 
-    blocks: Tensor  # (B or 1, H, k, n / 2, 2, 2): [s, pair, bit of the row, bit of the column]
+    blocks: Tensor = axes("B|1 H k n/2 2 2")  # [s, pair, bit of the row, bit of the column]
     length: int = static()  # L <= n = 2^k
 
     @classmethod
@@ -43,6 +44,14 @@ class Butterfly(Matrix):
                 f"got {tuple(blocks.shape)}"
             )
         return cls(blocks, length)
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        k = self.depth(self.length) if self.length > 0 else -1
+        if tuple(self.blocks.shape[2:4]) != (k, (1 << k) // 2 if k >= 0 else 0):
+            raise ValueError(
+                f"Butterfly: blocks over {self.length} tokens must be (B or 1, H, k, 2^k / 2, 2, 2) with 2^k from "
+                f"{self.length} on and less than twice that, got {tuple(self.blocks.shape)}"
+            )
 
     @property
     def shape(self) -> Shape:

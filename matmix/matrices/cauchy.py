@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.function import Function, call
 from matmix.ops.sizes import blocks, known, larger
@@ -27,8 +28,8 @@ class Cauchy(Matrix):
     Hydra, arXiv 2407.09941, section 2.3: Cauchy-like mixers, with ``rows = exp(q) + c`` and ``columns = exp(k) + c``.
     """
 
-    rows: Tensor  # (B or 1, H, L_out, R)
-    columns: Tensor  # (B or 1, H, L_in, R), no sum rows + columns may be zero
+    rows: Tensor = axes("B|1 H L_out R")
+    columns: Tensor = axes("B|1 H L_in R")  # no sum rows + columns may be zero
 
     dense_below: ClassVar = 16
 

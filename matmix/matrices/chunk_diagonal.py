@@ -27,6 +27,16 @@ class ChunkDiagonal(Matrix):
     chunks: int = static()  # K
     length: int = static()  # L, above (K - 1) C and at most K C
 
+    def _check(self, sizes: dict[str, int]) -> None:
+        batch, _, rows, columns = self.inner.shape
+        if rows != columns or self.chunks < 1 or batch % self.chunks:
+            raise ValueError(f"ChunkDiagonal: inner must be (B * {self.chunks}, H, C, C), got {self.inner.shape}")
+        if not (self.chunks - 1) * rows < self.length <= self.chunks * rows:
+            raise ValueError(
+                f"ChunkDiagonal: length must be above {(self.chunks - 1) * rows} and at most {self.chunks * rows}, got "
+                f"{self.length}"
+            )
+
     @property
     def shape(self) -> Shape:
         batch, heads = self.inner.shape[:2]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops import fft
 from matmix.ops.cost import Cost
 from matmix.ops.fft import fft_flops, hermitian, in_pieces, to_complex
@@ -27,7 +28,7 @@ class Circulant(Matrix):
     Lengths are transformed as they are: a grid axis with a large prime factor is several times slower.
     """
 
-    spectrum: Tensor  # (B or 1, H, *grid[:-1], grid[-1] // 2 + 1, 2), of a real kernel
+    spectrum: Tensor = axes("B|1 H *half 2")  # half = (*grid[:-1], grid[-1] // 2 + 1); of a real kernel
     grid: tuple[int, ...] = static()
 
     properties: ClassVar = frozenset({"circulant"})
@@ -66,6 +67,14 @@ class Circulant(Matrix):
                 f"for the grid {grid}; got {tuple(spectrum.shape)} of {spectrum.dtype}"
             )
         return cls(torch.view_as_real(hermitian(values, grid)), grid)
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        half = (*self.grid[:-1], self.grid[-1] // 2 + 1)
+        if self.spectrum.shape[2:-1] != half:
+            raise ValueError(
+                f"Circulant: spectrum must be (B or 1, H, {', '.join(map(str, half))}, 2) over the grid {self.grid}, "
+                f"got {tuple(self.spectrum.shape)}"
+            )
 
     @property
     def shape(self) -> Shape:

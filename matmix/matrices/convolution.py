@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.depthwise import convolve
 from matmix.ops.layout import image_of
@@ -21,7 +22,7 @@ class Convolution(Matrix):
     taps lie before the token: half of them in a centred kernel, all but one in a causal one.
     """
 
-    kernel: Tensor  # (H, k) or (H, k_rows, k_columns)
+    kernel: Tensor = axes("H *taps")  # one axis of taps a grid axis
     grid: tuple[int, ...] = static()
     before: tuple[int, ...] = static()
 
@@ -45,6 +46,13 @@ class Convolution(Matrix):
                 f"(rows, columns), got a kernel {tuple(kernel.shape)} over the grid {grid}"
             )
         return cls(kernel, tuple(grid), before)
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        if len(self.kernel.shape) != len(self.grid) + 1 or len(self.before) != len(self.grid):
+            raise ValueError(
+                f"Convolution: kernel must be of H and an axis for each of the grid {self.grid}, as before must, got "
+                f"{tuple(self.kernel.shape)} and {self.before}"
+            )
 
     @property
     def shape(self) -> Shape:

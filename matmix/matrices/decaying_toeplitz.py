@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.matrices.toeplitz import CausalToeplitz, dense_toeplitz_is_faster, lags_to_dense, toeplitz_cost
 from matmix.ops.cost import Cost
 from matmix.ops.fft import convolve
@@ -30,8 +31,8 @@ class DecayingToeplitz(Matrix):
     with S about sqrt(L): O(N sqrt L) exponentials and memory. The product is then CausalToeplitz's, O(L log L W).
     """
 
-    log_poles: Tensor  # (B or 1, H, N, 2): log |z| <= 0 (-inf for z = 0), and the angle in radians a token
-    coefficients: Tensor  # (B or 1, H, N, 2): real and imaginary part
+    log_poles: Tensor = axes("B|1 H|1 N 2")  # log |z| <= 0 (-inf for z = 0), and the angle in radians a token
+    coefficients: Tensor = axes("B|1 H|1 N 2")  # real and imaginary part
     length: int = static()
 
     properties: ClassVar = frozenset({"causal", "toeplitz"})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.product import product
 
@@ -26,7 +27,7 @@ def dense_cost(shape: Shape, width: int, itemsize: int) -> Cost:
 class Dense(Matrix):
     """``M[i, j] = entries[i, j]``; O(L^2 W) per head."""
 
-    entries: Tensor  # (B or 1, H, L_out, L_in)
+    entries: Tensor = axes("B|1 H L_out L_in")
 
     @property
     def shape(self) -> Shape:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 
 
 class Diagonal(Matrix):
     """``M = diag(entries)``; O(L W) per head."""
 
-    entries: Tensor  # (B or 1, H, L)
+    entries: Tensor = axes("B|1 H L")
 
     properties: ClassVar = frozenset({"causal", "diagonal", "symmetric"})
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.matrices.semiseparable import decays
 from matmix.ops.cost import Cost
 from matmix.ops.diagonal_scan import diagonal_scan
@@ -27,14 +28,20 @@ class DiagonalSemiseparable(Matrix):
     which knows one decay a head only.
     """
 
-    outputs: Tensor  # C, (B or 1, G, L, N); G divides H
-    inputs: Tensor  # B, (B or 1, G, L, N)
-    log_decay: Tensor  # a <= 0, (B or 1, H, L or 1, N)
-    clock: Tensor | None = None  # factors of a, at least 0, (B or 1, H, L); None is 1
-    step: Tensor | None = None  # s, (B or 1, H, L); None is 1
+    outputs: Tensor = axes("B|1 G L N")  # C; G divides H
+    inputs: Tensor = axes("B|1 G L N")  # B
+    log_decay: Tensor = axes("B|1 H L|1 N")  # a <= 0
+    clock: Tensor | None = axes("B|1 H L", default=None)  # factors of a, at least 0; None is 1
+    step: Tensor | None = axes("B|1 H L", default=None)  # s; None is 1
     chunk: int | None = static(default=None)  # Q; None chooses by shape. No result depends on it.
 
     properties: ClassVar = frozenset({"causal", "semiseparable"})
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        if sizes["H"] % sizes["G"]:
+            raise ValueError(
+                f"{type(self).__name__}: the G = {sizes['G']} groups must divide the H = {sizes['H']} heads"
+            )
 
     @property
     def shape(self) -> Shape:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.precision import working_dtype
 
@@ -22,10 +23,10 @@ class Gate(Matrix):
     after that.
     """
 
-    inner: Matrix  # (B or 1, H, L, L_in)
-    values: Tensor  # (B, H, L_in, 1)
-    offset: Tensor | None = None  # (B or 1, H or 1, L or 1)
-    mask: Tensor | None = None  # (B or 1, L) bool, True = a unit that is there; the others are shut
+    inner: Matrix = axes("B|1 H|1 L L_in")
+    values: Tensor = axes("B H|1 L_in 1")
+    offset: Tensor | None = axes("B|1 H|1 L|1", default=None)
+    mask: Tensor | None = axes("B|1 L", torch.bool, default=None)  # True = a unit that is there; the others are shut
     kind: str = static(default="gelu")  # or "relu", "softshrink"
     threshold: float = static(default=0.0)  # of softshrink
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.matrices.semiseparable import decays
 from matmix.ops.channel_scan import channel_blocks, channel_product
 from matmix.ops.cost import Cost
@@ -28,9 +29,9 @@ class GatedSemiseparable(Matrix):
     O(L N W) of a scan's states.
     """
 
-    outputs: Tensor  # C, (B or 1, H, L, N)
-    inputs: Tensor  # B, (B or 1, H, L, N)
-    log_decay: Tensor  # a <= 0, (B or 1, H, L, N); -inf forgets
+    outputs: Tensor = axes("B|1 H L N")  # C
+    inputs: Tensor = axes("B|1 H L N")  # B
+    log_decay: Tensor = axes("B|1 H L N")  # a <= 0; -inf forgets
     chunk: int | None = static(default=None)  # Q; None chooses. No result depends on it.
 
     properties: ClassVar = frozenset({"causal", "semiseparable"})

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.general_semiseparable import GeneralSemiseparable
+from matmix.matrices.legend import axes
 from matmix.matrices.two_triangles import TwoTriangles
 from matmix.ops.cost import Cost
 
@@ -28,9 +29,9 @@ class GeneralQuasiseparable(TwoTriangles):
     triangle. O(L (N^3 + N^2 W)) a head, twice. The last token of either triangle is not read.
     """
 
-    lower: GeneralSemiseparable
-    upper: GeneralSemiseparable
-    skip: Tensor  # (B or 1, H, L)
+    lower: GeneralSemiseparable = axes("B|1 H L L")
+    upper: GeneralSemiseparable = axes("B|1 H L L")
+    skip: Tensor = axes("B|1 H L")
 
     def _matmul(self, values: Tensor) -> Tensor:
         below = F.pad(self.lower.matmul(values), (0, 0, 1, -1))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import share, unshare
@@ -25,9 +26,9 @@ class GeneralSemiseparable(Matrix):
     2 sqrt(L) steps instead of L, O(L (N^3 + N^2 W)) operations a head.
     """
 
-    outputs: Tensor  # C, (B or 1, H, L, N)
-    inputs: Tensor  # B, (B or 1, H, L, N)
-    transitions: Tensor  # A, (B or 1, H, L, N, N); that of the first token is not read
+    outputs: Tensor = axes("B|1 H L N")  # C
+    inputs: Tensor = axes("B|1 H L N")  # B
+    transitions: Tensor = axes("B|1 H L N N")  # A; that of the first token is not read
 
     properties: ClassVar = frozenset({"causal", "semiseparable"})
 

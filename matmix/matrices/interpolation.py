@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.precision import working_dtype
 from matmix.ops.sizes import modulo, surely
@@ -22,9 +23,15 @@ class Interpolation(Matrix):
     the offsets. A one-tap deformable convolution along an axis.
     """
 
-    offset: Tensor  # (B or 1, H, L), in tokens
+    offset: Tensor = axes("B|1 H L")  # in tokens
     grid: tuple[int, ...] = static()
     axis: int = static(default=0)
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        if math.prod(self.grid) != sizes["L"] or not 0 <= self.axis < len(self.grid):
+            raise ValueError(
+                f"Interpolation: grid must have {sizes['L']} places and an axis {self.axis}, got {self.grid}"
+            )
 
     @property
     def shape(self) -> Shape:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import share, unshare
@@ -26,11 +27,18 @@ class Laplace(Matrix):
     section 3.2.
     """
 
-    query: Tensor  # (B or 1, H, L_out, E)
-    key: Tensor  # (B or 1, H, L_in, E)
-    mask: Tensor | None = None  # (B or 1, L_in) bool, True = a key that may be seen
-    bias: Tensor | None = None  # (B or 1, H or 1, L_out, L_in), added to the scores
+    query: Tensor = axes("B|1 H L_out E")
+    key: Tensor = axes("B|1 H L_in E")
+    mask: Tensor | None = axes("B|1 L_in", torch.bool, default=None)  # True = a key that may be seen
+    bias: Tensor | None = axes("B|1 H|1 L_out L_in", default=None)  # added to the scores
     causal: bool = static(default=False)  # row i sees columns j <= i; the last row all, where there are more columns
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        if self.causal and sizes["L_out"] > sizes["L_in"]:
+            raise ValueError(
+                f"{type(self).__name__}: causal=True needs at least as many keys as queries, got "
+                f"{sizes['L_in']} and {sizes['L_out']}"
+            )
 
     @property
     def shape(self) -> Shape:

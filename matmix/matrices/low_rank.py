@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.product import product
 
@@ -19,8 +20,8 @@ class LowRank(Matrix):
     A rank of 0 is a zero matrix.
     """
 
-    left: Tensor  # (B or 1, H, L_out, R)
-    right: Tensor  # (B or 1, H, L_in, R)
+    left: Tensor = axes("B|1 H L_out R")
+    right: Tensor = axes("B|1 H L_in R")
 
     properties: ClassVar = frozenset({"low_rank"})
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.matrices.selection import Selection
 from matmix.ops.cost import Cost
 from matmix.ops.layout import image_of
@@ -22,10 +23,19 @@ class MaxPool(Matrix):
     window holds no real token takes a padded one.
     """
 
-    tokens: Tensor  # (B, L, H)
+    tokens: Tensor = axes("B L H")
     grid: tuple[int, ...] = static()
     window: tuple[int, ...] = static()  # odd
-    mask: Tensor | None = None  # (B, L) bool, True = a real token
+    mask: Tensor | None = axes("B L", torch.bool, default=None)  # True = a real token
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        if len(self.window) != len(self.grid) or min(self.window) < 1:
+            raise ValueError(
+                f"{type(self).__name__}: window must be positive for each axis of the grid {self.grid}, "
+                f"got {self.window}"
+            )
+        if sizes.get("L", math.prod(self.grid)) != math.prod(self.grid):
+            raise ValueError(f"{type(self).__name__}: grid must have {sizes['L']} places, got {self.grid}")
 
     @property
     def shape(self) -> Shape:

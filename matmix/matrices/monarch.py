@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.scan import share, unshare
 
@@ -22,8 +23,8 @@ class Monarch(Matrix):
     Dao et al., Monarch, arXiv 2204.00595, equation 1, with both outer permutations absorbed.
     """
 
-    left: Tensor  # (B or 1, H, n, m, m): a block a column
-    right: Tensor  # (B or 1, H, m, n, n): a block a row
+    left: Tensor = axes("B|1 H n m m")  # a block a column
+    right: Tensor = axes("B|1 H m n n")  # a block a row
 
     @classmethod
     def split(cls, length: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 
 
@@ -20,10 +21,10 @@ class Normalise(Matrix):
     that rows are numbered (position, channel of the group); channel ``g * H + h`` of D is number g of head h.
     """
 
-    mean: Tensor  # (B, L)
-    rate: Tensor  # (B, L), one over the standard deviation
-    weight: Tensor  # (G, H)
-    bias: Tensor  # (G, H)
+    mean: Tensor = axes("B L")
+    rate: Tensor = axes("B L")  # one over the standard deviation
+    weight: Tensor = axes("G H")
+    bias: Tensor = axes("G H")
 
     @property
     def shape(self) -> Shape:

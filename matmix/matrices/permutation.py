@@ -9,16 +9,21 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 
 
 class Permutation(Matrix):
     """``(P v)[i] = v[index[i]]``, the same for all samples and heads; O(L W)."""
 
-    index: Tensor  # (L,) integer, every token once
+    index: Tensor = axes("L", torch.int64)  # every token once
     dtype: torch.dtype = static(default=torch.float32)
 
     properties: ClassVar = frozenset({"permutation", "orthogonal", "row_stochastic"})
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        if not torch.equal(self.index.sort().values, torch.arange(sizes["L"], device=self.index.device)):
+            raise ValueError(f"Permutation: index must have every token of 0 to {sizes['L'] - 1} once")
 
     @property
     def shape(self) -> Shape:

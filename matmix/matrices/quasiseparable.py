@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from matmix.matrices.legend import axes
 from matmix.matrices.semiseparable import Semiseparable, scan_cost
 from matmix.matrices.two_triangles import TwoTriangles
 from matmix.ops import scan
@@ -35,9 +36,9 @@ class Quasiseparable(TwoTriangles):
     recurrences over them); the chunk of ``lower`` holds for both.
     """
 
-    lower: Semiseparable
-    upper: Semiseparable
-    skip: Tensor  # (B or 1, H, L)
+    lower: Semiseparable = axes("B|1 H L L")
+    upper: Semiseparable = axes("B|1 H L L")
+    skip: Tensor = axes("B|1 H L")
 
     def _matmul(self, values: Tensor) -> Tensor:
         return self._apply(values, transposed=False)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 
 
 class Selection(Matrix):
     """``(M v)[i] = v[index[i]]``, and zero where ``index[i] = -1``; O(L W) per head by gather and scatter."""
 
-    index: Tensor  # (B or 1, H, L_out) int64, from -1 to columns - 1
+    index: Tensor = axes("B|1 H L_out", torch.int64)  # from -1 to columns - 1
     columns: int = static()
     dtype: torch.dtype = static(default=torch.float32)
 
@@ -33,6 +34,13 @@ class Selection(Matrix):
         return cls(index.long(), columns, dtype)
 
     dense_below: ClassVar = 32
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        if self.index.numel() and not (int(self.index.min()) >= -1 and int(self.index.max()) < self.columns):
+            raise ValueError(
+                f"Selection: index must lie in -1 .. {self.columns - 1}, got {int(self.index.min())} .. "
+                f"{int(self.index.max())}"
+            )
 
     @property
     def shape(self) -> Shape:

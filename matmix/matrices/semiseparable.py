@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops import scan
 from matmix.ops.cost import Cost
 from matmix.ops.precision import full_precision, working_dtype
@@ -23,13 +24,19 @@ class Semiseparable(Matrix):
     memory O(L Q): linear in L, the L x L matrix is never formed.
     """
 
-    outputs: Tensor  # C, (B or 1, G, L, N); G divides H
-    inputs: Tensor  # B, (B or 1, G, L, N)
-    log_decay: Tensor  # a <= 0, (B or 1, H, L); -inf forgets
-    step: Tensor | None = None  # s, (B or 1, H, L); None is 1
+    outputs: Tensor = axes("B|1 G L N")  # C; G divides H
+    inputs: Tensor = axes("B|1 G L N")  # B
+    log_decay: Tensor = axes("B|1 H L")  # a <= 0; -inf forgets
+    step: Tensor | None = axes("B|1 H L", default=None)  # s; None is 1
     chunk: int | None = static(default=None)  # Q; None chooses by shape. No result depends on it.
 
     properties: ClassVar = frozenset({"causal", "semiseparable"})
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        if sizes["H"] % sizes["G"]:
+            raise ValueError(
+                f"{type(self).__name__}: the G = {sizes['G']} groups must divide the H = {sizes['H']} heads"
+            )
 
     @property
     def shape(self) -> Shape:

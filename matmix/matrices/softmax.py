@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.sizes import blocks
@@ -25,13 +26,15 @@ class Softmax(Matrix):
     gradient too. Rows sum to one where a key is seen. Vaswani et al., arXiv 1706.03762, equation 1.
     """
 
-    query: Tensor  # (B or 1, H, L_out, E)
-    key: Tensor  # (B or 1, H, L_in, E)
-    mask: Tensor | None = None  # (B or 1, L_in) bool, True = a key that may be seen
-    bias: Tensor | None = None  # (B or 1, H or 1, L_out, L_in), added to the scores
+    query: Tensor = axes("B|1 H L_out E")
+    key: Tensor = axes("B|1 H L_in E")
+    mask: Tensor | None = axes("B|1 L_in", torch.bool, default=None)  # True = a key that may be seen
+    bias: Tensor | None = axes("B|1 H|1 L_out L_in", default=None)  # added to the scores
     factor: float | None = static(default=None)  # on the scores; None: 1 / sqrt(E)
     causal: bool = static(default=False)  # row i sees columns j <= i; the last row all, where there are more columns
-    segments: Tensor | None = None  # (B or 1, L) integers, of a square matrix: rows see columns of their number
+    segments: Tensor | None = axes(
+        "B|1 L", torch.int64, default=None
+    )  # of a square matrix: rows see columns of their number
 
     properties: ClassVar = frozenset({"row_stochastic"})
     dense_below: ClassVar = 512
@@ -60,6 +63,13 @@ class Softmax(Matrix):
             write(self, "causal", causal)
         if segments is not None:
             write(self, "segments", segments)
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        if self.causal and sizes["L_out"] > sizes["L_in"]:
+            raise ValueError(
+                f"{type(self).__name__}: causal=True needs at least as many keys as queries, got "
+                f"{sizes['L_in']} and {sizes['L_out']}"
+            )
 
     @property
     def shape(self) -> Shape:

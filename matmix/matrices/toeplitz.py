@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.fft import convolve, fast_len, fft_flops
 from matmix.ops.sizes import known
@@ -22,7 +23,7 @@ class Toeplitz(Matrix):
     of the values and one back, of a fast length from ``2L - 1`` on. Half types are transformed in float32.
     """
 
-    taps: Tensor  # (B or 1, H, 2L - 1); taps[..., L - 1] is lag 0
+    taps: Tensor = axes("B|1 H 2L-1")  # taps[..., L - 1] is lag 0
 
     properties: ClassVar = frozenset({"toeplitz"})
     dense_below: ClassVar = 32  # at width 1
@@ -64,7 +65,7 @@ class Toeplitz(Matrix):
 class CausalToeplitz(Matrix):
     """``M[i, j] = taps[i - j]`` for ``j <= i``, else 0; O(L log L W) per head, as ``Toeplitz``."""
 
-    taps: Tensor  # (B or 1, H, L), the lags 0 to L - 1
+    taps: Tensor = axes("B|1 H L")  # the lags 0 to L - 1
 
     properties: ClassVar = frozenset({"causal", "toeplitz"})
     dense_below: ClassVar = 32  # at width 1

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape
+from matmix.matrices.legend import axes
 from matmix.ops.sizes import joint_batch
 
 
@@ -15,7 +16,7 @@ class TwoTriangles(Matrix):
 
     lower: Any
     upper: Any
-    skip: Tensor  # (B or 1, H, L)
+    skip: Tensor = axes("B|1 H L")
 
     properties: ClassVar = frozenset({"quasiseparable"})
 

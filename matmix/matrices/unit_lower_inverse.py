@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.delta_rule import CHUNK, MOST, unit_lower_solve
 from matmix.ops.gpu import in_triton
@@ -26,10 +27,10 @@ class UnitLowerInverse(Matrix):
     The inverse is semiseparable as its triangle is, with one more for the diagonal of ones.
     """
 
-    left: Tensor  # (B or 1, H, L, N)
-    right: Tensor  # (B or 1, H, L, N)
+    left: Tensor = axes("B|1 H L N")
+    right: Tensor = axes("B|1 H L N")
     chunk: int = static(default=CHUNK)  # Q. No result depends on it.
-    segments: Tensor | None = None  # (B or 1, L) integers: values have no say in those of another number
+    segments: Tensor | None = axes("B|1 L", torch.int64, default=None)  # values have no say in those of another number
 
     properties: ClassVar = frozenset({"causal", "semiseparable"})
 

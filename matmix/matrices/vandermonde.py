@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.sizes import blocks, joined, known, whole
 
@@ -28,7 +29,7 @@ class Vandermonde(Matrix):
     Hydra's data-dependent class (arXiv 2407.09941, section 2.3) is ``V(q) - V(k).mT`` with angles ``1e-3 q``.
     """
 
-    theta: Tensor  # (B or 1, H, L_out, R), in turns
+    theta: Tensor = axes("B|1 H L_out R")  # in turns
     columns: int = static()
 
     properties: ClassVar = frozenset({"vandermonde"})
