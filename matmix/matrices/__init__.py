@@ -24,6 +24,7 @@ from matmix.matrices.general_semiseparable import GeneralSemiseparable
 from matmix.matrices.identity import Identity
 from matmix.matrices.interpolation import Interpolation
 from matmix.matrices.laplace import Laplace, SquaredReLU
+from matmix.matrices.legend import axes
 from matmix.matrices.low_rank import LowRank
 from matmix.matrices.max_pool import MaxPool
 from matmix.matrices.monarch import Monarch
@@ -85,5 +86,6 @@ __all__ = [
     "UnitLowerInverse",
     "Vandermonde",
     "all_classes",
+    "axes",
     "static",
 ]
