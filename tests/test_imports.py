@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 # mixers: adapters, inspect, cost, published, sampling, testing; on these stands surgery.
 LAYERS = (
     "matmix.spec",
+    "matmix.ranges",
     "matmix.ops",
     "matmix.matrices",
     "matmix.mixers",
