@@ -271,8 +271,12 @@ class Encoder(nn.Module):
         self, x: Tensor, mask: Tensor | None, sentences: Tensor | None, embedded: bool
     ) -> tuple[Tensor, Tensor | None] | None:
         """Segments (B, L) for the mixers that take given ones, and which tokens are delimiters."""
-        if embedded or not self.delimiters:
+        if not any(hasattr(type(mixer), "mix_segments") for mixer in self.mixers):
+            return None
+        if not self.delimiters:
             return None if sentences is None else (sentences, None)
+        if embedded:
+            raise ValueError(f"delimiters={self.delimiters} are token ids, and tokens that are embedded have none left")
         ids = x if mask is None else x.masked_fill(~mask, -1)  # no delimiter stands in the padding
         index, special = delimited(ids, self.delimiters)
         return (index if sentences is None else sentences), special

@@ -96,6 +96,7 @@ def test_bad_input_is_named():
     masked, causal = build(MatmixForMaskedLM, position="learned"), build(MatmixForCausalLM)
     text, tokens = build(MatmixForSequenceClassification), build(MatmixForTokenClassification)
     whole = MatmixModel(config(mixer="dense", position="none"))
+    parted = MatmixModel(config(mixer="ponet(heads=2)", delimiters=(3, 4)))
     no_types = MatmixModel(config(type_vocab_size=0))
     assert no_types(IDS, token_type_ids=torch.zeros_like(IDS)).last_hidden_state.shape == (2, 9, 16)
     long = torch.ones(1, 13, dtype=torch.long)
@@ -114,6 +115,7 @@ def test_bad_input_is_named():
         (lambda: masked(IDS, attention_mask=torch.ones(2, 9, 9)), r"attention_mask must be \(B, L\)"),
         (lambda: masked(IDS, inputs_embeds=torch.ones(2, 9, 16)), "give one of input_ids and inputs_embeds"),
         (lambda: masked(IDS, output_attentions=True), "matmix.record"),
+        (lambda: parted(inputs_embeds=torch.ones(2, 9, 16)), r"delimiters=\(3, 4\) are token ids"),
         (lambda: MatmixForCausalLM(config()), "needs causal mixers .*Hydra"),
         (lambda: MatmixForSequenceClassification(config(**CAUSAL, pool="first")), "pool='first' reads the first token"),
     ):  # fmt: skip

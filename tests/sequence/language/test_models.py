@@ -52,6 +52,12 @@ def test_padding_changes_no_result(name):
     check_padding(moved(MatmixModel(of_mixer(name, position="learned", pool="mean"))).double().eval())
 
 
+def test_padding_changes_no_result_between_delimiters():
+    """PoNet's segments, as in its pretrained models: none begins or ends in the padding."""
+    shape = {"delimiters": (5, 9, 29), "prenorm": False, "embedding_norm": True}  # 29 stands in the padding too
+    check_padding(moved(MatmixModel(of_mixer("ponet", pool="mean", **shape))).double().eval())
+
+
 def test_the_law_of_padding_catches_a_mixer_that_sees_it():
     """The published FNet, by an option."""
     with pytest.raises(AssertionError, match="Tensor-likes are not close"):
