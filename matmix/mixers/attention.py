@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from matmix.matrices.base import Matrix
 from matmix.matrices.dense import Dense
 from matmix.matrices.softmax import Softmax
-from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, merge_heads
+from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, merge_heads, split_heads
 from matmix.mixers.registry import register
 from matmix.ops.effective import tensor_of
 from matmix.ops.linear import linear
@@ -93,7 +93,8 @@ class Attention(Mixer):
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values ``(B, H, L, E)`` of tokens ``(B, L, D)``, from one product."""
-        return linear(self.qkv, x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        # In thirds before heads: their gradients are then joined by one copy, not two.
+        return tuple(split_heads(part, self.heads) for part in linear(self.qkv, x).chunk(3, -1))
 
     def project(self, x: Tensor, context: Context) -> Projected:
         query, key, values = self._heads(x)
