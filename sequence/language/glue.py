@@ -201,14 +201,14 @@ class Glue(ModelSettings):
         return {"most frequent class": {name: float(metric.compute()) for name, metric in metrics.items()}}
 
     def published(self, recipe: Recipe) -> dict[str, dict[str, float]]:
-        """Where the tuning is Hydra's to the step, and the run of `init_from` is a whole pretraining as published."""
+        """Where the tuning is the protocol's to the step, and `init_from` is a whole pretraining of the same one."""
         folder = Path(self.init_from)
-        if self.protocol != "hydra" or not self.as_published(recipe) or not (folder / "result.json").is_file():
+        if not self.as_published(recipe) or not self.init_from or not (folder / "result.json").is_file():
             return {}
         before = read_config(folder)
         task, how = before.make_task(), before.make_recipe()
-        whole = isinstance(task, ModelSettings) and task.as_published(how)
-        return glue_scores(task.protocol, self.name) if whole else {}  # type: ignore[attr-defined]
+        same = isinstance(task, ModelSettings) and task.protocol == self.protocol and task.as_published(how)
+        return glue_scores(self.protocol, self.name) if same else {}
 
     def facts(self) -> dict[str, Any]:
         found, splits, labels = self._prepared(), self.parts(), glue.glue_task(self.name).labels

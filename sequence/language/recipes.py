@@ -87,6 +87,17 @@ HYDRA_TUNING: Mapping[str, Tuning] = {
     "cola": Tuning(1e-4, 10, 5e-6, 32),
     "stsb": Tuning(3e-5, 10, 3e-6, 32),
 }
+ABLATION_TUNING: Mapping[str, Tuning] = {
+    "mnli": Tuning(5e-5, 3, 5e-6, 48),
+    "qnli": Tuning(1e-5, 10, 1e-6, 16),
+    "qqp": Tuning(3e-5, 5, 3e-6, 16),
+    "rte": Tuning(1e-5, 3, 1e-5, 16),
+    "sst2": Tuning(3e-5, 3, 3e-6, 16),
+    "mrpc": Tuning(8e-5, 10, 8e-6, 32),
+    "cola": Tuning(5e-5, 10, 5e-6, 32),
+    "stsb": Tuning(3e-5, 10, 3e-6, 32),
+}
+"""What the released code does where its settings name no rates, as those of the ablation do not."""
 FROM_MNLI = ("rte", "stsb", "mrpc")
 """Tasks that Hydra and others begin at the weights that were tuned on MNLI: with `init_from` a run on MNLI."""
 
@@ -100,14 +111,23 @@ def hydra_glue(name: str) -> Found:
     """How Hydra was tuned (arXiv 2407.09941, table 9): a rate, epochs and decay for each task.
 
     256 tokens; AdamW, a linear rise over 6 % of the steps and down to 0; the [CLS] token through a linear layer and a
-    tanh. Batches are those of the released code, whose own rates are others (5e-5 for MNLI, 3e-5 for SST-2), as its
-    jobs do not take the rates of the released files. RTE, STS-B and MRPC begin at the weights of MNLI. Scores are of
-    dev, which also chose what to report; means of five runs. WNLI is left out there.
+    tanh. Batches are those of the released code. RTE, STS-B and MRPC begin at the weights of MNLI. Scores are of dev,
+    which also chose what to report; means of five runs. WNLI is left out there.
     """
-    if name not in HYDRA_TUNING:
-        raise ValueError(f"recipe 'hydra' has no {name!r}; it has {', '.join(HYDRA_TUNING)}")
-    it = HYDRA_TUNING[name]
-    settings = {**HYDRA, "length": 256, "pool": "first", "test_as_validation": True, "held_out": 0.0}
+    return _hydra_glue(name, HYDRA_TUNING, {**HYDRA, "length": 256})
+
+
+def hydra_ablation_glue(name: str) -> Found:
+    """How the structures of Hydra's ablation were tuned (hydra/bert/yamls/finetune/matrix_mixer): as `hydra_glue`, with
+    128 tokens, at the rates, epochs and decays that stand in the released code."""
+    return _hydra_glue(name, ABLATION_TUNING, {**HYDRA, "depth": 12, "length": 128})
+
+
+def _hydra_glue(name: str, table: Mapping[str, Tuning], shape: dict[str, Any]) -> Found:
+    if name not in table:
+        raise ValueError(f"recipe 'hydra' has no {name!r}; it has {', '.join(table)}")
+    it = table[name]
+    settings = {**shape, "pool": "first", "test_as_validation": True, "held_out": 0.0}
     return settings, _tuning(name, it.epochs, it.batch, it.lr, 0.06, it.decay / it.lr, (0.9, 0.98), 0.0)
 
 
@@ -146,6 +166,7 @@ def _tuning(
 
 TUNING: Mapping[str, Callable[[str], Found]] = {
     "hydra": hydra_glue,
+    "hydra-ablation": hydra_ablation_glue,
     "bert": bert_glue,
     "ponet": ponet_glue,
 }
@@ -196,7 +217,7 @@ def pretraining_scores(protocol: str) -> dict[str, dict[str, float]]:
 
 
 def glue_scores(protocol: str, name: str) -> dict[str, dict[str, float]]:
-    """The score of a task as published, behind a pretraining of this protocol and Hydra's tuning."""
+    """The score of a task as published, behind a pretraining and a tuning of this protocol."""
     metric = TASKS[name].metrics[0]
     if protocol == "hydra-ablation" and name in _OF_TASK:
         return {f"{model}, {_TABLE}": {metric: row[_OF_TASK[name]] / 100} for model, row in _ABLATION.items()}
@@ -209,6 +230,6 @@ def tuning_recipes(name: str) -> dict[str, Found]:
     """By protocol, those that have this task."""
     found: dict[str, Found] = {}
     for protocol, make in TUNING.items():
-        if protocol != "hydra" or name in HYDRA_TUNING:
+        if not protocol.startswith("hydra") or name in HYDRA_TUNING:
             found[protocol] = partial(make, name)()
     return found

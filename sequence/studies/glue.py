@@ -67,7 +67,7 @@ def glue(
         raise ValueError(f"protocol must be one of {', '.join(TUNING)}, got {protocol!r}")
     found = before(pretrained)
     tasks = []
-    for name in TASKS if protocol != "hydra" else HYDRA_TUNING:
+    for name in HYDRA_TUNING if protocol.startswith("hydra") else TASKS:
         options: dict[str, Any] = {"name": name, "data": data}
         if protocol:
             options |= {**TUNING[protocol](name)[0], "protocol": protocol}
