@@ -85,7 +85,7 @@ def _run_study(found: Any, given: _Study) -> int:
 
     folder = given.out or Path("runs") / found.name
     try:
-        how = {name: getattr(given, name) for name in ("jobs", "threads", "ray", "gpus", "minutes", "track")}
+        how = {name: getattr(given, name) for name in ("jobs", "threads", "ray", "gpus", "worker", "minutes", "track")}
         outcome = run_study(found, folder, **how)
     except KeyboardInterrupt:
         return 130
@@ -136,6 +136,8 @@ class _Study:
     """Threads of torch in each run (1 where the study names none): part of what a run is."""
     track: str = ""
     """Tell a tracker of accelerate what is logged, too: "tensorboard" writes in the folder of each run."""
+    worker: bool = False
+    """Be one of any number of such processes, on machines that share the folder: each takes what is free."""
     ray: bool = False
     """Spread the runs over a Ray cluster."""
     gpus: float = 0.0

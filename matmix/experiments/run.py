@@ -35,6 +35,7 @@ from matmix.experiments.folder import (
     read_metrics,
     write_json,
 )
+from matmix.experiments.lease import holder
 from matmix.experiments.progress import Progress
 from matmix.experiments.trainer import Diverged
 
@@ -58,13 +59,15 @@ def execute(
     progress: Progress | None = None,
     resume: bool = True,
     track: str = "",
+    held: bool = False,
 ) -> Result:
     """Do one whole run in `folder`: lock, resume, train, evaluate, write `result.json`.
 
     A finished or diverged run is read, not repeated. A run that raises gets status "failed" and its traceback in
     `error.txt`; the next call goes on from its last checkpoint. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
     `resume=False` drops the checkpoints of an unfinished run and starts at step 0. `track` names one of accelerate's
-    trackers, which is told what the log says ("tensorboard": in `folder/tensorboard`); it changes no result.
+    trackers, which is told what the log says ("tensorboard": in `folder/tensorboard`); it changes no result. `held`
+    says that this process holds the folder by a lease (see `lease.py`), so it is not locked.
 
     Raises `RunError` when another process holds the folder, when it belongs to another configuration, or when a plugin
     is not the one that the run is made for.
@@ -72,7 +75,9 @@ def execute(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     main = is_main_process()
-    with lock(folder) if main else nullcontext():
+    with lock(folder) if main and not held else nullcontext():
+        if not held and (who := holder(folder)):
+            raise RunError(f"{folder} is in use by {who}")
         _claim(folder, config, main)
         done = Result.read(folder)
         if done is not None and done.done:

@@ -1,7 +1,7 @@
 """Run a study: what is not finished, here, in worker processes, or on a Ray cluster.
 
 OUT/study.json     the grid
-OUT/runs/TASK/MIXER/seed-N/    one run each, see `run.py`
+OUT/runs/TASK/MIXER/seed-N/    one run each, see `run.py`; in MIXER/TRIAL/seed-N/ where the study tunes
 OUT/sessions/      command, machine and duration of every start of the study
 OUT/report/        see `report/`
 OUT/index.jsonl    what stands in the runs, made anew where it is lost; see `index.py`
@@ -34,7 +34,7 @@ from matmix.experiments.index import Index
 from matmix.experiments.plugins import import_all
 from matmix.experiments.step import check_tracker
 from matmix.experiments.study import Study, StudyRun
-from matmix.experiments.workers import run_in_workers, run_one
+from matmix.experiments.workers import run_in_workers, run_one, run_what_is_free
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def run_study(
     threads: int | None = None,
     ray: bool = False,
     gpus: float = 0.0,
+    worker: bool = False,
     minutes: float = 0.0,
     track: str = "",
     quiet: bool = False,
@@ -82,6 +83,8 @@ def run_study(
         threads: torch's threads in each run; None: those of the study. They are part of what a run is: its last digits
             may depend on them, but never on ``jobs``.
         ray: spread the runs over a Ray cluster instead; ``gpus`` is what each run asks of it.
+        worker: be one of any number of processes, on any machines that share the folder, which take what is free, one
+            run at a time; it ends when all runs are done. Others than workers must not be at work on the study.
         minutes: stop after so many minutes, as Ctrl-C does, and return how far the study is; 0 = when all is done.
         track: a tracker of accelerate that each run tells what it logs; ``"tensorboard"`` writes in its folder.
         quiet: print nothing.
@@ -97,6 +100,9 @@ def run_study(
     if not minutes >= 0:
         raise ValueError(f"minutes must be a time, or 0 for no limit, got minutes={minutes}")
     study = study if threads is None else dataclasses.replace(study, threads=threads)
+    if worker and (ray or (jobs or 1) > 1):
+        raise ValueError(f"a worker does one run at a time, got worker=True with ray={ray}, jobs={jobs}")
+    jobs = 1 if worker else jobs
     if ray:
         require_ray()
     if track:
@@ -144,6 +150,8 @@ def run_study(
             with clock, board:
                 if ray:
                     run_on_ray(work, study.imports, study.threads, gpus, tell, track)
+                elif worker:
+                    run_what_is_free(work, tell, track)
                 elif jobs > 1:
                     run_in_workers(work, study.imports, jobs, tell, track)
                 else:

@@ -11,12 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from matmix.experiments import lease as lease_settings
 from matmix.experiments.config import RunConfig, RunError
+from matmix.experiments.folder import Result, write_json
+from matmix.experiments.lease import Lease, Watch
 from matmix.experiments.plugins import import_all
 from matmix.experiments.run import execute
 from matmix.experiments.study import StudyRun
@@ -41,10 +45,64 @@ def run_one(
                 return "refused", str(error)
             time.sleep(patience)
         else:
-            score = result.test.get(result.metric)
-            text = result.error or (f"test {result.metric} {score:.4g}" if score is not None else "")
-            return result.status, text
+            return result.status, _in_a_line(result)
     raise AssertionError("the last attempt returns")
+
+
+def run_what_is_free(runs: Sequence[tuple[StudyRun, Path]], tell: Listener, track: str = "") -> None:
+    """Do the runs that no other worker holds, here, one after the other, until all are done.
+
+    What is held is passed over. Where nothing else is left it is looked at again after a while, since its holder may
+    have died (see `lease.py`). A run that failed is not tried again.
+    """
+    watch, left = Watch(), list(runs)
+    while left:
+        waiting = []
+        for run, folder in left:
+            lease = watch.take(folder) if not _is_done(folder) else None
+            if lease is not None:
+                _under_lease(lease, run, tell, track)
+            elif not _is_done(folder):
+                waiting.append((run, folder))
+        if len(waiting) == len(left):
+            time.sleep(min(lease_settings.BEAT, lease_settings.EXPIRY / 10))
+        left = waiting
+
+
+def _under_lease(lease: Lease, run: StudyRun, tell: Listener, track: str) -> None:
+    """One run, in a folder of its own until it is done."""
+    if _is_done(lease.folder):
+        lease.release(done=True)
+        return
+    tell(run, "start", None)
+    done, ended = False, ("refused", "another worker has taken it over")
+    try:
+        write_json(lease.folder / "config.json", run.config.to_json())
+        result = execute(run.config, lease.begin(), progress=partial(tell, run, "progress"), track=track, held=True)
+        if lease.publish():
+            done, ended = result.done, (result.status, _in_a_line(result))
+    except KeyboardInterrupt:
+        tell(run, "end", ("interrupted", ""))
+        raise
+    except RunError as error:
+        ended = "refused", str(error)
+    except OSError as error:  # who has taken it over was done and has removed this attempt
+        if lease.held():
+            raise
+        ended = "refused", f"another worker has taken it over: {error}"
+    finally:
+        lease.release(done=done)
+    tell(run, "end", ended)
+
+
+def _is_done(folder: Path) -> bool:
+    result = Result.read(folder)
+    return result is not None and result.done
+
+
+def _in_a_line(result: Result) -> str:
+    score = result.test.get(result.metric)
+    return result.error or (f"test {result.metric} {score:.4g}" if score is not None else "")
 
 
 def run_in_workers(
