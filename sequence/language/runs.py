@@ -93,12 +93,15 @@ def from_transformers(
     """
     from sequence.language.settings import SHAPE
 
+    # Without this file transformers 4 guesses a model from the folder's name.
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"init_from: {folder} is neither the folder of a run, nor of a study, nor of transformers")
     try:
         theirs = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"init_from: {folder} is neither the folder of a run, nor of a study, nor of transformers: {error}"
-        ) from None
+        raise ValueError(f"init_from: {folder} cannot be opened: {error}") from None
+    if not isinstance(theirs, MatmixConfig):
+        raise ValueError(f"init_from: {folder} is a {theirs.model_type!r}; allowed: a model of `matmix train mlm`")
     check_vocabulary(theirs.vocab_size, tokens, folder, named)
     other = [
         f"{name} is {getattr(theirs, name, None)!r} there and {getattr(config, name)!r} here"
