@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from matmix.experiments.blocks import expanded_levels
 from matmix.experiments.equivalence import holm
 from matmix.experiments.statistics import MIN_BLOCKS
 from matmix.experiments.verdicts import Verdict
@@ -94,7 +95,7 @@ def skills(table: pd.DataFrame, reference: str, seed: int = 0) -> list[Skill]:
     counts = np.bincount(blocks)
     drawn = np.random.default_rng(seed).integers(0, len(counts), (RESAMPLES, len(counts)))
     times = np.stack([np.bincount(one, minlength=len(counts)) for one in drawn])  # how often each block was drawn
-    tasks, ends = times @ counts, _levels(len(counts))
+    tasks, ends = times @ counts, expanded_levels(len(counts))
     found = []
     for at, arm in enumerate(table.columns):
         pair = []
@@ -104,14 +105,3 @@ def skills(table: pd.DataFrame, reference: str, seed: int = 0) -> list[Skill]:
             pair.append((float(made(column.mean())), float(low), float(high)))
         found.append(Skill(str(arm), *pair))
     return sorted(found, key=lambda one: -one.skill[0])
-
-
-def _levels(blocks: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Quantiles of the resamples that cover as said: plain ones are those of a known spread over n, too narrow for few
-    blocks (93.6 % of 30, 81 % of 5); these are widened to Student's t, as Hesterberg's expanded percentiles are."""
-    from scipy.stats import norm, t
-
-    if blocks < 2:
-        return 0.0, 1.0
-    low = float(norm.cdf(math.sqrt(blocks / (blocks - 1)) * t.ppf((1 - confidence) / 2, blocks - 1)))
-    return low, 1 - low

@@ -5,6 +5,7 @@ environment.json versions, machine, command
 metrics.jsonl    one line a logged step; no clock in it, so a resumed run writes the same bytes
 checkpoints/     see `checkpoint.py`; removed when the run is finished
 final.safetensors, best.safetensors    weights after the last step, and those that scored best on validation
+test_examples.npz    the score of each test example, where the task has one; `blocks.py` reads it
 result.json      status, scores, costs; `error.txt` holds the traceback of a failed run
 """
 

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from matmix.experiments.step import gather_objects
 from matmix.experiments.task import Batch, Split, Task, check_metric, named_losses, total_loss
@@ -45,6 +46,7 @@ class Scorer:
         self.mean = self.new_mean()
         self.parts: dict[str, MeanMetric] = {}  # of a loss that has some, by name
         self.seconds = 0.0
+        self._kept: list[Tensor] | None = None  # scores of single examples, where they are asked for
 
     @torch.no_grad()
     def __call__(
@@ -98,10 +100,30 @@ class Scorer:
                     if name not in self.parts:
                         self.parts[name] = self.new_mean()
                     self.parts[name].update(value, weight=weight)
+            if self._kept is not None:
+                each = task.example_scores(output, batch)
+                self._kept = None if each is None else [*self._kept, each.detach().float().cpu()]
             found = task.prediction(output, batch)
             if found is not None:
                 for metric in self.metrics.values():
                     metric.update(*found)
+
+    def with_examples(self, model: nn.Module, split: Split, seed: int) -> tuple[dict[str, float], np.ndarray | None]:
+        """Scores of a split, and those of its single examples in their order.
+
+        None for the latter where the task has none, where their mean is not its metric, and with several processes,
+        which see them in turns.
+        """
+        self._kept = [] if self.accelerator.num_processes == 1 else None
+        try:
+            scores, kept = self(model, split, seed), self._kept
+        finally:
+            self._kept = None
+        each = torch.cat(kept).numpy() if kept else None
+        metric = scores.get(self.task.metric)
+        if each is None or metric is None or not np.isclose(each.mean(dtype=np.float64), metric, rtol=1e-4, atol=1e-6):
+            return scores, None
+        return scores, each
 
     def _met(self, name: str, metric: Metric) -> bool:
         """Whether there was anything for a metric, in any process: a split without labels has no such scores."""

@@ -177,6 +177,25 @@ class Task(ABC):
         labels. Where validation has nothing at all, the loss picks the best weights."""
         return output, batch.y
 
+    def example_scores(self, output: Any, batch: Batch) -> Tensor | None:
+        """A number for each example of a batch, (B,), whose mean over the test split is the test `metric`; None where
+        the metric is no such mean. From them a report says how far other test data may move a difference.
+
+        Here: whether each example got its class, where the metric is "accuracy" and an example has one label.
+        """
+        found = self.prediction(output, batch) if self.metric == "accuracy" else None
+        if found is None or not all(isinstance(part, Tensor) for part in found):
+            return None
+        logits, labels = found
+        if logits.dim() != 2 or labels.shape != logits.shape[:1] or len(labels) != examples(batch.x):
+            return None
+        correct: Tensor = logits.argmax(-1) == labels
+        return correct.float()
+
+    def example_span(self) -> int:
+        """How many neighbouring examples of the test split may share data: 1, or the steps of overlapping windows."""
+        return 1
+
     def example(self) -> tuple[Any, ...] | dict[str, Any]:
         """Inputs of the model for one example (B = 1), by position or by name: what costs are counted on."""
         args, named = inputs_of(next(iter(self.batches("val", 1))).map(lambda tensor: tensor[:1]).x)

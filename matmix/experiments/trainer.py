@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from matmix.experiments.ablations import ablated
 from matmix.experiments.best import Best
+from matmix.experiments.blocks import write_examples
 from matmix.experiments.checkpoint import load_latest, save_checkpoint, write_tensors
 from matmix.experiments.costs import costs
 from matmix.experiments.generators import get_generators, seed_everything, set_generators
@@ -280,7 +281,7 @@ class Training:
         memory = step_memory(self.task, self.accelerator, self.model, self.optimizer, self.recipe)
         best = self.best.weights or final
         self.bare.load_state_dict(best)
-        test = self.scorer(self.bare, "test", stream(self.config.seed, self.step))
+        test, each = self.scorer.with_examples(self.bare, "test", stream(self.config.seed, self.step))
         self.log.write({"step": self.step, "split": "test", **test})
         tests = {name: self._further(name) for name in self.tests}
         ablations = self._ablations()
@@ -288,6 +289,8 @@ class Training:
         if self.accelerator.is_main_process:
             write_tensors(self.folder / "final.safetensors", final)
             write_tensors(self.folder / "best.safetensors", best)
+            if each is not None:
+                write_examples(self.folder, each, self.task.example_span())
         seconds = self.watch.typical
         return {
             "step": self.step,

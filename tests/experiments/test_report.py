@@ -16,6 +16,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from matmix.experiments.blocks import write_examples
 from matmix.experiments.report import page, pictures, tables, write_report
 from matmix.experiments.report.collect import collect
 from matmix.experiments.runner import run_study
@@ -182,6 +183,8 @@ def test_a_study_with_a_margin_is_answered_first(tmp_path):
             tmp_path, run, score, metric="mse", higher_is_better=False, status="diverged" if lost else "finished",
             error="nan" if lost else None, baselines={},
         )  # fmt: skip
+        if run.mixer in ("attention", "aff"):
+            write_examples(tmp_path / run.folder, score + 0.001 * generator.normal(size=80), 1)
     (tmp_path / "study.json").write_text(json.dumps(study.to_json()))
     (tmp_path / "sessions").mkdir()
     session = {"started": "", "ended": "", "pending": 1, "ray": False, "jobs": 1, "threads": 1, "command": ""}
@@ -196,6 +199,9 @@ def test_a_study_with_a_margin_is_answered_first(tmp_path):
     runs = pd.read_csv(tmp_path / "report" / "runs.csv")
     assert len(runs) == 30 and (runs["status"] == "diverged").sum() == 1 and runs["command"].notna().all()
     text = (tmp_path / "report" / "report.md").read_text()
+    by_arm = table.reset_index("data").groupby("arm")["on new data, %"].count()
+    assert by_arm["aff"] == 2 and by_arm["ssd"] == 0 and "moving-block bootstrap" in text
+    assert re.search(r"\| aff \| worse \| \+[\d.]+ \[[^]]*\] \| \[\+4\.\d+, \+5\.\d+\] \|", text)
     assert "Fewer than 6 data sets: no test" in text and re.search(r"\| ssd \| 2 \| -7\.\d+ \|  \| 7\.\d", text)
     assert set(pd.read_csv(tmp_path / "report" / "fev.csv")["model_name"]) == set(FEW)
     page_text = (tmp_path / "report" / "index.html").read_text()

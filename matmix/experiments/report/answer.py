@@ -7,8 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from matmix.experiments.blocks import block_interval, block_length, read_examples
 from matmix.experiments.fev import fev_table
 from matmix.experiments.folder import Result
 from matmix.experiments.report import page
@@ -75,11 +77,15 @@ def answer(collected: Collected, reference: str, out: Path) -> tuple[list[page.B
     if not found:
         return [page.Answer(f"No answer yet: no arm has a finished run beside one of {reference}.")], []
     table = verdict_table(found)
+    other, spans = new_data(collected, found)
+    if any(other):
+        table.insert(list(table.columns).index("change, %") + 1, "on new data, %", other)
     table.to_csv(out / "verdicts.csv", index=False)
     fev_table(runs, _baselines(collected)).to_csv(out / "fev.csv", index=False)
     blocks: list[page.Block] = [
         page.Heading(2, "Verdicts"),
         page.Text(METHOD.format(reference=reference, margin=percent(margin))),
+        *([page.Text(NEW_DATA.format(spans=spans))] if any(other) else []),
         page.Table(table, NUMBERS),
     ]
     if forest_picture(found, out / "verdicts.png"):
@@ -95,6 +101,40 @@ def answer(collected: Collected, reference: str, out: Path) -> tuple[list[page.B
     blocks += over_data_blocks(found, runs, reference)
     first = [*headline(found), *sentences(collected, margin)]
     return [*(page.Answer(text) for text in first), *_changed(collected, margin)], blocks
+
+
+NEW_DATA = (
+    "On new data: what other test data of the same kind would do to these trained models, a 95 % interval by a "
+    "moving-block bootstrap over the test examples, mean over seeds. Blocks are of at least {spans} neighbouring "
+    "examples, those that may share data."
+)
+
+
+def new_data(collected: Collected, found: Sequence[Verdict]) -> tuple[list[str], str]:
+    """The change of each verdict with its interval over test examples, "" where they were not kept; and how many
+    examples a block has, in words."""
+    folders = {(run.setting, run.mixer, run.seed): run.folder for run in collected.runs if run.score is not None}
+    seeds = sorted({seed for _, _, seed in folders})
+    held: dict[tuple[str, str, int], tuple[np.ndarray, int] | None] = {}
+    said, spans = [], set()
+    for one in found:
+        pairs = []
+        for seed in seeds:
+            keys = [(one.setting, arm, seed) for arm in (one.arm, one.reference)]
+            for key in keys:
+                if key not in held:
+                    held[key] = read_examples(folders[key]) if key in folders else None
+            arm, base = (held[key] for key in keys)
+            if arm is not None and base is not None and arm[0].shape == base[0].shape:
+                pairs.append((arm[0] - base[0], arm[1]))
+        interval = None
+        if pairs and len({len(each) for each, _ in pairs}) == 1 and one.base:
+            block = block_length(len(pairs[0][0]), max(span for _, span in pairs))
+            spans.add(block)
+            interval = block_interval(np.mean([each for each, _ in pairs], 0), block)
+        shares = [100 * one.share(x) for x in (interval.low, interval.high)] if interval else []
+        said.append(f"[{shares[0]:+.2f}, {shares[1]:+.2f}]" if shares else "")
+    return said, " or ".join(f"{span:,}" for span in sorted(spans))
 
 
 def headline(found: Sequence[Verdict]) -> list[str]:
