@@ -56,6 +56,17 @@ def test_settings_are_the_published_ones() -> None:
         assert getattr(ours, name) == config[named.get(name, name)]
 
 
+def test_contours_drift_as_the_published_ones(drawn) -> None:
+    """From start to end, the first down and to the right, as of 600 pictures that the published code drew with OpenCV:
+    means and deviations of both contours, which are why the places of the discs alone tell something of the label."""
+    published_mean, deviation = [[3.87, 4.53], [-0.74, -0.85]], [[8.40, 7.71], [10.87, 10.92]]
+    drift = drawn.contours[:, :, -1].astype(float) - drawn.contours[:, :, 0]
+    error = np.hypot(np.array(deviation) / 600**0.5, drift.std(0, ddof=1) / len(drift) ** 0.5)
+    assert (abs(drift.mean(0) - published_mean) < 3 * error).all(), drift.mean(0)
+    assert (abs(drift.std(0) / deviation - 1) < 0.15).all()
+    assert (drift.mean(0)[0] > 4 * error[0]).all()  # and it is there: without one, 0
+
+
 def test_statistics_are_the_published_ones(drawn) -> None:
     """Mean, deviation and shares of pixels by picture agree with the 24 published ones within four standard errors."""
     data = fixture("data_pathfinder32_samples")
