@@ -102,15 +102,16 @@ class Surgery:
             if mixer in ("", DEFAULT):
                 return model
             teacher = copy.deepcopy(model) if self.distill and not begun else None
-            self._replace(task, model, mixer, seed, recipe, notes)
-            if teacher is not None:
+            report = self._replace(task, model, mixer, seed, recipe, notes)
+            learns = any(p.requires_grad for row in report.rows for p in row.part.parameters())
+            if teacher is not None and learns:
                 stage = DistillRecipe(matrices=None, outputs=Stage(self.distill), predictions=None, seed=seed)
                 batches = itertools.islice(task.batches("train", recipe.batch_size, seed=seed), self.distill)
                 distill(teacher, model, (inputs(batch) for batch in batches), stage)
                 notes.append(f"its new modules learnt from the old ones for {self.distill} steps before the training")
             return model
 
-    def _replace(self, task: Task, model: nn.Module, mixer: str, seed: int, recipe: Recipe, notes: list[str]) -> None:
+    def _replace(self, task: Task, model: nn.Module, mixer: str, seed: int, recipe: Recipe, notes: list[str]) -> Report:
         example = task.example()
         sites = self.sites(model, example)
         notes.append(f"{mixer} at {len(sites)} site{'s' * (len(sites) > 1)}: {', '.join(s.name for s in sites)}")
@@ -131,10 +132,10 @@ class Surgery:
             )
 
         try:
-            put(self.init)
+            return put(self.init)
         except NoMatrix as error:
-            put("fresh")
             notes.append(f"begins fresh: {error}")
+            return put("fresh")
 
     def sites(self, model: nn.Module, example: Any = None) -> list[Site]:
         """The sites that are replaced, or would be.

@@ -23,7 +23,7 @@ import sys
 from matmix.experiments import lease
 from matmix.experiments.runner import run_study
 from matmix.experiments.study import Study, StudyTask
-recipe = {"steps": 300, "eval_every": 100, "checkpoint_every": 20, "log_every": 20}
+recipe = {"steps": 160, "eval_every": 80, "checkpoint_every": 20, "log_every": 20}
 study = Study("s", (StudyTask("digits", {"dim": 8, "depth": 1}, recipe),), ("pooling", "identity"), seeds=(0, 1))
 if __name__ == "__main__":
     lease.BEAT, lease.EXPIRY = 0.2, 2.0

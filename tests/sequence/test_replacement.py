@@ -119,13 +119,13 @@ def test_arms_begin_at_a_trained_model(data: dict[str, str], tmp_path: Path) -> 
     second = replace(**common, start=str(tmp_path / "out"), init="projected", distill=3)
     (trained,) = (load_model(tmp_path / "out" / run.folder)[1].state_dict() for run in first.runs())
     made, said = {}, {}
-    for mixer in ("default", "dense", "elementwise"):
+    for mixer in ("default", "dense", "elementwise", "identity"):  # of which the last has nothing to learn
         task = second.tasks[0]
         config = RunConfig(task.task, mixer, 0, task.options, task.recipe, surgery=task.surgery)
         said[mixer] = []
         made[mixer] = config.make_model(config.make_task(), notes=said[mixer]).state_dict()
         assert all(torch.equal(made[mixer][name], trained[name]) for name in trained if ".mixer." not in name)
     assert all(torch.equal(made["default"][name], trained[name]) for name in trained)
-    assert [len(lines) for lines in said.values()] == [1, 3, 4]
+    assert [len(lines) for lines in said.values()] == [1, 3, 4, 3]
     assert "begins with" in said["dense"][0] and "learnt from the old ones for 3 steps" in said["dense"][2]
     assert "begins fresh: " in said["elementwise"][2]
