@@ -470,3 +470,17 @@ def test_a_check_says_what_is_there(tmp_path: Path) -> None:
     assert status.count("missing") == 8 + 5 and status.count("damaged") == 1
     damaged = next(finding.text for finding in found if finding.status == "damaged")
     assert "400 rows of 3 columns, the published ETTm1.csv 69,680 of 7" in damaged
+
+
+def test_errors_of_single_windows_have_the_mean_that_is_the_score(tmp_path):
+    own = str(write(tmp_path / "own.csv", rows=1200))
+    task = Forecast(data=own, architecture=SMALL, lookback=12, horizon=6)
+    model, metric, each = task.model("", 0).eval(), task.metrics()["mse"], []
+    with torch.no_grad():
+        for batch in task.batches("test", 50):
+            output = task.forward(model, batch)
+            each.append(task.example_scores(output, batch))
+            metric.update(*task.prediction(output, batch))
+    found = torch.cat(each)
+    assert len(found) == task.facts()["windows"]["test"] and task.example_span() == 18
+    assert float(found.mean()) == pytest.approx(float(metric.compute()), rel=1e-5)
