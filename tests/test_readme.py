@@ -106,6 +106,9 @@ SHORTER = {
     "matmix train mad": "--steps 2 --task.train-examples 128 --task.eval-examples 9",
     "matmix train state_tracking": "--steps 2 --recipe.batch-size 8 --task.eval-examples 9",
     "matmix train lm": "--steps 2",
+    "matmix train mlm": "--steps 2 --task.vocabulary 60 --out RUN",
+    "matmix train glue": "--steps 2 --data TSV",
+    "matmix train speech": "--steps 2 --task.length 320 --task.sample-rate 1000 --task.words folders",
     "matmix forecast own.csv": "--steps 2",
     "matmix train forecast": "--steps 2 --recipe.batch-size 8",
     "matmix study lra-mini": "--seeds 1 --tasks parity --mixers delta_rule",
@@ -138,6 +141,11 @@ def test_commands_run(tmp_path: Path) -> None:
     tables.write(tmp_path / "measured.csv", rows=1200)
     (tmp_path / "input.txt").write_text(10 * files.text(tmp_path / "short.txt").read_text())
     files.pack(tmp_path / "lra_release.gz", sorted(files.papers(tmp_path / "papers").iterdir()), "tsv_data")
+    for number in range(8):
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        (tmp_path / "texts" / f"{number}.txt").write_text("\n".join(files.sentences(99, number)))
+    files.glue(tmp_path / "TSV", "sst2")
+    files.recordings(tmp_path / "speech_commands_v0.02")
     folders = {"imagenet": "IMAGENET", "text": "REVIEWS"}
     starts = (*SHORTER, *TOO_LONG)
     assert {start for start in starts if not any(line.startswith(start) for line in COMMANDS)} == set()

@@ -21,41 +21,15 @@ from matmix.experiments.run import execute
 from sequence.data import speech_sets
 from sequence.data.speech import LISTS, split_of
 from sequence.tasks.speech import HALF, Speech, halved, longer_steps
+from tests.sequence.written import LENGTH, RATE, WORDS, recordings
 
 soundfile = pytest.importorskip("soundfile", reason="needs matmix[speech]")
 pytest.importorskip("torchaudio", reason="needs matmix[speech]")
 
-RATE, LENGTH, WORDS = 1000, 320, ("high", "low")
-
-
-def sound(number: int) -> tuple[str, np.ndarray]:
-    """Word and wave of a recording; every third is shorter. All tones are below a quarter of the rate."""
-    source = np.random.default_rng(number)
-    word = WORDS[number % 2]
-    times = np.arange(LENGTH - (60 if number % 3 == 0 else 0)) / RATE
-    wave = 0.4 * np.sin(2 * np.pi * (({"high": 180, "low": 40}[word] + source.normal()) * times + source.random()))
-    return word, wave + 0.01 * source.normal(size=len(times))
-
-
-def write(folder: Path, count: int = 48) -> Path:
-    """Folders of words with both lists: every fourth recording for validation, every fourth for the test."""
-    lists: dict[str, list[str]] = {split: [] for split in LISTS}
-    for number in range(count):
-        word, wave = sound(number)
-        file = folder / word / f"{number:04}_nohash_0.wav"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(file, wave, RATE, subtype="PCM_16")
-        if number % 8 in (2, 3, 6, 7):
-            lists["val" if number % 8 < 4 else "test"].append(f"{word}/{file.name}\n")
-    for split, names in lists.items():
-        (folder / LISTS[split]).write_text("".join(names))
-    (folder / "_background_noise_").mkdir()
-    return folder
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("speech"))
+    return recordings(tmp_path_factory.mktemp("speech"))
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +132,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
 
 @pytest.mark.parametrize(("inputs", "change", "message"), DAMAGE, ids=[message[:18] for *_, message in DAMAGE])
 def test_damage_has_its_file(inputs: str, change: Callable[[Path], object], message: str, tmp_path: Path) -> None:
-    folder = write(tmp_path / "data", 16)
+    folder = recordings(tmp_path / "data", 16)
     file = folder / "low" / "0005_nohash_0.wav"
     change(file)
     with pytest.raises(ValueError, match=rf"data: {re.escape(str(file))}: {message}"):
@@ -168,7 +142,7 @@ def test_damage_has_its_file(inputs: str, change: Callable[[Path], object], mess
 
 
 def test_lists_and_folders_that_do_not_fit(tmp_path: Path) -> None:
-    folder = write(tmp_path / "data", 16)
+    folder = recordings(tmp_path / "data", 16)
     with pytest.raises(ValueError, match=r"has no folder backward, bed, .*allowed: .*validation_list.txt"):
         small(folder, words="35").facts()
     with pytest.raises(ValueError, match=r"there is no folder .*nowhere; allowed: google/speech_commands"):
@@ -188,7 +162,7 @@ def test_lists_and_folders_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Speech.half must be resample or decimate, got 'drop'"):
         small(folder, half="drop")
     with pytest.raises(ValueError, match=r"takes sequences of one length.*--task.pad length"):
-        small(write(tmp_path / "again", 16)).model("dense", 0)
+        small(recordings(tmp_path / "again", 16)).model("dense", 0)
 
 
 def test_tables_of_the_hub_are_the_same(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
+
 from sequence.data import pathfinder as paths
 from sequence.data.listops import TOKENS, Shape, draw
 
@@ -189,4 +191,37 @@ def glue(folder: Path, *names: str, counts: tuple[int, int] = (48, 12)) -> Path:
                 lines.append("\t".join(cells.get(column, "7") for column in columns))
             kind = {"train": "train", "dev": "dev_matched" if name == "mnli" else "dev"}.get(part, "dev_mismatched")
             (folder / task.folder / f"{kind}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+RATE, LENGTH, WORDS = 1000, 320, ("high", "low")
+"""Samples a second and of the longest recording, and what is said in `recordings`."""
+
+
+def recording(number: int) -> tuple[str, np.ndarray]:
+    """Word and wave of a recording; every third is shorter. All tones are below a quarter of the rate."""
+    source = np.random.default_rng(number)
+    word = WORDS[number % 2]
+    times = np.arange(LENGTH - (60 if number % 3 == 0 else 0)) / RATE
+    wave = 0.4 * np.sin(2 * np.pi * (({"high": 180, "low": 40}[word] + source.normal()) * times + source.random()))
+    return word, wave + 0.01 * source.normal(size=len(times))
+
+
+def recordings(folder: Path, count: int = 48) -> Path:
+    """Folders of words with both lists: every fourth recording for validation, every fourth for the test."""
+    import soundfile
+
+    from sequence.data.speech import LISTS as SPLITS
+
+    lists: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for number in range(count):
+        word, wave = recording(number)
+        file = folder / word / f"{number:04}_nohash_0.wav"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(file, wave, RATE, subtype="PCM_16")
+        if number % 8 in (2, 3, 6, 7):
+            lists["val" if number % 8 < 4 else "test"].append(f"{word}/{file.name}\n")
+    for split, names in lists.items():
+        (folder / SPLITS[split]).write_text("".join(names))
+    (folder / "_background_noise_").mkdir()
     return folder
