@@ -74,7 +74,8 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
 def _usage() -> str:
     said = {name: text for name, (_, text) in COMMANDS.items()}
     said |= {name: describe(name) for name in list_commands() if name not in said}
-    lines = [f"  {name:10}{text}" for name, text in said.items()]
+    width = max(map(len, said)) + 2
+    lines = [f"  {name:{width}}{text}" for name, text in said.items()]
     return "\n".join(["usage: matmix COMMAND ...\n", *lines, "\n`matmix COMMAND --help` shows the options of one."])
 
 

@@ -31,7 +31,8 @@ class MLMStructure(MLM):
     """`mlm` on pairs of texts, which are in order, swapped or strangers: which of these is the second target.
 
     The loss is the sum of two means, over the words and over the pairs; both are logged and scored apart ("loss.words",
-    "loss.relation", ln 3 = 1.10 at chance). Batches in parts weigh both by their words.
+    "loss.relation", ln 3 = 1.10 at chance). A pair counts by its hidden words, so that both are means over the same and
+    neither parts of a batch nor processes change a step; published is the plain mean over the pairs of a device.
     """
 
     pad: Pad = "batch"
@@ -77,7 +78,9 @@ class MLMStructure(MLM):
 
     def loss(self, output: tuple[Tensor, Tensor], batch: Batch) -> dict[str, Tensor]:  # type: ignore[override]
         words, relation = output
-        return {"words": super().loss(words, batch), "relation": F.cross_entropy(relation, batch.y["relation"])}
+        hidden = (self.words(batch) != IGNORED).sum(1)
+        each = F.cross_entropy(relation, batch.y["relation"], reduction="none")
+        return {"words": super().loss(words, batch), "relation": (each * hidden).sum() / hidden.sum()}
 
     def prediction(self, output: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Of the words alone."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,30 +163,3 @@ def save_pretrained(run: Path, folder: Path, weights: str = "best") -> None:
         raise ValueError(f"{run} is a run of {type(task).__name__}, whose model is none of transformers")
     model.save_pretrained(folder)
     task.tokenizer().save_pretrained(folder)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Options:
-    run: Path
-    """Folder of a finished run of mlm or glue."""
-    out: Path
-    """Folder to write."""
-    weights: str = "best"
-    """"best" on validation, or "final"."""
-
-
-def command(words: Sequence[str]) -> int:
-    """Save the model and the tokenizer of a run of mlm or glue as transformers has them: `pipeline` opens the folder.
-
-    matmix save-pretrained --run RUN --out FOLDER
-    """
-    import tyro
-
-    given = tyro.cli(_Options, prog="matmix save-pretrained", description=command.__doc__, args=list(words))
-    if given.weights not in ("best", "final"):
-        raise ValueError(f"weights must be 'best' or 'final', got {given.weights!r}")
-    if Result.read(given.run) is None:
-        raise ValueError(f"run: {given.run} holds no finished run")
-    save_pretrained(given.run, given.out, given.weights)
-    print(f"saved {given.out}")
-    return 0

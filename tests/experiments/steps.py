@@ -19,6 +19,7 @@ from matmix.experiments.task import Batch, Task
 from matmix.training import after_step, having
 from sequence.language.glue import Glue
 from sequence.language.mlm import MLM
+from sequence.language.mlm_structure import MLMStructure
 from sequence.series.tasks.anomaly import SeriesAnomaly
 from sequence.series.tasks.classification import SeriesClassification
 from sequence.series.tasks.forecast import Forecast
@@ -34,6 +35,7 @@ from sequence.tasks.pixel_pretraining import ImagePretraining, PathfinderPretrai
 from sequence.tasks.pretraining import ListOpsPretraining, RetrievalPretraining, TextPretraining
 from sequence.tasks.recall import Recall
 from sequence.tasks.retrieval import Retrieval
+from sequence.tasks.speech import Speech
 from sequence.tasks.text import Text
 from tests.sequence.small import SMALL
 
@@ -68,7 +70,7 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
     """A small setting of every task, without dropout, and its mixer; `folder` holds `images` by class,
     `masks`, `reviews`, `papers`, `colours`, `input.txt`, `glue`, `tokenizer.json`, `own.csv`, M4's weekly series,
     `cases` and `recordings.npz`."""
-    from tests.sequence.written import LISTS
+    from tests.sequence.written import LENGTH, LISTS, RATE
     from tests.vision.folders import TINY
     from vision.tasks.cifar10 import CIFAR10
     from vision.tasks.imagefolder import ImageFolder
@@ -115,6 +117,14 @@ def cases(folder: str) -> dict[str, tuple[Task, str]]:
         ),
         "mlm": (MLM(**tokens, data=f"{folder}/input.txt", vocabulary=80, pad="batch"), VQ),
         "glue": (Glue(**tokens, name="mnli", data=f"{folder}/glue", tokens=f"{folder}/tokenizer.json"), VQ),
+        "mlm-structure": (
+            MLMStructure(**tokens, data=f"{folder}/sentences.txt", vocabulary=80),
+            "ponet(heads=2)",
+        ),
+        "speech": (
+            Speech(**{**tokens, "length": LENGTH}, data=f"{folder}/recordings", words="folders", sample_rate=RATE),
+            VQ,
+        ),
         "m4": (M4(architecture="dlinear(kernel=5)", frequency="Weekly", folder=folder), ""),
         "co2": (CO2(length=16, horizon=8, dim=8, depth=1), VQ),
         "imagefolder": (ImageFolder(**images, **mixed), ""),

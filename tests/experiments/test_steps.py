@@ -25,8 +25,8 @@ NAMES = (
     "digits", "rare", "recall", "parity", "listops", "text", "retrieval", "image", "pathfinder", "lm", "co2",
     "imagefolder", "cifar10", "imagenet", "segmentation",
     "listops-pretraining", "text-pretraining", "retrieval-pretraining", "image-pretraining",
-    "pathfinder-pretraining", "mlm", "glue", "forecast", "imputation", "m4",
-    "series-classification", "series-anomaly", "series-classification", "series-anomaly",
+    "pathfinder-pretraining", "mlm", "mlm-structure", "glue", "speech", "forecast", "imputation", "m4",
+    "series-classification", "series-anomaly",
 )  # fmt: skip
 
 
@@ -40,6 +40,8 @@ def folder(tmp_path_factory) -> str:
     written.text(root / "input.txt")
     written.cifar(root / "colours")
     written.glue(root / "glue", "mnli")
+    written.recordings(root / "recordings")
+    (root / "sentences.txt").write_text("\n".join(written.sentences(400)))
     written.tokenizer(root / "tokenizer.json")
     tables.write(root / "own.csv", rows=200)
     tables.cases(root / "cases")

@@ -47,7 +47,7 @@ def test_one_layer(act: str) -> None:
     values = torch.cat((x.mT, x.new_ones(2, 3, 1)), 2).unsqueeze(-1)
     torch.testing.assert_close((mixer.matrix(x).to_dense() @ values).squeeze(-1).mT, plain)
     assert mixer.resize_((9,))(torch.randn(2, 9, 3, dtype=torch.float64)).shape == (2, 9, 3)
-    with pytest.raises(ValueError, match="or 0 for one layer, got -1"):
+    with pytest.raises(ValueError, match="hidden must be a whole number"):
         create_mixer("mlp(hidden=-1)", 3, (7,))
 
 

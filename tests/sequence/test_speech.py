@@ -21,7 +21,7 @@ from matmix.experiments.run import execute
 from sequence.data import speech_sets
 from sequence.data.speech import LISTS, split_of
 from sequence.tasks.speech import HALF, Speech, halved, longer_steps
-from tests.sequence.written import LENGTH, RATE, WORDS, recordings
+from tests.sequence.written import LENGTH, RATE, SPOKEN, recordings
 
 soundfile = pytest.importorskip("soundfile", reason="needs matmix[speech]")
 pytest.importorskip("torchaudio", reason="needs matmix[speech]")
@@ -78,13 +78,17 @@ def test_the_samples_are_those_of_the_files(folder: Path) -> None:
 
     task = small(folder)
     found = task._prepared()
-    assert found.classes == WORDS and task.facts()["test"] == {"examples": 12, "longest": 320, "share that is cut": 0.0}
+    assert found.classes == SPOKEN and task.facts()["test"] == {
+        "examples": 12,
+        "longest": 320,
+        "share that is cut": 0.0,
+    }
     assert json.loads(json.dumps(task.facts())) == task.facts() and "12 test" in task.found()
     names = sorted((folder / LISTS["test"]).read_text().split())
     x, y, mask = whole(task, "test")
     for name, row, label, real in zip(names, x, y, mask, strict=True):
         wave = soundfile.read(folder / name, dtype="float32")[0]
-        assert WORDS[label] == name.split("/")[0] and int(real.sum()) == len(wave)
+        assert SPOKEN[label] == name.split("/")[0] and int(real.sum()) == len(wave)
         torch.testing.assert_close(
             row[real, 0] * found.std[0] + found.mean[0], torch.from_numpy(wave), atol=1e-5, rtol=0
         )
@@ -187,7 +191,7 @@ def test_tables_of_the_hub_are_the_same(folder: Path, tmp_path: Path, monkeypatc
         table = table.cast(pyarrow.schema([table.schema.field(0), ("label", pyarrow.int64())]))
         described = json.dumps({"info": {"features": features}})
         parquet.write_table(table.replace_schema_metadata({"huggingface": described}), file)
-    monkeypatch.setattr("sequence.data.speech.TEN", WORDS)
+    monkeypatch.setattr("sequence.data.speech.TEN", SPOKEN)
     plain, tables = small(folder), small(tmp_path / "hub", words="10")
     assert plain.facts()["checksum"] == tables.facts()["checksum"]
 

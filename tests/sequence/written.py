@@ -194,14 +194,14 @@ def glue(folder: Path, *names: str, counts: tuple[int, int] = (48, 12)) -> Path:
     return folder
 
 
-RATE, LENGTH, WORDS = 1000, 320, ("high", "low")
+RATE, LENGTH, SPOKEN = 1000, 320, ("high", "low")
 """Samples a second and of the longest recording, and what is said in `recordings`."""
 
 
 def recording(number: int) -> tuple[str, np.ndarray]:
     """Word and wave of a recording; every third is shorter. All tones are below a quarter of the rate."""
     source = np.random.default_rng(number)
-    word = WORDS[number % 2]
+    word = SPOKEN[number % 2]
     times = np.arange(LENGTH - (60 if number % 3 == 0 else 0)) / RATE
     wave = 0.4 * np.sin(2 * np.pi * (({"high": 180, "low": 40}[word] + source.normal()) * times + source.random()))
     return word, wave + 0.01 * source.normal(size=len(times))

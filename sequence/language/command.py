@@ -1,0 +1,37 @@
+"""The command `matmix save-pretrained`: a run as a folder of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    run: Path
+    """Folder of a finished run of mlm or glue."""
+    out: Path
+    """Folder to write."""
+    weights: str = "best"
+    """"best" on validation, or "final"."""
+
+
+def save_pretrained(words: Sequence[str]) -> int:
+    """Save the model and the tokenizer of a run of mlm or glue as transformers has them: `pipeline` opens the folder.
+
+    matmix save-pretrained --run RUN --out FOLDER
+    """
+    import tyro
+
+    from matmix.experiments.folder import Result
+    from sequence.language.runs import save_pretrained as write
+
+    given = tyro.cli(_Options, prog="matmix save-pretrained", description=save_pretrained.__doc__, args=list(words))
+    if given.weights not in ("best", "final"):
+        raise ValueError(f"weights must be 'best' or 'final', got {given.weights!r}")
+    if Result.read(given.run) is None:
+        raise ValueError(f"run: {given.run} holds no finished run")
+    write(given.run, given.out, given.weights)
+    print(f"saved {given.out}")
+    return 0
