@@ -1,4 +1,7 @@
-"""The command `matmix save-pretrained`: a run as a folder of transformers."""
+"""The command `matmix save-pretrained`: a run as a folder of transformers.
+
+It stands outside of `sequence.language`, which loads transformers: `matmix --help` asks each command what it does.
+"""
 
 from __future__ import annotations
 
