@@ -79,11 +79,8 @@ class BatchMacroAccuracy(Metric):
         return self.total / self.batches
 
 
-class Perplexity(Metric):
-    """``exp`` of the mean of nats, of those that are scored.
-
-    Every update gets the nats of some tokens and the bytes that these stand for, below 0 where one is not scored.
-    """
+class MeanNats(Metric):
+    """The mean of nats of what is scored; subclasses say what is told to it."""
 
     full_state_update = False
     nats: Tensor
@@ -93,33 +90,31 @@ class Perplexity(Metric):
         super().__init__()
         for name in ("nats", "count"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        return self.nats / self.count
+
+
+class Perplexity(MeanNats):
+    """``exp`` of the mean of nats, of those that are scored.
+
+    Every update gets the nats of some tokens and the bytes that these stand for, below 0 where one is not scored.
+    """
 
     def update(self, nats: Tensor, sizes: Tensor) -> None:
         self.nats += nats.double().masked_fill(sizes < 0, 0).sum()
         self.count += (sizes >= 0).sum()
 
     def compute(self) -> Tensor:
-        return (self.nats / self.count).exp()
+        return super().compute().exp()
 
 
-class CrossEntropy(Metric):
+class CrossEntropy(MeanNats):
     """The mean of nats: of logits ``(n, V)`` and what was to be said ``(n,)``."""
-
-    full_state_update = False
-    nats: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("nats", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         self.nats += torch.nn.functional.cross_entropy(logits, target, reduction="sum").double()
         self.count += len(target)
-
-    def compute(self) -> Tensor:
-        return self.nats / self.count
 
 
 class Matthews(BinaryConfusionMatrix):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
-from matmix.matrices.legend import axes
+from matmix.matrices.legend import axes, check_window
 from matmix.ops.cost import Cost
 from matmix.ops.layout import image_of
 from matmix.ops.precision import full_precision
@@ -42,13 +42,7 @@ class AveragePool(Matrix):
         return cls(tuple(grid), (window,) * len(grid), mask, values.dtype, values.device)
 
     def _check(self, sizes: dict[str, int]) -> None:
-        if len(self.window) != len(self.grid) or min(self.window) < 1:
-            raise ValueError(
-                f"{type(self).__name__}: window must be positive for each axis of the grid {self.grid}, "
-                f"got {self.window}"
-            )
-        if sizes.get("L", math.prod(self.grid)) != math.prod(self.grid):
-            raise ValueError(f"{type(self).__name__}: grid must have {sizes['L']} places, got {self.grid}")
+        check_window(type(self).__name__, self.grid, self.window, sizes)
 
     @property
     def shape(self) -> Shape:

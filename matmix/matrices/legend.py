@@ -9,6 +9,7 @@ everywhere.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -51,6 +52,15 @@ def fit(owner: str, name: str, value: Any, legend: str, dtype: torch.dtype | Non
         trouble = _axis(word, size, sizes)
         if trouble:
             raise ValueError(f"{owner}: {name} must be {kind} {shown}, got {tuple(value.shape)}: {trouble}")
+
+
+def check_window(owner: str, grid: tuple[int, ...], window: tuple[int, ...], sizes: dict[str, int]) -> None:
+    """A ValueError where a window does not slide over a grid, or the grid has not the places of the tensors."""
+    if len(window) != len(grid) or min(window) < 1:
+        raise ValueError(f"{owner}: window must be positive for each axis of the grid {grid}, got {window}")
+    places = math.prod(grid)
+    if sizes.get("L", places) != places:
+        raise ValueError(f"{owner}: grid must have {sizes['L']} places, got {grid}")
 
 
 def _kind(value: Tensor, dtype: torch.dtype | None) -> tuple[str, bool]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.matrices.base import Matrix, Shape, static
-from matmix.matrices.legend import axes
+from matmix.matrices.legend import axes, check_window
 from matmix.matrices.selection import Selection
 from matmix.ops.cost import Cost
 from matmix.ops.layout import image_of
@@ -29,13 +29,7 @@ class MaxPool(Matrix):
     mask: Tensor | None = axes("B L", torch.bool, default=None)  # True = a real token
 
     def _check(self, sizes: dict[str, int]) -> None:
-        if len(self.window) != len(self.grid) or min(self.window) < 1:
-            raise ValueError(
-                f"{type(self).__name__}: window must be positive for each axis of the grid {self.grid}, "
-                f"got {self.window}"
-            )
-        if sizes.get("L", math.prod(self.grid)) != math.prod(self.grid):
-            raise ValueError(f"{type(self).__name__}: grid must have {sizes['L']} places, got {self.grid}")
+        check_window(type(self).__name__, self.grid, self.window, sizes)
 
     @property
     def shape(self) -> Shape:

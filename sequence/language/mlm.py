@@ -5,7 +5,7 @@
     matmix train mlm --recipe hydra --mixer hydra                     streams C4, as published
 
 `sequence.language.data.texts` says what is read. `matmix train glue` goes on with the weights, and
-`matmix save-pretrained RUN FOLDER` makes a folder of transformers of them.
+`matmix save-pretrained --run RUN --out FOLDER` makes a folder of transformers of them.
 """
 
 from __future__ import annotations

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from matmix.experiments.config import RunConfig
 from matmix.experiments.folder import Result, load_model, read_config
 from matmix.experiments.weights import read_weights
+from sequence.init_from import finished, load_part, run_below, without
 from sequence.language import MatmixConfig, MatmixForSequenceClassification
-from sequence.regimes.settings import run_below
 
 if TYPE_CHECKING:
     from sequence.language.settings import ModelSettings
@@ -59,26 +59,14 @@ def start_from(model: nn.Module, folder: Path, task: ModelSettings) -> None:
     Raises:
         ValueError: where the run is not finished, or its settings of the model are others; the message names each.
     """
-    result = Result.read(folder)
-    if result is None or result.status != "finished":
-        state = "no run" if result is None else f"a run that is {result.status}"
-        raise ValueError(f"init_from: {folder} holds {state}; it must be the folder of a finished run")
+    result = finished(folder)
     _check_settings(read_config(folder), folder, task)
     _check_words(result, folder, task)
-    given = _body(read_weights(folder / "best.safetensors"))
-    wanted = _body(model.state_dict())
+    given = without(read_weights(folder / "best.safetensors"), OF_THE_HEAD)
+    wanted = without(model.state_dict(), OF_THE_HEAD)
     if not any("pooler." in name for name in given):  # of masked words: no pooler was trained
         wanted = {name: value for name, value in wanted.items() if "pooler." not in name}
-    wrong = [f"{name} is missing there" for name in wanted.keys() - given.keys()]
-    wrong += [f"{name} is not part of this model" for name in given.keys() - wanted.keys()]
-    wrong += [
-        f"{name} is {tuple(given[name].shape)} there and {tuple(wanted[name].shape)} here"
-        for name in given.keys() & wanted.keys()
-        if given[name].shape != wanted[name].shape
-    ]
-    if wrong:
-        raise ValueError(f"init_from: the weights of {folder} do not fit: {'; '.join(sorted(wrong))}")
-    model.load_state_dict(given, strict=False)
+    load_part(model, given, wanted, folder)
 
 
 def from_transformers(
@@ -145,10 +133,6 @@ def _check_words(result: Result, folder: Path, task: ModelSettings) -> None:
             f"tokens: the tokenizer has other words ({mine}) than that of the checkpoint {folder} ({theirs}): take the "
             "one that it was trained with (tokens='' does)"
         )
-
-
-def _body(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if not name.startswith(OF_THE_HEAD)}
 
 
 def save_pretrained(run: Path, folder: Path, weights: str = "best") -> None:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from matmix.experiments.config import RunConfig
-from matmix.experiments.folder import Result, read_config
+from matmix.experiments.folder import read_config
 from matmix.experiments.task import Recipe, Task
 from matmix.experiments.weights import read_weights
 from sequence.encoder import Encoder
+from sequence.init_from import finished, load_part, run_below, without
 from sequence.regimes import PUBLISHED, REGIMES, Regime, regime
 from sequence.tasks.settings import EncoderSettings
 
@@ -120,25 +120,6 @@ def _deciding(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, log_every=1, eval_every=1, checkpoint_every=1, eval_batch_size=1, accumulate=1)
 
 
-def run_below(
-    folder: Path, mixers: set[str], seed: int, meant: Callable[[RunConfig], bool] = lambda config: True
-) -> Path:
-    """The folder itself where it is that of a run, else the one run below it of this mixer and seed that is meant.
-
-    Raises:
-        ValueError: where there is none, or more than one.
-    """
-    if (folder / "config.json").is_file():
-        return folder
-    runs = {path.parent: read_config(path.parent) for path in sorted(folder.glob("runs/**/config.json"))}
-    found = [path for path, run in runs.items() if run.mixer in mixers and run.seed == seed and meant(run)]
-    if len(found) != 1:
-        mixer = min(mixers, key=len) or "of the regime"
-        many = f"{len(found)} runs, {', '.join(map(str, found))}," if found else "no run"
-        raise ValueError(f"init_from: {folder} holds {many} of the mixer {mixer!r} with seed {seed}; name one run")
-    return found[0]
-
-
 def start_from(model: nn.Module, folder: Path) -> None:
     """Load the best weights of a finished run into a model, all but those of the head, and nothing in part.
 
@@ -147,26 +128,10 @@ def start_from(model: nn.Module, folder: Path) -> None:
     Raises:
         ValueError: where the run is not finished or the rest does not fit; the message names every weight.
     """
-    result = Result.read(folder)
-    if result is None or result.status != "finished":
-        state = "no run" if result is None else f"a run that is {result.status}"
-        raise ValueError(f"init_from: {folder} holds {state}; it must be the folder of a finished pretraining")
-    given = _body(read_weights(folder / "best.safetensors"))
-    wanted = _body(model.state_dict())
+    finished(folder)
+    given = without(read_weights(folder / "best.safetensors"), OF_THE_HEAD)
+    wanted = without(model.state_dict(), OF_THE_HEAD)
     name = "embedding.weight"
     if name in given and given[name].shape[1:] == (2,) and wanted[name].shape[1:] == (1,):
         given[name] = given[name][:, :1]
-    wrong = [f"{name} is missing there" for name in wanted.keys() - given.keys()]
-    wrong += [f"{name} is not part of this model" for name in given.keys() - wanted.keys()]
-    wrong += [
-        f"{name} is {tuple(given[name].shape)} there and {tuple(wanted[name].shape)} here"
-        for name in given.keys() & wanted.keys()
-        if given[name].shape != wanted[name].shape
-    ]
-    if wrong:
-        raise ValueError(f"init_from: the weights of {folder} do not fit: {'; '.join(sorted(wrong))}")
-    model.load_state_dict(given, strict=False)
-
-
-def _body(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if not name.startswith(OF_THE_HEAD)}
+    load_part(model, given, wanted, folder)

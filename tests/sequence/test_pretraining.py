@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused(pretrained, cache, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"holds no run of the mixer .* with seed 0; name one run"):
         ListOps(**{**options, "init_from": str(tmp_path)}).model(MIXER, 0)
     (tmp_path / "config.json").write_text((pretrained / "config.json").read_text())
-    with pytest.raises(ValueError, match="holds no run; it must be the folder of a finished pretraining"):
+    with pytest.raises(ValueError, match="holds no run; it must be the folder of a finished run"):
         ListOps(**{**options, "init_from": str(tmp_path)}).model(MIXER, 0)
     for wrong, message in (
         ({"share": 1.0}, "share is a share between 0 and 1, got 1.0"),
