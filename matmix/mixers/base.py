@@ -79,8 +79,12 @@ def _checking_options(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.cache
     def kinds() -> dict[str, Allowed]:
-        hints = typing.get_type_hints(init)  # asked for late: a class may be annotated by one that comes after it
-        found = {n: allowed(hints.get(n), OPTIONS[n].bounds if n in OPTIONS else {}) for n in names}
+        try:  # late: a class may be annotated by one that comes after it
+            hints = typing.get_type_hints(init)
+        except (NameError, AttributeError, TypeError):  # names that only a type checker sees: nothing to check by
+            hints = {}
+        ours = init.__module__.startswith("matmix.")  # a word may have other bounds in another package
+        found = {n: allowed(hints.get(n), OPTIONS[n].bounds if ours and n in OPTIONS else {}) for n in names}
         return {name: kind for name, kind in found.items() if kind is not None}
 
     @functools.wraps(init)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import matmix
-from matmix.mixers import create_mixer, list_mixers, mixer_info
+from matmix.mixers import Grid, Mixer, Traits, create_mixer, list_mixers, mixer_info
 from matmix.mixers.hydra import Hydra
 from matmix.mixers.options import OPTIONS
 from matmix.mixers.registry import MixerInfo
@@ -94,3 +94,23 @@ def test_every_value_of_every_option_is_taken_or_refused_by_its_name(info: Mixer
             if option in OPTIONS:
                 with pytest.raises(ValueError, match=f"{info.cls.__name__}: {option} must be"):
                     info.cls(**{**smallest, option: value})
+
+
+def test_a_mixer_of_another_package_has_its_own_bounds_and_may_have_annotations_for_type_checkers_alone() -> None:
+    class Other(Mixer):
+        traits = Traits()
+
+        def __init__(self, dim: int, grid: Grid | None = None, *, window: int = 0, causal: bool = False) -> None:
+            super().__init__(dim, grid)
+
+    class Hinted(Mixer):
+        traits = Traits()
+
+        def __init__(self, dim: int, grid: Grid | None = None, *, act: Unknown = None) -> None:  # type: ignore[name-defined]  # noqa: F821
+            super().__init__(dim, grid)
+
+    Other(8, window=0), Hinted(8, act=3)
+    with pytest.raises(ValueError, match=r"Other: causal must be True or False, got 'False'"):
+        Other(8, causal="False")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="Hinted has no option 'akt'; did you mean act"):
+        Hinted(8, akt=3)
