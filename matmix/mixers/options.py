@@ -4,7 +4,8 @@ A constructor's annotations say the kind of an option (a switch, a whole number,
 list its bounds. Both are checked once, when a mixer is built, before its own constructor runs. What hangs on several
 options (a divisor of another) or on more than bounds (an odd number of taps) a mixer checks itself.
 
-Kinds hold in every package, bounds in this one. A new mixer takes its words from here. One that needs a new idea adds the word, if none of these fits.
+Kinds hold in every package, bounds in this one. A new mixer takes its words from here. One that needs a new idea adds
+the word, if none of these fits.
 """
 
 from __future__ import annotations

@@ -33,7 +33,11 @@ print(entry.digest)
 
 def start(folder: Path, seconds: float) -> subprocess.Popen[str]:
     words = [sys.executable, "-c", SLOW, str(folder), str(seconds)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Where the tests run in the background of a shell, SIGINT is ignored, and children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def left(folder: Path) -> list[str]:
