@@ -491,7 +491,7 @@ WRONG_MIXERS: list[tuple[str, type[Mixer], type[Mixer], str]] = [
     ("recurrent", HidesThatItIsCausal, Decay, "init_state works"),
     ("aligned", DividesByLength, Decay, "the matrix of the first 1 tokens: off by"),
     ("compiles", BranchesOnTokens, Decay, "data-dependent"),
-    ("compiles_at_several_sizes", RemembersItsFirstLength, Decay, "needs values of shape (B, 8, 13, W)"),
+    ("compiles_at_several_sizes", RemembersItsFirstLength, Decay, "of shape (B, 8, 13, W)"),
     ("compiles_by_inductor", BranchesOnTokens, Decay, "data-dependent"),
     ("compiles_steps", BranchesOnItsState, Decay, "data-dependent"),
     ("exports", BranchesOnTokens, Decay, "data-dependent"),
