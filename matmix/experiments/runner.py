@@ -248,7 +248,8 @@ class Clock:
 
     def _ring(self) -> None:
         self.over = True
-        _thread.interrupt_main()
+        # SIGTERM, which `_stoppable` and the trainer hear: SIGINT is ignored where a shell runs this in the background.
+        _thread.interrupt_main(signal.SIGTERM)
 
     def __enter__(self) -> None:
         if self._timer is not None:

@@ -290,7 +290,11 @@ def test_ray_spreads_the_runs(tmp_path):
 def test_time_that_is_over_stops_a_study(tmp_path, monkeypatch, capsys, jobs):
     monkeypatch.setenv("NAP", "0.3")
     grid = study("slow", seeds=(0, 1))
-    outcome = run_study(grid, tmp_path, jobs=jobs, minutes=(2 if jobs == 1 else 9) / 60)
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
+    try:
+        outcome = run_study(grid, tmp_path, jobs=jobs, minutes=(2 if jobs == 1 else 9) / 60)
+    finally:
+        signal.signal(signal.SIGINT, heard)
     assert not outcome.complete
     assert re.search(r"minutes are over; \d of 2 runs are left", capsys.readouterr().out)
     monkeypatch.setenv("NAP", "0")
