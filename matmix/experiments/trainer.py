@@ -344,7 +344,7 @@ class Training:
         for name in surgery.ablate:
             try:
                 found = ablated(name, self.task, self.bare, self.scorer, surgery, self.recipe, self.config.seed)
-            except (ValueError, RuntimeError, NotImplementedError) as error:
+            except (ValueError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
                 self.notes.append(f"not ablated by {name!r}: {str(error).partition(chr(10))[0]}")
             else:
                 scores[name] = found

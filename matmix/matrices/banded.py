@@ -29,16 +29,13 @@ class Banded(Matrix):
     @classmethod
     def of(cls, bands: Tensor, offsets: tuple[int, ...]) -> Self:
         """The matrix with the diagonals ``bands[..., k]`` at ``offsets[k]`` (positive: to the right)."""
-        if bands.dim() != 4 or bands.shape[3] != len(offsets) or not offsets:
-            raise ValueError(
-                f"Banded: bands must be (B or 1, H, L, K) with one offset for each of the K bands, "
-                f"got bands {tuple(bands.shape)} and offsets {offsets}"
-            )
-        return cls(bands, tuple(offsets))
+        return cls(bands, tuple(offsets)).check()
 
     def _check(self, sizes: dict[str, int]) -> None:
         if sizes["K"] != len(self.offsets) or not self.offsets:
-            raise ValueError(f"Banded: offsets must be one for each of the {sizes['K']} bands, got {self.offsets}")
+            raise ValueError(
+                f"Banded: bands must have one offset for each of the K bands, got {sizes['K']} and {self.offsets}"
+            )
 
     @property
     def shape(self) -> Shape:

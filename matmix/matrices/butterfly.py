@@ -37,20 +37,16 @@ class Butterfly(Matrix):
     @classmethod
     def of(cls, blocks: Tensor, length: int) -> Self:
         """A checked butterfly over ``length`` tokens."""
-        k = cls.depth(length)
-        if blocks.dim() != 6 or tuple(blocks.shape[2:]) != (k, (1 << k) // 2, 2, 2):
-            raise ValueError(
-                f"Butterfly: blocks over {length} tokens must be (B or 1, H, {k}, {(1 << k) // 2}, 2, 2), "
-                f"got {tuple(blocks.shape)}"
-            )
-        return cls(blocks, length)
+        return cls(blocks, length).check()
 
     def _check(self, sizes: dict[str, int]) -> None:
-        k = self.depth(self.length) if self.length > 0 else -1
-        if tuple(self.blocks.shape[2:4]) != (k, (1 << k) // 2 if k >= 0 else 0):
+        if self.length < 1:
+            raise ValueError(f"Butterfly: length must be at least 1, got {self.length}")
+        k = self.depth(self.length)
+        if tuple(self.blocks.shape[2:4]) != (k, (1 << k) // 2):
             raise ValueError(
-                f"Butterfly: blocks over {self.length} tokens must be (B or 1, H, k, 2^k / 2, 2, 2) with 2^k from "
-                f"{self.length} on and less than twice that, got {tuple(self.blocks.shape)}"
+                f"Butterfly: blocks over {self.length} tokens must be (B or 1, H, {k}, {(1 << k) // 2}, 2, 2), "
+                f"got {tuple(self.blocks.shape)}"
             )
 
     @property

@@ -23,14 +23,7 @@ class Selection(Matrix):
     @classmethod
     def of(cls, index: Tensor, columns: int, dtype: torch.dtype = torch.float32) -> Self:
         """A checked selection (reads the index: not for a compiled forward)."""
-        if index.dim() != 3 or index.is_floating_point() or index.dtype == torch.bool:
-            raise ValueError(
-                f"Selection: index must be integers (B or 1, H, L_out), got {index.dtype} {tuple(index.shape)}"
-            )
-        if index.numel() and not (int(index.min()) >= -1 and int(index.max()) < columns):
-            raise ValueError(
-                f"Selection: index must lie in -1 .. {columns - 1}, got {int(index.min())} .. {int(index.max())}"
-            )
+        cls(index, columns, dtype).check()
         return cls(index.long(), columns, dtype)
 
     dense_below: ClassVar = 32

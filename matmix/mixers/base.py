@@ -93,7 +93,7 @@ def _checking_options(init: Callable[..., None]) -> Callable[..., None]:
         for option in () if swallows else options:
             if option not in names:
                 raise TypeError(unknown_option(name, option, names))
-        check_options(name, kinds(), options | dict(zip(placed, args)))  # noqa: B905  # too many are the constructor's
+        check_options(name, kinds(), options | dict(zip(placed, args, strict=False)))  # too many are the constructor's
         init(self, *args, **options)
 
     return checked

@@ -28,7 +28,7 @@ import numpy as np
 
 from sequence.data import pictures
 from sequence.data.cache import cached, source_key
-from sequence.data.faults import UNREADABLE, BadData, Broken, bad, open_binary, shown
+from sequence.data.faults import UNREADABLE, BadData, Broken, bad, from_the_hub, open_binary, shown
 from sequence.data.parallel import progress
 from sequence.data.pictures import Pictures
 
@@ -231,17 +231,10 @@ def _column(where: str, names: list[str]) -> str:
 def _hub(name: str, split: str) -> Iterator[Raw | BadData]:
     import datasets
 
-    try:
+    with from_the_hub(name, _allowed()):
         rows = datasets.load_dataset(name, split=split)
         column = _column(name, rows.column_names)
         rows = rows.cast_column(column, datasets.Image(decode=False))
-    except BadData:
-        raise
-    except Exception as error:  # what it raises depends on the client that the hub's library is built on
-        text = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise BadData(
-            f"data: the hub's data set {name} cannot be opened: {type(error).__name__}: {text}; allowed: {_allowed()}"
-        ) from error
     for number, row in enumerate(rows, 1):
         yield f"{name} {split}", number, row[column]["bytes"], row["label"]
 

@@ -29,6 +29,23 @@ def bad(file: object, line: int, what: str, allowed: str) -> BadData:
     return BadData(f"data: {where}: {what}; allowed: {allowed}")
 
 
+@contextmanager
+def from_the_hub(name: str, allowed: str) -> Iterator[None]:
+    """Within, a data set of the Hugging Face hub is opened: whatever fails there is said with what is allowed instead.
+
+    What is raised depends on the client that the hub's library is built on, so every exception is meant.
+    """
+    try:
+        yield
+    except BadData:
+        raise
+    except Exception as error:
+        text = str(error).strip().partition("\n")[0]
+        raise BadData(
+            f"data: the hub's data set {name} cannot be opened: {type(error).__name__}: {text}; allowed: {allowed}"
+        ) from error
+
+
 class Broken:
     """What is done about damaged rows: "stop" raises the first, "skip" leaves them out and counts them."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from matmix.spec import close_names
-from sequence.data.faults import BadData, bad, open_binary, shown, table, text_lines
+from sequence.data.faults import BadData, bad, from_the_hub, open_binary, shown, table, text_lines
 
 HUB = "stanfordnlp/imdb"
 CLASSES = ("negative", "positive")
@@ -126,14 +126,9 @@ def _parquet(file: Path) -> Iterator[tuple[int, Any, Any]]:
 def _hub(name: str, split: str) -> Iterator[Review | BadData]:
     import datasets
 
-    try:
+    with from_the_hub(name, _allowed()):
         rows = datasets.load_dataset(name, split=split)
         texts, labels = rows["text"], rows["label"]
-    except Exception as error:  # what it raises depends on the client that the hub's library is built on
-        text = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise BadData(
-            f"data: the hub's data set {name} cannot be opened: {type(error).__name__}: {text}; allowed: {_allowed()}"
-        ) from error
     for number, (text, label) in enumerate(zip(texts, labels, strict=True), 1):
         yield _checked(f"{name} {split}", number, text, label)
 

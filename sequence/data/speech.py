@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from matmix.experiments.extras import require
-from sequence.data.faults import BadData, bad, shown
+from sequence.data.faults import BadData, bad, from_the_hub, shown
 
 HUB = "google/speech_commands"
 CONVERTED = "refs/convert/parquet"
@@ -204,15 +204,10 @@ def _hub(name: str, split: str, classes: tuple[str, ...]) -> Iterator[Sound]:
     import datasets
 
     wanted = f"{VERSION}/{SPLITS[split]}/*.parquet"
-    try:
+    with from_the_hub(name, _allowed()):
         rows = datasets.load_dataset(name, data_files={split: wanted}, revision=CONVERTED, split=split)
         names = rows.features["label"].names
         rows = rows.cast_column("audio", datasets.Audio(decode=False))
-    except Exception as error:  # what it raises depends on the client that the hub's library is built on
-        text = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise BadData(
-            f"data: the hub's data set {name} cannot be opened: {type(error).__name__}: {text}; allowed: {_allowed()}"
-        ) from error
     for number, row in enumerate(rows, 1):
         yield from _row(f"{name} {split}", number, row, names, classes)
 
