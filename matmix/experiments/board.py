@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from matmix.experiments.text import shown
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -35,10 +37,10 @@ class Board:
         self.left: dict[str, float] = {}  # seconds left of a running run, as it says itself
         self.seconds: dict[str, list[float]] = defaultdict(list)  # of the ended runs, by setting
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=self.console,
             refresh_per_second=4,
             disable=not self.console.is_terminal or quiet,
@@ -54,12 +56,14 @@ class Board:
         self.progress.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(shown(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def start(self, run: StudyRun) -> None:
         self.began[run.folder] = time.monotonic()
         self.waiting.remove(run)
-        self.rows[run.folder] = self.progress.add_task(name(run), total=run.config.recipe["steps"], text="starting")
+        self.rows[run.folder] = self.progress.add_task(
+            shown(name(run)), total=run.config.recipe["steps"], text="starting"
+        )
         self._refresh()
 
     def update(self, run: StudyRun, news: dict[str, Any]) -> None:

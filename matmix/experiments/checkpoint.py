@@ -11,14 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+
+from matmix.experiments.files import read_json, temporary
 
 _TENSORS, _STATE, _TEMPORARY = "tensors.safetensors", "state.json", ".tmp-"
 
@@ -39,14 +43,14 @@ def save_checkpoint(root: Path, step: int, state: Any, *, keep: int = 2) -> Path
         "sha256": {_TENSORS: _digest(blob), _STATE: _digest(_canonical(plain))},
         "state": plain,
     }
-    temporary, final = root / f"{_TEMPORARY}{step}-{os.getpid()}", _folder(root, step)
-    temporary.mkdir()
-    _write(temporary / _TENSORS, blob)
-    _write(temporary / _STATE, json.dumps(document).encode())
-    sync_folder(temporary)
+    fresh, final = root / f"{_TEMPORARY}{step}-{os.getpid()}", _folder(root, step)
+    fresh.mkdir()
+    _write(fresh / _TENSORS, blob)
+    _write(fresh / _STATE, json.dumps(document).encode())
+    sync_folder(fresh)
     if final.exists():  # a damaged one of the same step: out of the way in one move
         final.rename(root / f"{_TEMPORARY}old-{step}-{os.getpid()}")
-    temporary.rename(final)
+    fresh.rename(final)
     sync_folder(root)
     # Later steps are a damaged future that a resumed run has gone back from.
     past = [other for other in _steps(root) if other <= step]
@@ -60,7 +64,7 @@ def load_checkpoint(root: Path, step: int) -> Any:
     """The state of one checkpoint; raises `DamagedCheckpoint` when it is not whole."""
     folder = _folder(root, step)
     try:
-        document = json.loads((folder / _STATE).read_bytes())
+        document = read_json(folder / _STATE, "the state of a checkpoint", {"state": Any, "sha256": dict[str, str]})
         blob = (folder / _TENSORS).read_bytes()
         plain, sums = document["state"], document["sha256"]
         if _digest(blob) != sums[_TENSORS]:
@@ -86,9 +90,14 @@ def load_latest(root: Path) -> tuple[int, Any] | None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}")
-    _write(temporary, data)
-    os.replace(temporary, path)
+    fresh = temporary(path)
+    try:
+        _write(fresh, data)
+        os.replace(fresh, path)
+    except BaseException:  # a full disk is not filled further
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -113,8 +122,10 @@ def _folder(root: Path, step: int) -> Path:
 
 
 def _steps(root: Path) -> list[int]:
-    """Steps that have a checkpoint, newest first."""
-    return sorted((int(folder.name[5:]) for folder in root.glob("step-*")), reverse=True)
+    """Steps that have a checkpoint, newest first; what has another name is somebody else's."""
+    found = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d{8,18}", path.name, re.ASCII)]
+    steps = {path: int(path.name[5:]) for path in found if path.is_dir()}
+    return sorted((step for path, step in steps.items() if path == _folder(root, step)), reverse=True)
 
 
 def _sweep(root: Path) -> None:

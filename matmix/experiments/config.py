@@ -90,7 +90,7 @@ class RunConfig:
     def name(self) -> str:
         """What a person calls the run: task, model, mixer and seed; the first digits of the key tell settings apart."""
         words = [self.task.rpartition("/")[2], self.make_task().title(), self.mixer, f"seed-{self.seed}"]
-        return f"{slug('-'.join(filter(None, words)))[:80]}-{self.key[:6]}"
+        return f"{slug('-'.join(filter(None, words)))[:80].encode()[:120].decode(errors='ignore')}-{self.key[:6]}"
 
     def __hash__(self) -> int:
         return hash(self.key)

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,22 @@ from torch import nn
 
 from matmix.experiments.checkpoint import write_file
 from matmix.experiments.config import RunConfig, RunError
-from matmix.experiments.task import Task, build
+from matmix.experiments.files import Damaged, Keys, read_json, read_lines, record, shaped
+from matmix.experiments.task import Task
 
 DONE = ("finished", "diverged")
 """What a run ends as that another start would not change."""
+STATUSES = (*DONE, "failed", "interrupted")
+RESULT, CONFIG, LINE = "the result of a run", "the configuration of a run", "a line of a run's log"
+CONFIG_KEYS: Keys = {
+    "task": str, "mixer": str, "seed": int, "options": dict[str, Any], "recipe": dict[str, Any],
+}  # fmt: skip
+LINE_KEYS: Keys = {"step": int, "split": str}
+_MACHINE: Keys = {"gpu": list[str], "versions": dict[str, str]}
+
+
+class InUse(RunError):
+    """Another process holds the folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +87,31 @@ class Result:
 
     @classmethod
     def read(cls, folder: Path) -> Result | None:
-        """The result in a run folder, or None when there is none (yet)."""
+        """The result in a run folder, or None when there is none (yet).
+
+        Raises:
+            Damaged: if the file is not a result.
+        """
+        path = Path(folder) / "result.json"
         try:
-            return build(cls, json.loads((Path(folder) / "result.json").read_bytes()))
+            return cls.of(read_json(path, RESULT), path)
         except FileNotFoundError:
             return None
+
+    @classmethod
+    def of(cls, data: Any, path: Path) -> Result:
+        """A result from the JSON in a file.
+
+        Raises:
+            Damaged: if it is none.
+        """
+        result = record(cls, data, path, RESULT)
+        shaped(result.config, CONFIG_KEYS, path, f"{RESULT} with its configuration")
+        machine = {name: hint for name, hint in _MACHINE.items() if name in result.environment}
+        shaped(result.environment, machine, path, f"{RESULT} with its environment")
+        if result.status not in STATUSES:
+            raise Damaged(path, RESULT, f"its 'status' must be one of {', '.join(STATUSES)}, got {result.status!r}")
+        return result
 
     @property
     def done(self) -> bool:
@@ -99,8 +131,17 @@ def load_model(folder: Path, weights: str = "best") -> tuple[Task, nn.Module]:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """The configuration that a run folder was made for."""
-    return RunConfig.from_json(json.loads((Path(folder) / "config.json").read_bytes()))
+    """The configuration that a run folder was made for.
+
+    Raises:
+        Damaged: if its `config.json` is not the configuration of a run.
+    """
+    return RunConfig.from_json(read_json(Path(folder) / "config.json", CONFIG, CONFIG_KEYS))
+
+
+def repair(folder: Path) -> str:
+    """What to do about a run with a damaged file, in a sentence."""
+    return f"Remove {folder}, and the command that made it makes it anew."
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -108,20 +149,18 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a torn last line (a run that was killed) is left out."""
-    lines = []
-    with open(Path(folder) / "metrics.jsonl", encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
-                break
-            lines.append(json.loads(line))
-    return lines
+    """The lines of `metrics.jsonl`; a torn last line (a run that was killed) is left out.
+
+    Raises:
+        Damaged: if another line is none of a log.
+    """
+    return read_lines(Path(folder) / "metrics.jsonl", LINE, LINE_KEYS)
 
 
 def last_logged_step(folder: Path) -> int:
     try:
         return max((line["step"] for line in read_metrics(folder)), default=0)
-    except FileNotFoundError:
+    except (FileNotFoundError, Damaged):
         return 0
 
 
@@ -134,14 +173,16 @@ def lock(folder: Path) -> Iterator[None]:
     except Timeout:
         try:
             who = holder.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        except (OSError, ValueError):
             who = "another process"
-        raise RunError(f"{folder} is in use by {who}") from None
+        raise InUse(f"{folder} is in use by {who}") from None
     try:
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        with suppress(OSError):  # a full disk takes an empty lock file, and no line
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with suppress(OSError):
+            holder.unlink(missing_ok=True)
         held.release()
 
 

@@ -1,12 +1,13 @@
 """What stands in the run folders of a study, in one file: `OUT/index.jsonl`, a line a run.
 
 A study of ten thousand runs is read in seconds instead of minutes. The folders stay the truth: an entry is taken only
-where its files are the very ones that it was made from (inode, time and size), and an index that is lost, torn or of
-another version is made anew. Processes that write it at once lose nothing but each other's entries.
+where its files are the very ones that it was made from (inode, time and size), and an index that is lost, torn, changed
+or of another version is made anew. Processes that write it at once lose nothing but each other's entries.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from matmix.experiments.checkpoint import write_file
-from matmix.experiments.folder import Result, read_metrics
-from matmix.experiments.task import build
+from matmix.experiments.files import Damaged, read_json
+from matmix.experiments.folder import CONFIG, CONFIG_KEYS, RESULT, Result, read_metrics
 
 NAME = "index.jsonl"
-VERSION = 1
+VERSION = 2
 WANTED = ("config.json", "result.json", "metrics.jsonl")
 Stamp = list[int] | None
 
@@ -32,15 +33,17 @@ class Entry:
     config: dict[str, Any] | None
     found: dict[str, Any] | None
     curve: tuple[dict[str, Any], ...]
+    damage: str = ""
+    """Why a file of the run cannot be read; then nothing of it is shown but this and the configuration."""
 
     @cached_property
     def result(self) -> Result | None:
-        return None if self.found is None else build(Result, self.found)
+        return None if self.found is None else Result.of(self.found, Path(NAME))
 
     @property
     def status(self) -> str:
-        """Of the result, "missing" where there is none; a plan asks for no more."""
-        return "missing" if self.found is None else self.found["status"]
+        """Of the result, "missing" where there is none, "damaged" where a file is; a plan asks for no more."""
+        return "damaged" if self.damage else "missing" if self.found is None else self.found["status"]
 
 
 class Index:
@@ -54,7 +57,10 @@ class Index:
     def __getitem__(self, folder: str) -> Entry:
         """The run in a folder, named from the root on."""
         where = os.path.join(self.root, folder)
-        stamps = [_stamp(os.path.join(where, name)) for name in WANTED]
+        try:
+            stamps = [_stamp(os.path.join(where, name)) for name in WANTED]
+        except OSError as error:  # a file that stands where the folder should be, or one that may not be entered
+            return Entry(None, None, (), f"{where}: expected a folder of a run, but {error.strerror}")
         if folder in self._entries and self._entries[folder][0] == stamps:
             return self._entries[folder][1]
         known = self._known.get(folder)
@@ -64,8 +70,10 @@ class Index:
                 config = found["config"]
             entry = Entry(config, found, tuple(known["curve"]))
         else:
-            self.fresh = True
             entry = _read(Path(where), stamps)
+            if entry.damage:  # is read again each time, so that an index never speaks of it
+                return entry
+            self.fresh = True
         self._entries[folder] = stamps, entry
         return entry
 
@@ -75,9 +83,9 @@ class Index:
             return
         lines = [json.dumps(_line(folder, *found)) for folder, found in self._entries.items()]
         kept = [json.dumps(line) for folder, line in self._known.items() if folder not in self._entries]
-        text = "\n".join([json.dumps({"version": VERSION}), *lines, *kept])
+        text = "".join(f"{line}\n" for line in (*lines, *kept)).encode()
         try:
-            write_file(self.root / NAME, f"{text}\n".encode())
+            write_file(self.root / NAME, json.dumps(_head(text)).encode() + b"\n" + text)
         except OSError:
             return
         self.fresh = False
@@ -85,14 +93,16 @@ class Index:
 
 def _load(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        first, *lines = path.read_bytes().splitlines()
-        if json.loads(first) != {"version": VERSION}:
+        first, _, lines = path.read_bytes().partition(b"\n")
+        if json.loads(first) != _head(lines):
             return {}
-        found = [json.loads(line) for line in lines]
-        return {line["folder"]: {name: line[name] for name in ("folder", "stamps", "config", "result", "curve")}
-                for line in found}  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError):  # lost, torn, or somebody else's: the folders have it all
+        return {line["folder"]: line for line in map(json.loads, lines.splitlines())}
+    except (OSError, ValueError):  # lost, torn, or somebody else's: the folders have it all
         return {}
+
+
+def _head(lines: bytes) -> dict[str, Any]:
+    return {"version": VERSION, "sha256": hashlib.sha256(lines).hexdigest()}
 
 
 def _line(folder: str, stamps: list[Stamp], entry: Entry) -> dict[str, Any]:
@@ -111,8 +121,8 @@ def _stamp(path: str) -> Stamp:
 def _read(folder: Path, stamps: list[Stamp]) -> Entry:
     """A folder as it is now; a file that went since its stamp was taken is none."""
     read: tuple[Callable[[], Any], ...] = (
-        lambda: json.loads((folder / "config.json").read_bytes()),
-        lambda: json.loads((folder / "result.json").read_bytes()),
+        lambda: read_json(folder / "config.json", CONFIG, CONFIG_KEYS),
+        lambda: _result(folder / "result.json"),
         lambda: tuple(read_metrics(folder)),
     )
     found: list[Any] = [None, None, ()]
@@ -122,4 +132,12 @@ def _read(folder: Path, stamps: list[Stamp]) -> Entry:
                 found[at] = one()
             except FileNotFoundError:
                 continue
+            except Damaged as error:
+                return Entry(found[0], None, (), str(error))
     return Entry(*found)
+
+
+def _result(path: Path) -> dict[str, Any]:
+    data: dict[str, Any] = read_json(path, RESULT)
+    Result.of(data, path)
+    return data

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from matmix.experiments.checkpoint import write_file
+from matmix.experiments.files import Damaged, read_json
 
 BEAT = 30.0
 """Seconds between two signs of life."""
@@ -63,10 +65,12 @@ class Lease:
         if done:
             for attempt in self.folder.glob(".attempt-*"):
                 shutil.rmtree(attempt, ignore_errors=True)
-            for path in self.folder.glob("lease-*.json"):
-                path.unlink(missing_ok=True)
+            for number in numbers(self.folder):
+                with suppress(OSError):
+                    Lease(self.folder, number).path.unlink(missing_ok=True)
         elif self.held():
-            self._write({"released": True})
+            with suppress(OSError):  # the next one waits until it is silent for too long
+                self._write({"released": True})
 
     def begin(self) -> Path:
         """The folder to work in, with the checkpoints of who held the run before."""
@@ -128,8 +132,9 @@ class Watch:
             content = path.read_bytes()
         except FileNotFoundError:  # the run was done in this moment
             return False
-        with suppress(ValueError):
-            if json.loads(content).get("released"):
+        with suppress(ValueError):  # one that is torn is that of a process that died as it took it, or takes it now
+            about = json.loads(content)
+            if isinstance(about, dict) and about.get("released"):
                 return True
         before, since = self._seen.get(path, (None, 0.0))
         if content != before:
@@ -143,13 +148,17 @@ def holder(folder: Path) -> str | None:
     last = max(numbers(folder), default=0)
     try:
         path = Lease(folder, last).path
-        about, silent = json.loads(path.read_bytes()), time.time() - path.stat().st_mtime
-    except (FileNotFoundError, ValueError):
+        silent = time.time() - path.stat().st_mtime
+        about = read_json(path, "a lease", {"pid": int, "host": str})
+    except FileNotFoundError:
         return None
+    except Damaged:
+        about = {"pid": "of an unknown number", "host": "an unknown machine"}
     alive = not about.get("released") and silent < EXPIRY
     return f"the worker {about['pid']} on {about['host']}" if alive else None
 
 
 def numbers(folder: Path) -> list[int]:
-    """Of all leases of a run."""
-    return [int(path.stem.partition("-")[2]) for path in folder.glob("lease-*.json")]
+    """Of all leases of a run; files with other names are somebody else's."""
+    found = (re.fullmatch(r"lease-(\d{6,12})\.json", path.name, re.ASCII) for path in folder.glob("lease-*.json"))
+    return [int(name[1]) for name in found if name]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matmix.experiments.checkpoint import sync_folder, write_file
+from matmix.experiments.folder import read_metrics
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,8 +31,9 @@ class Log:
             return
         kept = b""
         if path.exists():
-            lines = (line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
-            kept = b"".join(line for line in lines if _stays(json.loads(line), step)) if step else b""
+            lines = path.read_bytes().split(b"\n")[:-1] if step else []  # the last one is torn, or empty
+            found = read_metrics(path.parent) if step else []
+            kept = b"".join(line + b"\n" for line, said in zip(lines, found, strict=True) if _stays(said, step))
         write_file(path, kept)
         self.file = open(path, "ab")  # noqa: SIM115  (closed with the object)
 

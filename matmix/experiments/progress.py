@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from matmix.experiments.text import shown
+
 Progress = Callable[[dict[str, Any]], None]
 """Called with `step`, `steps`, `loss`, `samples_per_second`, `seconds_left` and the newest validation metric."""
 _HIDDEN = ("step", "steps", "samples_per_second", "seconds_left")
@@ -19,15 +21,15 @@ def watch(title: str, *, quiet: bool = False) -> Iterator[Progress | None]:
     if quiet:
         yield None
         return
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         yield _lines(title)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
-    with Bar(*columns, TextColumn("{task.fields[news]}"), refresh_per_second=4) as bar:
-        row = bar.add_task(title, total=None, news="starting")
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn())
+    with Bar(*columns, TextColumn("{task.fields[news]}", markup=False), refresh_per_second=4) as bar:
+        row = bar.add_task(shown(title), total=None, news="starting")
         yield lambda news: bar.update(row, total=news["steps"], completed=news["step"], news=describe(news))
 
 
@@ -49,6 +51,6 @@ def _lines(title: str) -> Progress:
         tenth = 10 * news["step"] // news["steps"]
         if tenth > printed:
             printed = tenth
-            print(f"{title} {news['step']}/{news['steps']}: {describe(news)}", flush=True)
+            print(f"{shown(title)} {news['step']}/{news['steps']}: {describe(news)}", flush=True)
 
     return tell

@@ -12,7 +12,6 @@ result.json      status, scores, costs; `error.txt` holds the traceback of a fai
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,7 +25,11 @@ from matmix.experiments import trainer
 from matmix.experiments.checkpoint import write_file
 from matmix.experiments.config import RunConfig, RunError
 from matmix.experiments.environment import environment, is_main_process
+from matmix.experiments.files import read_json
 from matmix.experiments.folder import (
+    CONFIG,
+    CONFIG_KEYS,
+    InUse,
     Result,
     differences,
     last_logged_step,
@@ -37,6 +40,7 @@ from matmix.experiments.folder import (
     write_json,
 )
 from matmix.experiments.lease import holder
+from matmix.experiments.output import complain
 from matmix.experiments.progress import Progress
 from matmix.experiments.trainer import Diverged
 
@@ -71,14 +75,14 @@ def execute(
     says that this process holds the folder by a lease (see `lease.py`), so it is not locked.
 
     Raises `RunError` when another process holds the folder, when it belongs to another configuration, or when a plugin
-    is not the one that the run is made for.
+    is not the one that the run is made for; `Damaged` when its configuration or result cannot be read.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     main = is_main_process()
     with lock(folder) if main and not held else nullcontext():
         if not held and (who := holder(folder)):
-            raise RunError(f"{folder} is in use by {who}")
+            raise InUse(f"{folder} is in use by {who}")
         _claim(folder, config, main)
         done = Result.read(folder)
         if done is not None and done.done:
@@ -88,8 +92,7 @@ def execute(
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         with _threads(config.threads):
             result = _train(config, folder, main, lambda: trainer.fit(config, folder, progress, track))
-        _finish(folder, result, main)
-        return result
+        return _finish(folder, result, main)
 
 
 def _train(config: RunConfig, folder: Path, main: bool, fit: Callable[[], dict[str, Any]]) -> Result:
@@ -112,11 +115,19 @@ def _train(config: RunConfig, folder: Path, main: bool, fit: Callable[[], dict[s
         step = event.args[0] if event.args else 0
         _finish(folder, Result(status="interrupted", step=step, **base), main)
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # foreign code may call for the end of the process: it ends its run
         if main:
-            write_file(folder / "error.txt", traceback.format_exc().encode())
+            _keep(folder / "error.txt", traceback.format_exc())
         message = f"{type(error).__name__}: {error}"
         return Result(status="failed", step=last_logged_step(folder), error=message, **base)
+
+
+def _keep(path: Path, text: str) -> None:
+    """Write a traceback; where that cannot be, on a full disk, say it."""
+    try:
+        write_file(path, text.encode(errors="backslashreplace"))
+    except OSError as error:
+        complain(f"{path} cannot be written ({error}): {text}")
 
 
 @contextmanager
@@ -134,7 +145,7 @@ def _claim(folder: Path, config: RunConfig, main: bool) -> None:
     path = folder / "config.json"
     mine = config.to_json()
     if path.exists():
-        theirs = json.loads(path.read_bytes())
+        theirs = read_json(path, CONFIG, CONFIG_KEYS)
         if theirs != mine:
             changed = ", ".join(differences(theirs, mine))
             raise RunError(f"{folder} holds another run: {changed}. Take another folder, or remove that one.")
@@ -142,9 +153,16 @@ def _claim(folder: Path, config: RunConfig, main: bool) -> None:
         write_json(path, mine)
 
 
-def _finish(folder: Path, result: Result, main: bool) -> None:
+def _finish(folder: Path, result: Result, main: bool) -> Result:
+    """Write the result. One that the disk does not take is that of a failed run, which goes on from its checkpoint."""
     if not main:
-        return
-    write_json(folder / "result.json", dataclasses.asdict(result))
+        return result
+    try:
+        write_json(folder / "result.json", dataclasses.asdict(result))
+    except OSError as error:
+        what = f"{folder / 'result.json'} cannot be written: {error}"
+        complain(what)
+        return dataclasses.replace(result, status="failed", error=what) if result.done else result
     if result.done:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return result

@@ -17,8 +17,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ import torch
 from matmix.experiments.board import Board, name
 from matmix.experiments.cluster import require_ray, run_on_ray
 from matmix.experiments.environment import environment
-from matmix.experiments.folder import DONE, Result, differences, last_logged_step, write_json
+from matmix.experiments.folder import DONE, Result, differences, last_logged_step, repair, write_json
 from matmix.experiments.index import Index
 from matmix.experiments.plugins import import_all
 from matmix.experiments.step import check_tracker
@@ -43,6 +43,10 @@ class Outcome:
 
     folder: Path
     status: dict[str, str]
+    errors: dict[str, str] = field(default_factory=dict)
+    """Of the runs that failed, were refused or have a damaged file: what was said, by name."""
+    problems: tuple[str, ...] = ()
+    """What could not be written beside the runs: the plan, the notes on this start."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -72,8 +76,9 @@ def run_study(
 ) -> Outcome:
     """Do all runs of a study that are not finished. Failed ones are tried again, from their last checkpoint.
 
-    A run that fails, diverges or takes its process down is recorded, and the study goes on. Ctrl-C (or SIGTERM) stops
-    cleanly: running runs save a checkpoint, and the same call goes on with them.
+    A run that fails, diverges or takes its process down is recorded, and the study goes on. One with a damaged file is
+    "damaged" and left alone: where its folder is removed, the same call makes it anew. Ctrl-C (or SIGTERM, or the end
+    of the terminal) stops cleanly: running runs save a checkpoint, and the same call goes on with them.
 
     Args:
         study: the grid.
@@ -115,14 +120,16 @@ def run_study(
         study.check()  # which says everything that is wrong with it
         raise
     _check_folder(index, runs)
-    pending = [run for run in runs if not _done(index, run.folder)]
+    pending = [run for run in runs if index[run.folder].status not in (*DONE, "damaged")]
     study.check((run.setting, run.mixer) for run in pending)
     jobs = min(jobs or _default_jobs(study.threads), max(1, len(pending)))
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "study.json", study.to_json())
+    problems: list[str] = []
+    with _noted(problems, "the plan of the study cannot be written"):
+        write_json(out / "study.json", study.to_json())
     index.save()
 
-    refused: dict[str, str] = {}
+    ended: dict[str, tuple[str, str]] = {}
     board = Board(pending, len(runs), jobs, quiet=quiet)
 
     def tell(run: StudyRun, kind: str, content: Any) -> None:
@@ -130,22 +137,23 @@ def run_study(
             board.start(run)
         elif kind == "progress":
             board.update(run, content)
-        elif kind == "died":
-            _record_death(run, out / run.folder, content)
-            board.end(run, "failed", content)
         else:
-            status, text = content
-            if status == "refused":
-                refused[name(run)] = text
-            board.end(run, status, text)
+            if kind == "died":
+                with suppress(OSError):  # it stands in the outcome, too
+                    _record_death(run, out / run.folder, content)
+            ended[name(run)] = ("failed", content) if kind == "died" else content
+            board.end(run, *ended[name(run)])
 
     work = [(run, out / run.folder) for run in pending]
     if pending:
         how = "Ray" if ray else f"{jobs} process{'es' * (jobs > 1)}"
         board.say(f"study {study.name}: {len(pending)} of {len(runs)} runs to do, {how}, in {out}")
+    for run in runs:
+        if index[run.folder].damage:
+            board.say(f"{name(run)}: damaged, {index[run.folder].damage}. {repair(out / run.folder)}")
     about = {"jobs": jobs, "threads": study.threads, "ray": ray, "pending": len(pending), "margin": study.margin}
     clock = Clock(minutes)
-    with _session(out, about), _stoppable():
+    with _session(out, about, problems), _stoppable():
         try:
             with clock, board:
                 if ray:
@@ -162,9 +170,35 @@ def run_study(
             board.say(f"{why}; {left} of {len(runs)} runs are left. The same command goes on where this one stopped.")
             if not clock.over:
                 raise
-    outcome = Outcome(out, {name(run): index[run.folder].status for run in runs} | dict.fromkeys(refused, "refused"))
+    outcome = _outcome(out, index, runs, ended, problems)
     board.say(f"study {study.name}: {outcome}")
+    for problem in problems:
+        board.say(problem)
     return outcome
+
+
+def _outcome(
+    out: Path, index: Index, runs: list[StudyRun], ended: dict[str, tuple[str, str]], problems: list[str]
+) -> Outcome:
+    """How the runs stand by their files, and by what was said of those that could not write any."""
+    status, errors = {}, {}
+    for run in runs:
+        key, entry = name(run), index[run.folder]
+        said, text = ended.get(key, ("", ""))
+        status[key] = entry.status if entry.status in DONE or not said else said
+        text = entry.damage or text or (entry.result.error if entry.result is not None else None) or ""
+        if status[key] not in DONE and text:
+            errors[key] = text
+    return Outcome(out, status, errors, tuple(problems))
+
+
+@contextmanager
+def _noted(problems: list[str], what: str) -> Iterator[None]:
+    """A file beside the runs that cannot be written costs the study nothing; it is said at the end."""
+    try:
+        yield
+    except OSError as error:
+        problems.append(f"{what}: {error}")
 
 
 def _run_here(work: list[tuple[StudyRun, Path]], tell: Any, track: str) -> None:
@@ -218,14 +252,15 @@ def _default_jobs(threads: int) -> int:
 
 
 @contextmanager
-def _session(out: Path, about: dict[str, Any]) -> Iterator[None]:
+def _session(out: Path, about: dict[str, Any], problems: list[str]) -> Iterator[None]:
     """Note what was run, on what, and for how long."""
     began, started = time.monotonic(), datetime.now(UTC)
-    folder = out / "sessions"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{started:%Y%m%dT%H%M%S.%f}-{os.getpid()}.json"
+    path = out / "sessions" / f"{started:%Y%m%dT%H%M%S.%f}-{os.getpid()}.json"
     about = {**environment(), **about, "started": started.isoformat(timespec="seconds"), "ended": None}
-    write_json(path, about)
+    said = "this start of the study cannot be noted"
+    with _noted(problems, said):
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, about)
     ended = "error"
     try:
         yield
@@ -234,7 +269,8 @@ def _session(out: Path, about: dict[str, Any]) -> Iterator[None]:
         ended = "interrupted"
         raise
     finally:
-        write_json(path, {**about, "ended": ended, "seconds": round(time.monotonic() - began, 1)})
+        with _noted(problems, said):
+            write_json(path, {**about, "ended": ended, "seconds": round(time.monotonic() - began, 1)})
 
 
 class Clock:

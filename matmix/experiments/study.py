@@ -24,7 +24,6 @@ The same in TOML::
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -39,6 +38,7 @@ from matmix.experiments.extras import advice
 from matmix.experiments.plugins import absolute, absolute_task, fingerprints, import_all, import_code
 from matmix.experiments.registry import list_tasks
 from matmix.experiments.task import build, check_metric
+from matmix.experiments.text import folder_name
 from matmix.mixers import list_mixers
 from matmix.spec import hint
 
@@ -157,6 +157,10 @@ class Study:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             raise ValueError(f"study name must be letters, digits, '.', '_' or '-', got {self.name!r}")
         labels = [label for label, *_ in self.settings()]
+        rows = [arm.name for task in self.tasks for arm in task.rows(self.mixers)]
+        for text in (*labels, *rows, *self.tuning, self.note):
+            if text != text.encode(errors="replace").decode():
+                raise ValueError(f"study {self.name!r}: names and notes must be of whole characters, got {text!r}")
         if len(set(labels)) < len(labels):
             raise ValueError(f"study {self.name!r}: give its tasks different labels, got {labels}")
 
@@ -366,10 +370,5 @@ def with_imports(study: Study, more: Iterable[str], folder: Path | None = None) 
 
 def run_folder(setting: str, mixer: str, seed: int, trial: str = "") -> str:
     """Where a run lies below its study."""
-    return "/".join(["runs", _slug(setting), _slug(mixer), *([_slug(trial)] if trial else []), f"seed-{seed}"])
-
-
-def _slug(text: str) -> str:
-    """A folder name that can be read; a short hash keeps specs apart that only differ in what is left out."""
-    slug = re.sub(r"[^\w.=-]+", "-", text).strip("-")
-    return slug if slug == text else f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    names = [folder_name(name) for name in (setting, mixer, *([trial] if trial else []))]
+    return "/".join(["runs", *names, f"seed-{seed}"])

@@ -19,7 +19,8 @@ from typing import Any
 
 from matmix.experiments import lease as lease_settings
 from matmix.experiments.config import RunConfig, RunError
-from matmix.experiments.folder import Result, write_json
+from matmix.experiments.files import Damaged
+from matmix.experiments.folder import InUse, Result, write_json
 from matmix.experiments.lease import Lease, Watch
 from matmix.experiments.plugins import import_all
 from matmix.experiments.run import execute
@@ -33,20 +34,28 @@ STOP_SECONDS = 60.0
 def run_one(
     config: dict[str, Any], folder: str, news: Callable[[dict[str, Any]], None], track: str = ""
 ) -> tuple[str, str]:
-    """Do one run; its status and its score or error in a line. A folder that is held is tried again for a while.
+    """Do one run; its status and its score or error in a line, whatever goes wrong in it.
 
-    After a parent was killed, its workers take some moments to notice it and to let go of their folders.
+    A folder that is held is tried again for a while: after a parent was killed, its workers take some moments to notice
+    it and to let go of their folders.
     """
     for patience in (0.5, 1, 2, 4, 8, None):
         try:
             result = execute(RunConfig.from_json(config), Path(folder), progress=news, track=track)
-        except RunError as error:
-            if patience is None or "in use" not in str(error):
-                return "refused", str(error)
+        except Exception as error:
+            if not isinstance(error, InUse) or patience is None:
+                return _ended_by(error)
             time.sleep(patience)
         else:
             return result.status, _in_a_line(result)
     raise AssertionError("the last attempt returns")
+
+
+def _ended_by(error: Exception) -> tuple[str, str]:
+    """Status and error of a run whose folder cannot be used."""
+    if isinstance(error, RunError | Damaged):
+        return "refused" if isinstance(error, RunError) else "damaged", str(error)
+    return "failed", f"{type(error).__name__}: {error}"
 
 
 def run_what_is_free(runs: Sequence[tuple[StudyRun, Path]], tell: Listener, track: str = "") -> None:
@@ -59,11 +68,16 @@ def run_what_is_free(runs: Sequence[tuple[StudyRun, Path]], tell: Listener, trac
     while left:
         waiting = []
         for run, folder in left:
-            lease = watch.take(folder) if not _is_done(folder) else None
-            if lease is not None:
-                _under_lease(lease, run, tell, track)
-            elif not _is_done(folder):
-                waiting.append((run, folder))
+            try:
+                if not _is_done(folder):
+                    lease = watch.take(folder)
+                    if lease is not None:
+                        _under_lease(lease, run, tell, track)
+                    elif not _is_done(folder):
+                        waiting.append((run, folder))
+            except (OSError, Damaged) as error:  # before it was begun
+                tell(run, "start", None)
+                tell(run, "end", _ended_by(error))
         if len(waiting) == len(left):
             time.sleep(min(lease_settings.BEAT, lease_settings.EXPIRY / 10))
         left = waiting
@@ -71,9 +85,13 @@ def run_what_is_free(runs: Sequence[tuple[StudyRun, Path]], tell: Listener, trac
 
 def _under_lease(lease: Lease, run: StudyRun, tell: Listener, track: str) -> None:
     """One run, in a folder of its own until it is done."""
-    if _is_done(lease.folder):
-        lease.release(done=True)
-        return
+    try:
+        if _is_done(lease.folder):
+            lease.release(done=True)
+            return
+    except Damaged:
+        lease.release()
+        raise
     tell(run, "start", None)
     done, ended = False, ("refused", "another worker has taken it over")
     try:
@@ -84,12 +102,11 @@ def _under_lease(lease: Lease, run: StudyRun, tell: Listener, track: str) -> Non
     except KeyboardInterrupt:
         tell(run, "end", ("interrupted", ""))
         raise
-    except RunError as error:
-        ended = "refused", str(error)
-    except OSError as error:  # who has taken it over was done and has removed this attempt
-        if lease.held():
-            raise
-        ended = "refused", f"another worker has taken it over: {error}"
+    except Exception as error:
+        if isinstance(error, OSError) and not lease.held():  # who has taken it over has removed this attempt
+            ended = "refused", f"another worker has taken it over: {error}"
+        else:
+            ended = _ended_by(error)
     finally:
         lease.release(done=done)
     tell(run, "end", ended)

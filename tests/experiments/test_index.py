@@ -39,7 +39,7 @@ def test_what_is_read_through_the_index_is_what_the_folders_hold(tmp_path):
     assert not index.fresh
 
 
-@pytest.mark.parametrize("harm", ["lost", "torn", "of another version", "not an index"])
+@pytest.mark.parametrize("harm", ["lost", "torn", "changed", "of another version", "not an index"])
 def test_an_index_that_cannot_be_read_is_made_anew(tmp_path, harm):
     first = written(tmp_path)
     path = tmp_path / NAME
@@ -49,7 +49,8 @@ def test_an_index_that_cannot_be_read_is_made_anew(tmp_path, harm):
     else:
         path.write_text({
             "torn": text[: len(text) // 2],
-            "of another version": text.replace('"version": 1', '"version": 0'),
+            "changed": text.replace('"finished"', '"diverged"'),
+            "of another version": text.replace('"version": 2', '"version": 1'),
             "not an index": "[]\n{}\n",
         }[harm])  # fmt: skip
     assert plain(collect(tmp_path)) == plain(first)

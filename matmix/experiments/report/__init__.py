@@ -6,14 +6,17 @@ It can be written at any time; what is missing, failed or diverged is listed.
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from matmix.experiments.checkpoint import write_file
+from matmix.experiments.files import sweep, temporary
 from matmix.experiments.plugins import import_code
 from matmix.experiments.registry import task_class
 from matmix.experiments.report import ablations, arms, further, page, tables, trials
@@ -69,9 +72,23 @@ def write_report(
     reference = reference or (collected.study.reference if collected.study else "attention")
 
     # Written beside the old report and exchanged at the end: a reader never sees half of one.
-    out, fresh = folder / "report", folder / ".report-new"
-    shutil.rmtree(fresh, ignore_errors=True)
+    sweep(folder)
+    fresh = temporary(folder / "report")
     fresh.mkdir()
+    try:
+        with _plain_pictures():
+            _write(collected, reference, fresh, matrices, pictured, nemenyi)
+        _exchange(fresh, folder / "report")
+    except BaseException:  # Ctrl-C too
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return folder / "report" / "index.html"
+
+
+def _write(
+    collected: Collected, reference: str, fresh: Path, matrices: bool, pictured: int | None, nemenyi: bool
+) -> None:
+    """The files of a report, in a folder."""
     problems = _import(collected)
     said, judged = answer(collected, reference, fresh)
     blocks = [*said, *_summary(collected, reference, judged, fresh, nemenyi)]
@@ -87,14 +104,37 @@ def write_report(
             )
         )
     blocks += _details(collected)
-    title = f"Study {collected.study.name}" if collected.study else f"Runs in {folder.name}"
+    title = f"Study {collected.study.name}" if collected.study else f"Runs in {collected.folder.name}"
     blocks = [page.Heading(1, title), *blocks]
-    tables.all_runs(collected).to_csv(fresh / "runs.csv", index=False)
+    write_file(fresh / "runs.csv", page.to_csv(tables.all_runs(collected)).encode())
     write_file(fresh / "report.md", page.to_markdown(blocks).encode())
     write_file(fresh / "index.html", page.to_html(blocks, title).encode())
-    shutil.rmtree(out, ignore_errors=True)
-    fresh.rename(out)
-    return out / "index.html"
+
+
+def _exchange(fresh: Path, out: Path) -> None:
+    """Put a finished folder in the place of another one. Of processes that do it at once each has its turn."""
+    while True:
+        try:
+            fresh.rename(out)
+            return
+        except OSError:  # there is one, which is no error for an empty folder
+            old = temporary(out)
+            try:
+                out.rename(old)
+            except FileNotFoundError:  # another process has just moved it away
+                continue
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _plain_pictures() -> Iterator[None]:
+    """Names in pictures are text: `$` is no formula. What a font lacks is drawn as a box, and not warned of."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        warnings.filterwarnings("ignore", "Matplotlib currently does not support")
+        yield
 
 
 def _import(collected: Collected) -> list[str]:
@@ -136,6 +176,8 @@ def _summary(
             page.Text("They are left out of the tables and means below."),
             page.Table(bad, frozenset({"seed", "step"})),
         ]
+    if collected.problems:
+        blocks += [page.Heading(3, "Files that cannot be read"), page.Items(collected.problems)]
     blocks += judged
     blocks.append(page.Text(tables.interval_note(collected)))
     scored = [setting for setting in collected.settings if setting.finished]
@@ -228,7 +270,7 @@ def _section(
             blocks += [page.Heading(3, "Notes of the runs"), page.Items(notes)]
     if not pictured:
         return blocks
-    slug = f"{index + 1}-{''.join(c if c.isalnum() else '-' for c in setting.name)}"
+    slug = f"{index + 1}-{''.join(c if c.isalnum() else '-' for c in setting.name)[:30]}"
     if setting.solved_above is None and pictures.cost_picture(setting, out / f"{slug}-cost.png"):
         blocks.append(page.Picture(out / f"{slug}-cost.png", f"{setting.name}: score against cost"))
     if pictures.curves_picture(setting, out / f"{slug}-curves.png"):
@@ -297,7 +339,7 @@ def _details(collected: Collected) -> list[page.Block]:
         blocks += [page.Text(f"{head} {machine}."), page.Text(f"Versions: {versions}.")]
     said = page.Text(
         "On the machine above, each command gives the number beside it to the last digit. It makes a run of its own in "
-        "`repeat/`, below the folder where it is started."
+        "repeat/, below the folder where it is started."
     )
     every = page.Table(tables.all_runs(collected), frozenset({"seed", "test", "seconds"}))
     blocks.append(page.Fold("All runs, and the command that repeats each", [said, every]))

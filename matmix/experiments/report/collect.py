@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -13,6 +13,7 @@ from statistics import mean
 from typing import Any
 
 from matmix.experiments.config import RunConfig
+from matmix.experiments.files import Damaged, Keys, read_json, shaped
 from matmix.experiments.folder import Result
 from matmix.experiments.index import Index
 from matmix.experiments.plugins import import_all
@@ -22,7 +23,8 @@ from matmix.experiments.task import Scored
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its folder shows it. Status is that of `Result`, or "unfinished" (no result yet) or "missing"."""
+    """One run as its folder shows it. Status is that of `Result`, or "unfinished" (no result yet), "missing", or
+    "damaged" (a file of it cannot be read)."""
 
     setting: str
     mixer: str
@@ -33,6 +35,7 @@ class Run:
     command: str  # that repeats it, "" where its configuration cannot be built here
     curve: tuple[dict[str, Any], ...] = ()  # the lines of metrics.jsonl
     trial: str = ""  # its name in the study's tuning
+    damage: str = ""  # which file cannot be read, and why
 
     @property
     def score(self) -> float | None:
@@ -111,6 +114,8 @@ class Collected:
     study: Study | None
     settings: tuple[Setting, ...]
     sessions: tuple[dict[str, Any], ...]
+    problems: list[str]
+    """Files beside the runs that cannot be read, and folders that look like runs and are none, in sentences."""
 
     @property
     def runs(self) -> list[Run]:
@@ -129,12 +134,13 @@ class Collected:
 def collect(folder: Path) -> Collected:
     """All runs below a folder, and what its study.json planned besides.
 
+    What cannot be read is passed over, and named.
+
     Raises:
         ValueError: if there is neither a run nor a study.
     """
-    study = None
-    if (folder / "study.json").exists():
-        study = Study.from_json(json.loads((folder / "study.json").read_bytes()))
+    problems: list[str] = []
+    study = _study(folder / "study.json", problems)
     index = Index(folder)
     runs: dict[str, Run] = {}
     if study is not None:
@@ -145,15 +151,16 @@ def collect(folder: Path) -> Collected:
                     where = run_folder(setting, arm.name, seed, trial)
                     runs[where] = _run(index, where, setting, arm.name, seed, planned, trial)
     seen: dict[str, str] = {}  # settings of runs that no study.json names
-    for where in sorted(_folders(folder) - runs.keys()):
+    for where in sorted(_folders(index, runs, problems)):
         config = index[where].config
-        assert config is not None
+        assert config is not None  # `_folders` has looked
         key = json.dumps([config["task"], config["options"], config["recipe"]], sort_keys=True)
         name = seen.setdefault(key, _free(config["task"], seen.values()))
         runs[where] = _run(index, where, _planned(study, where) or name, config["mixer"], config["seed"])
     index.save()
     if not runs:
-        raise ValueError(f"{folder} holds neither a study.json nor a run")
+        why = f" ({problems[0]})" if problems else ""
+        raise ValueError(f"{folder} holds neither a study.json nor a run{why}")
     settings = dict.fromkeys(run.setting for run in runs.values())
     arms = {name: tuple(task.rows(study.mixers)) for name, task, _ in study.settings()} if study else {}
     return Collected(
@@ -163,8 +170,38 @@ def collect(folder: Path) -> Collected:
             _setting(name, tuple(run for run in runs.values() if run.setting == name), arms.get(name, ()))
             for name in settings
         ),
-        tuple(json.loads(path.read_bytes()) for path in sorted((folder / "sessions").glob("*.json"))),
+        tuple(_sessions(folder / "sessions", problems)),
+        problems,
     )
+
+
+SESSION: Keys = {
+    "started": str, "ended": str | None, "pending": int, "ray": bool, "jobs": int, "threads": int, "command": str,
+}  # fmt: skip
+
+
+def _study(path: Path, problems: list[str]) -> Study | None:
+    """The plan; None where there is none that can be read: the folders of the runs tell what was run."""
+    try:
+        return Study.from_json(read_json(path, "the plan of a study", {"name": str}))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        said = str(error) if isinstance(error, Damaged) else f"{path}: expected the plan of a study, but {error}"
+        problems.append(f"{said}. The study command writes it anew.")
+        return None
+
+
+def _sessions(folder: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found = read_json(path, "the note of a start of the study", SESSION)
+            more = {name: hint for name, hint in (("margin", float), ("seconds", float)) if name in found}
+            yield shaped(found, more, path, "the note of a start of the study")
+        except FileNotFoundError:
+            continue
+        except Damaged as error:
+            problems.append(f"{error}. It is passed over.")
 
 
 def _setting(name: str, runs: tuple[Run, ...], arms: tuple[StudyArm, ...]) -> Setting:
@@ -197,6 +234,9 @@ def _run(
     trial: str = "",
 ) -> Run:
     folder, found = index.root / where, index[where]
+    if found.damage:
+        command = planned(where) if planned else ""
+        return Run(setting, mixer, seed, folder, "damaged", None, command, (), trial, found.damage)
     result = found.result
     if result is None:
         status = "missing" if found.config is None else "unfinished"
@@ -204,13 +244,21 @@ def _run(
     return Run(setting, mixer, seed, folder, result.status, result, result.reproduce, found.curve, trial)
 
 
-def _folders(root: Path) -> set[str]:
-    """Folders of runs below one, named from it on; a run has none in it."""
+def _folders(index: Index, planned: Container[str], problems: list[str]) -> set[str]:
+    """Folders of runs that nobody planned, named from the root on; a run has none in it. Other programs have a
+    `config.json`, too."""
     found = set()
-    for folder, below, files in os.walk(root):
-        if "config.json" in files:
-            found.add(Path(os.path.relpath(folder, root)).as_posix())
+    for folder, below, files in os.walk(index.root):
+        if "config.json" not in files:
+            continue
+        where = Path(os.path.relpath(folder, index.root)).as_posix()
+        if where in planned:
             below.clear()
+        elif index[where].config is not None:
+            found.add(where)
+            below.clear()
+        elif index[where].damage:
+            problems.append(f"{index[where].damage}. The folder is passed over.")
     return found
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from matmix.experiments.statistics import Ranks
+from matmix.experiments.text import shown
 from matmix.experiments.verdicts import Kind, Verdict, percent
 
 DPI = 110
@@ -62,8 +63,8 @@ def forest_picture(found: Sequence[Verdict], path: Path) -> bool:
             )  # fmt: skip
     axis.set_xlim(-reach, reach)
     axis.set_ylim(-0.7, len(rows) - 0.3)
-    axis.set_yticks(range(len(rows)), [f"{one.place}: {one.arm}" for one in rows], fontsize=7.5)
-    axis.set_xlabel(f"change against {rows[0].reference}, % of its score, 90 % interval", fontsize=9)
+    axis.set_yticks(range(len(rows)), [shown(f"{one.place}: {one.arm}") for one in rows], fontsize=7.5)
+    axis.set_xlabel(f"change against {shown(rows[0].reference)}, % of its score, 90 % interval", fontsize=9)
     axis.tick_params(axis="x", labelsize=8)
     axis.grid(axis="x", alpha=0.25, linewidth=0.5)
     kinds = [kind for kind in STYLE if any(one.kind == kind for one in rows)]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from matmix.experiments.text import markdown, paragraph, shown
+
 
 @dataclass(frozen=True)
 class Heading:
@@ -51,11 +53,6 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Code:
-    text: str
-
-
-@dataclass(frozen=True)
 class Fold:
     """Details that are closed at first."""
 
@@ -63,7 +60,7 @@ class Fold:
     blocks: Sequence[Block]
 
 
-Block = Heading | Text | Answer | Items | Table | Picture | Code | Fold
+Block = Heading | Text | Answer | Items | Table | Picture | Fold
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -75,30 +72,34 @@ def to_html(blocks: Sequence[Block], title: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+        f"<title>{_escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
         f"<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """A line a row: what would end one within a cell is shown as `text.shown` does."""
+    cells = [[_cell(cell) for cell in row] for row in frame.to_numpy().tolist()]
+    return pd.DataFrame(cells, columns=[shown(name) for name in frame.columns]).to_csv(index=False, lineterminator="\n")
 
 
 def _markdown(block: Block) -> str:
     match block:
         case Heading():
-            return f"{'#' * block.level} {block.text}"
+            return f"{'#' * block.level} {paragraph(block.text)}"
         case Text():
-            return block.text
+            return paragraph(block.text)
         case Answer():
-            return f"**{block.text}**"
+            return f"**{paragraph(block.text)}**"
         case Items():
-            return "\n".join(f"- {item}" for item in block.items)
-        case Code():
-            return f"```sh\n{block.text}\n```"
+            return "\n".join(f"- {paragraph(item)}" for item in block.items)
         case Picture():
-            return f"![{block.alt}]({block.path.name})"
+            return f"![{markdown(block.alt, brackets=True)}]({block.path.name})"
         case Fold():
-            return f"**{block.title}**\n\n" + "\n\n".join(_markdown(inner) for inner in block.blocks)
+            return f"**{markdown(block.title)}**\n\n" + "\n\n".join(_markdown(inner) for inner in block.blocks)
         case Table():
             cells = [block.frame.columns.tolist(), *block.frame.to_numpy().tolist()]
-            names, *rows = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells]
+            names, *rows = [[markdown(_cell(cell)) for cell in row] for row in cells]
             rule = ["---:" if name in block.numbers else "---" for name in block.frame.columns]
             return "\n".join("| " + " | ".join(row) + " |" for row in [names, rule, *rows])
 
@@ -106,29 +107,39 @@ def _markdown(block: Block) -> str:
 def _html(block: Block) -> str:
     match block:
         case Heading():
-            return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
+            return f"<h{block.level}>{_escape(block.text)}</h{block.level}>"
         case Text():
-            return f"<p>{html.escape(block.text)}</p>"
+            return f"<p>{_escape(block.text)}</p>"
         case Answer():
-            return f'<p class="answer">{html.escape(block.text)}</p>'
+            return f'<p class="answer">{_escape(block.text)}</p>'
         case Items():
-            return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in block.items) + "</ul>"
-        case Code():
-            return f"<pre>{html.escape(block.text)}</pre>"
+            return "<ul>" + "".join(f"<li>{_escape(item)}</li>" for item in block.items) + "</ul>"
         case Picture():
             data = base64.b64encode(block.path.read_bytes()).decode()
-            return f'<img alt="{html.escape(block.alt)}" src="data:image/png;base64,{data}">'
+            return f'<img alt="{_escape(block.alt)}" src="data:image/png;base64,{data}">'
         case Fold():
             inner = "\n".join(_html(one) for one in block.blocks)
-            return f"<details><summary>{html.escape(block.title)}</summary>\n{inner}\n</details>"
+            return f"<details><summary>{_escape(block.title)}</summary>\n{inner}\n</details>"
         case Table():
-            text = block.frame.to_html(index=False, border=0, escape=True, na_rep="")
+            cells = [[_cell(cell) for cell in row] for row in block.frame.to_numpy().tolist()]
+            frame = pd.DataFrame(cells, columns=[shown(name) for name in block.frame.columns])
+            with pd.option_context("display.max_colwidth", None):
+                text = frame.to_html(index=False, border=0, escape=True)
             # pandas gives cells no class of their column, so the style sheet counts columns.
             right = [f"r{index}" for index, name in enumerate(block.frame.columns, 1) if name in block.numbers]
             classes = " ".join(["wide", *right])
             many = len(block.frame) >= FILTERED
             find = f'<input type="search" class="find" placeholder="{HINT}" aria-label="{HINT}">' if many else ""
             return f'{find}<div class="{classes}">{text}</div>'
+
+
+def _cell(cell: object) -> str:
+    """A cell that a row has not is empty."""
+    return "" if cell is None or cell != cell else shown(str(cell))
+
+
+def _escape(text: str) -> str:
+    return html.escape(shown(text))
 
 
 FILTERED = 8

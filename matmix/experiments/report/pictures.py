@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from matmix.experiments.report.collect import Run, Setting
 from matmix.experiments.report.tables import ordered, trivial_score
+from matmix.experiments.text import shown
 
 DPI = 110
 TOKENS = 16
@@ -72,7 +73,9 @@ def cost_picture(setting: Setting, path: Path) -> bool:
             axis.axhline(trivial[1], color="0.5", linewidth=0.8, linestyle="--")
             dashed = f"; dashed: {trivial[0]}"
     axes[0].set_ylabel(f"test {sample.metric}" + ("" if sample.higher_is_better else " (lower is better)"))
-    figure.suptitle(f"{setting.name}: score against cost, mean and standard deviation over seeds{dashed}", fontsize=10)
+    figure.suptitle(
+        f"{shown(setting.name)}: score against cost, mean and standard deviation over seeds{dashed}", fontsize=10
+    )
     figure.draw_without_rendering()  # settles the layout: labels are placed in its pixels
     for axis, kind in zip(axes, kinds, strict=True):
         labels, x, y, spread = (list(column) for column in zip(*points[kind], strict=True))
@@ -90,7 +93,7 @@ def place_labels(axis: Any, labels: Sequence[str], x: Sequence[float], y: Sequen
     """
     renderer, frame = axis.figure.canvas.get_renderer(), axis.get_window_extent().padded(-2)
     points = axis.transData.transform(np.column_stack([x, y]))
-    texts = [axis.text(0, 0, label, fontsize=7.5, color=_colour(i), zorder=5) for i, label in enumerate(labels)]
+    texts = [axis.text(0, 0, shown(label), fontsize=7.5, color=_colour(i), zorder=5) for i, label in enumerate(labels)]
     best, least = [], math.inf
     for attempt, force in enumerate(PUSHES):
         for text, place in zip(texts, zip(x, y, strict=True), strict=True):
@@ -152,11 +155,11 @@ def curves_picture(setting: Setting, path: Path) -> bool:
         for index, (steps, values) in enumerate(drawn[mixer]):
             colour = COLOURS[index % len(COLOURS)]
             axis.plot(steps, values, color=colour, linewidth=1.3, marker="." if len(steps) < 3 else None, zorder=2)
-        axis.set_title(mixer, fontsize=8.5)
+        axis.set_title(shown(mixer), fontsize=8.5)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25, linewidth=0.5)
     figure.suptitle(
-        f"{setting.name}: validation {_metric(setting)}, a line a seed; grey: the other mixers", fontsize=10
+        f"{shown(setting.name)}: validation {_metric(setting)}, a line a seed; grey: the other mixers", fontsize=10
     )
     figure.supxlabel("step", fontsize=9)
     better = "" if sample is None or sample.higher_is_better else " (lower is better)"
@@ -190,11 +193,11 @@ def matrices_picture(setting: Setting, path: Path) -> tuple[bool, list[str]]:
             continue
         heads = matrix.shape[1]
         which = f", head 0 of {heads}" if heads > 1 else ""
-        panels.append(Panel(entries, f"{mixer}\n{short(kind(matrix), 36 - len(which))}{which}", grid))
+        panels.append(Panel(entries, f"{shown(mixer)}\n{short(kind(matrix), 36 - len(which))}{which}", grid))
     if not panels:
         return False, problems
     rows = [panels[start : start + 5] for start in range(0, len(panels), 5)]
-    heading = f"{setting.name}: learned matrices of a late layer, for one example (best weights, first seed)"
+    heading = f"{shown(setting.name)}: learned matrices of a late layer, for one example (best weights, first seed)"
     draw(rows, heading, relative=True).savefig(path, dpi=DPI)
     return True, problems
 

@@ -8,7 +8,7 @@ from statistics import median
 
 import pandas as pd
 
-from matmix.experiments.folder import Result
+from matmix.experiments.folder import Result, repair
 from matmix.experiments.report.collect import Collected, Run, Setting
 from matmix.experiments.statistics import Difference, Ranks, Summary, paired_difference, rank, summarize, t_factor
 
@@ -109,7 +109,7 @@ def solved_value(setting: Setting, mixer: str) -> tuple[float, float]:
 
 
 def not_finished(runs: Sequence[Run]) -> pd.DataFrame:
-    """Runs that failed, diverged or were interrupted, with their error."""
+    """Runs that failed, diverged, were interrupted or have a damaged file, with their error."""
     rows = [
         {
             "task": run.setting,
@@ -117,12 +117,18 @@ def not_finished(runs: Sequence[Run]) -> pd.DataFrame:
             "seed": run.seed,
             "status": run.status,
             "step": run.result.step if run.result else max((line["step"] for line in run.curve), default=0),
-            "error": (run.result.error or "") if run.result else "no result yet: running, or killed",
+            "error": _error(run),
         }
         for run in runs
         if run.status not in ("finished", "missing")
     ]
     return pd.DataFrame(rows)
+
+
+def _error(run: Run) -> str:
+    if run.damage:
+        return f"{run.damage}. {repair(run.folder)}"
+    return (run.result.error or "") if run.result else "no result yet: running, or killed"
 
 
 def all_runs(collected: Collected) -> pd.DataFrame:
