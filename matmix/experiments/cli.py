@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from matmix.experiments.cli_packages import describe, find_command, list_commands
+from matmix.experiments.output import complain, drop, fill_descriptors, steady
+from matmix.ops.signals import HANG_UP, stoppable
 from matmix.spec import hint
 
 COMMANDS = {
@@ -33,8 +35,37 @@ RENAMED = {"--tensorboard": "--track tensorboard"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with its exit status: 2 for wrong input, 130 after Ctrl-C."""
+    """Run the command line and leave with its exit status: 2 for wrong input, 130 after Ctrl-C, 129 when the terminal
+    was closed, 141 when the reader of its output went away and 1 when that could not be written for another reason."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    fill_descriptors()
+    with steady() as output, stoppable() as heard:
+        status = _status(words, heard)
+        output.flush()
+    error = output.error
+    if output.lost and not status:
+        status = 141 if isinstance(error, BrokenPipeError) else 1
+        if status == 1:
+            complain(f"matmix: what was to be printed is lost: {error}")
+    if output.lost:
+        drop(output.stream)
+    sys.exit(status)
+
+
+def _status(words: Sequence[str], heard: list[int]) -> int:
+    try:
+        _run(words)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            complain(end.code)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        return 129 if status == 130 and HANG_UP in heard else status
+    except KeyboardInterrupt:
+        return 129 if HANG_UP in heard else 130
+    raise AssertionError("a command ends with its status")
+
+
+def _run(words: Sequence[str]) -> NoReturn:
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
         sys.exit(0 if words else 2)
@@ -53,13 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not isinstance(absent, ModuleNotFoundError) or (absent.name or "matmix").split(".")[0] == "matmix":
             raise
         _stop(f"{words[0]}: {advice(absent)}")
-    except (ValueError, RunError, FileNotFoundError) as error:
+    except (ValueError, RunError, OSError) as error:
         _stop(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # `matmix list | head`
-        sys.stderr.close()
-        sys.exit(141)
     sys.exit(status)
 
 
@@ -80,7 +106,7 @@ def _usage() -> str:
 
 
 def _stop(message: str) -> NoReturn:
-    print(f"matmix: {message}", file=sys.stderr)
+    complain(f"matmix: {message}")
     sys.exit(2)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from inspect import cleandoc
@@ -11,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
+from matmix.experiments.output import complain
 from matmix.experiments.plugins import import_all
 from matmix.experiments.registry import list_tasks, task_class
 from matmix.experiments.task import Recipe, Task, changed
@@ -116,7 +116,7 @@ def say(task: Task) -> None:
     """What data were found; beside the results, which go to stdout."""
     text = task.found()
     if text:
-        print(text, file=sys.stderr, flush=True)
+        complain(text)
 
 
 def _type(cls: type[Any], setting: str) -> Any:

@@ -13,6 +13,7 @@ import tyro
 
 from matmix.experiments.cli_options import Imports, OfTask, first, named, parse, say
 from matmix.experiments.config import slug
+from matmix.experiments.output import complain
 from matmix.experiments.plugins import import_all
 from matmix.experiments.registry import list_tasks
 from matmix.experiments.study import (
@@ -89,8 +90,12 @@ def _run_study(found: Any, given: _Study) -> int:
         outcome = run_study(found, folder, **how)
     except KeyboardInterrupt:
         return 130
-    print(f"report: {write_report(folder)}")
-    return 0 if set(outcome.counts) <= {"finished", "diverged"} else 1
+    try:
+        print(f"report: {write_report(folder)}")
+    except OSError as error:  # all runs are done: `matmix report` writes it where there is room
+        complain(f"matmix: the report cannot be written: {error}")
+        return 1
+    return 0 if outcome.complete and not outcome.problems else 1
 
 
 def report(words: Sequence[str]) -> int:

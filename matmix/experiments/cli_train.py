@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from matmix.experiments.config import RunConfig
 from matmix.experiments.environment import is_main_process
 from matmix.experiments.folder import Result
 from matmix.experiments.operation import NO_SURGERY, Surgery
+from matmix.experiments.output import complain
 from matmix.experiments.plugins import fingerprints
 from matmix.experiments.progress import watch
 from matmix.experiments.task import check_metric, check_tests
@@ -41,8 +41,11 @@ def train(words: Sequence[str]) -> int:
         try:
             result = execute(config, out, progress=progress, resume=given.resume, track=given.track)
         except KeyboardInterrupt:
-            print(f"stopped; the checkpoint is in {out}. The same command goes on from there.", file=sys.stderr)
+            complain(f"stopped; the checkpoint is in {out}. The same command goes on from there.")
             return 130
+        except OSError as error:  # before the run could begin: its folder cannot be made, or written in
+            complain(f"failed: {error}")
+            return 1
     if main:
         print(_summary(result, out))
     return 0 if result.status == "finished" else 1

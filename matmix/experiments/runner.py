@@ -31,10 +31,12 @@ from matmix.experiments.cluster import require_ray, run_on_ray
 from matmix.experiments.environment import environment
 from matmix.experiments.folder import DONE, Result, differences, last_logged_step, repair, write_json
 from matmix.experiments.index import Index
+from matmix.experiments.output import steady
 from matmix.experiments.plugins import import_all
 from matmix.experiments.step import check_tracker
 from matmix.experiments.study import Study, StudyRun
 from matmix.experiments.workers import run_in_workers, run_one, run_what_is_free
+from matmix.ops.signals import stoppable
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def run_study(
             board.say(f"{name(run)}: damaged, {index[run.folder].damage}. {repair(out / run.folder)}")
     about = {"jobs": jobs, "threads": study.threads, "ray": ray, "pending": len(pending), "margin": study.margin}
     clock = Clock(minutes)
-    with _session(out, about, problems), _stoppable():
+    with steady(), _session(out, about, problems), stoppable():
         try:
             with clock, board:
                 if ray:
@@ -284,7 +286,7 @@ class Clock:
 
     def _ring(self) -> None:
         self.over = True
-        # SIGTERM, which `_stoppable` and the trainer hear: SIGINT is ignored where a shell runs this in the background.
+        # SIGTERM, which `stoppable` and the trainer hear: SIGINT is ignored where a shell runs this in the background.
         _thread.interrupt_main(signal.SIGTERM)
 
     def __enter__(self) -> None:
@@ -294,20 +296,3 @@ class Clock:
     def __exit__(self, *_: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM stops a study as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

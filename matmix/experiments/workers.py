@@ -9,8 +9,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -22,6 +22,7 @@ from matmix.experiments.config import RunConfig, RunError
 from matmix.experiments.files import Damaged
 from matmix.experiments.folder import InUse, Result, write_json
 from matmix.experiments.lease import Lease, Watch
+from matmix.experiments.output import steady
 from matmix.experiments.plugins import import_all
 from matmix.experiments.run import execute
 from matmix.experiments.study import StudyRun
@@ -158,7 +159,8 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         # Not a daemon: those may have no processes of their own, which loaders of data have. close() ends it.
         self.process = context.Process(target=_work, args=(theirs, tuple(imports), track), daemon=False)
-        self.process.start()
+        with _held_back():
+            self.process.start()
         theirs.close()
         self.current: StudyRun | None = None
 
@@ -226,6 +228,33 @@ def _work(pipe: Connection, imports: Sequence[str], track: str) -> None:
     """The body of a worker process."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C reaches the parent alone, which then asks every worker once
+        for number in _TERMINAL:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TERMINAL)
+    with steady():
+        _serve(pipe, imports, track)
+
+
+_TERMINAL = {signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])}
+"""What a terminal sends to all processes in front of it."""
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """A process that is started here inherits that the signals of the terminal wait, until it can do without them:
+    else Ctrl-C would end it in the middle of its imports. Here they come at the end."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(pipe: Connection, imports: Sequence[str], track: str) -> None:
+    """Do what comes through the pipe, until it ends."""
     threading.Thread(target=_follow_parent, daemon=True).start()
     import_all(imports)
     while True:
@@ -244,9 +273,11 @@ def _work(pipe: Connection, imports: Sequence[str], track: str) -> None:
             config, folder = work
             ended = run_one(config, folder, news, track)
         except KeyboardInterrupt:
-            pipe.send(("end", ("interrupted", "")))
+            ended = "interrupted", ""
+        with suppress(OSError):
+            pipe.send(("end", ended))
+        if ended[0] == "interrupted":
             return
-        pipe.send(("end", ended))
 
 
 def _follow_parent() -> None:
