@@ -85,7 +85,7 @@ class Index:
         kept = [json.dumps(line) for folder, line in self._known.items() if folder not in self._entries]
         text = "".join(f"{line}\n" for line in (*lines, *kept)).encode()
         try:
-            write_file(self.root / NAME, json.dumps(_head(text)).encode() + b"\n" + text)
+            write_file(self.root / NAME, _head(text) + b"\n" + text)
         except OSError:
             return
         self.fresh = False
@@ -94,15 +94,15 @@ class Index:
 def _load(path: Path) -> dict[str, dict[str, Any]]:
     try:
         first, _, lines = path.read_bytes().partition(b"\n")
-        if json.loads(first) != _head(lines):
+        if first != _head(lines):
             return {}
         return {line["folder"]: line for line in map(json.loads, lines.splitlines())}
     except (OSError, ValueError):  # lost, torn, or somebody else's: the folders have it all
         return {}
 
 
-def _head(lines: bytes) -> dict[str, Any]:
-    return {"version": VERSION, "sha256": hashlib.sha256(lines).hexdigest()}
+def _head(lines: bytes) -> bytes:
+    return json.dumps({"version": VERSION, "sha256": hashlib.sha256(lines).hexdigest()}).encode()
 
 
 def _line(folder: str, stamps: list[Stamp], entry: Entry) -> dict[str, Any]:
