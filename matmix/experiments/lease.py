@@ -132,7 +132,7 @@ class Watch:
             content = path.read_bytes()
         except FileNotFoundError:  # the run was done in this moment
             return False
-        with suppress(ValueError, RecursionError):  # one that is torn is that of a process that died as it took it, or takes it now
+        with suppress(ValueError, RecursionError):  # a torn one: its process died as it took it, or takes it now
             about = json.loads(content)
             if isinstance(about, dict) and about.get("released"):
                 return True

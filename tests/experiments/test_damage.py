@@ -97,7 +97,10 @@ def test_a_study_with_a_damaged_run_goes_on(tmp_path, capsys):
         assert [str(folder / "result.json") in text for folder, text in
                 zip((first, second), outcome.errors.values(), strict=True)] == [True, True]  # fmt: skip
         said = capsys.readouterr().out
-        assert said.count("seed 0: damaged, ") == 2 and f"Remove {first}, and the command that made it makes it anew." in said
+        assert (
+            said.count("seed 0: damaged, ") == 2
+            and f"Remove {first}, and the command that made it makes it anew." in said
+        )
     shutil.rmtree(first)
     assert run_study(study, tmp_path, jobs=1, quiet=True).counts == {"finished": 2, "damaged": 1}
 
