@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,27 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from matmix.experiments.files import read_json, temporary
+from matmix.folders import remove
 
 _TENSORS, _STATE, _TEMPORARY = "tensors.safetensors", "state.json", ".tmp-"
+_FILES = rf"{re.escape(_TENSORS)}|{re.escape(_STATE)}"
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+RUN_FILES = (
+    ".matmix", ".lock", ".holder", "config.json", "environment.json", "metrics.jsonl", "result.json", "error.txt",
+    "final.safetensors", "best.safetensors", "test_examples.npz", "manifest.json",
+)  # fmt: skip
+"""What a run writes beside its checkpoints; `run.py` says what each holds."""
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint that is incomplete or does not have its checksum."""
+    """A checkpoint that is incomplete, does not have its checksum, or is of another run."""
 
 
-def save_checkpoint(root: Path, step: int, state: Any, *, keep: int = 2) -> Path:
-    """Write nested dicts, lists, tuples, tensors and JSON values as checkpoint of `step`; keep the newest `keep`."""
+def save_checkpoint(root: Path, step: int, state: Any, *, keep: int = 2, run: str = "") -> Path:
+    """Write nested dicts, lists, tuples, tensors and JSON values as checkpoint of `step`; keep the newest `keep`. `run`
+    is the key of the run."""
     root.mkdir(parents=True, exist_ok=True)
     _sweep(root)
     tensors: dict[str, torch.Tensor] = {}
@@ -40,7 +51,8 @@ def save_checkpoint(root: Path, step: int, state: Any, *, keep: int = 2) -> Path
     blob = save_tensors(tensors)
     document = {
         "step": step,
-        "sha256": {_TENSORS: _digest(blob), _STATE: _digest(_canonical(plain))},
+        "run": run,
+        "sha256": {_TENSORS: _digest(blob), _STATE: _digest(_canonical([run, plain]))},
         "state": plain,
     }
     fresh, final = root / f"{_TEMPORARY}{step}-{os.getpid()}", _folder(root, step)
@@ -53,15 +65,31 @@ def save_checkpoint(root: Path, step: int, state: Any, *, keep: int = 2) -> Path
     fresh.rename(final)
     sync_folder(root)
     # Later steps are a damaged future that a resumed run has gone back from.
-    past = [other for other in _steps(root) if other <= step]
-    for other in set(_steps(root)) - set(past[:keep]):
-        shutil.rmtree(_folder(root, other), ignore_errors=True)
+    steps = checkpoint_steps(root)
+    past = [other for other in steps if other <= step]
+    for other in set(steps) - set(past[:keep]):
+        _remove(_folder(root, other))
     _sweep(root)
     return final
 
 
-def load_checkpoint(root: Path, step: int) -> Any:
-    """The state of one checkpoint; raises `DamagedCheckpoint` when it is not whole."""
+def remove_checkpoints(root: Path) -> None:
+    """Remove all checkpoints, by the names that they have; warns of what else is there, which stays."""
+    left = remove(root, rf"({_STEP.pattern}|{re.escape(_TEMPORARY)}[\w-]+)/({_FILES})")
+    if left:
+        named = ", ".join(map(str, left[:3])) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+        warnings.warn(f"{root} stays: {named} is not matmix's, or cannot be removed", stacklevel=2)
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the folder of a run and what runs write into it; files of others stay."""
+    remove(folder, rf"({'|'.join(map(re.escape, RUN_FILES))}|{re.escape(_TEMPORARY)}.+|tensorboard/.+|"
+                   rf"checkpoints/[^/]+/({_FILES}))")  # fmt: skip
+
+
+def load_checkpoint(root: Path, step: int, run: str = "") -> Any:
+    """The state of one checkpoint; raises `DamagedCheckpoint` when it is not whole, or says that it is of another run
+    than the one of this key (those of older versions do not say)."""
     folder = _folder(root, step)
     try:
         document = read_json(folder / _STATE, "the state of a checkpoint", {"state": Any, "sha256": dict[str, str]})
@@ -69,21 +97,28 @@ def load_checkpoint(root: Path, step: int) -> Any:
         plain, sums = document["state"], document["sha256"]
         if _digest(blob) != sums[_TENSORS]:
             raise DamagedCheckpoint(f"{_TENSORS} does not have its checksum")
-        if _digest(_canonical(plain)) != sums[_STATE] or document["step"] != step:
+        said = [document["run"], plain] if "run" in document else plain  # older versions did not note the run
+        if _digest(_canonical(said)) != sums[_STATE] or document["step"] != step:
             raise DamagedCheckpoint(f"{_STATE} does not have its checksum")
+        if run and (theirs := document.get("run", "")) not in ("", run):
+            raise DamagedCheckpoint(f"it is of another run, {theirs}, and this one is {run}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{type(error).__name__}: {error}") from error
     return _decode(plain, load_tensors(blob))
 
 
-def load_latest(root: Path) -> tuple[int, Any] | None:
-    """Step and state of the newest whole checkpoint, or None. Warns for each damaged one that it passes over."""
-    for step in _steps(root):
+def load_latest(root: Path, run: str = "", check: Callable[[Any], None] = lambda state: None) -> tuple[int, Any] | None:
+    """Step and state of the newest checkpoint that is whole and of this run, or None. Warns for each one that it passes
+    over; so does `check`, by raising `DamagedCheckpoint`."""
+    for step in checkpoint_steps(root):
         try:
-            return step, load_checkpoint(root, step)
+            state = load_checkpoint(root, step, run)
+            check(state)
+            return step, state
         except DamagedCheckpoint as error:
             warnings.warn(
-                f"checkpoint {_folder(root, step)} is damaged ({error}); using the one before it", stacklevel=2
+                f"checkpoint {_folder(root, step)} is damaged, or not of this run ({error}); using the one before it",
+                stacklevel=2,
             )
     return None
 
@@ -101,9 +136,10 @@ def write_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write named tensors (a `state_dict`) to one safetensors file, all or nothing."""
-    write_file(path, save_tensors({name: _plain(tensor) for name, tensor in tensors.items()}))
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], run: str = "") -> None:
+    """Write named tensors (a `state_dict`) to one safetensors file, all or nothing; `run` is the key of their run."""
+    about = {"run": run} if run else None
+    write_file(path, save_tensors({name: _plain(tensor) for name, tensor in tensors.items()}, about))
 
 
 def sync_folder(folder: Path) -> None:
@@ -121,17 +157,21 @@ def _folder(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
-def _steps(root: Path) -> list[int]:
+def checkpoint_steps(root: Path) -> list[int]:
     """Steps that have a checkpoint, newest first; what has another name is somebody else's."""
-    found = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d{8,18}", path.name, re.ASCII)]
-    steps = {path: int(path.name[5:]) for path in found if path.is_dir()}
-    return sorted((step for path, step in steps.items() if path == _folder(root, step)), reverse=True)
+    found = [int(match[1]) for path in root.glob("step-*") if path.is_dir() and (match := _STEP.fullmatch(path.name))]
+    return sorted((step for step in found if _folder(root, step).is_dir()), reverse=True)
 
 
 def _sweep(root: Path) -> None:
     """Remove what writers that were killed left behind (the run's lock admits one writer at a time)."""
     for left in root.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(left, ignore_errors=True)
+        _remove(left)
+
+
+def _remove(folder: Path) -> None:
+    """Remove one checkpoint, or what is there of it; files of others stay."""
+    remove(folder, _FILES)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -84,7 +84,7 @@ class RunConfig:
     @property
     def key(self) -> str:
         """Twelve hex digits that identify the run."""
-        return hashlib.sha256(_dump(self.to_json())).hexdigest()[:12]
+        return key_of(self.to_json())
 
     @property
     def name(self) -> str:
@@ -122,6 +122,11 @@ class RunConfig:
         sources = [source for source in IMPORTED if set(fingerprints([source])) & set(self.plugins)]
         words += [word for source in sources for word in ("--import", source)]
         return shlex.join([*words, "--out", str(_another(Path(folder), self.name))])
+
+
+def key_of(config: dict[str, Any]) -> str:
+    """The key of a run from its configuration as JSON, which need not be built for it."""
+    return hashlib.sha256(_dump(config)).hexdigest()[:12]
 
 
 def _filled(cls: type[Task], options: dict[str, Any], recipe: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

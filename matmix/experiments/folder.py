@@ -17,7 +17,10 @@ from torch import nn
 from matmix.experiments.checkpoint import write_file
 from matmix.experiments.config import RunConfig, RunError
 from matmix.experiments.files import Damaged, Keys, read_json, read_lines, record, shaped
+from matmix.experiments.manifest import check_file, damages, read_manifest
 from matmix.experiments.task import Task
+from matmix.experiments.weights import read_weights
+from matmix.folders import MARKER, NotOurs, check_ours, mark, marker, token
 
 DONE = ("finished", "diverged")
 """What a run ends as that another start would not change."""
@@ -84,19 +87,31 @@ class Result:
     max_rss_bytes: int | None = None
     error: str | None = None
     environment: dict[str, Any] = dataclasses.field(default_factory=dict)
+    key: str = ""
+    """`RunConfig.key`: which run this is the result of; "" in those of older versions."""
 
     @classmethod
     def read(cls, folder: Path) -> Result | None:
         """The result in a run folder, or None when there is none (yet).
 
         Raises:
-            Damaged: if the file is not a result.
+            Damaged: if the file is not a result, not the one that the run has written, or that of another run.
         """
         path = Path(folder) / "result.json"
         try:
-            return cls.of(read_json(path, RESULT), path)
+            result = cls.of(read_json(path, RESULT), path)
         except FileNotFoundError:
             return None
+        if result.done:
+            check_file(path)
+        with suppress(FileNotFoundError):
+            result.check_run(read_json(path.with_name("config.json"), CONFIG, CONFIG_KEYS), path)
+        return result
+
+    def check_run(self, config: dict[str, Any], path: Path) -> None:
+        """Raise `Damaged` where this is the result of another run than that of this configuration."""
+        if self.config != config:
+            raise Damaged(path, RESULT, f"it is that of another run: {', '.join(differences(self.config, config))}")
 
     @classmethod
     def of(cls, data: Any, path: Path) -> Result:
@@ -120,13 +135,18 @@ class Result:
 
 
 def load_model(folder: Path, weights: str = "best") -> tuple[Task, nn.Module]:
-    """Task and trained model of a finished run; `weights` is "best" (on validation) or "final"."""
-    from safetensors.torch import load_file
+    """Task and trained model of a finished run; `weights` is "best" (on validation) or "final".
 
+    Raises:
+        Damaged: for weights or a configuration that are not what the run has finished, or are those of another run.
+    """
+    path = Path(folder) / f"{weights}.safetensors"
+    check_file(Path(folder) / "config.json")
     config = read_config(folder)
+    state = read_weights(path, config.key)
     task = config.make_task()
     model = config.make_model(task, begun=True)
-    model.load_state_dict(load_file(Path(folder) / f"{weights}.safetensors"))
+    model.load_state_dict(state)
     return task, model.eval()
 
 
@@ -145,7 +165,12 @@ def repair(folder: Path) -> str:
 
 
 def write_json(path: Path, data: Any) -> None:
-    write_file(path, (json.dumps(data, indent=1) + "\n").encode())
+    write_file(path, json_bytes(data))
+
+
+def json_bytes(data: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(data, indent=1) + "\n").encode()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -164,10 +189,73 @@ def last_logged_step(folder: Path) -> int:
         return 0
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder without a marker is that of a run all the same: it was made before there were any."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    fields = {field.name for field in dataclasses.fields(RunConfig)}
+    return isinstance(config, dict) and {"task", "mixer", "seed", "options", "recipe"} <= config.keys() <= fields
+
+
+def check_run(folder: Path) -> None:
+    """Raise `RunError` unless a run may stand in a folder: it is ours, or free. Nothing is touched."""
+    try:
+        check_ours(folder, "run", is_run)
+    except NotOurs as error:
+        raise RunError(str(error)) from None
+
+
+def claim_run(folder: Path, config: RunConfig) -> str:
+    """Make the folder of a run, or take one that is free, and mark it as that of this run; its token.
+
+    Raises:
+        RunError: as `check_run`, and for a folder that holds another run.
+        Damaged: for a configuration that cannot be read, or was changed.
+    """
+    check_run(folder)
+    mine = config.to_json()
+    path, known = folder / "config.json", marker(folder) or {}
+    theirs = read_json(path, CONFIG, CONFIG_KEYS) if path.exists() else None
+    if theirs is not None and theirs != mine:
+        changed = ", ".join(differences(theirs, mine))
+        if known.get("run") == config.key:
+            raise Damaged(path, "what it was when the folder was made", changed)
+        raise RunError(f"{folder} holds another run: {changed}. Take another folder, or remove that one.")
+    if known.get("run") != config.key:
+        if known.get("run"):  # all but its marker was removed: a run that is still at work there has lost its folder
+            (folder / MARKER).unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        known = mark(folder, "run", run=config.key)
+    if theirs is None:
+        write_json(path, mine)
+    return str(known["token"])
+
+
+def check_whole(folder: Path, result: Result, only: tuple[str, ...] = ()) -> None:
+    """Raise `Damaged` where a file of a run that is done is not the one that the run has written; or of these ones."""
+    for name, how in damages(folder, only).items():
+        raise Damaged(folder / name, "the file that the run has written", how)
+    if result.key and read_manifest(folder) is None:
+        raise Damaged(folder / "manifest.json", "the checksums of the run", "there is none")
+
+
+class FolderLost(RunError):
+    """The folder of a run is not the one any more that the run has made."""
+
+
+def check_held(folder: Path, mine: str) -> None:
+    """Raise `FolderLost` where a folder has another token than it had: it was removed, and maybe begun anew."""
+    if token(folder) != mine:
+        raise FolderLost(f"{folder} was removed, or begun anew, while this run was at work in it: its end is not kept")
+
+
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process. The system drops the lock when the process ends, however it ends."""
     held, holder = FileLock(folder / ".lock"), folder / ".holder"
+    mine = f"process {os.getpid()} on {socket.gethostname()}"
     try:
         held.acquire(timeout=0)
     except Timeout:
@@ -178,11 +266,12 @@ def lock(folder: Path) -> Iterator[None]:
         raise InUse(f"{folder} is in use by {who}") from None
     try:
         with suppress(OSError):  # a full disk takes an empty lock file, and no line
-            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            holder.write_text(mine, encoding="utf-8")
         yield
     finally:
-        with suppress(OSError):
-            holder.unlink(missing_ok=True)
+        with suppress(OSError, ValueError):  # in a folder that was removed it is that of another process, or none
+            if holder.read_text(encoding="utf-8") == mine:
+                holder.unlink()
         held.release()
 
 

@@ -18,11 +18,13 @@ from typing import Any
 
 from matmix.experiments.checkpoint import write_file
 from matmix.experiments.files import Damaged, read_json
-from matmix.experiments.folder import CONFIG, CONFIG_KEYS, RESULT, Result, read_metrics
+from matmix.experiments.folder import CONFIG, CONFIG_KEYS, RESULT, Result, check_whole, read_metrics
+from matmix.folders import MARKER
 
 NAME = "index.jsonl"
-VERSION = 2
-WANTED = ("config.json", "result.json", "metrics.jsonl")
+VERSION = 3
+READ = ("config.json", "result.json", "metrics.jsonl")
+WANTED = (*READ, "manifest.json")
 Stamp = list[int] | None
 
 
@@ -78,8 +80,9 @@ class Index:
         return entry
 
     def save(self) -> None:
-        """Write what was read and was not in the file; nothing where that is nothing, or the folder is read-only."""
-        if not self.fresh:
+        """Write what was read and was not in the file; nothing where that is nothing, the folder is read-only, or
+        somebody else has a file of this name."""
+        if not self.fresh or not _may_be_ours(self.root / NAME):
             return
         lines = [json.dumps(_line(folder, *found)) for folder, found in self._entries.items()]
         kept = [json.dumps(line) for folder, line in self._known.items() if folder not in self._entries]
@@ -97,8 +100,18 @@ def _load(path: Path) -> dict[str, dict[str, Any]]:
         if first != _head(lines):
             return {}
         return {line["folder"]: line for line in map(json.loads, lines.splitlines())}
-    except (OSError, ValueError):  # lost, torn, or somebody else's: the folders have it all
+    except (OSError, ValueError, RecursionError):  # lost, torn, or somebody else's: the folders have it all
         return {}
+
+
+def _may_be_ours(path: Path) -> bool:
+    """Whether there is no file of this name that somebody else may have written."""
+    try:
+        with open(path, "rb") as file:
+            first = file.readline(200)
+    except OSError:
+        return True
+    return (path.parent / MARKER).exists() or first.startswith(b'{"version":')
 
 
 def _head(lines: bytes) -> bytes:
@@ -126,7 +139,7 @@ def _read(folder: Path, stamps: list[Stamp]) -> Entry:
         lambda: tuple(read_metrics(folder)),
     )
     found: list[Any] = [None, None, ()]
-    for at, (stamp, one) in enumerate(zip(stamps, read, strict=True)):
+    for at, (stamp, one) in enumerate(zip(stamps, read, strict=False)):
         if stamp is not None:
             try:
                 found[at] = one()
@@ -134,6 +147,15 @@ def _read(folder: Path, stamps: list[Stamp]) -> Entry:
                 continue
             except Damaged as error:
                 return Entry(found[0], None, (), str(error))
+    try:
+        if found[1] is not None:
+            result = Result.of(found[1], folder / "result.json")
+            if found[0] is not None:
+                result.check_run(found[0], folder / "result.json")
+            if result.done:
+                check_whole(folder, result, READ)
+    except Damaged as error:
+        return Entry(found[0], None, (), str(error))
     return Entry(*found)
 
 

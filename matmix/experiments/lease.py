@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from matmix.experiments.checkpoint import write_file
+from matmix.experiments.checkpoint import remove_checkpoints, remove_run, write_file
 from matmix.experiments.files import Damaged, read_json
 
 BEAT = 30.0
@@ -64,7 +64,7 @@ class Lease:
         self._thread.join()
         if done:
             for attempt in self.folder.glob(".attempt-*"):
-                shutil.rmtree(attempt, ignore_errors=True)
+                remove_run(attempt)
             for number in numbers(self.folder):
                 with suppress(OSError):
                     Lease(self.folder, number).path.unlink(missing_ok=True)
@@ -90,13 +90,13 @@ class Lease:
         """Move up what the attempt made, the result last; nothing if the run was taken over."""
         if not self.held():
             return False
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        remove_checkpoints(self.folder / "checkpoints")
         names = sorted((path.name for path in self.attempt.iterdir()), key=lambda name: name == "result.json")
         for name in (name for name in names if not name.startswith(".")):
             os.replace(self.attempt / name, self.folder / name)
         for attempt in self.folder.glob(".attempt-*"):
             if attempt <= self.attempt:
-                shutil.rmtree(attempt, ignore_errors=True)
+                remove_run(attempt)
         return True
 
     def _live(self) -> None:

@@ -34,8 +34,9 @@ from matmix.experiments.index import Index
 from matmix.experiments.output import steady
 from matmix.experiments.plugins import import_all
 from matmix.experiments.step import check_tracker
-from matmix.experiments.study import Study, StudyRun
+from matmix.experiments.study import Study, StudyRun, is_study_folder
 from matmix.experiments.workers import run_in_workers, run_one, run_what_is_free
+from matmix.folders import check_ours, claim
 from matmix.ops.signals import stoppable
 
 
@@ -97,8 +98,8 @@ def run_study(
         quiet: print nothing.
 
     Raises:
-        ValueError: before anything runs: for a mixer or task that cannot be built, or a folder that holds runs of other
-            settings; or if Ray is asked for and absent.
+        ValueError: before anything runs: for a mixer or task that cannot be built, a folder that is not ours (see
+            `matmix.folders`) or holds runs of other settings; or if Ray is asked for and absent.
         KeyboardInterrupt: after a clean stop.
     """
     out = Path(out)
@@ -115,6 +116,7 @@ def run_study(
     if track:
         check_tracker(track)
     import_all(study.imports)
+    check_ours(out, "study", is_study_folder)
     index = Index(out)
     try:
         runs = study.runs()
@@ -125,7 +127,7 @@ def run_study(
     pending = [run for run in runs if index[run.folder].status not in (*DONE, "damaged")]
     study.check((run.setting, run.mixer) for run in pending)
     jobs = min(jobs or _default_jobs(study.threads), max(1, len(pending)))
-    out.mkdir(parents=True, exist_ok=True)
+    claim(out, "study", is_study_folder)
     problems: list[str] = []
     with _noted(problems, "the plan of the study cannot be written"):
         write_json(out / "study.json", study.to_json())

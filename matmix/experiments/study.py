@@ -368,6 +368,15 @@ def with_imports(study: Study, more: Iterable[str], folder: Path | None = None) 
     return dataclasses.replace(study, imports=tuple(dict.fromkeys(sources)))
 
 
+def is_study_folder(folder: Path) -> bool:
+    """Whether a folder without a marker is that of a study all the same: it was made before there were any."""
+    try:
+        Study.from_json(json.loads((folder / "study.json").read_bytes()))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+    return True
+
+
 def run_folder(setting: str, mixer: str, seed: int, trial: str = "") -> str:
     """Where a run lies below its study."""
     names = [folder_name(name) for name in (setting, mixer, *([trial] if trial else []))]

@@ -7,8 +7,10 @@ on (seed, step), the learning rate on the step, and all random generators travel
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +20,11 @@ from matmix.experiments.ablations import ablated
 from matmix.experiments.best import Best
 from matmix.experiments.blocks import write_examples
 from matmix.experiments.checkpoint import load_latest, save_checkpoint, write_tensors
+from matmix.experiments.config import RunError, key_of
 from matmix.experiments.costs import costs
+from matmix.experiments.folder import check_held
 from matmix.experiments.generators import get_generators, seed_everything, set_generators
-from matmix.experiments.log import Log
+from matmix.experiments.log import Log, check_log
 from matmix.experiments.losses import RunningLoss
 from matmix.experiments.memory import process_memory, step_memory
 from matmix.experiments.operation import Surgery
@@ -38,6 +42,7 @@ from matmix.experiments.scoring import Scorer
 from matmix.experiments.step import StepLoss, accumulate, agree, alone, gather_objects, new_accelerator, share_buffers
 from matmix.experiments.stopwatch import Stopwatch
 from matmix.experiments.task import Batch, Recipe, Task, check_tests
+from matmix.folders import token
 from matmix.ops.signals import interruptible
 from matmix.ops.sizes import LengthError
 from matmix.sampling import stream
@@ -73,6 +78,26 @@ class Configured(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
+_TRAINS = threading.Lock()
+
+
+@contextmanager
+def only_thread() -> Iterator[None]:
+    """Held while this process trains: torch's generators and number of threads are those of the process, so two threads
+    that train at once would change each other's weights.
+
+    Raises:
+        RunError: where another thread trains.
+    """
+    if not _TRAINS.acquire(blocking=False):
+        raise RunError("another thread of this process trains, and both would draw from torch's random generators: "
+                       "give each run a process of its own")  # fmt: skip
+    try:
+        yield
+    finally:
+        _TRAINS.release()
+
+
 def fit(config: Configured, folder: Path, progress: Progress | None = None, track: str = "") -> dict[str, Any]:
     """Train to the last step, test the weights that were best on validation; returns the fields of a `Result`."""
     training = Training(config, folder, progress, track)
@@ -99,7 +124,13 @@ class Training:
                 f"{self.recipe.accumulate} parts"
             )
         seed_everything(stream(config.seed, self.rank))
-        found = load_latest(folder / "checkpoints")
+        self.key, self.token = key_of(config.to_json()), token(folder)
+
+        def check(state: Any) -> None:
+            if "log" in state:  # older versions did not note it
+                check_log(folder / "metrics.jsonl", state["log"])
+
+        found = load_latest(folder / "checkpoints", self.key, check)
         self.notes: list[str] = []
         self.bare = config.make_model(self.task, begun=found is not None, notes=self.notes)
         if self.recipe.checkpointing:
@@ -122,7 +153,8 @@ class Training:
         self.watch = Stopwatch()
         if found is not None:
             self._resume(*found)
-        self.log = Log(folder / "metrics.jsonl", self.step, self.accelerator, config.to_json())
+        length = found[1].get("log", {}).get("size") if found is not None else 0
+        self.log = Log(folder / "metrics.jsonl", self.step, self.accelerator, config.to_json(), length)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -151,8 +183,10 @@ class Training:
         ranks = gather_objects({"generators": get_generators(), "losses": self.losses.state()}, self.world)
         if self.saved == self.step or not self.accelerator.is_main_process:
             return
+        check_held(self.folder, self.token)
         self.log.flush()
         state = {
+            "log": self.log.state(),
             "model": self.bare.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -163,7 +197,7 @@ class Training:
             "windows": self.watch.windows,
             "seconds": self.watch.seconds,
         }
-        save_checkpoint(self.folder / "checkpoints", self.step, state)
+        save_checkpoint(self.folder / "checkpoints", self.step, state, run=self.key)
         self.saved = self.step
 
     # ------------------------------------------------------------------ training
@@ -287,8 +321,9 @@ class Training:
         ablations = self._ablations()
         self.log.flush()
         if self.accelerator.is_main_process:
-            write_tensors(self.folder / "final.safetensors", final)
-            write_tensors(self.folder / "best.safetensors", best)
+            check_held(self.folder, self.token)
+            write_tensors(self.folder / "final.safetensors", final, self.key)
+            write_tensors(self.folder / "best.safetensors", best, self.key)
             if each is not None:
                 write_examples(self.folder, each, self.task.example_span())
         seconds = self.watch.typical

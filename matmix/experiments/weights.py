@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from matmix.experiments.files import Damaged
+from matmix.experiments.manifest import check_file
 from matmix.published import find_source, load_published, unwrap
 
 
@@ -32,17 +34,34 @@ def load_weights(model: nn.Module, path: Path | str, source: str = "") -> None:
         raise ValueError(f"{path} does not fit {type(model).__name__}: {error}") from None
 
 
-def read_weights(path: Path | str) -> dict[str, Tensor]:
-    """The state dict in a file, on the CPU; taken out of the usual wrappings ("state_dict", "model", "module.")."""
+def read_weights(path: Path | str, run: str = "") -> dict[str, Tensor]:
+    """The state dict in a file, on the CPU; taken out of the usual wrappings ("state_dict", "model", "module.").
+
+    Args:
+        path: of the file. Where a run has finished it, it is compared with the checksum in `manifest.json`.
+        run: the key of the run whose weights they must be, where they say whose they are; "" = of any.
+
+    Raises:
+        ValueError: if there is none, it cannot be read, or holds something else.
+        Damaged: (a ValueError) if it is not what its run has finished, or is of another run.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file of weights {path}")
+    check_file(path)
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors import safe_open
 
-            return load_file(path)
+            with safe_open(path, "pt") as file:
+                theirs = (file.metadata() or {}).get("run", "")
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if run and theirs not in ("", run):
+                raise Damaged(path, f"weights of the run {run}", f"they are those of the run {theirs}")
+            return state
         found = torch.load(path, map_location="cpu", weights_only=True)
+    except Damaged:
+        raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(

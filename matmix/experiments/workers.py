@@ -20,7 +20,7 @@ from typing import Any
 from matmix.experiments import lease as lease_settings
 from matmix.experiments.config import RunConfig, RunError
 from matmix.experiments.files import Damaged
-from matmix.experiments.folder import InUse, Result, write_json
+from matmix.experiments.folder import InUse, Result, check_run, claim_run
 from matmix.experiments.lease import Lease, Watch
 from matmix.experiments.output import steady
 from matmix.experiments.plugins import import_all
@@ -71,12 +71,13 @@ def run_what_is_free(runs: Sequence[tuple[StudyRun, Path]], tell: Listener, trac
         for run, folder in left:
             try:
                 if not _is_done(folder):
+                    check_run(folder)
                     lease = watch.take(folder)
                     if lease is not None:
                         _under_lease(lease, run, tell, track)
                     elif not _is_done(folder):
                         waiting.append((run, folder))
-            except (OSError, Damaged) as error:  # before it was begun
+            except (OSError, Damaged, RunError) as error:  # before it was begun
                 tell(run, "start", None)
                 tell(run, "end", _ended_by(error))
         if len(waiting) == len(left):
@@ -96,7 +97,7 @@ def _under_lease(lease: Lease, run: StudyRun, tell: Listener, track: str) -> Non
     tell(run, "start", None)
     done, ended = False, ("refused", "another worker has taken it over")
     try:
-        write_json(lease.folder / "config.json", run.config.to_json())
+        claim_run(lease.folder, run.config)
         result = execute(run.config, lease.begin(), progress=partial(tell, run, "progress"), track=track, held=True)
         if lease.publish():
             done, ended = result.done, (result.status, _in_a_line(result))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from matmix.adapters.discovery import arguments_of
 from matmix.adapters.held import holding
 from matmix.cost import evaluating, frozen
+from matmix.folders import claim
 from matmix.ops.marks import grouped, no_weight_decay, optim_settings
 from matmix.ops.seed import fork_seed
 from matmix.ops.signals import interruptible
@@ -286,10 +287,10 @@ class _Run:
         """Take up what the folder holds, or make it.
 
         Raises:
-            ValueError: for the folder of another recipe, or of other sites.
+            ValueError: for the folder of another recipe, or of other sites, or with files that are not ours.
         """
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        claim(folder, "distillation", _is_distillation, "folder")
         if not (folder / CHECKPOINT).is_file():
             return
         state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
@@ -334,6 +335,11 @@ class _Run:
         draft = self.folder / f".{HISTORY}"
         draft.write_text("".join(f"{line}\n" for line in lines))
         os.replace(draft, self.folder / HISTORY)
+
+
+def _is_distillation(folder: Path) -> bool:
+    """Whether nothing stands in a folder without a marker but what a distillation writes."""
+    return {path.name for path in folder.iterdir()} <= {CHECKPOINT, HISTORY}
 
 
 _NOTHING = {

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from matmix.adapters import Found, discover
+from matmix.folders import claim
 from matmix.surgery.refuse import refuse_wrappers
 from matmix.surgery.replace import commit, plan
 from matmix.surgery.report import Report, Row
@@ -32,14 +33,15 @@ def save(report: Report, folder: str | os.PathLike[str]) -> Path:
 
     Raises:
         ImportError: without safetensors, with the extra that has it.
-        ValueError: for a report whose replacements are not in the model (restored, or a dry run).
+        ValueError: for a report whose replacements are not in the model (restored, or a dry run), or a folder with
+            files that are not ours (see `matmix.folders`).
     """
     out = [row.site.name for row in report.rows if not row.change.done]
     if out:
         raise ValueError(f"the report's replacements are not in the model: {', '.join(out)}")
     from_torch = _safetensors().save_file
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    claim(target, "surgery", _is_surgery, "folder")
     weights = {
         f"{row.site.name}:{name}": tensor.detach().cpu().contiguous().clone()
         for row in report.rows
@@ -81,6 +83,11 @@ def apply(model: nn.Module, folder: str | os.PathLike[str]) -> Report:
     report = Report(model, rows, init=words["init"], interface=shapes)
     commit(report)
     return report
+
+
+def _is_surgery(folder: Path) -> bool:
+    """Whether nothing stands in a folder without a marker but what `save` writes: it was made before there were any."""
+    return {path.name for path in folder.iterdir()} == {WORDS, WEIGHTS}
 
 
 def _words(row: Row) -> dict[str, Any]:

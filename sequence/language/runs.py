@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from matmix.experiments.config import RunConfig
 from matmix.experiments.folder import Result, load_model, read_config
 from matmix.experiments.weights import read_weights
+from matmix.folders import check_ours, claim
 from sequence.init_from import finished, load_part, run_below, without
 from sequence.language import MatmixConfig, MatmixForSequenceClassification
 
@@ -139,11 +140,16 @@ def save_pretrained(run: Path, folder: Path, weights: str = "best") -> None:
     """A finished run as a folder of transformers: model, configuration and tokenizer.
 
     `pipeline("fill-mask", folder)` and `AutoModel.from_pretrained(folder)` open it after `import sequence.language`.
+
+    Raises:
+        ValueError: for a run of another kind of task, or a folder with files that are not ours (see `matmix.folders`).
     """
     task: Any
     model: Any
+    check_ours(folder, "model of transformers")
     task, model = load_model(run, weights)
     if not hasattr(model, "save_pretrained"):
         raise ValueError(f"{run} is a run of {type(task).__name__}, whose model is none of transformers")
+    claim(folder, "model of transformers")
     model.save_pretrained(folder)
     task.tokenizer().save_pretrained(folder)

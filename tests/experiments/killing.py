@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,14 @@ def _child(config: dict[str, Any], folder: str, die: tuple[str, int] | None) -> 
         if kind == "step":
             trainer.accumulate = mortal(trainer.accumulate)
         else:
-            for owner, name in ((os, "fsync"), (os, "replace"), (Path, "rename"), (Path, "mkdir"), (shutil, "rmtree")):
+            for owner, name in (
+                (os, "fsync"),
+                (os, "replace"),
+                (Path, "rename"),
+                (Path, "mkdir"),
+                (Path, "unlink"),
+                (os, "rmdir"),
+            ):
                 setattr(owner, name, mortal(getattr(owner, name)))
     result = execute(RunConfig.from_json(config), Path(folder))
     assert result.status == "finished", result

@@ -10,7 +10,8 @@ from matmix.experiments.folder import Result
 from matmix.experiments.index import NAME, Index
 from matmix.experiments.report.collect import collect
 from matmix.experiments.runner import run_study
-from matmix.experiments.study import Study, StudyTask
+from matmix.experiments.study import Study, StudyTask, is_study_folder
+from matmix.folders import claim
 from tests.experiments.synthetic import write_run
 
 STUDY = Study("indexed", (StudyTask("digits"),), ("identity", "attention"), seeds=(0, 1))
@@ -42,6 +43,7 @@ def test_what_is_read_through_the_index_is_what_the_folders_hold(tmp_path):
 @pytest.mark.parametrize("harm", ["lost", "torn", "changed", "of another version", "not an index"])
 def test_an_index_that_cannot_be_read_is_made_anew(tmp_path, harm):
     first = written(tmp_path)
+    claim(tmp_path, "study", is_study_folder)
     path = tmp_path / NAME
     text = path.read_text()
     if harm == "lost":
@@ -50,11 +52,20 @@ def test_an_index_that_cannot_be_read_is_made_anew(tmp_path, harm):
         path.write_text({
             "torn": text[: len(text) // 2],
             "changed": text.replace('"finished"', '"diverged"'),
-            "of another version": text.replace('"version": 2', '"version": 1'),
+            "of another version": text.replace('"version": 3', '"version": 1'),
             "not an index": "[]\n{}\n",
         }[harm])  # fmt: skip
     assert plain(collect(tmp_path)) == plain(first)
     assert path.read_text() == text
+
+
+def test_a_file_of_somebody_else_stays(tmp_path):
+    """Below a folder that is not ours there may be runs, and a file of this name."""
+    written(tmp_path)
+    (tmp_path / NAME).write_text("[]\n")
+    (tmp_path / "study.json").unlink()
+    collect(tmp_path)
+    assert (tmp_path / NAME).read_text() == "[]\n"
 
 
 def test_a_folder_that_has_changed_is_read_again(tmp_path):

@@ -169,8 +169,6 @@ def test_command_killed_and_interrupted(tmp_path, whole):
 
 def test_a_killed_writer_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     """At whatever operation the writer stops, a whole checkpoint is there."""
-    import shutil
-
     import torch
 
     from matmix.experiments.checkpoint import load_latest
@@ -184,7 +182,7 @@ def test_a_killed_writer_leaves_the_checkpoint_before(tmp_path, monkeypatch):
             save_checkpoint(root, step, {"weights": torch.full((3,), float(step))})
         left = operation
         with monkeypatch.context() as patch:
-            for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "mkdir"), (shutil, "rmtree")):
+            for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "mkdir"), (Path, "unlink"), (os, "rmdir")):
                 real = getattr(owner, name)
 
                 def mortal(*args, real=real, **options):

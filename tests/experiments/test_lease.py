@@ -17,6 +17,7 @@ from matmix.experiments.lease import Watch, numbers
 from matmix.experiments.run import RunError, execute
 from matmix.experiments.runner import run_study
 from matmix.experiments.study import Study, StudyTask
+from matmix.folders import claim
 
 STUDY = """
 import sys
@@ -61,6 +62,7 @@ def test_a_worker_passes_over_what_is_held(tmp_path: Path, monkeypatch) -> None:
     recipe = {"steps": 1, "eval_every": 1, "batch_size": 4}
     study = Study("s", (StudyTask("digits", {"dim": 4, "depth": 1}, recipe),), ("identity",), seeds=(0, 1))
     first, second = study.runs()
+    claim(tmp_path, "study")
     lease = Watch().take(tmp_path / first.folder)
     assert lease is not None
     with pytest.raises(RunError, match=f"in use by the worker {os.getpid()} on"):

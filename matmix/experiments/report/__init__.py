@@ -5,7 +5,6 @@ It can be written at any time; what is missing, failed or diverged is listed.
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,12 +15,12 @@ from typing import Any
 import pandas as pd
 
 from matmix.experiments.checkpoint import write_file
-from matmix.experiments.files import sweep, temporary
 from matmix.experiments.plugins import import_code
 from matmix.experiments.registry import task_class
 from matmix.experiments.report import ablations, arms, further, page, tables, trials
 from matmix.experiments.report.answer import answer
 from matmix.experiments.report.collect import Collected, Setting, collect
+from matmix.experiments.report.folder import NAME, exchanged
 from matmix.experiments.report.forest import critical_difference
 from matmix.experiments.statistics import Ranks
 
@@ -60,7 +59,7 @@ def write_report(
         nemenyi: Nemenyi's test for ranks over data sets in place of Wilcoxon's with Holm's correction.
 
     Raises:
-        ValueError: if there is no run in the folder, or no run of ``reference``.
+        ValueError: if there is no run in the folder, no run of ``reference``, or a `report/` that is somebody else's.
     """
     folder = Path(study_dir)
     if not folder.is_dir():
@@ -71,18 +70,9 @@ def write_report(
         raise ValueError(f"reference must be a mixer of the study ({', '.join(mixers)}), got {reference!r}")
     reference = reference or (collected.study.reference if collected.study else "attention")
 
-    # Written beside the old report and exchanged at the end: a reader never sees half of one.
-    sweep(folder)
-    fresh = temporary(folder / "report")
-    fresh.mkdir()
-    try:
-        with _plain_pictures():
-            _write(collected, reference, fresh, matrices, pictured, nemenyi)
-        _exchange(fresh, folder / "report")
-    except BaseException:  # Ctrl-C too
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    return folder / "report" / "index.html"
+    with exchanged(folder) as fresh, _plain_pictures():
+        _write(collected, reference, fresh, matrices, pictured, nemenyi)
+    return folder / NAME / "index.html"
 
 
 def _write(
@@ -109,21 +99,6 @@ def _write(
     write_file(fresh / "runs.csv", page.to_csv(tables.all_runs(collected)).encode())
     write_file(fresh / "report.md", page.to_markdown(blocks).encode())
     write_file(fresh / "index.html", page.to_html(blocks, title).encode())
-
-
-def _exchange(fresh: Path, out: Path) -> None:
-    """Put a finished folder in the place of another one. Of processes that do it at once each has its turn."""
-    while True:
-        try:
-            fresh.rename(out)
-            return
-        except OSError:  # there is one, which is no error for an empty folder
-            old = temporary(out)
-            try:
-                out.rename(old)
-            except FileNotFoundError:  # another process has just moved it away
-                continue
-            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

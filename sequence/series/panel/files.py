@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from matmix.folders import claim
 from sequence.series.panel.dates import to_step
 from sequence.series.panel.frames import Panel, Series
 from sequence.series.panel.settings import Settings
@@ -53,9 +54,14 @@ def save(kept: Kept, folder: Path) -> None:
         "series": series,
         "notes": kept.notes,
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder, "forecaster", _is_forecaster, "folder")
     save_file(tensors, folder / WEIGHTS)
     (folder / NAME).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _is_forecaster(folder: Path) -> bool:
+    """Whether nothing stands in a folder without a marker but what `save` writes: it was made before there were any."""
+    return {path.name for path in folder.iterdir()} == {NAME, WEIGHTS}
 
 
 def load(folder: Path) -> Kept:

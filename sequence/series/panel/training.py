@@ -94,11 +94,15 @@ def train(settings: Settings, task: PanelTask, *, quiet: bool) -> nn.Module:
     """The weights that are best on validation; the last ones where there is none."""
     from matmix.experiments.generators import get_generators, set_generators
     from matmix.experiments.progress import watch
-    from matmix.experiments.trainer import Training
+    from matmix.experiments.trainer import Training, only_thread
 
     before = get_generators()
     try:
-        with TemporaryDirectory() as folder, watch(f"{settings.model} {settings.mixer}", quiet=quiet) as progress:
+        with (
+            TemporaryDirectory() as folder,
+            watch(f"{settings.model} {settings.mixer}", quiet=quiet) as progress,
+            only_thread(),
+        ):
             training = Training(Plan(task, settings.mixer, settings.seed), Path(folder), progress, "")
             try:
                 training.train(lambda: False)

@@ -1,0 +1,116 @@
+"""Checksums of finished files: `manifest.json` says of each file of a run how long it is and what its SHA-256 is.
+
+It is written just before `result.json`, with the checksum that this will have: a run that is done has its manifest.
+Runs that were made before there were manifests have none, and are read unchecked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from matmix.experiments.checkpoint import write_file
+from matmix.experiments.files import Damaged
+from matmix.folders import MARKER
+
+NAME = "manifest.json"
+VERSION = 1
+Sums = dict[str, dict[str, Any]]
+
+
+def sums(folder: Path, names: Iterable[str]) -> Sums:
+    """Size and SHA-256 of files, by name."""
+    found = {}
+    for name in names:
+        with open(folder / name, "rb") as file:
+            found[name] = {"size": 0, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+            found[name]["size"] = file.tell()
+    return found
+
+
+def sum_of(data: bytes) -> dict[str, Any]:
+    """Size and SHA-256 of what a file holds, or is to hold."""
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def write_manifest(folder: Path, run: str, files: Sums) -> None:
+    """Note the checksums of the files of a run, or of a study (`run` is the key of a run, "" for a study)."""
+    said = {"version": VERSION, "run": run, "files": files, "sha256": _own(run, files)}
+    write_file(folder / NAME, (json.dumps(said, indent=1) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> tuple[str, Sums] | None:
+    """The key of the run and its checksums; None where there is no manifest. A file of that name beside weights that
+    lie elsewhere is somebody else's.
+
+    Raises:
+        Damaged: for a manifest in a folder of ours that does not have its own checksum.
+    """
+    path = Path(folder) / NAME
+    try:
+        found = json.loads(path.read_bytes())
+        run, files = found["run"], found["files"]
+        whole = found["version"] == VERSION and found["sha256"] == _own(run, files)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if whole:
+        return run, files
+    if not (path.parent / MARKER).exists():
+        return None
+    raise Damaged(path, "the checksums of a run", "it does not have its own checksum")
+
+
+def check_file(path: Path, data: bytes | None = None) -> None:
+    """Raise `Damaged` where a file is not as the manifest beside it says; nothing where there is none, or it is silent.
+
+    Args:
+        path: of the file.
+        data: what it holds, where that was read already.
+    """
+    found = read_manifest(path.parent)
+    said = found[1].get(path.name) if found else None
+    if said is None:
+        return
+    is_ = sums(path.parent, [path.name])[path.name] if data is None else sum_of(data)
+    if is_ != said:
+        raise Damaged(path, "the file that its run has finished", difference(is_, said))
+
+
+def damages(folder: Path, only: Iterable[str] = ()) -> dict[str, str]:
+    """Files of a finished run that are damaged or missing by its manifest, and how; all of them are read, or some only.
+
+    Raises:
+        Damaged: as `read_manifest`.
+    """
+    found = read_manifest(folder)
+    wrong = {}
+    for name, said in (found[1] if found else {}).items():
+        if only and name not in only:
+            continue
+        try:
+            is_ = sums(folder, [name])[name]
+        except FileNotFoundError:
+            wrong[name] = "missing"
+            continue
+        except OSError as error:
+            wrong[name] = f"it cannot be read: {error.strerror or error}"
+            continue
+        if is_ != said:
+            wrong[name] = difference(is_, said)
+    return wrong
+
+
+def difference(is_: dict[str, Any], said: dict[str, Any]) -> str:
+    """How a file is other than its checksum says, in words."""
+    if is_["size"] != said["size"]:
+        return f"it has {is_['size']:,} bytes of {said['size']:,}"
+    return "it does not have its checksum"
+
+
+def _own(run: str, files: Sums) -> str:
+    return hashlib.sha256(json.dumps([run, files], sort_keys=True).encode()).hexdigest()
