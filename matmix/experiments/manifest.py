@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from matmix.experiments.checkpoint import write_file
 from matmix.experiments.files import Damaged
 from matmix.folders import MARKER
 
@@ -38,6 +37,8 @@ def sum_of(data: bytes) -> dict[str, Any]:
 
 def write_manifest(folder: Path, run: str, files: Sums) -> None:
     """Note the checksums of the files of a run, or of a study (`run` is the key of a run, "" for a study)."""
+    from matmix.experiments.checkpoint import write_file  # needs safetensors, which reading does not
+
     said = {"version": VERSION, "run": run, "files": files, "sha256": _own(run, files)}
     write_file(folder / NAME, (json.dumps(said, indent=1) + "\n").encode())
 
