@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +99,13 @@ def unknown_option(owner: str, option: str, known: Iterable[str], kind: str = "o
             turned = ", where True was False" if option in OPPOSITE else ""
             return f"{owner} has no {kind} {option!r}: {option} is called {new} here{turned}"
     return f"{owner} has no {kind} {option!r}{hint(option, known)}"
+
+
+def place(named: Any) -> tuple[str, str]:
+    """Where a class or function stands: its name, and its file or module. Two with one name are the same where these
+    are: a file may be imported twice, a cell of a notebook run again."""
+    module = sys.modules.get(named.__module__)
+    return named.__qualname__, getattr(module, "__file__", None) or named.__module__
 
 
 @dataclass(frozen=True)

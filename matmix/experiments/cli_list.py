@@ -15,9 +15,9 @@ def list_(words: Sequence[str]) -> int:
     parser.add_argument("--tasks", action="store_true", help="list the tasks instead")
     parser.add_argument("--markdown", action="store_true", help="print the mixers as the table of the README")
     given = parser.parse_args(words)
-    from matmix.experiments.plugins import import_all
+    from matmix.experiments.plugins import import_named
 
-    import_all(given.imports)
+    import_named(given.imports)
     if given.markdown:
         from matmix.mixers.registry import markdown_table
 
@@ -71,12 +71,12 @@ def show(words: Sequence[str]) -> int:
     given = parser.parse_args(words)
     import torch
 
-    from matmix.experiments.plugins import import_all
+    from matmix.experiments.plugins import import_named
     from matmix.inspect import show as draw
     from matmix.mixers import create_mixer
     from matmix.ops.seed import fork_seed
 
-    import_all(given.imports)
+    import_named(given.imports)
     grid = tuple(given.grid or (given.length,))
     with fork_seed(given.seed, "mixer"):
         made = create_mixer(given.mixer, given.dim, grid)

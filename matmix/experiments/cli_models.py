@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from matmix.experiments.cli_options import first, split, subject
-from matmix.experiments.plugins import import_all
+from matmix.experiments.plugins import import_named
 from matmix.spec import hint
 
 
@@ -107,7 +107,7 @@ def picture(words: Sequence[str]) -> int:
     kinds = {entry.name: entry for entry in entry_points(group="matmix.pictures")}
     listed = ",".join(sorted(kinds))
     sources, words = split(words, "--import")
-    import_all(sources)
+    import_named(sources)
     kind = first(words)
     if kind is None and {"-h", "--help"} & set(words):
         print(f"usage: matmix picture {{{listed}}} ...\n\n{getdoc(picture)}")

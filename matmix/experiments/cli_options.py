@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 
 from matmix.experiments.output import complain
-from matmix.experiments.plugins import import_all
+from matmix.experiments.plugins import import_named, say_imports
 from matmix.experiments.registry import list_tasks, task_class
 from matmix.experiments.task import Recipe, Task, changed
 
@@ -41,8 +41,9 @@ def parse(
     They are read twice: the recipe follows from the settings of the task, so its defaults are known after the first
     time only.
     """
-    import_all(named(words, "--import"))
+    import_named(named(words, "--import"))
     name = first(words)
+    say_imports([(name or "").rpartition(":")[0]])
     if name is None and not {"-h", "--help"} & set(words):
         raise ValueError(f"name the task first: matmix {command} {{{','.join(list_tasks())}}} ...")
     cls: type[Any] = task_class(name) if name else _AnyTask
@@ -78,7 +79,7 @@ def subject(
     With no name there is the help of the options that hang on none, or a ValueError that says what is to be named.
     """
     sources, words = split(words, "--import")
-    import_all(sources)
+    import_named(sources)
     name = first(words)
     if name is None:
         if {"-h", "--help"} & set(words):

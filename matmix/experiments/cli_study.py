@@ -14,7 +14,7 @@ import tyro
 from matmix.experiments.cli_options import Imports, OfTask, first, named, parse, say
 from matmix.experiments.config import slug
 from matmix.experiments.output import complain
-from matmix.experiments.plugins import import_all
+from matmix.experiments.plugins import import_named, say_imports
 from matmix.experiments.registry import list_tasks
 from matmix.experiments.study import (
     Study,
@@ -35,7 +35,7 @@ def study(words: Sequence[str]) -> int:
     """
     what = first(words)
     if not is_study(what or ""):
-        import_all(named(words, "--import"))  # they may register the task
+        import_named(named(words, "--import"))  # they may register the task
     # A study may have the name of its task (`mad`), and is meant then.
     if (what in list_tasks() and what not in list_studies()) or ":" in (what or ""):
         name, given, changed = parse(words, _TaskStudy, "study", study.__doc__)
@@ -53,6 +53,8 @@ def study(words: Sequence[str]) -> int:
         say(given.task)
     else:
         own = _options(what or "")
+        if (what or "").endswith(".py"):
+            say_imports([what or ""])
         options: Any = make_dataclass("Study", own, bases=(_NamedStudy,), frozen=True, kw_only=True)
         given = tyro.cli(options, prog=f"matmix study {what if own else ''}".strip(),
                          description=getdoc(find_study(what or "") if own else study), args=list(words))  # fmt: skip
@@ -85,6 +87,7 @@ def _run_study(found: Any, given: _Study) -> int:
     from matmix.experiments.runner import run_study
 
     folder = given.out or Path("runs") / found.name
+    say_imports([*found.imports, *(task.task.rpartition(":")[0] for task in found.tasks)])
     try:
         how = {name: getattr(given, name) for name in ("jobs", "threads", "ray", "gpus", "worker", "minutes", "track")}
         outcome = run_study(found, folder, **how)
@@ -101,6 +104,7 @@ def _run_study(found: Any, given: _Study) -> int:
 def report(words: Sequence[str]) -> int:
     """Write the report of a study from its run folders."""
     given = tyro.cli(_Report, prog="matmix report", description=report.__doc__, args=list(words))
+    import_named(given.imports)
     from matmix.experiments.report import write_report
 
     print(f"report: {write_report(given.folder, pictured=given.pictured, nemenyi=given.nemenyi)}")
@@ -111,6 +115,8 @@ def report(words: Sequence[str]) -> int:
 class _Report:
     folder: tyro.conf.Positional[Path]
     """Of the study."""
+    imports: Imports = ()
+    """Python files or modules to import first: for pictures of their mixers. What the folder names is not imported."""
     pictured: int | None = None
     """Settings that have pictures. Default: all of up to 24, and 4 of more. The tables are of all."""
     nemenyi: bool = False

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from matmix.experiments.operation import Surgery
+from matmix.experiments.origin import origins
 from matmix.experiments.plugins import IMPORTED, absolute_task, fingerprints
 from matmix.experiments.registry import task_class
 from matmix.experiments.task import Recipe, Task, build, changed
@@ -36,7 +37,8 @@ class RunConfig:
     threads: int = 1
     """Of torch, in each process. Sums are divided among them, so another number changes last digits."""
     plugins: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Checksums of the imported files and modules (see `plugins.fingerprints`); the file of a task is added."""
+    """Checksums of the imported files and modules (see `plugins.fingerprints`); the code behind the task and the mixers
+    is added (see `origin.origins`)."""
     surgery: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Where the mixer comes into the model after the task has built it (see `operation.Surgery`); {}: the task builds
     its model around the mixer."""
@@ -45,10 +47,9 @@ class RunConfig:
         object.__setattr__(self, "task", absolute_task(self.task))
         if self.threads < 1:
             raise ValueError(f"RunConfig.threads must be at least 1, got {self.threads}")
-        options, recipe = _filled(task_class(self.task), self.options, self.recipe)
-        source, colon, _ = self.task.rpartition(":")
-        if colon and not set(fingerprints([source])) & set(self.plugins):
-            object.__setattr__(self, "plugins", {**self.plugins, **fingerprints([source])})
+        cls = task_class(self.task)
+        options, recipe = _filled(cls, self.options, self.recipe)
+        object.__setattr__(self, "plugins", _with(self.plugins, origins(cls, self.mixer)))
         object.__setattr__(self, "options", options)
         object.__setattr__(self, "recipe", recipe)
         if self.surgery:
@@ -95,11 +96,12 @@ class RunConfig:
     def __hash__(self) -> int:
         return hash(self.key)
 
-    def check_plugins(self) -> None:
-        """Raise `RunError` where a file that was imported here has other contents than the run was made for."""
-        here = {**fingerprints(IMPORTED), **fingerprints(filter(None, [self.task.rpartition(":")[0]]))}
+    def check_plugins(self, *, all_here: bool = True) -> None:
+        """Raise `RunError` where a file that was imported here has other contents than the run was made for, or, if
+        they must be `all_here`, was not imported."""
+        here = {**fingerprints(IMPORTED), **origins(task_class(self.task), self.mixer)}
         for name, checksum in self.plugins.items():
-            if here.get(name) != checksum:
+            if here.get(name) != checksum and checksum not in here.values() and (all_here or name in here):
                 state = "has changed since this run was made" if name in here else "is not imported here"
                 raise RunError(f"{name} {state}: import the same file, or take another folder for a new run")
 
@@ -122,6 +124,12 @@ class RunConfig:
         sources = [source for source in IMPORTED if set(fingerprints([source])) & set(self.plugins)]
         words += [word for source in sources for word in ("--import", source)]
         return shlex.join([*words, "--out", str(_another(Path(folder), self.name))])
+
+
+def _with(plugins: dict[str, str], more: dict[str, str]) -> dict[str, str]:
+    """Plugins, and those of others that are not among them by name or by contents."""
+    new = {name: text for name, text in more.items() if name not in plugins and text not in plugins.values()}
+    return {**plugins, **new}
 
 
 def key_of(config: dict[str, Any]) -> str:

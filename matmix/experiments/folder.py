@@ -18,6 +18,7 @@ from matmix.experiments.checkpoint import write_file
 from matmix.experiments.config import RunConfig, RunError
 from matmix.experiments.files import Damaged, Keys, read_json, read_lines, record, shaped
 from matmix.experiments.manifest import check_file, damages, read_manifest
+from matmix.experiments.plugins import data_only
 from matmix.experiments.task import Task
 from matmix.experiments.weights import read_weights
 from matmix.folders import MARKER, NotOurs, check_ours, mark, marker, token
@@ -139,24 +140,32 @@ def load_model(folder: Path, weights: str = "best") -> tuple[Task, nn.Module]:
 
     Raises:
         Damaged: for weights or a configuration that are not what the run has finished, or are those of another run.
+        NotNamed: (a ValueError) for a run of code that is not imported (see `read_config`).
+        RunError: for a run of code that has changed since.
     """
     path = Path(folder) / f"{weights}.safetensors"
     check_file(Path(folder) / "config.json")
     config = read_config(folder)
     state = read_weights(path, config.key)
-    task = config.make_task()
-    model = config.make_model(task, begun=True)
+    with data_only():
+        config.check_plugins(all_here=False)
+        task = config.make_task()
+        model = config.make_model(task, begun=True)
     model.load_state_dict(state)
     return task, model.eval()
 
 
 def read_config(folder: Path) -> RunConfig:
-    """The configuration that a run folder was made for.
+    """The configuration that a run folder was made for. A file or module that it names is not imported for that.
 
     Raises:
         Damaged: if its `config.json` is not the configuration of a run.
+        NotNamed: (a ValueError) if its task is in a file or module that is not imported: import it before
+            (`matmix.experiments.plugins.import_all`).
     """
-    return RunConfig.from_json(read_json(Path(folder) / "config.json", CONFIG, CONFIG_KEYS))
+    data = read_json(Path(folder) / "config.json", CONFIG, CONFIG_KEYS)
+    with data_only():
+        return RunConfig.from_json(data)
 
 
 def repair(folder: Path) -> str:

@@ -1,12 +1,19 @@
-"""Code from outside: a file or module whose import registers mixers (or defines tasks)."""
+"""Code from outside: a file or module whose import registers mixers (or defines tasks).
+
+Only who calls can name it: the command line, a study file of one's own, a script. What the files of a run or a study
+name is data, and is not imported for that (`data_only`).
+"""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,12 +26,37 @@ _CONTENTS: dict[str, str] = {}
 """The checksum of what was imported, by absolute name: a file may change afterwards."""
 
 
+_DATA_ONLY: ContextVar[bool] = ContextVar("data only", default=False)
+
+
+class NotNamed(ValueError):
+    """Code that only data name: it is not imported."""
+
+
+@contextmanager
+def data_only() -> Iterator[None]:
+    """Within, code is used where it was imported before, and none is imported."""
+    before = _DATA_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _DATA_ONLY.reset(before)
+
+
 def import_code(source: str) -> ModuleType:
     """Import a Python file (``contrast.py``, ``lab/mixers.py``) or a module by its dotted name, once a process.
 
     Raises:
         ValueError: if there is no such file or module. Errors of the code itself come through.
+        NotNamed: (a ValueError) within `data_only`, for code that is not imported yet and not matmix's own.
     """
+    path = Path(source).resolve()
+    name = _module_name(path) if source.endswith(".py") else source
+    if name in sys.modules:
+        return sys.modules[name]
+    if _DATA_ONLY.get() and source.partition(".")[0] not in ("matmix", "vision", "sequence"):
+        raise NotNamed(f"{source} is not imported, since only data name it: name it with --import {source} "
+                       "(in Python: matmix.experiments.plugins.import_all)")  # fmt: skip
     if not source.endswith(".py"):
         try:
             return importlib.import_module(source)
@@ -32,12 +64,8 @@ def import_code(source: str) -> ModuleType:
             if error.name and source.split(".")[0] == error.name.split(".")[0]:
                 raise ValueError(f"import {source!r}: no such module, and no file (those end in .py)") from None
             raise
-    path = Path(source).resolve()
     if not path.is_file():
         raise ValueError(f"import {source!r}: there is no file {path}")
-    name = _module_name(path)
-    if name in sys.modules:
-        return sys.modules[name]
     _CONTENTS[str(path)] = _checksum(path)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -68,11 +96,29 @@ def import_all(sources: Iterable[str]) -> None:
             IMPORTED.append(name)
 
 
+def import_named(sources: Iterable[str]) -> None:
+    """Import what the command line names, and say so."""
+    for source in sources:
+        say_imports([source])
+        import_all([source])
+
+
+def say_imports(sources: Iterable[str]) -> None:
+    """Say once of each file or module that its code is run, beside the results, which go to stdout."""
+    for source in filter(None, map(absolute, sources)):
+        if source not in _SAID:
+            _SAID.add(source)
+            print(f"imports {source}", file=sys.stderr, flush=True)
+
+
+_SAID: set[str] = set()
+
+
 def fingerprints(sources: Iterable[str]) -> dict[str, str]:
     """Name -> checksum of the contents of each file or module: part of what a run is.
 
-    A file that only describes a study (it defines ``study`` and registers nothing) is left out: a mixer more in its
-    list changes no run. What stands in other files that these import is not looked at.
+    A file that only describes a study (it defines ``study``, registers nothing and has no class) is left out: a mixer
+    more in its list changes no run. What stands in other files that these import is not looked at.
     """
     found: dict[str, str] = {}
     for source in map(absolute, sources):
@@ -115,7 +161,15 @@ def _checksum(*files: Path) -> str:
 
 def _describes(source: str) -> bool:
     module = sys.modules.get(_module_name(Path(source)))
-    return module is not None and hasattr(module, "study") and not getattr(module, "_matmix_registers", True)
+    if module is None or not hasattr(module, "study") or getattr(module, "_matmix_registers", True):
+        return False
+    # A class may be what a task or a layer is made of, and what is set in other modules, or called, may change any.
+    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.Assign, ast.AnnAssign)
+    return all(
+        (isinstance(one, kinds) and all(isinstance(target, ast.Name) for target in getattr(one, "targets", ())))
+        or (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
+        for one in ast.parse(Path(source).read_bytes()).body
+    )
 
 
 def _module_name(path: Path) -> str:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, TypeVar, get_origin
 
 from matmix.experiments.extras import advice
-from matmix.experiments.plugins import TASKS, import_code
+from matmix.experiments.plugins import TASKS, NotNamed, import_code
 from matmix.experiments.task import Task
-from matmix.spec import hint
+from matmix.spec import hint, place
 
 _TaskT = TypeVar("_TaskT", bound=type[Task])
 
@@ -41,8 +40,8 @@ def register_task(name: str) -> Callable[[_TaskT], _TaskT]:
         raise ValueError(f"register_task: the name {name!r} is taken by {_entries()[name].value}")
 
     def enrol(cls: _TaskT) -> _TaskT:
-        if name in TASKS and _place(TASKS[name]) != _place(cls):  # one file may be imported under two names
-            raise ValueError(f"register_task: the name {name!r} is taken by {' in '.join(_place(TASKS[name]))}")
+        if name in TASKS and place(TASKS[name]) != place(cls):  # one file may be imported under two names
+            raise ValueError(f"register_task: the name {name!r} is taken by {' in '.join(place(TASKS[name]))}")
         TASKS[name] = _task(cls, name)
         return cls
 
@@ -68,6 +67,7 @@ def task_class(name: str) -> type[Task]:
     Raises:
         ValueError: for an unknown name (the message lists the close ones), something that cannot be imported, or a
             class that is no whole task; the message says what is missing.
+        NotNamed: (a ValueError) for a file or module that only data name (see `plugins.data_only`).
     """
     if name in TASKS:
         return check_class(TASKS[name])
@@ -83,6 +83,8 @@ def task_class(name: str) -> type[Task]:
         raise ValueError(f"unknown task {name!r}{hint(name, list_tasks())}")
     try:
         found = getattr(import_code(source), attribute)
+    except NotNamed:
+        raise
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"task {name!r} cannot be imported: {error}") from error
     return check_class(_task(found, name))
@@ -131,10 +133,6 @@ def _task(found: object, name: str) -> type[Task]:
 
 def _is_class_variable(kind: object) -> bool:
     return kind is ClassVar or get_origin(kind) is ClassVar or (isinstance(kind, str) and "ClassVar" in kind)
-
-
-def _place(cls: type[Task]) -> tuple[str, str]:
-    return cls.__qualname__, getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
 
 
 @cache

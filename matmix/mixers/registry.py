@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from matmix.matrices.base import Matrix
 from matmix.mixers.base import Grid, Mixer, Traits
-from matmix.spec import Spec, hint, layer_specs, parse_spec, unknown_option
+from matmix.spec import Spec, hint, layer_specs, parse_spec, place, unknown_option
 
 _MixerT = TypeVar("_MixerT", bound=type[Mixer])
 
@@ -62,13 +62,16 @@ def register(
             key ``"dim"`` states the smallest width (8 where absent).
         variants: options with which the laws of matmix's own tests run too, each beside the others of ``smallest``.
             An option that is a bool or one of several words needs no mention: each of its values is tried.
+
+    Raises:
+        ValueError: for no identifier, or a name that a class of another file, or another one of this file, has.
     """
     if not name.isidentifier():
         raise ValueError(f"name must be a Python identifier, got {name!r}")
 
     def enrol(cls: _MixerT) -> _MixerT:
         known = _REGISTRY.get(name)
-        if known is not None and known.cls.__qualname__ != cls.__qualname__:
+        if known is not None and place(known.cls) != place(cls):
             raise ValueError(f"the mixer name {name!r} is taken by {known.cls.__module__}.{known.cls.__qualname__}")
         text = matrix if isinstance(matrix, str) else matrix.__name__
         _REGISTRY[name] = MixerInfo(name, cls, text, cost, source, paper, dict(smallest or {}), variants)

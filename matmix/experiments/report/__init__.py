@@ -1,5 +1,8 @@
 """The report of a study: ``report/index.html`` and ``report/report.md``, made from the run folders alone.
 
+It runs no code that these name: pictures of mixers from a file of the user's, and what a task from one says of all its
+runs, are there where the file was imported before, as by ``matmix report FOLDER --import FILE``.
+
 It can be written at any time; what is missing, failed or diverged is listed.
 """
 
@@ -15,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from matmix.experiments.checkpoint import write_file
-from matmix.experiments.plugins import import_code
+from matmix.experiments.plugins import NotNamed, data_only, import_code
 from matmix.experiments.registry import task_class
 from matmix.experiments.report import ablations, arms, further, page, tables, trials
 from matmix.experiments.report.answer import answer
@@ -79,7 +82,7 @@ def _write(
     collected: Collected, reference: str, fresh: Path, matrices: bool, pictured: int | None, nemenyi: bool
 ) -> None:
     """The files of a report, in a folder."""
-    problems = _import(collected)
+    problems = _not_imported(collected)
     said, judged = answer(collected, reference, fresh)
     blocks = [*said, *_summary(collected, reference, judged, fresh, nemenyi)]
     if pictured is None:
@@ -112,15 +115,20 @@ def _plain_pictures() -> Iterator[None]:
         yield
 
 
-def _import(collected: Collected) -> list[str]:
-    """The study's own mixers; a file that is gone costs its pictures only."""
-    problems = []
+def _not_imported(collected: Collected) -> list[str]:
+    """The study's own files that nobody has imported here, and what to do for their pictures."""
+    said = []
     for source in collected.study.imports if collected.study else ():
         try:
-            import_code(source)
-        except Exception as error:
-            problems.append(f"{source} cannot be imported: {type(error).__name__}: {error}")
-    return problems
+            with data_only():
+                import_code(source)
+        except NotNamed:
+            said.append(f"{source} is not imported here: {_including(collected, source)}")
+    return said
+
+
+def _including(collected: Collected, source: str) -> str:
+    return f"matmix report {collected.folder} --import {source} includes it."
 
 
 def _summary(
@@ -187,7 +195,12 @@ def _together(collected: Collected) -> list[str]:
     said: list[str] = []
     for name, runs in collected.by_task().items():
         try:
-            said += task_class(name).together(runs)
+            with data_only():
+                said += task_class(name).together(runs)
+        except NotNamed:
+            said.append(
+                f"What {name} says of all its runs is left out: {_including(collected, name.rpartition(':')[0])}"
+            )
         except Exception as error:  # a task that is not here any more; the report is of what was run
             said.append(f"{name} says nothing of all its runs: {type(error).__name__}: {error}")
     return said
@@ -255,7 +268,10 @@ def _section(
         if drawn:
             blocks.append(page.Picture(out / f"{slug}-matrices.png", f"{setting.name}: learned matrices"))
         if failed:
-            blocks.append(page.Fold(f"{len(failed)} mixers without a picture", [page.Items([*problems, *failed])]))
+            said = [*problems, *failed]
+            blocks.append(
+                page.Fold(f"{len(failed)} mixer{'s' * (len(failed) > 1)} without a picture", [page.Items(said)])
+            )
     return blocks
 
 

@@ -16,7 +16,7 @@ from matmix.experiments.config import RunConfig
 from matmix.experiments.files import Damaged, Keys, read_json, shaped
 from matmix.experiments.folder import Result
 from matmix.experiments.index import Index
-from matmix.experiments.plugins import import_all
+from matmix.experiments.plugins import data_only
 from matmix.experiments.study import Study, StudyArm, run_folder
 from matmix.experiments.task import Scored
 
@@ -264,7 +264,7 @@ def _folders(index: Index, planned: Container[str], problems: list[str]) -> set[
 
 class _Planned:
     """The command of a run that has no result, by its folder; "" where the study's tasks or files are not here any
-    more. Made when first asked for: nobody asks in a study that is done."""
+    more, or not imported. Made when first asked for: nobody asks in a study that is done."""
 
     def __init__(self, study: Study, folder: Path) -> None:
         self.study, self.folder = study, folder
@@ -273,8 +273,8 @@ class _Planned:
     def __call__(self, where: str) -> str:
         if self.runs is None:
             try:
-                import_all(self.study.imports)
-                self.runs = {run.folder: run.config for run in self.study.runs()}
+                with data_only():
+                    self.runs = {run.folder: run.config for run in self.study.runs()}
             except Exception:  # foreign code, which may fail in any way: the report is of what was run
                 self.runs = {}
         return self.runs[where].command(self.folder / where) if where in self.runs else ""
