@@ -9,10 +9,8 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from pathlib import Path
 from typing import Any
 
-from matmix.experiments.plugins import contents
+from matmix.experiments.plugins import contents, own_packages
 from matmix.spec import parse_spec
-
-OURS = ("matmix", "vision", "sequence")
 
 
 def origins(cls: type, mixer: str) -> dict[str, str]:
@@ -32,7 +30,7 @@ def _origin(cls: type) -> dict[str, str]:
     module = sys.modules.get(cls.__module__)
     package = cls.__module__.partition(".")[0]
     file = getattr(module, "__file__", None)
-    if package in OURS or file is None:
+    if package in own_packages() or file is None:
         return {}
     released = _release(package, file)
     if released:

@@ -10,10 +10,13 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,6 +46,16 @@ def data_only() -> Iterator[None]:
         _DATA_ONLY.reset(before)
 
 
+@cache
+def own_packages() -> frozenset[str]:
+    """The packages that are installed with matmix: those that its entry points name."""
+    try:
+        entries = distribution("matmix").entry_points
+    except PackageNotFoundError:  # a checkout that was never installed
+        entries = ()  # type: ignore[assignment]
+    return frozenset({"matmix", *(re.split(r"[.:]", entry.value)[0] for entry in entries)})
+
+
 def import_code(source: str) -> ModuleType:
     """Import a Python file (``contrast.py``, ``lab/mixers.py``) or a module by its dotted name, once a process.
 
@@ -54,7 +67,7 @@ def import_code(source: str) -> ModuleType:
     name = _module_name(path) if source.endswith(".py") else source
     if name in sys.modules:
         return sys.modules[name]
-    if _DATA_ONLY.get() and source.partition(".")[0] not in ("matmix", "vision", "sequence"):
+    if _DATA_ONLY.get() and source.partition(".")[0] not in own_packages():
         raise NotNamed(f"{source} is not imported, since only data name it: name it with --import {source} "
                        "(in Python: matmix.experiments.plugins.import_all)")  # fmt: skip
     if not source.endswith(".py"):
@@ -99,7 +112,8 @@ def import_all(sources: Iterable[str]) -> None:
 def import_named(sources: Iterable[str]) -> None:
     """Import what the command line names, and say so."""
     for source in sources:
-        say_imports([source])
+        if not source.endswith(".py") or Path(source).is_file():
+            say_imports([source])
         import_all([source])
 
 
