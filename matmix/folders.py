@@ -6,11 +6,17 @@ the folder is made. One that was removed and made again has another token, so a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shutil
+import socket
+import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +128,17 @@ def token(folder: Path | str) -> str:
 def mark(folder: Path, kind: str, **more: Any) -> dict[str, Any]:
     """Write the marker of a folder, all or nothing; the token of one that is there stays."""
     said = {"made by": "matmix", "kind": kind, "version": VERSION, "token": token(folder) or uuid.uuid4().hex, **more}
-    temporary = folder / f".tmp-{MARKER}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(said) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MARKER)
+    fresh = temporary(folder / MARKER)
+    try:
+        with open(fresh, "w", encoding="utf-8") as file:
+            file.write(json.dumps(said) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, folder / MARKER)
+    except BaseException:  # a full disk is not filled further
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
     return said
 
 
@@ -163,3 +174,46 @@ def remove(folder: Path, made: str) -> list[Path]:
 def _begun(path: Path) -> bool:
     """Whether a file says nothing of whose the folder is: an empty lock, what a killed process left."""
     return (path.name == ".lock" and path.stat().st_size == 0) or _BEFORE.fullmatch(path.name) is not None
+
+
+def temporary(path: Path) -> Path:
+    """A name beside a path, for what is written whole before it takes that place: no other process or thread has it,
+    and `sweep` knows from it whose it was."""
+    return path.with_name(f".tmp-{path.name}-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+def sweep(folder: Path) -> None:
+    """Remove from a folder what processes that were killed left behind under `temporary` names: of this machine where
+    the process is gone, of others after a day."""
+    for path in folder.glob(".tmp-*"):
+        found = _TEMPORARY.fullmatch(path.name)
+        with suppress(OSError):
+            if found and (_is_gone(found) or time.time() - path.lstat().st_mtime > _STALE):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+_TEMPORARY = re.compile(r"\.tmp-.+-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
+_STALE = 86400.0
+"""Seconds after which nobody writes into a temporary file any more."""
+
+
+def _is_gone(name: re.Match[str]) -> bool:
+    """Whether the process that made a temporary name is known to have ended."""
+    if name[1] != _host():
+        return False
+    try:
+        os.kill(int(name[2]), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # somebody else's, which is alive
+        return False
+    return False
+
+
+@cache
+def _host() -> str:
+    """Eight digits for this machine."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]

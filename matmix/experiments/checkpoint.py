@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from matmix.experiments.files import read_json, temporary
-from matmix.folders import remove
+from matmix.experiments.files import read_json
+from matmix.folders import remove, temporary
 
 _TENSORS, _STATE, _TEMPORARY = "tensors.safetensors", "state.json", ".tmp-"
 _FILES = rf"{re.escape(_TENSORS)}|{re.escape(_STATE)}"

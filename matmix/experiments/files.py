@@ -1,5 +1,4 @@
-"""Files that a disk, a person or another program may have spoiled: read in one way, with one error; and the names
-under which files are written before they are whole.
+"""Files that a disk, a person or another program may have spoiled: read in one way, with one error.
 
 What is absent raises FileNotFoundError, which is no damage: it was not written yet.
 """
@@ -7,16 +6,9 @@ What is absent raises FileNotFoundError, which is no damage: it was not written 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
 import re
-import shutil
-import socket
-import time
 import types
-import uuid
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -119,49 +111,6 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is float:
         origin = (int, float)
     return isinstance(value, bool) == (origin is bool) and isinstance(value, origin)
-
-
-def temporary(path: Path) -> Path:
-    """A name beside a path, for what is written whole before it takes that place: no other process or thread has it,
-    and `sweep` knows from it whose it was."""
-    return path.with_name(f".tmp-{path.name}-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-
-
-def sweep(folder: Path) -> None:
-    """Remove from a folder what processes that were killed left behind under `temporary` names: of this machine where
-    the process is gone, of others after a day."""
-    for path in folder.glob(".tmp-*"):
-        found = _TEMPORARY.fullmatch(path.name)
-        with suppress(OSError):
-            if found and (_is_gone(found) or time.time() - path.lstat().st_mtime > _STALE):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
-
-
-_TEMPORARY = re.compile(r"\.tmp-.+-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}")
-_STALE = 86400.0
-"""Seconds after which nobody writes into a temporary file any more."""
-
-
-def _is_gone(name: re.Match[str]) -> bool:
-    """Whether the process that made a temporary name is known to have ended."""
-    if name[1] != _host():
-        return False
-    try:
-        os.kill(int(name[2]), 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except OSError:  # somebody else's, which is alive
-        return False
-    return False
-
-
-@cache
-def _host() -> str:
-    """Eight digits for this machine."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def _bytes(path: Path, what: str) -> bytes:

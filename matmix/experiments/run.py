@@ -49,7 +49,7 @@ from matmix.experiments.manifest import sum_of, sums, write_manifest
 from matmix.experiments.output import complain
 from matmix.experiments.progress import Progress
 from matmix.experiments.trainer import Diverged
-from matmix.folders import token
+from matmix.folders import sweep, token
 
 RESULT = "result.json"
 FINISHED = (
@@ -102,10 +102,13 @@ def execute(
         if not held and (who := holder(folder)):
             raise InUse(f"{folder} is in use by {who}")
         if main:
+            sweep(folder)
             claim_run(folder, config)
         done = Result.read(folder)
         if done is not None and done.done:
             check_whole(folder, done)
+            if main:  # of a process that was killed before it came to that
+                remove_checkpoints(folder / "checkpoints")
             return done
         config.check_plugins()
         if not resume and main:

@@ -36,7 +36,7 @@ from matmix.experiments.plugins import import_all
 from matmix.experiments.step import check_tracker
 from matmix.experiments.study import Study, StudyRun, is_study_folder
 from matmix.experiments.workers import run_in_workers, run_one, run_what_is_free
-from matmix.folders import check_ours, claim
+from matmix.folders import check_ours, claim, sweep
 from matmix.ops.signals import stoppable
 
 
@@ -128,6 +128,8 @@ def run_study(
     study.check((run.setting, run.mixer) for run in pending)
     jobs = min(jobs or _default_jobs(study.threads), max(1, len(pending)))
     claim(out, "study", is_study_folder)
+    for folder in (out, out / "sessions"):
+        sweep(folder)
     problems: list[str] = []
     with _noted(problems, "the plan of the study cannot be written"):
         write_json(out / "study.json", study.to_json())

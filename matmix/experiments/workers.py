@@ -26,6 +26,7 @@ from matmix.experiments.output import steady
 from matmix.experiments.plugins import import_all
 from matmix.experiments.run import execute
 from matmix.experiments.study import StudyRun
+from matmix.folders import sweep
 
 Listener = Callable[[StudyRun, str, Any], None]
 """Called with a run and "start", None; "progress", news; "end", (status, text); or "died", how."""
@@ -97,6 +98,7 @@ def _under_lease(lease: Lease, run: StudyRun, tell: Listener, track: str) -> Non
     tell(run, "start", None)
     done, ended = False, ("refused", "another worker has taken it over")
     try:
+        sweep(lease.folder)
         claim_run(lease.folder, run.config)
         result = execute(run.config, lease.begin(), progress=partial(tell, run, "progress"), track=track, held=True)
         if lease.publish():

@@ -63,7 +63,7 @@ def _child(words: list[str], spoil: Callable[[], None], log: str) -> None:
 def run(words: list[str], spoil: Callable[[], None], log: Path) -> int | None:
     child = SERVER.Process(target=_child, args=(words, spoil, str(log)))
     child.start()
-    child.join(120)
+    child.join(500)
     return child.exitcode
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,17 @@ def run(folder: Path, config: dict[str, Any] = TINY, *, die: tuple[str, int] | N
     child.join(120)
     assert child.exitcode is not None, "the run hangs"
     return child.exitcode
+
+
+def wait_for_step(folder: Path, step: int, process: Any) -> None:
+    """Until the run has logged this step (or has ended)."""
+    for _ in range(12000):
+        log = folder / "metrics.jsonl"
+        found = re.findall(r'"step": (\d+)', log.read_text()) if log.exists() else []
+        if process.exitcode is not None or any(int(one) >= step for one in found):
+            return
+        time.sleep(0.005)
+    raise AssertionError("the run hangs")
 
 
 def _child(config: dict[str, Any], folder: str, die: tuple[str, int] | None) -> None:

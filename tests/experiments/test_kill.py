@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shlex
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from killing import TINY, outputs, run
+from killing import TINY, outputs, run, wait_for_step
 from safetensors.torch import load
 
 from matmix.experiments.checkpoint import load_checkpoint, save_checkpoint
@@ -126,17 +124,6 @@ def start(folder: Path) -> Any:
     words = shlex.split(RunConfig.from_json(TINY).command(folder))
     assert words[:3] == ["matmix", "train", "digits"] and words[-2] == "--out"
     return start_command([*words[1:-1], str(folder)], folder.with_suffix(".log"))
-
-
-def wait_for_step(folder: Path, step: int, process: Any) -> None:
-    """Until the run has logged this step (or has ended)."""
-    for _ in range(12000):
-        log = folder / "metrics.jsonl"
-        found = re.findall(r'"step": (\d+)', log.read_text()) if log.exists() else []
-        if process.exitcode is not None or any(int(one) >= step for one in found):
-            return
-        time.sleep(0.005)
-    raise AssertionError("the run hangs")
 
 
 def test_command_killed_and_interrupted(tmp_path, whole):

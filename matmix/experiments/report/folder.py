@@ -15,9 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from matmix.experiments.files import sweep, temporary
 from matmix.experiments.manifest import Sums, sums
-from matmix.folders import check_ours, claim, mark, remove
+from matmix.folders import check_ours, claim, mark, remove, sweep, temporary
 
 NAME = KIND = "report"
 _LOCK = ".lock"

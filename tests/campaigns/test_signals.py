@@ -1,0 +1,75 @@
+"""Ctrl-C, once or more, as early as it may come, and a terminal that is closed: no traceback, and nothing lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from matmix.experiments.folder import Result
+from tests.campaigns.processes import RUN, timed, train, whole
+from tests.experiments.killing import wait_for_step
+from tests.forked import SERVER
+
+CODE = "import matmix_command as m; print('on', flush=True); m.main()"
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_while_the_library_is_imported(times):
+    dice, ended = random.Random(times), []
+    for number in (signal.SIGINT, signal.SIGHUP) * (times // 2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", CODE, "train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGHUP)],
+        )  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == "on\n"
+        time.sleep(dice.uniform(0.05, 3.0 if times > 2 else 0.4))
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode in (128 + number, 0) and "Traceback" not in said, said
+        ended.append(process.returncode)
+    assert 130 in ended or 129 in ended
+
+
+def _train(config: dict, folder: str, log: str) -> None:
+    import shlex
+
+    from matmix.experiments import cli
+    from matmix.experiments.run import RunConfig
+
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    words = shlex.split(RunConfig.from_json(config).command(folder))
+    cli.main([*words[1:-1], folder])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status"),
+    [((signal.SIGHUP, signal.SIGHUP), 129), ((signal.SIGINT, signal.SIGINT, signal.SIGINT), 130),
+     pytest.param((signal.SIGTERM,), 130, marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_while_it_trains(tmp_path, numbers, status):
+    long = {**RUN, "recipe": {**RUN["recipe"], "steps": 400, "schedule_steps": 400}}
+    folder, log = tmp_path / "run", tmp_path / "log"
+    child = SERVER.Process(target=_train, args=(long, str(folder), str(log)))
+    child.start()
+    wait_for_step(folder, 8, child)
+    for number in numbers:
+        os.kill(child.pid, number)
+        time.sleep(0.02)
+    child.join(60)
+    assert child.exitcode == status and "Traceback" not in log.read_text(), log.read_text()
+    stopped = Result.read(folder)
+    assert stopped is None or stopped.status == "interrupted"
+    assert list((folder / "checkpoints").glob("step-*"))
+    if len(numbers) < 3:  # a second Ctrl-C waits for no checkpoint
+        assert stopped is not None and (folder / "checkpoints" / f"step-{stopped.step:08d}").is_dir()
+    timed(train, long, str(folder))
+    timed(train, long, str(tmp_path / "whole"))
+    assert whole(folder) == whole(tmp_path / "whole")
