@@ -77,10 +77,11 @@ def test_what_dead_processes_left_is_removed(tmp_path):
 @pytest.mark.parametrize("where", ["", "runs/digits/identity/seed-0", "sessions"])
 def test_a_start_sweeps_all_its_folders(tmp_path, where):
     one = Study("two", TWO.tasks, ("identity",), seeds=(0,))
-    (tmp_path / where).mkdir(parents=True, exist_ok=True)
+    assert run_study(one, tmp_path, jobs=1, quiet=True).complete
+    (tmp_path / one.runs()[0].folder / "result.json").unlink()
     child = multiprocessing.get_context("fork").Process(target=_leave, args=(str(tmp_path / where),))
     child.start()
     child.join()
-    assert leftovers(tmp_path)
-    run_study(one, tmp_path, jobs=1, quiet=True)
+    assert len(leftovers(tmp_path)) == 3
+    assert run_study(one, tmp_path, jobs=1, quiet=True).complete
     assert not leftovers(tmp_path)
