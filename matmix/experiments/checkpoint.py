@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from matmix.experiments.files import read_json
+from matmix.files import read_json
 from matmix.folders import remove, temporary
 
 _TENSORS, _STATE, _TEMPORARY = "tensors.safetensors", "state.json", ".tmp-"

@@ -16,11 +16,11 @@ from torch import nn
 
 from matmix.experiments.checkpoint import write_file
 from matmix.experiments.config import RunConfig, RunError
-from matmix.experiments.files import Damaged, Keys, read_json, read_lines, record, shaped
 from matmix.experiments.manifest import check_file, damages, read_manifest
 from matmix.experiments.plugins import data_only
 from matmix.experiments.task import Task
 from matmix.experiments.weights import read_weights
+from matmix.files import Damaged, Keys, read_json, read_lines, record, shaped
 from matmix.folders import MARKER, NotOurs, check_ours, mark, marker, token
 
 DONE = ("finished", "diverged")

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from matmix.experiments.checkpoint import write_file
-from matmix.experiments.files import Damaged, read_json
 from matmix.experiments.folder import CONFIG, CONFIG_KEYS, RESULT, Result, check_whole, read_metrics
+from matmix.files import Damaged, read_json
 from matmix.folders import MARKER
 
 NAME = "index.jsonl"

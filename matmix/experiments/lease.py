@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from matmix.experiments.checkpoint import remove_checkpoints, remove_run, write_file
-from matmix.experiments.files import Damaged, read_json
+from matmix.files import Damaged, read_json
 
 BEAT = 30.0
 """Seconds between two signs of life."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from matmix.experiments.files import Damaged
+from matmix.files import Damaged
 from matmix.folders import MARKER
 
 NAME = "manifest.json"

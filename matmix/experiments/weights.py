@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from matmix.experiments.files import Damaged
 from matmix.experiments.manifest import check_file
+from matmix.files import Damaged
 from matmix.published import find_source, load_published, unwrap
 
 

@@ -19,13 +19,13 @@ from typing import Any
 
 from matmix.experiments import lease as lease_settings
 from matmix.experiments.config import RunConfig, RunError
-from matmix.experiments.files import Damaged
 from matmix.experiments.folder import InUse, Result, check_run, claim_run
 from matmix.experiments.lease import Lease, Watch
 from matmix.experiments.output import steady
 from matmix.experiments.plugins import import_all
 from matmix.experiments.run import execute
 from matmix.experiments.study import StudyRun
+from matmix.files import Damaged
 from matmix.folders import sweep
 
 Listener = Callable[[StudyRun, str, Any], None]

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from matmix.adapters import Found, discover
+from matmix.files import Damaged, Keys, read_json, shaped
 from matmix.folders import claim
 from matmix.surgery.refuse import refuse_wrappers
 from matmix.surgery.replace import commit, plan
@@ -21,6 +22,9 @@ WORDS = "surgery.json"
 WEIGHTS = "surgery.safetensors"
 _SITE = ("adapter", "dim", "module_class", "heads", "head_dim", "prefix", "parameters")  # what must be the same
 _RUN = ("kind", "length", "memory", "grid", "causal", "padded", "seen", "prefix_as")  # told by a run or a user
+_KEYS: Keys = {"init": Any, "model": dict[str, list[int]], "sites": list[dict[str, Any]]}
+_ROW: Keys = {"name": str, "level": Any, "spec": Any, "seed": Any, "site": dict[str, Any]}
+_OF_SITE: Keys = dict.fromkeys((*_SITE, *_RUN), Any)
 
 
 def save(report: Report, folder: str | os.PathLike[str]) -> Path:
@@ -64,16 +68,23 @@ def apply(model: nn.Module, folder: str | os.PathLike[str]) -> Report:
     Raises:
         FileNotFoundError: for a folder that holds no surgery.
         ValueError: for a model that is another than that of the report; the message names the first difference, and
-            the model is as it was.
+            the model is as it was. For a file that is damaged, too.
     """
     refuse_wrappers(model)
     source = Path(folder)
     if not (source / WORDS).is_file():
         raise FileNotFoundError(f"{source} holds no {WORDS}: it is not a folder of surgery.save")
-    words = json.loads((source / WORDS).read_text())
-    if words.get("format") != FORMAT:
-        raise ValueError(f"{source / WORDS} has the format {words.get('format')!r}, this version reads {FORMAT}")
-    weights = _safetensors().load_file(source / WEIGHTS)
+    words = read_json(source / WORDS, "a surgery", {"format": Any})
+    if words["format"] != FORMAT:
+        raise ValueError(f"{source / WORDS} has the format {words['format']!r}, this version reads {FORMAT}")
+    shaped(words, _KEYS, source / WORDS, "a surgery")
+    for number, one in enumerate(words["sites"], 1):
+        row = shaped(one, _ROW, source / WORDS, f"site {number} of a surgery")
+        shaped(row["site"], _OF_SITE, source / WORDS, f"site {number} of a surgery")
+    try:
+        weights = _safetensors().load_file(source / WEIGHTS)
+    except Exception as error:  # of safetensors, whose class is its own
+        raise Damaged(source / WEIGHTS, "weights of a surgery", str(error)) from None
     shapes = {name: list(p.shape) for name, p in model.named_parameters()}
     _same_model(words["model"], shapes)
     found = {one.site.name: one for one in discover(model)}

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matmix.files import Damaged, read_json
+
 VARIABLE = "MATMIX_CACHE"
 """The environment variable that names the folder, where no option does."""
 PARTIAL = ".partial"
@@ -113,9 +115,9 @@ def _opened(folder: Path) -> Entry | None:
     if not folder.is_dir():
         return None
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST, "an entry", {"files": dict[str, str], "facts": dict[str, Any]})
         files, facts = manifest["files"], manifest["facts"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, Damaged):
         _say(f"{folder / MANIFEST} cannot be read; {folder.name} is made again")
         return None
     for name, known in files.items():

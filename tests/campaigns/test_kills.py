@@ -33,7 +33,9 @@ def test_training(tmp_path, kills):
         folder, chain = tmp_path / f"chain-{chain}", chain + 1
         for _ in range(min(dice.randint(1, 8), kills - seen.killed)):
             before = (folder / "checkpoints").is_dir()
-            killed = strike(start(train, RUN, str(folder)), dice.uniform(0.2, 1.1) * took, dice)
+            child = start(train, RUN, str(folder))
+            killed = strike(child, dice.uniform(0.2, 1.1) * took, dice)
+            child.join(60)
             seen.killed, seen.resumed = seen.killed + killed, seen.resumed + before
             if not killed:
                 break

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from matmix.experiments.checkpoint import load_latest, save_checkpoint
-from matmix.experiments.files import Damaged, read_json, read_lines, record
 from matmix.experiments.folder import LINE_KEYS, Result, read_config
 from matmix.experiments.index import Index
 from matmix.experiments.lease import Watch, holder, numbers
@@ -20,6 +20,10 @@ from matmix.experiments.report.collect import collect
 from matmix.experiments.run import execute
 from matmix.experiments.runner import run_study
 from matmix.experiments.study import Study, StudyTask
+from matmix.files import Damaged, read_json, read_lines, record
+from matmix.surgery import storage
+from sequence.data import cache
+from sequence.series.panel import files
 from tests.experiments.synthetic import write_run
 
 STUDY = Study("harmed", (StudyTask("digits"),), ("identity", "attention", "pooling"), seeds=(0,))
@@ -184,6 +188,28 @@ def test_strangers_among_checkpoints_and_leases(tmp_path, name):
     assert numbers(tmp_path) == []
     (tmp_path / "lease-000001.json").write_text("[]")
     assert "a machine" in holder(tmp_path).replace("an unknown", "a") and Watch().take(tmp_path) is None
+
+
+@pytest.mark.parametrize("how", [*TEXTS, "a folder", "without the rest"])
+def test_other_folders_that_are_read(tmp_path, how, capsys):
+    """A surgery, a forecaster and an entry of the cache, by the same reader."""
+    for names, read in (
+        ((storage.WORDS, storage.WEIGHTS), lambda folder: storage.apply(nn.Linear(2, 2), folder)),
+        ((files.NAME, files.WEIGHTS), files.load),
+    ):
+        folder = tmp_path / names[0]
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+        if how == "without the rest":
+            (folder / names[0]).write_text('{"format": 1}')
+        else:
+            harm(folder / names[0], how)
+        with pytest.raises(ValueError if how != "a folder" else (ValueError, FileNotFoundError), match=names[0]):
+            read(folder)
+    (tmp_path / cache.MANIFEST).touch()
+    harm(tmp_path / cache.MANIFEST, "empty" if how == "without the rest" else how)
+    assert cache._opened(tmp_path) is None and "entry.json cannot be read" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ the reader

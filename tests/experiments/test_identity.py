@@ -15,12 +15,12 @@ from safetensors import safe_open
 
 from matmix.experiments import trainer
 from matmix.experiments.checkpoint import load_latest, save_checkpoint
-from matmix.experiments.files import Damaged
 from matmix.experiments.folder import FolderLost
 from matmix.experiments.index import Index
 from matmix.experiments.manifest import damages, read_manifest
 from matmix.experiments.run import Result, RunConfig, RunError, execute, load_model
 from matmix.experiments.weights import read_weights
+from matmix.files import Damaged
 
 SMALL = {"patch": 4, "dim": 8, "depth": 1}
 QUICK = {"steps": 6, "batch_size": 8, "log_every": 1, "eval_every": 3, "checkpoint_every": 2}

@@ -139,7 +139,7 @@ def _index(shard: Path) -> tuple[list[tuple[int, int, str, int]], Counter[str]]:
                         raise ValueError(f"{member.name}: a label is a class, from 0 on, got {labels[key]}")
                 else:
                     left[ending(file) or "no ending"] += 1
-    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(shown(f"data: the shard {shard} cannot be read: {type(error).__name__}: {error}")) from error
     missing = [name for key, (_, _, name) in images.items() if key not in labels]
     if missing or not images:

@@ -13,12 +13,12 @@ from statistics import mean
 from typing import Any
 
 from matmix.experiments.config import RunConfig
-from matmix.experiments.files import Damaged, Keys, read_json, shaped
 from matmix.experiments.folder import Result
 from matmix.experiments.index import Index
 from matmix.experiments.plugins import data_only
 from matmix.experiments.study import Study, StudyArm, run_folder
 from matmix.experiments.task import Scored
+from matmix.files import Damaged, Keys, read_json, shaped
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from matmix.files import Damaged, Keys, read_json, shaped
 from matmix.folders import claim
 from sequence.series.panel.dates import to_step
 from sequence.series.panel.frames import Panel, Series
@@ -68,16 +69,30 @@ def load(folder: Path) -> Kept:
     """What `save` wrote.
 
     Raises:
-        ValueError: where the folder holds no forecaster, or one of a format to come.
+        ValueError: where the folder holds no forecaster, one of a format to come, or one that is damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not (folder / NAME).is_file() or not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder} holds no forecaster: there is no {NAME} with {WEIGHTS}")
-    about = json.loads((folder / NAME).read_text())
-    if about.get("format") != FORMAT:
-        raise ValueError(f"{folder / NAME} is of format {about.get('format')!r}; this matmix reads format {FORMAT}")
-    tensors = load_file(folder / WEIGHTS)
+    about = read_json(folder / NAME, "a forecaster", {"format": Any})
+    if about["format"] != FORMAT:
+        raise ValueError(f"{folder / NAME} is of format {about['format']!r}; this matmix reads format {FORMAT}")
+    shaped(about, _KEYS, folder / NAME, "a forecaster")
+    for number, one in enumerate(about["series"], 1):
+        shaped(one, _SERIES, folder / NAME, f"a forecaster's series {number}")
+    try:
+        return _kept(about, load_file(folder / WEIGHTS))
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise Damaged(folder, "a forecaster", f"{type(error).__name__}: {error}") from error
+
+
+_KEYS: Keys = {"settings": dict[str, Any], "freq": str, "series": list[dict[str, Any]], "notes": list[str]}
+_SERIES: Keys = {"names": list[str], "start": str, "zone": str | None}
+
+
+def _kept(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Kept:
     step = to_step(about["freq"])
     found: list[Series] = []
     scales = {}
