@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -83,6 +84,18 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 def test_no_page_loads_anything_from_elsewhere() -> None:
     settings = (ROOT / "mkdocs.yml").read_text()
     assert "font: false" in settings and not re.search(r"https?://", settings)
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples/clusters").glob("*.yaml")), ids=lambda path: path.name)
+def test_examples_of_clusters_start_workers(example: Path) -> None:
+    """They are read, and their command is one that this command line knows."""
+    yaml = pytest.importorskip("yaml")
+    found = json.dumps(yaml.safe_load(example.read_text()))
+    assert "--worker" in found and "matmix" in found and "/shared/mine.toml" in found
+    study = re.search(r"study.{1,6}/shared/mine.toml.*?--worker", found)
+    assert study is not None
+    words = re.findall(r"[\w./-]+", study[0])
+    assert words == ["study", "/shared/mine.toml", "--out", "/shared/mine", "--worker"]
 
 
 def test_shell_lines_of_examples_name_files_that_exist() -> None:

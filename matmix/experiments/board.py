@@ -60,7 +60,8 @@ class Board:
 
     def start(self, run: StudyRun) -> None:
         self.began[run.folder] = time.monotonic()
-        self.waiting.remove(run)
+        if run in self.waiting:  # not where a cluster begins it again
+            self.waiting.remove(run)
         self.rows[run.folder] = self.progress.add_task(
             shown(name(run)), total=run.config.recipe["steps"], text="starting"
         )

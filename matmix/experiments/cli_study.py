@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass
 from inspect import getdoc, signature
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import tyro
 
-from matmix.experiments.cli_options import Imports, OfTask, first, named, parse, say
+from matmix.experiments.cli_options import Imports, OfTask, first, named, parse, say, split
 from matmix.experiments.config import slug
 from matmix.experiments.output import complain
 from matmix.experiments.plugins import import_named, say_imports
@@ -67,7 +69,7 @@ def study(words: Sequence[str]) -> int:
         changes["margin"] = given.margin
         keep = {key: value for key, value in changes.items() if value not in (None, "", ()) or key == "seeds"}
         found = dataclasses.replace(found, **{key: value for key, value in keep.items() if value is not None})
-    return _run_study(found, given)
+    return _submit(found, given, words) if given.slurm else _run_study(found, given)
 
 
 def _options(name: str) -> list[tuple[str, Any, Any]]:
@@ -89,8 +91,8 @@ def _run_study(found: Any, given: _Study) -> int:
     folder = given.out or Path("runs") / found.name
     say_imports([*found.imports, *(task.task.rpartition(":")[0] for task in found.tasks)])
     try:
-        how = {name: getattr(given, name) for name in ("jobs", "threads", "ray", "gpus", "worker", "minutes", "track")}
-        outcome = run_study(found, folder, **how)
+        how = {name: getattr(given, name) for name in ("jobs", "threads", "worker", "minutes", "track")}
+        outcome = run_study(found, folder, ray=_cluster(given), **how)
     except KeyboardInterrupt:
         return 130
     try:
@@ -99,6 +101,57 @@ def _run_study(found: Any, given: _Study) -> int:
         complain(f"matmix: the report cannot be written: {error}")
         return 1
     return 0 if outcome.complete and not outcome.problems else 1
+
+
+def _submit(found: Study, given: _Study, words: Sequence[str]) -> int:
+    """Hand the same command to Slurm, as workers.
+
+    Raises:
+        ValueError: for what a worker is not, and before anything is submitted for a study that cannot be built.
+    """
+    from matmix.experiments.slurm import submit
+
+    if given.ray is not None or given.worker or (given.jobs or 1) > 1:
+        raise ValueError("slurm submits workers, which do one run at a time: say no --ray, --worker, --jobs beside it")
+    found.check()
+    folder = given.out or Path("runs") / found.name
+    kept = split(split(words, "--slurm")[1], "--slurm-settings")[1]
+    kept = [word for word in kept if not word.startswith(("--slurm=", "--slurm-settings="))]
+    command = [sys.executable, "-m", "matmix.experiments.cli", "study", *kept, "--worker"]
+    jobs = submit(command, given.slurm, folder / "slurm", given.slurm_settings, given.slurm_cluster)
+    print(
+        f"{len(jobs)} workers submitted: {', '.join(str(job.job_id) for job in jobs)}; "
+        f"what they print: {folder / 'slurm'}"
+    )
+    print(f"how far they are: matmix report {folder}")
+    return 0
+
+
+def _cluster(given: _Study) -> Any:
+    """What was said of Ray, as `run_study` takes it.
+
+    Raises:
+        ValueError: for several addresses, what is asked of a cluster without --ray, or a file of runtime_env that holds
+            no table.
+    """
+    from matmix.experiments.cluster import Cluster
+
+    if given.ray is None:
+        asked = [name for name in ("gpus", "memory", "runtime_env") if getattr(given, name)]
+        if asked:
+            raise ValueError(f"{asked[0]} is asked of a Ray cluster: say --ray, too")
+        return False
+    if len(given.ray) > 1:
+        raise ValueError(f"ray must be one address, or nothing, got {' '.join(given.ray)}")
+    environment = {}
+    if given.runtime_env:
+        try:
+            environment = json.loads(given.runtime_env.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"runtime_env: {given.runtime_env} cannot be read: {error}") from None
+        if not isinstance(environment, dict):
+            raise ValueError(f"runtime_env: {given.runtime_env} must hold a table as Ray's runtime_env is, in JSON")
+    return Cluster("".join(given.ray), given.gpus, given.memory, environment)
 
 
 def report(words: Sequence[str]) -> int:
@@ -149,10 +202,21 @@ class _Study:
     """Tell a tracker of accelerate what is logged, too: "tensorboard" writes in the folder of each run."""
     worker: bool = False
     """Be one of any number of such processes, on machines that share the folder: each takes what is free."""
-    ray: bool = False
-    """Spread the runs over a Ray cluster."""
+    slurm: int = 0
+    """Submit so many workers to Slurm, and leave; 0 = do the runs from here."""
+    slurm_settings: tuple[str, ...] = ()
+    """What submitit tells Slurm: timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
+    slurm_cluster: Literal["slurm", "local"] = "slurm"
+    """"local": workers of this machine, to try it out."""
+    ray: tuple[str, ...] | None = None
+    """Spread the runs over a Ray cluster: that of an address ("auto", HOST:PORT); alone, the one that RAY_ADDRESS
+    names, or a new one on this machine."""
     gpus: float = 0.0
-    """GPUs that each run asks of the cluster."""
+    """GPUs that each run asks of the cluster; a fraction puts several runs on one."""
+    memory: float = 0.0
+    """GiB of memory that each run asks of the cluster; 0 = none in particular."""
+    runtime_env: Path | None = None
+    """JSON file with Ray's runtime_env: packages and variables that the cluster's workers need."""
 
 
 @dataclass(frozen=True, kw_only=True)

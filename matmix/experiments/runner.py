@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from matmix.experiments.board import Board, name
-from matmix.experiments.cluster import require_ray, run_on_ray
+from matmix.experiments.cluster import Cluster, require_ray, run_on_ray
 from matmix.experiments.environment import environment
 from matmix.experiments.folder import DONE, Result, differences, last_logged_step, repair, write_json
 from matmix.experiments.index import Index
@@ -70,8 +70,7 @@ def run_study(
     *,
     jobs: int | None = None,
     threads: int | None = None,
-    ray: bool = False,
-    gpus: float = 0.0,
+    ray: bool | Cluster = False,
     worker: bool = False,
     minutes: float = 0.0,
     track: str = "",
@@ -90,7 +89,8 @@ def run_study(
             (8 at most), or one where there is a GPU.
         threads: torch's threads in each run; None: those of the study. They are part of what a run is: its last digits
             may depend on them, but never on ``jobs``.
-        ray: spread the runs over a Ray cluster instead; ``gpus`` is what each run asks of it.
+        ray: spread the runs over a Ray cluster instead: the one that ``RAY_ADDRESS`` names or a new one here (True), or
+            as a ``cluster.Cluster`` says.
         worker: be one of any number of processes, on any machines that share the folder, which take what is free, one
             run at a time; it ends when all runs are done. Others than workers must not be at work on the study.
         minutes: stop after so many minutes, as Ctrl-C does, and return how far the study is; 0 = when all is done.
@@ -109,7 +109,7 @@ def run_study(
         raise ValueError(f"minutes must be a time, or 0 for no limit, got minutes={minutes}")
     study = study if threads is None else dataclasses.replace(study, threads=threads)
     if worker and (ray or (jobs or 1) > 1):
-        raise ValueError(f"a worker does one run at a time, got worker=True with ray={ray}, jobs={jobs}")
+        raise ValueError(f"a worker does one run at a time, got worker=True with ray={bool(ray)}, jobs={jobs}")
     jobs = 1 if worker else jobs
     if ray:
         require_ray()
@@ -157,13 +157,14 @@ def run_study(
     for run in runs:
         if index[run.folder].damage:
             board.say(f"{name(run)}: damaged, {index[run.folder].damage}. {repair(out / run.folder)}")
-    about = {"jobs": jobs, "threads": study.threads, "ray": ray, "pending": len(pending), "margin": study.margin}
+    about = {"jobs": jobs, "threads": study.threads, "ray": bool(ray), "pending": len(pending), "margin": study.margin}
     clock = Clock(minutes)
     with steady(), _session(out, about, problems), stoppable():
         try:
             with clock, board:
                 if ray:
-                    run_on_ray(work, study.imports, study.threads, gpus, tell, track)
+                    cluster = ray if isinstance(ray, Cluster) else Cluster()
+                    run_on_ray(work, study.imports, study.threads, cluster, tell, track)
                 elif worker:
                     run_what_is_free(work, tell, track)
                 elif jobs > 1:

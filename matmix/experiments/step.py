@@ -21,6 +21,9 @@ from matmix.experiments.task import Batch, Task, named_losses, total_loss
 from matmix.spec import hint
 from matmix.training import auxiliary_losses
 
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+"""What accelerate may be configured for that the files of a run do not hold."""
+
 
 def new_accelerator(precision: str, track: str = "", folder: Path | None = None) -> Accelerator:
     """An accelerator for one run; `track` names one of accelerate's trackers, whose files go to the folder."""
@@ -30,7 +33,14 @@ def new_accelerator(precision: str, track: str = "", folder: Path | None = None)
     if track:
         check_tracker(track)
         tracking = {"log_with": track, "project_dir": folder}
-    return Accelerator(mixed_precision=precision, cpu=on_cpu(), **tracking)
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu(), **tracking)
+    if accelerator.distributed_type in _SHARDED:
+        raise ValueError(
+            "a run is trained by one process, or by copies of the model (DDP), got "
+            f"{accelerator.distributed_type.value}: checkpoints and weights of sharded parameters would be those of "
+            "one process alone"
+        )
+    return accelerator
 
 
 def check_tracker(name: str) -> None:
