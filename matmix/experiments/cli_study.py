@@ -23,10 +23,12 @@ from matmix.experiments.study import (
     StudyTask,
     find_study,
     is_study,
+    is_study_folder,
     list_studies,
     load_study,
     with_imports,
 )
+from matmix.folders import claim
 
 
 def study(words: Sequence[str]) -> int:
@@ -115,6 +117,7 @@ def _submit(found: Study, given: _Study, words: Sequence[str]) -> int:
         raise ValueError("slurm submits workers, which do one run at a time: say no --ray, --worker, --jobs beside it")
     found.check()
     folder = given.out or Path("runs") / found.name
+    claim(folder, "study", is_study_folder)  # before the log files of the workers stand in it
     kept = split(split(words, "--slurm")[1], "--slurm-settings")[1]
     kept = [word for word in kept if not word.startswith(("--slurm=", "--slurm-settings="))]
     command = [sys.executable, "-m", "matmix.experiments.cli", "study", *kept, "--worker"]
