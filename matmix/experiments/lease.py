@@ -26,6 +26,7 @@ from typing import Any
 
 from matmix.experiments.checkpoint import remove_checkpoints, remove_run, write_file
 from matmix.files import Damaged, read_json
+from matmix.folders import MARKER, mark
 
 BEAT = 30.0
 """Seconds between two signs of life."""
@@ -77,6 +78,7 @@ class Lease:
         older = sorted(path for path in self.folder.glob(".attempt-*") if path < self.attempt)
         source = older[-1] if older else self.folder
         self.attempt.mkdir(exist_ok=True)
+        mark(self.attempt, "run")  # before anything stands in it
         for name in ("metrics.jsonl", "checkpoints"):
             # A process that does not know yet that it lost the run may write there: checkpoints have checksums.
             with suppress(OSError, shutil.Error):
@@ -92,7 +94,7 @@ class Lease:
             return False
         remove_checkpoints(self.folder / "checkpoints")
         names = sorted((path.name for path in self.attempt.iterdir()), key=lambda name: name == "result.json")
-        for name in (name for name in names if not name.startswith(".")):
+        for name in (name for name in names if not name.startswith(".") or name == MARKER):
             os.replace(self.attempt / name, self.folder / name)
         for attempt in self.folder.glob(".attempt-*"):
             if attempt <= self.attempt:
