@@ -25,6 +25,7 @@ class Damaged(ValueError):
     """
 
     def __init__(self, path: Path | str, what: str, reason: str, line: int = 0) -> None:
+        self.path = Path(path)
         where = f"{path}, line {line}" if line else f"{path}"
         super().__init__(f"{where}: expected {what}, but {reason}")
 

@@ -7,12 +7,16 @@ at least as long as what two examples can share (look-back and horizon); single 
 from __future__ import annotations
 
 import math
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from matmix.experiments.checkpoint import write_file
+from matmix.experiments.files import Damaged
+from matmix.experiments.manifest import check_file
 
 NAME = "test_examples.npz"
 RESAMPLES = 1000
@@ -41,12 +45,21 @@ def write_examples(folder: Path, scores: np.ndarray, span: int) -> None:
 
 
 def read_examples(folder: Path) -> tuple[np.ndarray, int] | None:
-    """Scores of the test examples of a run and how many neighbours may share data; None where they were not kept."""
+    """Scores of the test examples of a run and how many neighbours may share data; None where they were not kept.
+
+    Raises:
+        Damaged: for a file that cannot be read, or is not the one that the run has finished.
+    """
     try:
+        check_file(folder / NAME)
         with np.load(folder / NAME) as found:
             return found["score"].astype(np.float64), int(found["span"])
     except FileNotFoundError:
         return None
+    except Damaged:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise Damaged(folder / NAME, "the scores of test examples", f"it cannot be read: {error}") from None
 
 
 def block_interval(

@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ("matmix.experiments.cli_train:evaluate", "Score weights from a file on a split of a task."),
     "study": ("matmix.experiments.cli_study:study", "Run a study, as far as it is not done, and write its report."),
     "report": ("matmix.experiments.cli_study:report", "Write the report of a study from its run folders."),
+    "verify": ("matmix.experiments.cli_verify:verify", "Say which finished files are damaged, and how to repair them."),
     "data": ("matmix.experiments.cli_data:data", "Say what of some data sets a folder has, lacks, or has damaged."),
     "cost": ("matmix.experiments.cli_models:cost", "Count what a forward of a model or a mixer costs."),
     "sites": ("matmix.experiments.cli_models:sites", "List where tokens mix in a model."),

@@ -106,6 +106,17 @@ def damages(folder: Path, only: Iterable[str] = ()) -> dict[str, str]:
     return wrong
 
 
+def sealed(data: dict[str, Any]) -> dict[str, Any]:
+    """JSON with the checksum of the rest in it."""
+    plain = {name: value for name, value in data.items() if name != "sha256"}
+    return {**plain, "sha256": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}
+
+
+def seal_is_broken(data: dict[str, Any]) -> bool:
+    """Whether JSON has a checksum in it, and not the one of the rest."""
+    return "sha256" in data and sealed(data) != data
+
+
 def difference(is_: dict[str, Any], said: dict[str, Any]) -> str:
     """How a file is other than its checksum says, in words."""
     if is_["size"] != said["size"]:

@@ -27,16 +27,18 @@ from typing import Any
 import torch
 
 from matmix.experiments.board import Board, name
+from matmix.experiments.checkpoint import write_file
 from matmix.experiments.cluster import Cluster, require_ray, run_on_ray
 from matmix.experiments.environment import environment
-from matmix.experiments.folder import DONE, Result, differences, last_logged_step, repair, write_json
+from matmix.experiments.folder import DONE, Result, differences, json_bytes, last_logged_step, repair, write_json
 from matmix.experiments.index import Index
+from matmix.experiments.manifest import sealed, sum_of
 from matmix.experiments.output import steady
 from matmix.experiments.plugins import import_all
 from matmix.experiments.step import check_tracker
 from matmix.experiments.study import Study, StudyRun, is_study_folder
 from matmix.experiments.workers import run_in_workers, run_one, run_what_is_free
-from matmix.folders import check_ours, claim, sweep
+from matmix.folders import check_ours, claim, mark, marker, sweep
 from matmix.ops.signals import stoppable
 
 
@@ -132,7 +134,10 @@ def run_study(
         sweep(folder)
     problems: list[str] = []
     with _noted(problems, "the plan of the study cannot be written"):
-        write_json(out / "study.json", study.to_json())
+        plan = json_bytes(study.to_json())
+        write_file(out / "study.json", plan)
+        if (marker(out) or {}).get("study") != sum_of(plan):
+            mark(out, "study", study=sum_of(plan))
     index.save()
 
     ended: dict[str, tuple[str, str]] = {}
@@ -243,6 +248,7 @@ def _record_death(run: StudyRun, folder: Path, text: str) -> None:
         reproduce=run.config.command(folder),
         error=text,
         environment=about,
+        key=run.config.key,
     )
     write_json(folder / "result.json", dataclasses.asdict(result))
 
@@ -267,7 +273,7 @@ def _session(out: Path, about: dict[str, Any], problems: list[str]) -> Iterator[
     said = "this start of the study cannot be noted"
     with _noted(problems, said):
         path.parent.mkdir(exist_ok=True)
-        write_json(path, about)
+        write_json(path, sealed(about))
     ended = "error"
     try:
         yield
@@ -277,7 +283,7 @@ def _session(out: Path, about: dict[str, Any], problems: list[str]) -> Iterator[
         raise
     finally:
         with _noted(problems, said):
-            write_json(path, {**about, "ended": ended, "seconds": round(time.monotonic() - began, 1)})
+            write_json(path, sealed({**about, "ended": ended, "seconds": round(time.monotonic() - began, 1)}))
 
 
 class Clock:

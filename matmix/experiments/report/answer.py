@@ -12,6 +12,7 @@ import pandas as pd
 
 from matmix.experiments.blocks import block_interval, block_length, read_examples
 from matmix.experiments.fev import fev_table
+from matmix.experiments.files import Damaged
 from matmix.experiments.folder import Result
 from matmix.experiments.report import page
 from matmix.experiments.report.ablations import sentences
@@ -123,7 +124,7 @@ def new_data(collected: Collected, found: Sequence[Verdict]) -> tuple[list[str],
             keys = [(one.setting, arm, seed) for arm in (one.arm, one.reference)]
             for key in keys:
                 if key not in held:
-                    held[key] = read_examples(folders[key]) if key in folders else None
+                    held[key] = _examples(collected, folders[key]) if key in folders else None
             arm, base = (held[key] for key in keys)
             if arm is not None and base is not None and arm[0].shape == base[0].shape:
                 pairs.append((arm[0] - base[0], arm[1]))
@@ -135,6 +136,15 @@ def new_data(collected: Collected, found: Sequence[Verdict]) -> tuple[list[str],
         shares = [100 * one.share(x) for x in (interval.low, interval.high)] if interval else []
         said.append(f"[{shares[0]:+.2f}, {shares[1]:+.2f}]" if shares else "")
     return said, " or ".join(f"{span:,}" for span in sorted(spans))
+
+
+def _examples(collected: Collected, folder: Path) -> tuple[np.ndarray, int] | None:
+    """Scores of test examples; a file that is damaged is named in the report, and left out."""
+    try:
+        return read_examples(folder)
+    except Damaged as error:
+        collected.problems.append(f"{error}. It is passed over.")
+        return None
 
 
 def headline(found: Sequence[Verdict]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 from matmix.experiments.config import RunConfig
 from matmix.experiments.folder import Result
 from matmix.experiments.index import Index
+from matmix.experiments.manifest import seal_is_broken
 from matmix.experiments.plugins import data_only
 from matmix.experiments.study import Study, StudyArm, run_folder
 from matmix.experiments.task import Scored
@@ -196,6 +197,8 @@ def _sessions(folder: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
     for path in sorted(folder.glob("*.json")):
         try:
             found = read_json(path, "the note of a start of the study", SESSION)
+            if seal_is_broken(found):
+                raise Damaged(path, "the note of a start of the study", "it does not have its checksum")
             more = {name: hint for name, hint in (("margin", float), ("seconds", float)) if name in found}
             yield shaped(found, more, path, "the note of a start of the study")
         except FileNotFoundError:
