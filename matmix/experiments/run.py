@@ -128,7 +128,7 @@ def _train(config: RunConfig, folder: Path, main: bool, fit: Callable[[], dict[s
         "key": config.key,
     }
     if main:
-        write_json(folder / "environment.json", about)
+        write_json(folder / "environment.json", {**about, "reproduce": base["reproduce"]})
         (folder / "error.txt").unlink(missing_ok=True)
     try:
         result = Result(status="finished", **base, **fit())

@@ -24,7 +24,7 @@ from matmix.experiments.manifest import damages, difference, read_manifest, seal
 from matmix.experiments.report.folder import NAME as REPORT
 from matmix.experiments.report.folder import files_of
 from matmix.experiments.study import Study
-from matmix.folders import MARKER, NotOurs, marker
+from matmix.folders import MARKER, NotOurs, check_ours, marker
 
 WRONG = ("damaged", "missing")
 
@@ -84,7 +84,7 @@ def _of_run(folder: Path, study: Path | None) -> Iterator[Finding]:
 
     said: dict[str, Any] = {}
     try:
-        said = marker(folder) or {}
+        said = check_ours(folder, "run", lambda folder: True) or {}
     except NotOurs as error:
         yield wrong(MARKER, str(error), f"rm {shlex.quote(str(folder / MARKER))}")
     try:
@@ -97,6 +97,9 @@ def _of_run(folder: Path, study: Path | None) -> Iterator[Finding]:
         key = key_of(config)
         if said.get("run", key) != key:
             yield wrong("config.json", f"{MARKER} says that this is the run {said['run']}, and it is that of {key}")
+        if manifest is not None and manifest[0] != key:
+            yield wrong(MANIFEST, f"it is that of the run {manifest[0]}, and this one is {key}")
+            return
         result = Result.read(folder)
     except FileNotFoundError:
         yield wrong("config.json", "missing")
@@ -117,8 +120,6 @@ def _of_run(folder: Path, study: Path | None) -> Iterator[Finding]:
     elif manifest is None:
         yield Finding("unchecked", folder, f"{result.status} by an older version, which kept no checksums")
     else:
-        if manifest[0] != key:
-            yield wrong(MANIFEST, f"it is that of the run {manifest[0]}, and this one is {key}")
         yield from (wrong(*each) for each in damages(folder).items())
         yield Finding("ok", folder, result.status)
 
@@ -149,7 +150,7 @@ def _of_study(folder: Path) -> Iterator[Finding]:
     plan, again = folder / "study.json", f"matmix report {shlex.quote(str(folder))}"
     said: dict[str, Any] = {}
     try:
-        said = marker(folder) or {}
+        said = check_ours(folder, "study", lambda folder: True) or {}
     except NotOurs as error:
         yield Finding("damaged", folder / MARKER, str(error), f"rm {shlex.quote(str(folder / MARKER))}")
     if plan.exists() or said:
@@ -211,7 +212,7 @@ def _again(folder: Path, study: Path | None) -> str:
     if study is not None:
         place = shlex.quote(str(study))
         return f"matmix study {shlex.quote(str(study / 'study.json'))} --out {place}"
-    for name, key in (("result.json", "reproduce"), ("environment.json", "command")):
+    for name, key in (("result.json", "reproduce"), ("environment.json", "reproduce"), ("environment.json", "command")):
         words = _words(folder / name, key)
         if words[:2] == ["matmix", "train"]:
             at = words.index("--out") if "--out" in words else len(words)

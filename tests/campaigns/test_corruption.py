@@ -1,8 +1,8 @@
 """Every file of a run and a study, changed in every way: `matmix verify` or whoever reads it names it, or the same
 command ends with the same bytes all the same.
 
-A case is a copy of a finished run, of one that was stopped, or of a study with its report, in which one file is changed:
-a bit of it, its length, its place (that of another run), its being there.
+A case is a copy of a finished run, of one that was stopped, or of a study with its report, in which one file is
+changed: a bit of it, its length, its place (that of another run), its being there.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def counterpart(kind: Kind, name: str) -> Path:
 
 
 def outcome(kind: Kind, name: str, way: str, dice: random.Random, copy: Path) -> str:
-    """ "found" by `verify`, "named" by who reads it, "harmless" by bytes, "nothing" where the file stayed as it was; else
-    what was wrong and nobody said."""
+    """What became of it: "found" by `verify`, "named" by who reads it, "harmless" by bytes, "nothing" where the file
+    stayed as it was; else what was wrong and nobody said."""
     shutil.copytree(kind.whole, copy)
     path = copy / name
     if not harmed(path, counterpart(kind, name), way, dice):
@@ -131,7 +131,8 @@ def outcome(kind: Kind, name: str, way: str, dice: random.Random, copy: Path) ->
             path.with_name("study.json"),
             path.with_name(".matmix"),
         }
-        return "found" if any(one.path in near for one in said) else f"only {said[0].path.name} was named"
+        of_marker = path.name == ".matmix" and any(one.path.parent == path.parent for one in said)
+        return "found" if of_marker or any(one.path in near for one in said) else f"only {said[0].path.name} was named"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
