@@ -23,9 +23,7 @@ from typing import Any
 MARKER = ".matmix"
 VERSION = 1
 # What stands in a folder that a process began and was killed in.
-_BEFORE = re.compile(
-    r"\.holder|\.tmp-.+|lease-\d{6}\.json|\.attempt-\d{6}"
-)  # what stands in a folder that a process began and was killed in
+_BEFORE = re.compile(r"\.holder|\.tmp-.+|lease-\d{6}\.json|\.attempt-\d{6}")
 
 
 class NotOurs(ValueError):
