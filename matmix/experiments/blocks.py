@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from matmix.experiments.checkpoint import write_file
-from matmix.experiments.files import Damaged
 from matmix.experiments.manifest import check_file
+from matmix.files import Damaged
 
 NAME = "test_examples.npz"
 RESAMPLES = 1000

@@ -16,7 +16,6 @@ from typing import Any
 
 from matmix.experiments.checkpoint import DamagedCheckpoint, checkpoint_steps, load_checkpoint
 from matmix.experiments.config import key_of
-from matmix.experiments.files import Damaged, read_json
 from matmix.experiments.folder import CONFIG, CONFIG_KEYS, Result, read_metrics
 from matmix.experiments.log import check_log
 from matmix.experiments.manifest import NAME as MANIFEST
@@ -24,6 +23,7 @@ from matmix.experiments.manifest import damages, difference, read_manifest, seal
 from matmix.experiments.report.folder import NAME as REPORT
 from matmix.experiments.report.folder import files_of
 from matmix.experiments.study import Study
+from matmix.files import Damaged, read_json
 from matmix.folders import MARKER, NotOurs, check_ours, marker
 
 WRONG = ("damaged", "missing")

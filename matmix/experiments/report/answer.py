@@ -12,7 +12,6 @@ import pandas as pd
 
 from matmix.experiments.blocks import block_interval, block_length, read_examples
 from matmix.experiments.fev import fev_table
-from matmix.experiments.files import Damaged
 from matmix.experiments.folder import Result
 from matmix.experiments.report import page
 from matmix.experiments.report.ablations import sentences
@@ -20,6 +19,7 @@ from matmix.experiments.report.collect import Collected
 from matmix.experiments.report.forest import MOST_ROWS, forest_picture, forest_rows
 from matmix.experiments.report.over_data import over_data_blocks
 from matmix.experiments.verdicts import COLUMNS, KINDS, Kind, Verdict, percent, verdicts
+from matmix.files import Damaged
 
 NUMBERS = frozenset({"seeds", "reference", "p equal", "p differ"})
 CONTROL = "identity"
