@@ -44,7 +44,6 @@ MAY = {
 # Modules that may know each other: a kernel and its reference, which hands over to it on a GPU; and the base class of
 # the matrices, whose operators (+, @, permuted) make objects of the algebra. All within functions.
 CIRCLES = (
-    {"matmix.ops.scan", "matmix.ops.scan_triton"},
     {"matmix.ops.diagonal_scan", "matmix.ops.diagonal_scan_triton"},
     {"matmix.ops.channel_scan", "matmix.ops.channel_scan_triton"},
     {"matmix.ops.depthwise", "matmix.ops.depthwise_triton"},

@@ -14,9 +14,7 @@ from matmix.matrices.semiseparable import Semiseparable, scan_cost
 from matmix.matrices.two_triangles import TwoTriangles
 from matmix.ops import scan
 from matmix.ops.cost import Cost
-from matmix.ops.precision import full_precision, working_dtype
-
-Factors = tuple[Tensor, Tensor, Tensor, Tensor | None]  # outputs, inputs, log decay and step of a triangle
+from matmix.ops.ssd import two_sided_product
 
 
 class Quasiseparable(TwoTriangles):
@@ -47,31 +45,11 @@ class Quasiseparable(TwoTriangles):
         return self._apply(values, transposed=True)
 
     def _apply(self, values: Tensor, transposed: bool) -> Tensor:
-        batch, heads, length, _ = self.shape
+        batch, heads = self.shape[:2]
         lower, upper = ((part.outputs, part.inputs, part.log_decay, part.step) for part in (self.lower, self.upper))
-        dtype = working_dtype(values, self.skip, lower[0], lower[2])
         shared = scan.share(values, batch, heads)
-        if not transposed and scan.by_kernels(shared, *lower, *upper, self.skip):
-            return scan.unshare(self._by_triton(shared, lower, upper), values, batch, heads)
-        shared = shared.to(dtype)
-        size = scan.chunk_size(length, self.order, shared.shape[3], self.lower.chunk)
-        with full_precision(values.device):
-            table, forth, back = scan.two_sided_blocks(lower, upper, size, dtype)
-            if transposed:
-                table, forth, back = table.mT, back.transposed, forth.transposed
-            tokens = scan.cut(shared, size, lower[0].shape[1])
-            mixed, _ = scan.transfer(forth, tokens, table @ tokens)
-            mixed, _ = scan.transfer(back, tokens, mixed, back=True)
-            mixed = torch.addcmul(scan.join(mixed, length), self.skip.to(dtype).unsqueeze(-1), shared)
-            return scan.unshare(mixed, values, batch, heads)
-
-    def _by_triton(self, values: Tensor, lower: Factors, upper: Factors) -> Tensor:
-        """Both recurrences in kernels, moved by a token."""
-        from matmix.ops import scan_triton
-
-        forth, back = scan_triton.scan(values, *lower)[0], scan_triton.scan(values, *upper, flip=True)[0]
-        mixed = F.pad(forth, (0, 0, 1, -1)) + F.pad(back, (0, 0, -1, 1))
-        return torch.addcmul(mixed, self.skip.to(mixed.dtype).unsqueeze(-1), values)
+        mixed = two_sided_product(shared, lower, upper, self.skip, chunk=self.lower.chunk, transposed=transposed)
+        return scan.unshare(mixed, values, batch, heads)
 
     def to_dense(self) -> Tensor:
         below = F.pad(self.lower.to_dense(), (0, 0, 1, -1))  # row i is row i - 1 of the causal matrix

@@ -15,6 +15,7 @@ from matmix.ops import scan
 from matmix.ops.cost import Cost
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.sizes import joint_batch
+from matmix.ops.ssd import triangle_product
 
 
 class Semiseparable(Matrix):
@@ -57,22 +58,11 @@ class Semiseparable(Matrix):
         return self._apply(values, transposed=True)
 
     def _apply(self, values: Tensor, transposed: bool) -> Tensor:
-        batch, heads, length, _ = self.shape
+        batch, heads = self.shape[:2]
         shared = scan.share(values, batch, heads)
         factors = (self.outputs, self.inputs, self.log_decay, self.step)
-        if not transposed and scan.by_kernels(shared, *factors):
-            from matmix.ops import scan_triton
-
-            return scan.unshare(scan_triton.scan(shared, *factors)[0], values, batch, heads)
-        dtype = working_dtype(values, self.outputs, self.inputs, self.log_decay)
-        size = scan.chunk_size(length, self.order, shared.shape[3], self.chunk)
-        with full_precision(values.device):
-            table, flow = scan.causal_blocks(*factors, size, dtype)
-            tokens = scan.cut(shared.to(dtype), size, self.outputs.shape[1])
-            if transposed:
-                table, flow = table.mT, flow.transposed
-            mixed, _ = scan.transfer(flow, tokens, table @ tokens, back=transposed)
-            return scan.unshare(scan.join(mixed, length), values, batch, heads)
+        mixed = triangle_product(shared, factors, chunk=self.chunk, transposed=transposed)
+        return scan.unshare(mixed, values, batch, heads)
 
     def diagonal(self) -> Tensor:
         heads = self.log_decay.shape[1]

@@ -17,7 +17,7 @@ from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.linear import linear
 from matmix.ops.masks import forgetting
 from matmix.ops.precision import full_precision, working_dtype
-from matmix.ops.scan import ssd_scan
+from matmix.ops.ssd import ssd_scan
 
 
 class FastWeightState(NamedTuple):

@@ -19,7 +19,7 @@ from matmix.ops.effective import tensor_of
 from matmix.ops.linear import linear
 from matmix.ops.masks import forgetting
 from matmix.ops.precision import full_precision, working_dtype
-from matmix.ops.scan import ssd_scan
+from matmix.ops.ssd import ssd_scan
 
 TINY = 1e-6  # no normaliser is smaller: rows that see no token stay zero
 

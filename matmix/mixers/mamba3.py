@@ -23,7 +23,7 @@ from matmix.ops.layers import GatedRMSNorm
 from matmix.ops.linear import linear
 from matmix.ops.masks import forgetting, padding_before
 from matmix.ops.precision import full_precision, working_dtype
-from matmix.ops.scan import ssd_scan
+from matmix.ops.ssd import ssd_scan
 from matmix.ops.state_space import head_width, initial_reading, inner_width, step_bias, steps
 
 

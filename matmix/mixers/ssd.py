@@ -24,7 +24,7 @@ from matmix.ops.layers import GatedRMSNorm, ShortConv
 from matmix.ops.linear import linear
 from matmix.ops.masks import forgetting
 from matmix.ops.precision import working_dtype
-from matmix.ops.scan import ssd_scan
+from matmix.ops.ssd import ssd_scan
 from matmix.ops.state_space import add_dynamics, check_limit, head_width, initial_reading, inner_width, steps
 
 

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matmix.ops.gpu import in_triton
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.sizes import first_entries, joined, known, surely, whole
 
@@ -45,41 +44,6 @@ class Flow(NamedTuple):
 # ------------------------------------------------------------------ the scalar decay of a head
 
 
-def ssd_scan(
-    values: Tensor,
-    outputs: Tensor,
-    inputs: Tensor,
-    log_decay: Tensor,
-    step: Tensor | None = None,
-    *,
-    initial: Tensor | None = None,
-    chunk: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The recurrence above with one decay a token and head, by chunks.
-
-    O(L (Q (N G/H + W) + N W)) operations a head and O(L Q) memory a head; no step of it is a loop over tokens.
-
-    Args:
-        values: v, ``(B, H, L, W)``.
-        outputs: C, ``(B or 1, G, L, N)``; G divides H.
-        inputs: B, ``(B or 1, G, L, N)``.
-        log_decay: a, ``(B or 1, H, L)``, at most 0 (-inf forgets everything).
-        step: s, ``(B or 1, H, L)``; absent: 1.
-        initial: the state before the first token, ``(B or 1, H, W, N)``.
-        chunk: Q; the result does not depend on it. None: a good one for the shape.
-
-    Returns:
-        The outputs ``(B, H, L, W)`` and the state after the last token ``(B, H, W, N)``, in the widest dtype given
-        (float32 at least).
-    """
-    given = (values, outputs, inputs, log_decay, step, initial)
-    if by_kernels(*given):
-        from matmix.ops.scan_triton import scan
-
-        return scan(*given, dtype=torch.float32)
-    return by_blocks(*given[:-1], initial=initial, chunk=chunk)
-
-
 def by_blocks(
     values: Tensor,
     outputs: Tensor,
@@ -90,7 +54,7 @@ def by_blocks(
     initial: Tensor | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``ssd_scan`` in PyTorch's operations; arguments as there."""
+    """``matmix.ops.ssd.ssd_scan`` in PyTorch's operations; arguments as there."""
     dtype = working_dtype(values, outputs, inputs, log_decay)
     length, width, heads, groups = values.shape[2], values.shape[3], log_decay.shape[1], outputs.shape[1]
     size = chunk_size(length, outputs.shape[3], width, chunk)
@@ -114,7 +78,7 @@ def ssd_scan_reference(
     *,
     initial: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``ssd_scan`` token by token: the recurrence as it is written. Shapes as there."""
+    """``matmix.ops.ssd.ssd_scan`` token by token: the recurrence as it is written. Shapes as there."""
     return recurrence(values, outputs, inputs, log_decay.exp().unsqueeze(-1), step, initial)
 
 
@@ -261,11 +225,6 @@ def carry(states: Tensor, log_decay: Tensor, initial: Tensor | None) -> tuple[Te
 
 
 # ------------------------------------------------------------------ small parts
-
-
-def by_kernels(values: Tensor, outputs: Tensor, *rest: Tensor | None) -> bool:
-    """Whether ``scan_triton`` takes these: there its loops over states and width are unrolled."""
-    return max(values.shape[3], outputs.shape[3]) <= 256 and in_triton(values, outputs, *rest)
 
 
 def chunk_size(length: int, states: int, width: int, wanted: int | None) -> int:

@@ -34,6 +34,7 @@ from matmix.ops.function import Function, call
 from matmix.ops.gpu import cdiv, on_device, power_of_2
 from matmix.ops.precision import full_precision
 from matmix.ops.scan import by_blocks
+from matmix.ops.sizes import joint_batch
 
 LOWEST = -128.0  # stands for a log decay of -inf: exp of it is 0 in float32, and sums of it can be subtracted
 _LOWEST = tl.constexpr(LOWEST)
@@ -375,12 +376,31 @@ def scan(
         flip: from the last token to the first: what stands behind a token reaches it.
         dtype: of the outputs; that of the values where absent. The state is float32.
     """
-    given = (values, outputs, inputs, log_decay, step, initial)
-    batch = next((t.shape[0] for t in given if t is not None and t.shape[0] != 1), 1)
-    *whole, start = (t if t is None or t.shape[0] == batch else t.expand(batch, *t.shape[1:]) for t in given)
-    start = None if start is None else start.float().mT.contiguous()
-    mixed, last = call(_Scan, *whole, start, flip, dtype or values.dtype)
+    mixed, last = call(_Scan, *_whole(values, outputs, inputs, log_decay, step, initial), flip, dtype or values.dtype)
     return mixed, last.mT
+
+
+def ahead(*given: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``scan`` of the six tensors, without gradients."""
+    mixed, last = _Scan.forward(*_whole(*given), False, dtype)
+    return mixed, last.mT
+
+
+def back(
+    d_mixed: Tensor | None, d_last: Tensor | None, *given: Tensor | None, flip: bool = False
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the six tensors of ``scan`` from those of its results, of all samples; None: no influence."""
+    whole = _whole(*given)
+    d_mixed = torch.zeros_like(whole[0]) if d_mixed is None else d_mixed
+    *others, d_initial = _gradients(whole, d_mixed, None if d_last is None else d_last.mT, flip)
+    return (*others, None if d_initial is None else d_initial.mT)
+
+
+def _whole(*given: Tensor | None) -> tuple[Any, ...]:
+    """The six tensors with all samples, and the initial state as kernels read it."""
+    batch = joint_batch(given)
+    *whole, start = (t if t is None or t.shape[0] == batch else t.expand(batch, *t.shape[1:]) for t in given)
+    return (*whole, None if start is None else start.float().mT.contiguous())
 
 
 class _Scan(Function):

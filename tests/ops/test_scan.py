@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from matmix.ops.scan import carry, ssd_scan, ssd_scan_reference
+from matmix.ops.scan import carry, ssd_scan_reference
+from matmix.ops.ssd import ssd_scan
 from tests.fixtures import load_fixture
 
 

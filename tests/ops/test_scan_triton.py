@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from matmix.ops.scan import by_blocks, ssd_scan, ssd_scan_reference
+from matmix.ops.scan import by_blocks, ssd_scan_reference
+from matmix.ops.ssd import ssd_scan
 from tests.ops.interpreter import interpreted
 
 
