@@ -27,8 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_c
 
 from matmix.mixers.base import Mixer
 from matmix.ops.layers import ShortConv
+from matmix.ops.operator import register_flops
 
 aten = torch.ops.aten
+register_flops()
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from torch.nn import functional as F
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.matrices.legend import axes
 from matmix.matrices.semiseparable import decays
-from matmix.ops.channel_scan import channel_blocks, channel_product
+from matmix.ops.channel_scan import gated_product
 from matmix.ops.cost import Cost
-from matmix.ops.gpu import in_triton
-from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.precision import working_dtype
 from matmix.ops.scan import share, unshare
 from matmix.ops.sizes import joint_batch
 
@@ -50,13 +49,8 @@ class GatedSemiseparable(Matrix):
         batch, heads = self.shape[:2]
         shared = share(values, batch, heads)
         factors = (self.outputs, self.inputs, self.log_decay)
-        if not transposed and in_triton(shared, *factors):
-            from matmix.ops import channel_scan_triton
-
-            return unshare(channel_scan_triton.scan(shared, *factors)[0], values, batch, heads)
-        with full_precision(values.device):
-            blocks = channel_blocks(*factors, self.chunk)
-            return unshare(channel_product(blocks, shared, transposed=transposed), values, batch, heads)
+        mixed = gated_product(shared, factors, chunk=self.chunk, transposed=transposed)
+        return unshare(mixed, values, batch, heads)
 
     def _matmul(self, values: Tensor) -> Tensor:
         return self._apply(values, transposed=False)

@@ -17,16 +17,17 @@ Legend: B batch, H heads, L tokens in Z chunks of Q, N state, W width.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from matmix.ops.gpu import in_triton
+from matmix.ops.operator import BY_TOKENS, Given, Operator, Room, seen
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import carry, cut
-from matmix.ops.sizes import joined, known, power_of_two, surely
+from matmix.ops.sizes import joined, joint_batch, known, power_of_two, surely
 
 _BASE = 4  # tokens whose entries are computed one by one
 _CHUNK = 32
@@ -125,7 +126,10 @@ def channel_scan(
     Returns:
         The outputs ``(B, H, L, W)`` and the state after the last token ``(B, H, W, N)``, float32 at least.
     """
-    if in_triton(values, outputs, inputs, log_decay):
+    if seen():
+        dtype = working_dtype(outputs, inputs, log_decay)
+        mixed, last = CHANNEL_SCAN(values, outputs, inputs, log_decay, dtype, chunk)
+    elif in_triton(values, outputs, inputs, log_decay):
         from matmix.ops.channel_scan_triton import scan
 
         mixed, last = scan(values, outputs, inputs, log_decay, dtype=torch.float32)
@@ -140,6 +144,21 @@ def channel_scan(
         return mixed, last + kept[:, :, -1:] * initial
 
 
+def gated_product(
+    values: Tensor, factors: tuple[Tensor, Tensor, Tensor], *, chunk: int | None, transposed: bool = False
+) -> Tensor:
+    """``GatedSemiseparable(*factors) @ values``, or the transposed matrix times them; ``(B, H, L, W)``."""
+    if not transposed:
+        if seen():
+            return CHANNEL_SCAN(values, *factors, values.dtype, chunk)[0]
+        if in_triton(values, *factors):
+            from matmix.ops.channel_scan_triton import scan
+
+            return scan(values, *factors)[0]
+    with full_precision(values.device):
+        return channel_product(channel_blocks(*factors, chunk), values, transposed=transposed)
+
+
 def by_tables(
     values: Tensor, outputs: Tensor, inputs: Tensor, log_decay: Tensor, *, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -150,3 +169,44 @@ def by_tables(
         tokens = cut(values.to(mixed.dtype), blocks.table.shape[-1])
         _, last = carry((blocks.right.mT @ tokens).movedim(2, 3), blocks.total.mT, None)
     return mixed, last.mT
+
+
+# ------------------------------------------------------------------ the operator
+
+
+def _reference(*given: Any) -> tuple[Tensor, Tensor]:
+    *tensors, _, chunk = given
+    return by_tables(*tensors, chunk=chunk)
+
+
+def _rooms(*given: Any) -> tuple[Room, Room]:
+    *tensors, dtype, _ = given
+    values, outputs = tensors[:2]
+    batch, (heads, length, width) = joint_batch(tensors), values.shape[1:]
+    state = Room((batch, heads, width, outputs.shape[3]), working_dtype(*tensors[1:]), (0, 1, 3, 2))
+    return Room((batch, heads, length, width), dtype, BY_TOKENS), state
+
+
+def _kernel(*given: Any) -> tuple[Tensor, Tensor]:
+    from matmix.ops.channel_scan_triton import ahead
+
+    *tensors, dtype, _ = given
+    return ahead(*tensors, dtype=dtype)
+
+
+def _gradients(d_results: Given, given: Given, wanted: list[bool]) -> tuple[Tensor | None, ...]:
+    from matmix.ops.channel_scan_triton import back
+
+    return back(*d_results, *given[:4], wanted=wanted)
+
+
+CHANNEL_SCAN = Operator(
+    "channel_scan",
+    ("Tensor values", "Tensor outputs", "Tensor inputs", "Tensor log_decay"),
+    ("ScalarType dtype", "SymInt? chunk"),
+    results=2,
+    reference=_reference,
+    rooms=_rooms,
+    kernel=_kernel,
+    gradients=_gradients,
+)

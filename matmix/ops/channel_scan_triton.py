@@ -25,6 +25,7 @@ Legend: B batch, H heads, L tokens in Z chunks of Q and blocks of P, N state, W 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from matmix.ops.channel_scan import by_tables
 from matmix.ops.function import Function, call
 from matmix.ops.gpu import cdiv, on_device, power_of_2
 from matmix.ops.precision import full_precision
+from matmix.ops.sizes import joint_batch
 
 LOWEST = -128.0  # stands for a log decay of -inf: exp of it is 0 in float32, and sums of it can be subtracted
 _LOWEST = tl.constexpr(LOWEST)
@@ -399,11 +401,29 @@ def scan(
     Args:
         dtype: of the outputs; that of the values where absent. The state is float32.
     """
-    given = (values, outputs, inputs, log_decay)
-    batch = next((t.shape[0] for t in given if t.shape[0] != 1), 1)
-    whole = (t if t.shape[0] == batch else t.expand(batch, *t.shape[1:]) for t in given)
-    mixed, last = call(_Scan, *whole, dtype or values.dtype)
+    mixed, last = call(_Scan, *_whole(values, outputs, inputs, log_decay), dtype or values.dtype)
     return mixed, last.mT
+
+
+def ahead(*given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``scan`` of the four tensors, without gradients."""
+    mixed, last = _Scan.forward(*_whole(*given), dtype)
+    return mixed, last.mT
+
+
+def back(
+    d_mixed: Tensor | None, d_last: Tensor | None, *given: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the four tensors of ``scan`` from those of its results, of all samples; None: no influence."""
+    whole = _whole(*given)
+    d_mixed = torch.zeros_like(whole[0]) if d_mixed is None else d_mixed
+    return _gradients(whole, d_mixed, None if d_last is None else d_last.mT, wanted)
+
+
+def _whole(*given: Tensor) -> tuple[Any, ...]:
+    """The four tensors with all samples."""
+    batch = joint_batch(given)
+    return tuple(t if t.shape[0] == batch else t.expand(batch, *t.shape[1:]) for t in given)
 
 
 class _Scan(Function):
@@ -506,7 +526,7 @@ class _Plan:
 
 
 def _gradients(
-    tensors: tuple[Any, ...], d_mixed: Tensor, d_last: Tensor | None, needed: tuple[bool, ...]
+    tensors: tuple[Any, ...], d_mixed: Tensor, d_last: Tensor | None, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Of the four tensors of ``_Scan``."""
     values, outputs, inputs, log_decay = tensors

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+DEVICES = {"cuda"}  # where kernels run; tests add the CPU while Triton interprets
+
 
 def in_triton(*tensors: Tensor | None, transforms: bool = False) -> bool:
     """Whether there is Triton, and numbers on a CUDA device for it, none of them float64.
@@ -37,7 +39,7 @@ def in_triton(*tensors: Tensor | None, transforms: bool = False) -> bool:
 def _plain(tensor: Tensor) -> bool:
     return (
         type(tensor) in (Tensor, nn.Parameter)  # first: a tracer's stand-in answers nothing else
-        and tensor.device.type == "cuda"
+        and tensor.device.type in DEVICES
         and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and tensor.numel() > 0
     )

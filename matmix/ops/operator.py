@@ -32,6 +32,7 @@ from matmix.ops.private import decomposes, differentiating, transformed
 from matmix.ops.sizes import joint
 
 OPERATORS: dict[str, Operator] = {}  # all that there are, by their names
+BY_TOKENS = (0, 2, 1, 3)  # the order in memory of (B, H, L, W) that is (B, L, H, W), as mixers have tokens
 Given = tuple[Any, ...]  # the arguments of an operator: tensors, None where one is absent, and options behind them
 
 
@@ -88,10 +89,11 @@ class Operator:
         options: declarations of what follows them.
         reference: from tensors and options to a tuple of tensors, in PyTorch's operations.
         rooms: from tensors and options to a ``Room`` for each result.
-        takes: whether the kernels take these tensors and options, on their device.
         kernel: the same as the reference, without gradients.
         gradients: from the gradients of the results (None: no influence), all arguments and which gradients are wanted,
             to one for each tensor; a gradient may be summed up to the shape of its tensor afterwards.
+        results: how many there are.
+        takes: whether the kernels take tensors and options that are on their device.
         weights: tensors without an axis of samples, by their place; all others have B or 1 samples on their first axis.
     """
 
@@ -103,10 +105,10 @@ class Operator:
         *,
         reference: Callable[..., tuple[Tensor, ...]],
         rooms: Callable[..., tuple[Room, ...]],
-        takes: Callable[..., bool],
         kernel: Callable[..., tuple[Tensor, ...]],
         gradients: Callable[..., Sequence[Tensor | None]],
         results: int,
+        takes: Callable[..., bool] = lambda *_: True,
         weights: Sequence[int] = (),
     ) -> None:
         self.name, self.count, self.results, self.weights = name, len(tensors), results, frozenset(weights)
@@ -123,7 +125,7 @@ class Operator:
 
         self.call = getattr(torch.ops.matmix, name)
         self.call_back = getattr(torch.ops.matmix, f"{name}_backward")
-        decomposes(self.call.default, self._decomposed)
+        decomposes(self.call.default, self.decomposed)
         OPERATORS[name] = self
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
@@ -293,7 +295,7 @@ class Operator:
             differentiating(lambda: self._through_reference(args, again=False))
         return counter.get_total_flops() - self.flops(*given)
 
-    def _decomposed(self, *args: Any) -> Any:
+    def decomposed(self, *args: Any) -> Any:
         rooms = self.rooms(*args)
         return self._answer([t.to(room.dtype) for t, room in zip(self.reference(*args), rooms, strict=True)])
 
@@ -316,7 +318,7 @@ def _held(found: Sequence[Tensor], rooms: Sequence[Room], given: list[Tensor]) -
 
 def _by_tokens(tensor: Tensor) -> Room:
     """Room for a gradient: four axes ``(B, H, L, W)`` by tokens, as mixers have them; others as they are."""
-    return Room(tensor.shape, tensor.dtype, (0, 2, 1, 3) if tensor.dim() == 4 else None)
+    return Room(tensor.shape, tensor.dtype, BY_TOKENS if tensor.dim() == 4 else None)
 
 
 def _on_meta(shapes: Given) -> list[Tensor | None]:

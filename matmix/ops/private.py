@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 _Found = TypeVar("_Found")
+AROUND = ("_ForceDispatchKeyGuard", "_dispatch_tls_local_include_set", "_dispatch_tls_local_exclude_set")
 
 
 def transformed() -> bool:
@@ -30,8 +31,7 @@ def differentiating(function: Callable[..., _Found], *args: Any) -> _Found:
     In the body of an operator PyTorch has put autograd's kernels aside, for this thread. Publicly a thread of its own,
     which starts with them, is the way.
     """
-    names = ("_ForceDispatchKeyGuard", "_dispatch_tls_local_include_set", "_dispatch_tls_local_exclude_set")
-    if not all(hasattr(torch._C, name) for name in names):
+    if not all(hasattr(torch._C, name) for name in AROUND):
         return in_a_thread(function, *args)
     kinds = torch._C.DispatchKey
     keys = torch._C.DispatchKeySet(kinds.AutogradFunctionality)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from matmix.ops import scan
 from matmix.ops.gpu import in_triton
-from matmix.ops.operator import Operator, Room, seen
+from matmix.ops.operator import BY_TOKENS, Given, Operator, Room, seen
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.sizes import joint_batch
 
@@ -151,7 +151,7 @@ def _kernel(*given: Any) -> tuple[Tensor, Tensor]:
     return ahead(*tensors, dtype=dtype)
 
 
-def _gradients(d_results: Any, given: Any, wanted: Any) -> tuple[Tensor | None, ...]:
+def _gradients(d_results: Given, given: Given, wanted: list[bool]) -> tuple[Tensor | None, ...]:
     from matmix.ops.scan_triton import back
 
     return back(*d_results, *given[:6])
@@ -171,7 +171,7 @@ def _two_sided_kernel(*given: Any) -> tuple[Tensor]:
     return (_two_sided_by_triton(given[0], given[1:5], given[5:9], given[9]),)
 
 
-def _two_sided_gradients(d_results: Any, given: Any, wanted: Any) -> tuple[Tensor | None, ...]:
+def _two_sided_gradients(d_results: Given, given: Given, wanted: list[bool]) -> tuple[Tensor | None, ...]:
     from matmix.ops.scan_triton import back
 
     (d_mixed,) = d_results
@@ -183,7 +183,6 @@ def _two_sided_gradients(d_results: Any, given: Any, wanted: Any) -> tuple[Tenso
     return (d_values, *d_lower, *d_upper, (values * d_mixed).sum(-1))
 
 
-BY_TOKENS = (0, 2, 1, 3)  # in memory (B, L, H, W), as mixers have tokens
 _TRIANGLE = ("Tensor outputs", "Tensor inputs", "Tensor log_decay", "Tensor? step")
 SSD_SCAN = Operator(
     "ssd_scan",
