@@ -11,8 +11,7 @@ from torch import Tensor
 from matmix.matrices.base import Matrix, Shape, static
 from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
-from matmix.ops.delta_rule import CHUNK, MOST, unit_lower_solve
-from matmix.ops.gpu import in_triton
+from matmix.ops.delta_rule import CHUNK, unit_lower_product
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import share, unshare
 from matmix.ops.sizes import joint_batch
@@ -54,16 +53,8 @@ class UnitLowerInverse(Matrix):
     def _solve(self, left: Tensor, right: Tensor, values: Tensor, flip: bool) -> Tensor:
         batch, heads = self.shape[:2]
         shared = share(values, batch, heads)
-        if self.segments is None and left.shape[3] <= MOST and in_triton(left, right, shared):
-            from matmix.ops.unit_lower_triton import solve
-
-            return unshare(solve(left, right, shared, flip=flip), values, batch, heads)
-        if flip:
-            left, right, shared = left.flip(2), right.flip(2), shared.flip(2)
-        segments = self.segments.flip(1) if flip and self.segments is not None else self.segments
-        with full_precision(values.device):
-            solved = unit_lower_solve(left, right, shared, self.chunk, segments)
-        return unshare(solved.flip(2) if flip else solved, values, batch, heads)
+        solved = unit_lower_product(left, right, shared, chunk=self.chunk, segments=self.segments, flip=flip)
+        return unshare(solved, values, batch, heads)
 
     def diagonal(self) -> Tensor:
         return self.left.new_ones(()).expand(self.shape[:3])

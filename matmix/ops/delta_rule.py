@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from matmix.ops.precision import working_dtype
+from matmix.ops.gpu import in_triton
+from matmix.ops.operator import BY_TOKENS, Operator, Room, seen
+from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import cut
-from matmix.ops.sizes import exporting, first_entries, known, power_of_two
+from matmix.ops.sizes import exporting, first_entries, joint_batch, known, power_of_two
 
 CHUNK = 64
 MOST = 256  # width of the factors that the kernels of ``unit_lower_triton`` take
+
+
+def unit_lower_product(
+    left: Tensor,
+    right: Tensor,
+    values: Tensor,
+    *,
+    chunk: int = CHUNK,
+    segments: Tensor | None = None,
+    flip: bool = False,
+) -> Tensor:
+    """``unit_lower_solve`` by the way that is best where it runs; compilers and exporters see one operator.
+
+    Args:
+        flip: from the last token to the first: j > i in the sum.
+    """
+    if segments is None:
+        if seen():
+            return UNIT_LOWER_SOLVE(left, right, values, flip, chunk)[0]
+        if _narrow(left) and in_triton(left, right, values):
+            from matmix.ops.unit_lower_triton import solve
+
+            return solve(left, right, values, flip=flip)
+    if flip:
+        left, right, values = left.flip(2), right.flip(2), values.flip(2)
+        segments = None if segments is None else segments.flip(1)
+    with full_precision(values.device):
+        solved = unit_lower_solve(left, right, values, chunk, segments)
+    return solved.flip(2) if flip else solved
 
 
 def unit_lower_solve(
@@ -90,3 +123,39 @@ def _inverse(triangle: Tensor) -> Tensor:
         inverse = torch.cat((F.pad(upper, (0, half)), torch.cat((corner, lower), -1)), -2)
         half *= 2
     return inverse.squeeze(-3)[..., :size, :size]
+
+
+# ------------------------------------------------------------------ the operator
+
+
+def _narrow(left: Tensor, *_: Any) -> bool:
+    return left.shape[3] <= MOST
+
+
+def _reference(left: Tensor, right: Tensor, values: Tensor, flip: bool, chunk: int) -> tuple[Tensor]:
+    given = (left, right, values)
+    left, right, values = (t.flip(2) for t in given) if flip else given
+    solved = unit_lower_solve(left, right, values, chunk)
+    return (solved.flip(2) if flip else solved,)
+
+
+def _room(left: Tensor, right: Tensor, values: Tensor, flip: bool, chunk: int) -> tuple[Room]:
+    shape = (joint_batch((left, right, values)), *values.shape[1:])
+    return (Room(shape, working_dtype(left, right, values), BY_TOKENS),)
+
+
+def _kernel(left: Tensor, right: Tensor, values: Tensor, flip: bool, chunk: int) -> tuple[Tensor]:
+    from matmix.ops.unit_lower_triton import solve
+
+    return (solve(left, right, values, flip=flip),)
+
+
+UNIT_LOWER_SOLVE = Operator(
+    "unit_lower_solve",
+    ("Tensor left", "Tensor right", "Tensor values"),
+    ("bool flip", "SymInt chunk"),
+    reference=_reference,
+    rooms=_room,
+    kernel=_kernel,
+    takes=_narrow,
+)

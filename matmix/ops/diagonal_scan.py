@@ -14,11 +14,14 @@ Legend: B batch, H heads in G groups of R, L tokens in Z chunks of Q, N state, W
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from matmix.ops.diagonal_recurrence import run_tokens
 from matmix.ops.gpu import in_triton
+from matmix.ops.operator import BY_TOKENS, Operator, Room, seen
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.scan import bounded, carry, cut, join, recurrence
 from matmix.ops.sizes import joint_batch, known
@@ -51,17 +54,50 @@ def diagonal_scan(
         The outputs ``(B, H, L, W)`` and the state after the last token ``(B, H, W, N)``, in the widest dtype given
         (float32 at least).
     """
-    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    run = by_chunks if traced or values.device.type != "cpu" else by_tokens
-    dtype = working_dtype(values, outputs, inputs, log_decay)
+    if seen():
+        tied = step is not None and step is clock
+        given = (values, outputs, inputs, log_decay, clock, None if tied else step, initial)
+        mixed, last = DIAGONAL_SCAN(*given, tied, chunk)
+        return mixed, last
     if in_triton(values, outputs, inputs, log_decay, clock, step, initial, transforms=True):
-        from matmix.ops.diagonal_scan_triton import scan
+        return _by_triton(values, outputs, inputs, log_decay, clock, step, initial, chunk=chunk)
+    return _by_torch(values, outputs, inputs, log_decay, clock, step, initial, chunk=chunk)
 
-        with full_precision(values.device):
-            values, outputs, inputs, log_decay = (t.float() for t in (values, outputs, inputs, log_decay))
-            ticks, initial = (t if t is None else t.float() for t in (clock, initial))
-            step = ticks if step is clock else None if step is None else step.float()  # one tensor stays one
-            return scan(values, outputs, inputs, log_decay, ticks, step, initial, chunk=chunk)
+
+def _by_triton(
+    values: Tensor,
+    outputs: Tensor,
+    inputs: Tensor,
+    log_decay: Tensor,
+    clock: Tensor | None,
+    step: Tensor | None,
+    initial: Tensor | None,
+    *,
+    chunk: int | None,
+) -> tuple[Tensor, Tensor]:
+    from matmix.ops.diagonal_scan_triton import scan
+
+    with full_precision(values.device):
+        values, outputs, inputs, log_decay = (t.float() for t in (values, outputs, inputs, log_decay))
+        ticks, initial = (t if t is None else t.float() for t in (clock, initial))
+        step = ticks if step is clock else None if step is None else step.float()  # one tensor stays one
+        return scan(values, outputs, inputs, log_decay, ticks, step, initial, chunk=chunk)
+
+
+def _by_torch(
+    values: Tensor,
+    outputs: Tensor,
+    inputs: Tensor,
+    log_decay: Tensor,
+    clock: Tensor | None,
+    step: Tensor | None,
+    initial: Tensor | None,
+    *,
+    chunk: int | None,
+) -> tuple[Tensor, Tensor]:
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    run = by_chunks if traced or values.device.type not in ("cpu", "meta") else by_tokens
+    dtype = working_dtype(values, outputs, inputs, log_decay)
     with full_precision(values.device):
         written = values.to(dtype)
         written = written if step is None else written * step.to(dtype).unsqueeze(-1)
@@ -187,3 +223,46 @@ def _chunk_size(length: int, wanted: int | None) -> int:
             wanted += 1
     wanted = min(wanted, length)
     return -(-length // -(-length // wanted))
+
+
+# ------------------------------------------------------------------ the operator
+
+
+def _unpacked(*given: Any) -> tuple[tuple[Any, ...], int | None]:
+    """The tensors of ``diagonal_scan``, where ``tied`` with the clock as the step, and the chunk."""
+    *factors, clock, step, initial, tied, chunk = given
+    return (*factors, clock, clock if tied else step, initial), chunk
+
+
+def _reference(*given: Any) -> tuple[Tensor, Tensor]:
+    tensors, chunk = _unpacked(*given)
+    return _by_torch(*tensors, chunk=chunk)
+
+
+def _kernel(*given: Any) -> tuple[Tensor, Tensor]:
+    tensors, chunk = _unpacked(*given)
+    return _by_triton(*tensors, chunk=chunk)
+
+
+def _rooms(*given: Any) -> tuple[Room, Room]:
+    values, outputs = given[:2]
+    batch, (heads, length, width) = joint_batch(given[:-2]), values.shape[1:]
+    dtype = working_dtype(*given[:4])
+    return (
+        Room((batch, heads, length, width), dtype, BY_TOKENS),
+        Room((batch, heads, width, outputs.shape[3]), dtype, (0, 3, 1, 2)),
+    )
+
+
+DIAGONAL_SCAN = Operator(
+    "diagonal_scan",
+    (
+        *("Tensor values", "Tensor outputs", "Tensor inputs", "Tensor log_decay"),
+        *("Tensor? clock", "Tensor? step", "Tensor? initial"),
+    ),
+    ("bool tied", "SymInt? chunk"),
+    reference=_reference,
+    rooms=_rooms,
+    kernel=_kernel,
+    results=2,
+)

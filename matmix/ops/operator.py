@@ -89,9 +89,10 @@ class Operator:
         options: declarations of what follows them.
         reference: from tensors and options to a tuple of tensors, in PyTorch's operations.
         rooms: from tensors and options to a ``Room`` for each result.
-        kernel: the same as the reference, without gradients.
+        kernel: the same as the reference.
         gradients: from the gradients of the results (None: no influence), all arguments and which gradients are wanted,
-            to one for each tensor; a gradient may be summed up to the shape of its tensor afterwards.
+            to one for each tensor; a gradient may be summed up to the shape of its tensor afterwards. Absent: autograd
+            runs through the kernel once more.
         results: how many there are.
         takes: whether the kernels take tensors and options that are on their device.
         weights: tensors without an axis of samples, by their place; all others have B or 1 samples on their first axis.
@@ -106,8 +107,8 @@ class Operator:
         reference: Callable[..., tuple[Tensor, ...]],
         rooms: Callable[..., tuple[Room, ...]],
         kernel: Callable[..., tuple[Tensor, ...]],
-        gradients: Callable[..., Sequence[Tensor | None]],
-        results: int,
+        gradients: Callable[..., Sequence[Tensor | None]] | None = None,
+        results: int = 1,
         takes: Callable[..., bool] = lambda *_: True,
         weights: Sequence[int] = (),
     ) -> None:
@@ -142,7 +143,7 @@ class Operator:
 
     def _run(self, *args: Any) -> Any:
         like = args[0]
-        with full_precision(like.device), on_device(like.device):
+        with torch.no_grad(), full_precision(like.device), on_device(like.device):
             by_kernel = in_triton(*_tensors(args)) and self.takes(*args)
             found = self.kernel(*args) if by_kernel else self.reference(*args)
         return self._answer(_held(found, self.rooms(*args), _tensors(args)))
@@ -162,7 +163,7 @@ class Operator:
         wanted = list(ctx.needs_input_grad[: self.count])
         args = (*d_results, *ctx.saved_tensors, *ctx.options, wanted)
         # Where a derivative of the derivative is wanted, in operations that have any number of them.
-        found = self._through_reference(args, again=True) if torch.is_grad_enabled() else self.call_back(*args)
+        found = self._through(self.reference, args, again=True) if torch.is_grad_enabled() else self.call_back(*args)
         gradients = iter(found)
         return (*(next(gradients) if one else None for one in wanted), *[None] * len(ctx.options))
 
@@ -176,10 +177,11 @@ class Operator:
         d_results, given, wanted = self._parts(args)
         like = given[0]
         with full_precision(like.device), on_device(like.device):
-            if in_triton(*_tensors(args)) and self.takes(*given):
+            by_kernel = in_triton(*_tensors(args)) and self.takes(*given)
+            if by_kernel and self.gradients is not None:
                 found = _chosen(self.gradients(d_results, given, wanted), wanted)
             else:
-                found = differentiating(self._of_copies, args)
+                found = differentiating(self._of_copies, self.kernel if by_kernel else self.reference, args)
         return _held(found, self._rooms_back(given, wanted), _tensors(args))
 
     def _rooms_back(self, given: Given, wanted: list[bool]) -> list[Room]:
@@ -189,20 +191,20 @@ class Operator:
         _, given, wanted = self._parts(args)
         return [room.empty(given[0]) for room in self._rooms_back(given, wanted)]
 
-    def _of_copies(self, args: Given) -> list[Tensor]:
-        """``_through_reference`` of arguments that take no gradients themselves."""
+    def _of_copies(self, function: Callable[..., tuple[Tensor, ...]], args: Given) -> list[Tensor]:
+        """``_through`` of arguments that take no gradients themselves."""
         args = tuple(t.detach() if isinstance(t, Tensor) else t for t in args)
         for leaf in _chosen(args[self.results : -1], args[-1]):
             leaf.requires_grad_()
-        return self._through_reference(args, again=False)
+        return self._through(function, args, again=False)
 
-    def _through_reference(self, args: Given, *, again: bool) -> list[Tensor]:
-        """The wanted gradients by autograd; ``again``: to be differentiated once more."""
+    def _through(self, function: Callable[..., tuple[Tensor, ...]], args: Given, *, again: bool) -> list[Tensor]:
+        """The wanted gradients, by autograd through the function; ``again``: to be differentiated once more."""
         d_results, given, wanted = self._parts(args)
         leaves = _chosen(given, wanted)
         pairs = [
             (y, d.to(y.dtype))
-            for y, d in zip(self.reference(*given), d_results, strict=True)
+            for y, d in zip(function(*given), d_results, strict=True)
             if d is not None and y.requires_grad
         ]
         if not pairs or not leaves:
@@ -287,12 +289,9 @@ class Operator:
         from torch.utils.flop_counter import FlopCounterMode
 
         d_results, given, wanted = self._parts(shapes)
-        tensors = _on_meta(given[: self.count])
-        for leaf in _chosen(tensors, wanted):
-            leaf.requires_grad_()
-        args = (*_on_meta(d_results), *tensors, *given[self.count :], wanted)
+        args = (*_on_meta(d_results), *_on_meta(given[: self.count]), *given[self.count :], wanted)
         with FlopCounterMode(display=False) as counter:
-            differentiating(lambda: self._through_reference(args, again=False))
+            differentiating(self._of_copies, self.reference, args)
         return counter.get_total_flops() - self.flops(*given)
 
     def decomposed(self, *args: Any) -> Any:

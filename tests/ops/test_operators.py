@@ -39,6 +39,15 @@ def _heads(draw: Draw) -> list[Tensor]:
     return [outputs, inputs, -log_decay.abs()]
 
 
+def _shared(draw: Draw) -> list[Tensor]:
+    """C, B of the groups and the rates of every head, of all samples."""
+    return [*_triangle(draw)[:2], -draw(1, H, 1, N).abs()]
+
+
+def _clock(draw: Draw) -> Tensor:
+    return draw(B, L, H).abs().mT
+
+
 def _values(draw: Draw) -> Tensor:
     return draw(B, L, H, W).transpose(1, 2)
 
@@ -52,6 +61,15 @@ CASES: dict[str, list[Callable[[Draw], tuple[Any, ...]]]] = {
     "channel_scan": [
         lambda draw: (_values(draw), *_heads(draw), None, None),
         lambda draw: (_values(draw)[:1], *_heads(draw)[:2], -draw(1, H, L, N).abs(), None, 4),
+    ],
+    "diagonal_scan": [
+        lambda draw: (_values(draw), *_shared(draw), _clock(draw), None, draw(B, H, W, N), True, None),
+        lambda draw: (_values(draw), *_shared(draw), _clock(draw), draw(1, H, L), None, False, 4),
+        lambda draw: (_values(draw), *_shared(draw)[:2], -draw(B, H, L, N).abs(), None, None, None, False, None),
+    ],
+    "unit_lower_solve": [
+        lambda draw: (draw(B, H, L, N) / N, draw(B, H, L, N), _values(draw), False, 8),
+        lambda draw: (draw(1, H, L, N) / N, draw(B, H, L, N), _values(draw), True, 64),
     ],
     "two_sided_scan": [
         lambda draw: (_values(draw), *_triangle(draw), *_triangle(draw), draw(B, H, L), None),
@@ -200,7 +218,13 @@ def test_vmap(name: str, own: str) -> None:
 
 # ------------------------------------------------------------------ who sees them
 
-MIXERS = {"ssd": ["ssd_scan"], "gla": ["channel_scan"], "hydra": ["two_sided_scan"]}
+MIXERS = {
+    "ssd": ["ssd_scan"],
+    "gla": ["channel_scan"],
+    "s6": ["diagonal_scan"],
+    "delta_rule": ["unit_lower_solve", "ssd_scan"],
+    "hydra": ["two_sided_scan"],
+}
 QUICKLY = [name if name == "hydra" else pytest.param(name, marks=pytest.mark.slow) for name in MIXERS]
 
 
