@@ -67,13 +67,14 @@ class Room(NamedTuple):
         return room.permute([order.index(axis) for axis in range(len(order))])
 
     def holding(self, found: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """What was found, laid out as promised; in memory of its own, apart from that of others."""
+        """What was found, laid out as promised; from the start of memory of its own."""
         order = range(len(self.shape)) if self.order is None else self.order
         memory = found.untyped_storage().data_ptr()
         if (
             found.dtype == self.dtype
             and found.shape == torch.Size(self.shape)
             and found.permute(*order).is_contiguous()
+            and found.storage_offset() == 0
             and all(other.untyped_storage().data_ptr() != memory for other in others)
         ):
             return found
