@@ -57,7 +57,7 @@ class FNet(Mixer):
         return Projected(Fourier.like(values, context.grid, gain, pairs=True), values)
 
     def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
-        if torch._C._get_tracing_state() is not None:  # torch.jit keeps no function with a gradient of its own
+        if torch.jit.is_tracing():  # torch.jit keeps no function with a gradient of its own
             return super().product(x, context)
         # Both transforms at once: nothing complex is stored, and half of it is never computed.
         mixed = call(_RealTransform, self._exact(x), context.grid, _NORMS[self.norm])

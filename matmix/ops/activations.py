@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matmix.ops.private import modes, transformed
+
 
 def looked_on(*tensors: Tensor) -> bool:
     """Whether a compiler traces, or autograd keeps what becomes of these tensors: then nothing is written in place."""
@@ -21,7 +23,7 @@ def plain_numbers(*tensors: Tensor) -> bool:
         and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
         and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
         and not torch.is_autocast_enabled("cpu")
-        and torch._C._len_torch_dispatch_stack() == 0
+        and not modes()
     )
 
 
@@ -31,11 +33,7 @@ def untransformed() -> bool:
     Then a function may have a gradient of its own in the form that torch.func cannot transform: it is called in a
     third of the time.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-    )
+    return not torch.compiler.is_compiling() and not transformed() and not torch.jit.is_tracing()
 
 
 def silu(hidden: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from matmix.ops.activations import looked_on, plain_numbers
 from matmix.ops.function import Function, call
 from matmix.ops.gpu import in_triton
 from matmix.ops.plain import is_plain
+from matmix.ops.private import taken_together
 
 _STRIP = 3  # columns of a kernel that the depthwise algorithm takes
 _CACHE = 2**19  # numbers of an image that are worked on together
@@ -165,8 +166,7 @@ class _Depthwise(Function):
         image, kernel = ctx.saved_tensors  # read once: under checkpointing a second time is an error
         to_image, to_kernel, to_bias = ctx.needs_input_grad[:3]
         # What is differentiated again, or taken for many gradients at once, goes the way that allows for it.
-        many = torch._C._dispatch_keys(gradient).has("Batched")  # by is_grads_batched=True
-        strips = to_kernel and not torch.is_grad_enabled() and plain_numbers(gradient) and not many
+        strips = to_kernel and not torch.is_grad_enabled() and plain_numbers(gradient) and not taken_together(gradient)
         wanted = [to_image, to_kernel and not strips, False]
         d_image, d_kernel, _ = torch.ops.aten.convolution_backward(
             gradient, image, kernel, None, [1, 1], ctx.padding, [1, 1], False, [0, 0], image.shape[1], wanted

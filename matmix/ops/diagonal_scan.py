@@ -95,7 +95,7 @@ def _by_torch(
     *,
     chunk: int | None,
 ) -> tuple[Tensor, Tensor]:
-    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     run = by_chunks if traced or values.device.type not in ("cpu", "meta") else by_tokens
     dtype = working_dtype(values, outputs, inputs, log_decay)
     with full_precision(values.device):

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from matmix.ops.private import taken_together, transformed
+
 
 class Function(torch.autograd.Function):
     """A function in the form with ``setup_context``, to be called by ``call``."""
@@ -35,15 +37,12 @@ def differentiated_once(gradient: Tensor) -> bool:
     """Whether a backward pass may take kernels without gradients of their own: nobody differentiates it again, takes
     many gradients at once (``is_grads_batched``) or transforms it."""
     return (
-        not torch.is_grad_enabled()
-        and type(gradient) is Tensor
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and not torch._C._dispatch_keys(gradient).has("Batched")
+        not torch.is_grad_enabled() and type(gradient) is Tensor and not transformed() and not taken_together(gradient)
     )
 
 
 def call(function: type[Function], *args: Any) -> Any:
     """``function.apply(*args)``; compilers and ``torch.func`` see the function as it is written."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or transformed():
         return function.apply(*args)
     return function.direct.apply(*args)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from matmix.ops.gpu import in_triton
+from matmix.ops.private import in_forward_mode
 
 MOST = 8192  # channels that are normalised together: what a program keeps in registers
 
@@ -26,7 +26,7 @@ def by_kernel(x: Tensor, gate: Tensor, weight: Tensor | None = None, groups: int
         in_triton(x, gate, weight)
         and x.shape == gate.shape
         and x.device == gate.device
-        and forward_ad._current_level < 0
+        and not in_forward_mode()
         and (
             weight is None
             or (x.device == weight.device and weight.shape == x.shape[-1:] and x.shape[-1] <= MOST * groups)

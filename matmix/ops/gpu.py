@@ -16,7 +16,8 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from matmix.ops.private import modes, transformed
 
 DEVICES = {"cuda"}  # where kernels run; tests add the CPU while Triton interprets
 
@@ -30,8 +31,8 @@ def in_triton(*tensors: Tensor | None, transforms: bool = False) -> bool:
     return (
         not torch.compiler.is_compiling()
         and all(t is None or _plain(t) for t in tensors)
-        and _get_current_dispatch_mode() is None
-        and (transforms or torch._C._functorch.peek_interpreter_stack() is None)
+        and not modes()
+        and (transforms or not transformed())
         and _triton_is_there()
     )
 

@@ -1,7 +1,7 @@
-"""What PyTorch has no public name for and is used here nonetheless, each with the public way behind it.
+"""What of PyTorch's private core (``torch._C`` and its like) is used here, each with the public way behind it.
 
-Every name was looked for in PyTorch 2.6 and in the newest release. Where one is gone, the public way takes its place,
-which is slower or more careful and never wrong.
+Each is looked for once, when this is imported. Where a release of PyTorch lacks one, what stands for it is slower or
+more careful, never wrong: a question is answered as if somebody looked on, so that kernels and shortcuts step aside.
 """
 
 from __future__ import annotations
@@ -11,18 +11,34 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 _Found = TypeVar("_Found")
 AROUND = ("_ForceDispatchKeyGuard", "_dispatch_tls_local_include_set", "_dispatch_tls_local_exclude_set")
 
 
-def transformed() -> bool:
-    """Whether a transform of ``torch.func`` runs (grad, vjp, jvp, vmap, functionalize); compilers know the answer.
+def _perhaps() -> bool:
+    return True
 
-    Publicly nobody tells: then every call counts as one, and takes operations that can be transformed.
-    """
-    active = getattr(torch._C, "_are_functorch_transforms_active", None)
-    return True if active is None else bool(active())
+
+transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", _perhaps)
+"""Whether a transform of ``torch.func`` runs (grad, vjp, jvp, vmap, functionalize); compilers know the answer."""
+
+modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", _perhaps)
+"""How many dispatch modes see every operation (counters, fake tensors, tracers)."""
+
+_keys: Any = getattr(torch._C, "_dispatch_keys", None)
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may have tangents. Publicly a level of forward mode is asked for only tensor by tensor."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def taken_together(gradient: Tensor) -> bool:
+    """Whether this is many gradients at once (``is_grads_batched``)."""
+    return _keys is None or _keys(gradient).has("Batched")
 
 
 def differentiating(function: Callable[..., _Found], *args: Any) -> _Found:

@@ -7,11 +7,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from matmix.ops.function import Function, call
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.private import in_forward_mode, transformed
 
 FEWEST = 0.01  # a code counts as used at least this often, so that an unused one stays finite
 
@@ -169,4 +169,4 @@ def _transformed() -> bool:
     """In a transform of ``torch.func``, or in forward mode."""
     if torch.compiler.is_compiling():
         return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return transformed() or in_forward_mode()
