@@ -32,7 +32,7 @@ class Steady:
         self._try("flush")
 
     def isatty(self) -> bool:
-        return self.stream is not None and not self.stream.closed and self.stream.isatty()
+        return self.stream is not None and not getattr(self.stream, "closed", False) and bool(self.stream.isatty())
 
     def __getattr__(self, name: str) -> Any:
         if self.stream is None:

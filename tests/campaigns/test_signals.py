@@ -73,3 +73,40 @@ def test_while_it_trains(tmp_path, numbers, status):
     timed(train, long, str(folder))
     timed(train, long, str(tmp_path / "whole"))
     assert whole(folder) == whole(tmp_path / "whole")
+
+
+def _study(folder: str, log: str) -> None:
+    import multiprocessing
+
+    from matmix.experiments import cli, workers
+
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    workers.get_context = lambda how: multiprocessing.get_context("fork")  # type: ignore[assignment]
+    settings = ["--task.patch", "4", "--task.dim", "8", "--task.depth", "1", "--recipe.steps", "400",
+                "--recipe.checkpoint-every", "50", "--recipe.log-every", "4"]  # fmt: skip
+    cli.main(["study", "digits", "--mixers", "pooling", "identity", "attention", "--seeds", "2", "--jobs", "2",
+              *settings, "--out", folder])  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("numbers", "status"), [((signal.SIGHUP,) * 2, 129), ((signal.SIGINT,) * 3, 130)])
+def test_a_study_with_workers(tmp_path, numbers, status):
+    """Its workers save what they are at, whatever comes to the parent meanwhile."""
+    child = SERVER.Process(target=_study, args=(str(tmp_path / "out"), str(tmp_path / "log")))
+    child.start()
+    until = time.monotonic() + 120
+    while not list((tmp_path / "out").rglob("step-*")) and time.monotonic() < until:
+        time.sleep(0.02)
+    for number in numbers:
+        os.kill(child.pid, number)
+        time.sleep(0.05)
+    child.join(120)
+    said = (tmp_path / "log").read_text()
+    assert child.exitcode == status and "Traceback" not in said, said
+    again = SERVER.Process(target=_study, args=(str(tmp_path / "out"), str(tmp_path / "log")))
+    again.start()
+    again.join(300)
+    assert again.exitcode == 0, (tmp_path / "log").read_text()
+    assert len(list((tmp_path / "out").rglob("result.json"))) == 6

@@ -345,6 +345,22 @@ def test_tables_in_both_formats():
     assert "&lt;i&gt;" in text and '<div class="wide r2">' in text
 
 
+def test_a_picture_that_cannot_be_drawn_costs_itself_alone(tmp_path, monkeypatch):
+    write_study(tmp_path, made_up(mixers=("identity", "attention")), levels("digits", "recall"))
+    real = pictures.cost_picture
+
+    def draw(setting, path):
+        if setting.name == "digits":
+            raise TypeError("no number")
+        return real(setting, path)
+
+    monkeypatch.setattr(pictures, "cost_picture", draw)
+    write_report(tmp_path, matrices=False)
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "1-digits-cost.png cannot be drawn: TypeError: no number" in text
+    assert len(list((tmp_path / "report").glob("*.png"))) == 3
+
+
 @pytest.mark.parametrize("kind", ["spread", "line", "one place", "two clusters"])
 def test_labels_do_not_overlap(kind):
     generator = np.random.default_rng(0)

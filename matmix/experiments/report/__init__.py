@@ -179,10 +179,9 @@ def _summary(
             page.Text(f"Mean over seeds on each task, 1 is best, mixers with a score on every task. {method}."),
             page.Table(frame, frozenset({"mean rank"})),
         ]
-        if critical_difference(ranks, out / "ranks.png"):
-            order = ", ".join(f"{mixer} {value:.2f}" for mixer, value in sorted(ranks.average.items(), key=_second))
-            alt = f"Critical-difference diagram, a bar joins mixers that the test does not tell apart; ranks: {order}"
-            blocks.append(page.Picture(out / "ranks.png", alt))
+        order = ", ".join(f"{mixer} {value:.2f}" for mixer, value in sorted(ranks.average.items(), key=_second))
+        alt = f"Critical-difference diagram, a bar joins mixers that the test does not tell apart; ranks: {order}"
+        blocks += page.drawn(lambda path: critical_difference(ranks, path), out / "ranks.png", alt)
         blocks += _told_apart(ranks, reference)
     said = _together(collected)
     if said:
@@ -259,10 +258,11 @@ def _section(
     if not pictured:
         return blocks
     slug = f"{index + 1}-{''.join(c if c.isalnum() else '-' for c in setting.name)[:30]}"
-    if setting.solved_above is None and pictures.cost_picture(setting, out / f"{slug}-cost.png"):
-        blocks.append(page.Picture(out / f"{slug}-cost.png", f"{setting.name}: score against cost"))
-    if pictures.curves_picture(setting, out / f"{slug}-curves.png"):
-        blocks.append(page.Picture(out / f"{slug}-curves.png", f"{setting.name}: learning curves"))
+    if setting.solved_above is None:
+        blocks += page.drawn(lambda path: pictures.cost_picture(setting, path), out / f"{slug}-cost.png",
+                             f"{setting.name}: score against cost")  # fmt: skip
+    blocks += page.drawn(lambda path: pictures.curves_picture(setting, path), out / f"{slug}-curves.png",
+                         f"{setting.name}: learning curves")  # fmt: skip
     if matrices and sample is not None:
         drawn, failed = pictures.matrices_picture(setting, out / f"{slug}-matrices.png")
         if drawn:

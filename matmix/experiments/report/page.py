@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,21 @@ class Fold:
 
 
 Block = Heading | Text | Answer | Items | Table | Picture | Fold
+
+
+def drawn(draw: Callable[[Path], bool], path: Path, alt: str) -> list[Block]:
+    """The picture that a function draws into a file, nothing where it has nothing to draw. One that cannot be drawn, of
+    numbers or names that a library does not take, costs nothing but itself.
+
+    Raises:
+        OSError: where the file cannot be written.
+    """
+    try:
+        return [Picture(path, alt)] if draw(path) else []
+    except OSError:
+        raise
+    except Exception as error:
+        return [Text(f"{path.name} cannot be drawn: {type(error).__name__}: {error}")]
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
