@@ -81,7 +81,8 @@ def record(cls: type[T], data: Any, path: Path, what: str) -> T:
     Raises:
         Damaged: if the data are not of its shape.
     """
-    needed, hints = _fields(cls)
+    kind: Any = cls
+    needed, hints = _fields(kind)
     found = shaped(data, {name: hints[name] for name in (*needed, *(data if isinstance(data, dict) else ()))
                           if name in hints}, path, what)  # fmt: skip
     unknown = sorted(found.keys() - hints.keys())

@@ -13,8 +13,8 @@ class Steady:
     """A stream that drops what it cannot write; `error` is the first reason. All else is the stream's own."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream, self.error = stream, None if stream is not None else OSError("the stream is closed")
-        self.lost = False
+        self.stream, self.lost = stream, False
+        self.error: OSError | ValueError | None = None if stream is not None else OSError("the stream is closed")
         # A name that the encoding of the terminal lacks, or half a character of a damaged file, is shown as a code.
         if hasattr(stream, "reconfigure"):
             with suppress(OSError, ValueError):
@@ -57,7 +57,7 @@ def steady() -> Iterator[Steady]:
         yield sys.stdout
         return
     out, error = Steady(sys.stdout), Steady(sys.stderr)
-    sys.stdout, sys.stderr = out, error  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, error
     try:
         yield out
         out.flush()
