@@ -1,16 +1,25 @@
-"""What a setting may be: settings of a dataclass are checked in one place, and an error names field, value and range.
+"""What a value may be: ranges as objects, and what an annotation lets through.
 
 ::
 
-    def __post_init__(self):
-        check(self, steps=numbers(least=1, whole=True), warmup=numbers(0, 1), precision=one_of("no", "bf16"))
+    lr: Amount = 1e-3                                       # a name for a common range
+    patch: Annotated[int, numbers(1, 4, whole=True)] = 1    # or a range of its own
+    act: Literal["gelu", "relu"] = "gelu"                   # other kinds say it themselves
+
+`matmix.settings` checks dataclasses by it, `matmix.mixers.options` the constructors of mixers and models.
 """
 
 from __future__ import annotations
 
+import collections.abc
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+LONGEST = 4096
+"""Characters of a string: those of a path on Linux."""
 
 
 class Allowed(NamedTuple):
@@ -18,14 +27,6 @@ class Allowed(NamedTuple):
 
     words: str
     holds: Callable[[Any], bool]
-
-
-def check(owner: object, **allowed: Allowed) -> None:
-    """Raise a ValueError for the first setting of an object that is not what it may be."""
-    for name, range_ in allowed.items():
-        value = getattr(owner, name)
-        if not range_.holds(value):
-            raise ValueError(f"{type(owner).__name__}.{name} must be {range_.words}, got {value!r}")
 
 
 def numbers(
@@ -43,7 +44,7 @@ def numbers(
         return (
             isinstance(value, kinds)
             and not isinstance(value, bool)
-            and (isinstance(value, int) or math.isfinite(value))  # isfinite overflows for whole numbers of 309 digits
+            and (whole or _finite(value))
             and least <= value <= most
             and above < value < below
         )
@@ -56,17 +57,183 @@ def numbers(
     return Allowed(f"a {'whole' if whole else 'finite'} number{bounds}", holds)
 
 
-def one_of(*choices: str) -> Allowed:
-    return Allowed(f"one of {', '.join(map(repr, choices))}", lambda value: value in choices)
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that is beyond all floats
+        return False
 
 
-def pair_of(allowed: Allowed) -> Allowed:
-    """A tuple or list of two such values."""
+def one_of(*choices: Any) -> Allowed:
+    """One of some constants; True is not 1, and neither is 1.0."""
     return Allowed(
-        f"a pair, each {allowed.words}",
-        lambda value: isinstance(value, tuple | list) and len(value) == 2 and all(map(allowed.holds, value)),
+        f"one of {', '.join(map(repr, choices))}",
+        lambda value: any(_kind(value) is _kind(choice) and value == choice for choice in choices),
     )
+
+
+def _kind(value: Any) -> type:
+    return str if isinstance(value, str) else type(value)  # a text of a subclass is a text
+
+
+def either(*some: Allowed) -> Allowed:
+    """What any of them allows."""
+    return Allowed(" or ".join(each.words for each in some), lambda value: any(each.holds(value) for each in some))
 
 
 def or_none(allowed: Allowed) -> Allowed:
     return Allowed(f"{allowed.words}, or None", lambda value: value is None or allowed.holds(value))
+
+
+# Upper bounds are far beyond use; behind them sizes and tensors of 32 bits overflow within PyTorch.
+Count = Annotated[int, numbers(1, 1e9, whole=True)]
+"""1, 2, 3, ..."""
+Whole = Annotated[int, numbers(0, 1e9, whole=True)]
+"""0, 1, 2, ...: where 0 has a meaning of its own, it is said."""
+Depth = Annotated[int, numbers(1, 1e4, whole=True)]
+"""Layers, or what else is built one by one."""
+Seed = Annotated[int, numbers(0, below=2**63, whole=True)]
+Amount = Annotated[float, numbers(0, 1e30)]
+Positive = Annotated[float, numbers(above=0, most=1e30)]
+Share = Annotated[float, numbers(0, 1)]
+Portion = Annotated[float, numbers(above=0, most=1)]
+OpenShare = Annotated[float, numbers(above=0, below=1)]
+LessThanHalf = Annotated[float, numbers(0, below=0.5)]
+Chance = Annotated[float, numbers(0, below=1)]
+"""Below 1: what is always left out is never learnt."""
+
+
+def allowed(
+    annotation: Any, bounds: Mapping[str, float] = types.MappingProxyType({}), *, lists: bool = False
+) -> Allowed | None:
+    """What an annotation lets through; None where it lets through anything (Any, a type variable).
+
+    Args:
+        annotation: bool, int, float, str, Literal words, a class; unions, tuples, sequences and mappings of these. What
+            ``Annotated`` says with an ``Allowed`` holds as it stands.
+        bounds: keywords of ``numbers``, for numbers that have no bounds of their own.
+        lists: a list may stand for a tuple, and a pair may hold inf.
+    """
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        own = [meta for meta in annotation.__metadata__ if isinstance(meta, Allowed)]
+        return own[0] if own else allowed(parts[0], bounds, lists=lists)
+    if origin is Literal:
+        return one_of(*parts)
+    if origin in (types.UnionType, typing.Union):
+        inner = [allowed(part, bounds, lists=lists) for part in parts if part is not types.NoneType]
+        some = [each for each in inner if each is not None]
+        if len(some) < len(inner):
+            return None
+        one = some[0] if len(some) == 1 else either(*some)
+        return or_none(one) if types.NoneType in parts else one
+    if origin is tuple:
+        return _tuple_of(parts, bounds, lists)
+    if origin in (collections.abc.Sequence, list):
+        return _each(parts[0], bounds, (list,) if origin is list else (tuple, list), "a list", lists)
+    if origin in (dict, collections.abc.Mapping):
+        return _mapping_of(*(allowed(part, bounds, lists=lists) for part in parts))
+    if origin is type:
+        return Allowed("a class", lambda value: isinstance(value, type))
+    return _plain(annotation if origin is None else origin, bounds)
+
+
+def _plain(kind: Any, bounds: Mapping[str, float]) -> Allowed | None:
+    if kind is bool:
+        return Allowed("True or False", lambda value: isinstance(value, bool))
+    if kind in (int, float):
+        return numbers(**bounds, whole=kind is int)  # type: ignore[arg-type]
+    if kind is str:
+        return Allowed(f"a string of at most {LONGEST:,} characters", _is_text)
+    if kind is collections.abc.Callable:
+        return Allowed("a function", callable)
+    if isinstance(kind, type) and kind not in (object, Any):  # Any is a class since Python 3.11
+        return Allowed(f"a {kind.__name__}", lambda value: isinstance(value, kind))
+    return None
+
+
+def _tuple_of(parts: tuple[Any, ...], bounds: Mapping[str, float], lists: bool) -> Allowed | None:
+    """Tuples: of any length where the annotation ends in an ellipsis."""
+    kinds = (tuple, list) if lists else (tuple,)
+    if len(parts) == 2 and parts[1] is Ellipsis:
+        return _each(parts[0], bounds, kinds, "a tuple", lists)
+    found = [allowed(part, bounds, lists=lists) for part in parts]
+    inner = [each for each in found if each is not None]
+    if len(inner) < len(found) or not inner:
+        return None
+    if lists and len(inner) == 2:
+        inner = [_endless(each) for each in inner]
+    same = len({each.words for each in inner}) == 1
+    of = f"each {inner[0].words}" if same else ", ".join(each.words for each in inner)
+    name = "a pair" if len(inner) == 2 else f"a tuple of {len(inner)}"
+    return Allowed(
+        f"{name}, {of}" if same else f"{name}: {of}",
+        lambda value: (
+            isinstance(value, kinds)
+            and len(value) == len(inner)
+            and all(each.holds(part) for each, part in zip(inner, value, strict=True))
+        ),
+    )
+
+
+def _each(part: Any, bounds: Mapping[str, float], kinds: tuple[type, ...], name: str, lists: bool) -> Allowed | None:
+    inner = allowed(part, bounds, lists=lists)
+    if inner is None:
+        return Allowed(name, lambda value: isinstance(value, kinds))
+    return Allowed(
+        f"{name}, each {inner.words}", lambda value: isinstance(value, kinds) and all(map(inner.holds, value))
+    )
+
+
+def _is_text(value: Any) -> bool:
+    """A string that can be written to a file and be the name of one."""
+    return (
+        isinstance(value, str)
+        and len(value) <= LONGEST
+        and "\0" not in value
+        and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    )
+
+
+def _mapping_of(key: Allowed | None, item: Allowed | None) -> Allowed:
+    words = " of ".join(filter(None, ["a table", item and f"items, each {item.words}"]))
+    return Allowed(
+        words,
+        lambda value: (
+            isinstance(value, Mapping)
+            and (key is None or all(map(key.holds, value)))
+            and (item is None or all(map(item.holds, value.values())))
+        ),
+    )
+
+
+def _endless(kind: Allowed) -> Allowed:
+    if "number" not in kind.words:
+        return kind
+    return Allowed(f"{kind.words}, or inf", lambda value: kind.holds(value) or value == float("inf"))
+
+
+def refuse(name: str, kind: Allowed, value: Any) -> ValueError:
+    """The error for a value that is not what it may be."""
+    return ValueError(f"{name} must be {kind.words}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value in an error: its repr in one line, cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # numbers of more than 4,300 digits have no repr
+        text = f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= 500 else f"{text[:500]}..."
+
+
+def hints(names: Sequence[str], annotations: Mapping[str, Any], scope: Mapping[str, Any]) -> dict[str, Any]:
+    """Annotations with their names looked up; one that only a type checker can read is left out."""
+    found = {}
+    for name in names:
+        one = types.SimpleNamespace(__annotations__={name: annotations[name]} if name in annotations else {})
+        try:
+            found |= typing.get_type_hints(one, dict(scope), include_extras=True)
+        except (NameError, AttributeError, TypeError):
+            continue
+    return found

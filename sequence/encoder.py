@@ -11,18 +11,20 @@ bit, in all the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer, layer_specs
 from matmix.mixers.base import drop_padding
+from matmix.mixers.options import checking_options
 from matmix.mixers.ponet import delimited
 from matmix.ops.masks import in_order, padding_first, padding_last, places, runs
 from matmix.ops.seed import fork_seed
 from matmix.ops.sizes import LengthError
-from sequence.layers.block import ACTS, Act, Block, BlockOptions, BlockState, Padding
+from matmix.ranges import Amount, Chance, Count, Depth, Positive, Seed, Whole
+from sequence.layers.block import Act, Block, BlockOptions, BlockState, Padding
 from sequence.layers.embedding import Patches as Patches
 from sequence.layers.embedding import Stem, look_up
 from sequence.layers.heads import Tied, make_head
@@ -96,51 +98,46 @@ class Encoder(nn.Module):
         seed: of the initial weights.
     """
 
+    @checking_options
     def __init__(
         self,
         embedding: Callable[[], nn.Module],
         mixer: str,
         *,
         dim: int,
-        depth: int,
-        grid: tuple[int, ...],
+        depth: Depth,
+        grid: tuple[Count, ...],
         head: Head,
-        outputs: int,
+        outputs: Whole,
         pool: Pool = "mean",
         pool_norm: bool = False,
         pair_features: PairFeatures = "difference_product",
-        head_hidden: tuple[int, ...] = (),
+        head_hidden: tuple[Count, ...] = (),
         head_act: Act = "gelu",
         tied: bool = False,
-        mlp_ratio: float = 2.0,
+        mlp_ratio: Amount = 2.0,
         glu: bool = False,
         act: Act = "gelu",
         position: Position = "none",
         norm: Norm = "layer",
         prenorm: bool = True,
         final_norm: bool = True,
-        conv: int = 0,
-        embedding_std: float = 0.2,
+        conv: Whole = 0,
+        embedding_std: Amount = 0.2,
         dropout: float = 0.0,
-        embedding_dropout: float = 0.0,
-        hidden_dropout: float = 0.0,
+        embedding_dropout: Chance = 0.0,
+        hidden_dropout: Chance = 0.0,
         tied_dropout: bool = False,
-        norm_eps: float | None = None,
+        norm_eps: Positive | None = None,
         padding: Padding = "masked",
-        type_vocab_size: int = 0,
+        type_vocab_size: Whole = 0,
         embedding_norm: bool = False,
         embedding_projection: bool = False,
-        delimiters: tuple[int, ...] = (),
+        delimiters: tuple[Whole, ...] = (),
         block: type[Block] = Block,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        for name, value, allowed in (
-            ("head", head, get_args(Head)), ("pool", pool, get_args(Pool)), ("position", position, get_args(Position)),
-            ("pair_features", pair_features, tuple(PAIR_WIDTH)), ("head_act", head_act, tuple(ACTS)),
-        ):  # fmt: skip
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         self.read, self.pool, self.pair_features = head, pool, pair_features
         self.pools = head in ("class", "pair")
         length, in_front = torch.Size(grid).numel(), self.pools and pool == "cls"

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matmix.experiments.cli_words import read as read_words
+from matmix.settings import Settings
+
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
+class _Options(Settings):
     run: Path
     """Folder of a finished run of mlm or glue."""
     out: Path
@@ -25,12 +28,11 @@ def save_pretrained(words: Sequence[str]) -> int:
 
     matmix save-pretrained --run RUN --out FOLDER
     """
-    import tyro
 
     from matmix.experiments.folder import Result
     from sequence.language.runs import save_pretrained as write
 
-    given = tyro.cli(_Options, prog="matmix save-pretrained", description=save_pretrained.__doc__, args=list(words))
+    given = read_words(_Options, words, prog="matmix save-pretrained", about=save_pretrained.__doc__)
     if given.weights not in ("best", "final"):
         raise ValueError(f"weights must be 'best' or 'final', got {given.weights!r}")
     if Result.read(given.run) is None:

@@ -51,14 +51,16 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer
+from matmix.mixers.options import checking_options
 from matmix.ops.layers import StarReLU
 from matmix.ops.marks import undecayed
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Count, Whole
 from vision.layers import Head
 from vision.layers.stems import Grid
 from vision.words import unknown_option
 
-Size = int | Sequence[int]
+Size = Count | Sequence[Count]
 
 
 def image_size(size: Size) -> Grid:
@@ -131,10 +133,13 @@ class VisionModel(nn.Module):
                 raise TypeError(unknown_option(cls.__name__, option, known))
         return super().__new__(cls)
 
-    def __init__(self, num_classes: int = 1000, in_chans: int = 3, img_size: Size = 224) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = checking_options(cls.__init__, unknown_option)  # type: ignore[method-assign]
+
+    def __init__(self, num_classes: Whole = 1000, in_chans: Count = 3, img_size: Size = 224) -> None:
         super().__init__()
-        if not isinstance(in_chans, int) or in_chans < 1:
-            raise ValueError(f"in_chans must be a positive integer, got {in_chans!r}")
         self.num_classes, self.in_chans, self.img_size = num_classes, in_chans, image_size(img_size)
         self.grad_checkpointing = False
         self.feature_norms: nn.ModuleList | None = None

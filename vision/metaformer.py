@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer, create_mixer, layer_specs, mixer_info, parse_spec
+from matmix.ranges import Amount, Chance, Count, Depth, Whole
 from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Block, ConvDownsample, ConvStem, Head, Mlp, Stage, make_norm
 from vision.layers.patches import PositionEmbedding
@@ -104,26 +105,26 @@ class MetaFormer(VisionModel):
 
     def __init__(
         self,
-        depths: Sequence[int] = (2, 2, 6, 2),
+        depths: Sequence[Depth] = (2, 2, 6, 2),
         dims: Sequence[int] = (64, 128, 320, 512),
         mixers: str | Sequence[str] = "pooling",
         *,
         img_size: Size = 224,
-        in_chans: int = 3,
-        num_classes: int = 1000,
+        in_chans: Count = 3,
+        num_classes: Whole = 1000,
         global_pool: str = "avg",
         norm: str | Sequence[str] = "layer",
         down_norm: str | None = "layer",
         final_norm: str = "pooled",
         head: Literal["linear", "mlp"] = "mlp",
-        mlp_ratio: float | Sequence[float] = 4.0,
+        mlp_ratio: Amount | Sequence[Amount] = 4.0,
         act: str = "star_relu",
         bias: bool = False,
         layer_scale: float | Sequence[float | None] | None = None,
         res_scale: float | Sequence[float | None] | None = (None, None, 1.0, 1.0),
-        drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_rate: Chance = 0.0,
+        proj_drop_rate: Chance = 0.0,
+        drop_path_rate: Chance = 0.0,
         feature_norms: bool = False,
         pos_embed: bool = False,
     ) -> None:

@@ -13,11 +13,13 @@ from torch import nn
 
 from matmix.experiments.models import create_model
 from matmix.experiments.weights import load_weights
+from matmix.ranges import Whole
+from matmix.settings import Settings
 from vision import pictures
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Look(Settings):
     """A model, an image, and where the picture goes."""
 
     model: str
@@ -30,9 +32,9 @@ class Look:
     """File of weights, one's own or published; absent: the initial ones."""
     source: str = ""
     """owner/repo of the published code that wrote them; absent: found by the names of the weights."""
-    img_size: int = 0
+    img_size: Whole = 0
     """Side of the square that the model sees; 0 = its own."""
-    classes: int = 0
+    classes: Whole = 0
     """Number of classes of the weights; 0 = the model's own."""
 
     def made(self) -> nn.Module:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from matmix.experiments.cli_words import Parser
 from matmix.experiments.data import find_check, list_checks
 
 
 def data(words: Sequence[str]) -> int:
     """Say what of some data sets is in a folder, what is missing and where to get it, and what is damaged."""
-    parser = argparse.ArgumentParser(prog="matmix data", description=data.__doc__, allow_abbrev=False)
+    parser = Parser(prog="matmix data", description=data.__doc__, allow_abbrev=False)
     parser.add_argument("name", nargs="?", help=f"which data sets: {', '.join(list_checks()) or 'none is installed'}")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="where they are, or part of them")
     given = parser.parse_args(words)

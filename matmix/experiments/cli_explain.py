@@ -15,13 +15,16 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from matmix.experiments.cli_options import subject
+from matmix.experiments.cli_words import read as read_words
 from matmix.experiments.models import as_input, example
 from matmix.experiments.progress import watch
 from matmix.experiments.weights import load_weights
+from matmix.ranges import Count, Positive, Seed, Whole
+from matmix.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Look(Settings):
     """What is looked at, and where the answer goes."""
 
     out: Path
@@ -37,21 +40,21 @@ class Look:
     .safetensors). Absent: noise of the shape of the model's example, and its whole numbers in other orders."""
     where: tuple[str, ...] = ("all",)
     """Sites: names or their ends, globs, kinds."""
-    layers: tuple[int, ...] = ()
+    layers: tuple[Whole, ...] = ()
     """Numbers of layers; absent: all."""
     classes: tuple[str, ...] = ()
     """Classes of matrices, such as toeplitz or "low_rank(4)"; absent: all."""
-    tolerance: float = 0.05
+    tolerance: Positive = 0.05
     """Largest relative error of a class that is said to fit."""
-    samples: int = 8
+    samples: Count = 8
     """Inputs that the model gets."""
-    max_heads: int = 16
+    max_heads: Count = 16
     """Heads of a site that are looked at."""
-    max_tokens: int = 256
+    max_tokens: Count = 256
     """Sites with more tokens are skipped: the work grows with their cube."""
-    max_rows: int = 24
+    max_rows: Count = 24
     """Heads in the picture."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the inputs that are made."""
     quiet: bool = False
     """Show no progress; a terminal shows a bar."""
@@ -68,11 +71,11 @@ def explain(words: Sequence[str]) -> int:
     what, rest = subject(words, "explain", "model", Look, getdoc(explain))
     torch.manual_seed(0)
     model: Any = Annotated[Any, tyro.conf.arg(constructor=example(what))]
-    given: Any = tyro.cli(
+    given: Any = read_words(
         make_dataclass("Explain", [("example", model), ("explain", Look)]),  # the options of the model, and ours
+        rest,
         prog=f"matmix explain {what!r}",
-        description=getdoc(explain),
-        args=rest,
+        about=getdoc(explain),
         config=(tyro.conf.OmitArgPrefixes,),
     )
     (model, args, kwargs), look = given.example, given.explain

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+
+from matmix.experiments.cli_words import Parser
 
 Row = tuple[str, ...]
 
@@ -87,8 +88,8 @@ def show(words: Sequence[str]) -> int:
     return 0
 
 
-def _parser(command: str, text: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"matmix {command}", description=text, allow_abbrev=False)
+def _parser(command: str, text: str | None) -> Parser:
+    parser = Parser(prog=f"matmix {command}", description=text, allow_abbrev=False)
     parser.add_argument(
         "--import", dest="imports", nargs="+", default=(), metavar="FILE",
         help="Python files or modules to import first; they register mixers or tasks",

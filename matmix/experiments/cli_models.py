@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from matmix.experiments.cli_options import first, split, subject
+from matmix.experiments.cli_words import read as read_words
 from matmix.experiments.plugins import import_named
 from matmix.spec import hint
 
@@ -27,11 +28,11 @@ def cost(words: Sequence[str]) -> int:
     from matmix.inspect.recording import outer_mixers
 
     what, rest = subject(words, "cost", "model or mixer", _mixer, getdoc(cost))
-    made, inputs, options = tyro.cli(
+    made, inputs, options = read_words(
         partial(_mixer, what) if _is_mixer(what) else example(what),
+        rest,
         prog=f"matmix cost {what!r}",
-        description=getdoc(cost),
-        args=rest,
+        about=getdoc(cost),
     )
     report = count(made, *inputs, **options)
     # A fixed random matrix is a buffer of its mixer; published counts name it beside the parameters.
@@ -76,9 +77,7 @@ def sites(words: Sequence[str]) -> int:
     from matmix.experiments.models import as_input, example
 
     what, rest = subject(words, "sites", "model", _nothing, getdoc(sites))
-    model, inputs, options = tyro.cli(
-        example(what), prog=f"matmix sites {what!r}", description=getdoc(sites), args=rest
-    )
+    model, inputs, options = read_words(example(what), rest, prog=f"matmix sites {what!r}", about=getdoc(sites))
     print(surgery.find(model, example=as_input(inputs, options)))
     return 0
 
@@ -116,5 +115,5 @@ def picture(words: Sequence[str]) -> int:
         raise ValueError(f"name the kind of picture first{hint(kind or '', sorted(kinds))}")
     draw: Callable[..., str] = kinds[kind].load()
     args, where = list(words[1:]), f"matmix picture {kind}"
-    print(tyro.cli(draw, prog=where, args=args, config=(tyro.conf.OmitArgPrefixes,)))
+    print(read_words(draw, args, prog=where, about=None, config=(tyro.conf.OmitArgPrefixes,)))
     return 0

@@ -10,16 +10,18 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
+from matmix.experiments.cli_words import read as read_words
 from matmix.experiments.output import complain
 from matmix.experiments.plugins import import_named, say_imports
 from matmix.experiments.registry import list_tasks, task_class
 from matmix.experiments.task import Recipe, Task, changed
+from matmix.settings import Settings
 
 Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfTask:
+class OfTask(Settings):
     """Options of every command that is about a task, besides those of the task itself."""
 
     preset: Annotated[str, tyro.conf.arg(name="recipe")] = "default"
@@ -53,11 +55,11 @@ def parse(
     def read(task: Any, recipe: Recipe) -> Any:
         fields: list[Any] = [("task", cls, field(default=task)), ("recipe", Recipe, field(default=recipe))]
         fields += [(alias, hint, field(default=None)) for alias, hint in short.items()]
-        given: Any = tyro.cli(
+        given: Any = read_words(
             make_dataclass(command.title(), fields, bases=(options,), frozen=True, kw_only=True),
+            words[1:] if name else words,
             prog=f"matmix {command} {name or '{' + ','.join(list_tasks()) + '}'}",
-            description=cleandoc(text or ""),
-            args=list(words[1:] if name else words),
+            about=cleandoc(text or ""),
         )
         typed = {setting: getattr(given, alias) for alias, setting in getattr(cls, "aliases", {}).items()}
         changes = {setting: value for setting, value in typed.items() if value is not None}
@@ -84,7 +86,7 @@ def subject(
     if name is None:
         if {"-h", "--help"} & set(words):
             prog = f"matmix {command} {what.upper().replace(' ', '_')}"
-            tyro.cli(options, prog=prog, description=about, args=["--help"])
+            read_words(options, ["--help"], prog=prog, about=about)
         raise ValueError(f"name the {what} first: matmix {command} NAME ...")
     return name, list(words[1:])
 

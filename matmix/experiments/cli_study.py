@@ -14,6 +14,7 @@ from typing import Any, Literal, get_type_hints
 import tyro
 
 from matmix.experiments.cli_options import Imports, OfTask, first, named, parse, say, split
+from matmix.experiments.cli_words import read as read_words
 from matmix.experiments.config import slug
 from matmix.experiments.output import complain
 from matmix.experiments.plugins import import_named, say_imports
@@ -29,6 +30,8 @@ from matmix.experiments.study import (
     with_imports,
 )
 from matmix.folders import claim
+from matmix.ranges import Amount, Chance, Count, Whole
+from matmix.settings import Settings
 
 
 def study(words: Sequence[str]) -> int:
@@ -60,8 +63,8 @@ def study(words: Sequence[str]) -> int:
         if (what or "").endswith(".py"):
             say_imports([what or ""])
         options: Any = make_dataclass("Study", own, bases=(_NamedStudy,), frozen=True, kw_only=True)
-        given = tyro.cli(options, prog=f"matmix study {what if own else ''}".strip(),
-                         description=getdoc(find_study(what or "") if own else study), args=list(words))  # fmt: skip
+        about = getdoc(find_study(what or "") if own else study)
+        given = read_words(options, words, prog=f"matmix study {what if own else ''}".strip(), about=about)
         found = with_imports(
             load_study(given.source, **{name: getattr(given, name) for name, *_ in own}), given.imports
         )
@@ -159,7 +162,7 @@ def _cluster(given: _Study) -> Any:
 
 def report(words: Sequence[str]) -> int:
     """Write the report of a study from its run folders."""
-    given = tyro.cli(_Report, prog="matmix report", description=report.__doc__, args=list(words))
+    given = read_words(_Report, words, prog="matmix report", about=report.__doc__)
     import_named(given.imports)
     from matmix.experiments.report import write_report
 
@@ -168,12 +171,12 @@ def report(words: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
-class _Report:
+class _Report(Settings):
     folder: tyro.conf.Positional[Path]
     """Of the study."""
     imports: Imports = ()
     """Python files or modules to import first: for pictures of their mixers. What the folder names is not imported."""
-    pictured: int | None = None
+    pictured: Whole | None = None
     """Settings that have pictures. Default: all of up to 24, and 4 of more. The tables are of all."""
     nemenyi: bool = False
     """Nemenyi's test for ranks over data sets in place of Wilcoxon's with Holm's correction. What it says of two arms
@@ -181,25 +184,25 @@ class _Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Study:
+class _Study(Settings):
     """Options of every study."""
 
     out: Path | None = None
     """Folder of the study. Default: runs/NAME."""
     mixers: tuple[str, ...] = ()
     """Specs of the mixers; where the study names some, these are taken instead."""
-    seeds: int | None = None
+    seeds: Count | None = None
     """Take this many seeds, 0 and up (3 where the study names none)."""
     reference: str = ""
     """The mixer that differences are taken to. Default: attention, or the first one."""
-    margin: float | None = None
+    margin: Chance | None = None
     """The largest change that does not matter in practice, as a share of the reference's score: 0.01 is 1 %. Then the
     report says of each arm whether it is equivalent, better or worse."""
-    jobs: int | None = None
+    jobs: Count | None = None
     """Runs at once. Default: one for each core."""
-    minutes: float = 0.0
+    minutes: Amount = 0.0
     """Stop after so many minutes, as Ctrl-C does; the same command goes on. 0 = when all is done."""
-    threads: int | None = None
+    threads: Count | None = None
     """Threads of torch in each run (1 where the study names none): part of what a run is."""
     track: str = ""
     """Tell a tracker of accelerate what is logged, too: "tensorboard" writes in the folder of each run."""
@@ -220,6 +223,10 @@ class _Study:
     """GiB of memory that each run asks of the cluster; 0 = none in particular."""
     runtime_env: Path | None = None
     """JSON file with Ray's runtime_env: packages and variables that the cluster's workers need."""
+    ray: bool = False
+    """Spread the runs over a Ray cluster."""
+    gpus: Amount = 0.0
+    """GPUs that each run asks of the cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)

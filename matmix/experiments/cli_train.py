@@ -15,6 +15,7 @@ from matmix.experiments.output import complain
 from matmix.experiments.plugins import fingerprints
 from matmix.experiments.progress import watch
 from matmix.experiments.task import check_metric, check_tests
+from matmix.ranges import Count, Seed
 
 
 def train(words: Sequence[str]) -> int:
@@ -80,15 +81,15 @@ class _Train(OfTask):
     """Spec; a pattern such as "ssd*3, attention" is tiled over the depth. Absent: the mixers of the model itself."""
     surgery: Surgery = NO_SURGERY
     """Puts the mixer into the model after it is built, whatever the model: --surgery.level module."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the weights, the data order and dropout."""
-    steps: int | None = None
+    steps: Count | None = None
     """Number of updates; short for --recipe.steps."""
     out: Path | None = None
     """Folder of the run. Default: runs/ and a name of task, model, mixer, seed and a few digits of all settings."""
     resume: bool = True
     """Go on from the last checkpoint of an unfinished run."""
-    threads: int = 1
+    threads: Count = 1
     """Threads of torch on the CPU: part of what a run is, since its last digits depend on them. 1 on every machine,
     unless it is said here: large models are faster with as many as there are cores."""
     track: str = ""

@@ -18,6 +18,8 @@ from matmix.experiments.origin import origins
 from matmix.experiments.plugins import IMPORTED, absolute_task, fingerprints
 from matmix.experiments.registry import task_class
 from matmix.experiments.task import Recipe, Task, build, changed
+from matmix.ranges import Count, Seed
+from matmix.settings import Settings
 
 
 class RunError(RuntimeError):
@@ -25,16 +27,16 @@ class RunError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Settings):
     """Everything that decides the result of a run. `options` and `recipe` may name some settings only: the defaults
     of the task are filled in at once, so a stored configuration never depends on what the defaults are later."""
 
     task: str
     mixer: str
-    seed: int = 0
+    seed: Seed = 0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
-    threads: int = 1
+    threads: Count = 1
     """Of torch, in each process. Sums are divided among them, so another number changes last digits."""
     plugins: dict[str, str] = dataclasses.field(default_factory=dict)
     """Checksums of the imported files and modules (see `plugins.fingerprints`); the code behind the task and the mixers
@@ -45,8 +47,6 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", absolute_task(self.task))
-        if self.threads < 1:
-            raise ValueError(f"RunConfig.threads must be at least 1, got {self.threads}")
         cls = task_class(self.task)
         options, recipe = _filled(cls, self.options, self.recipe)
         object.__setattr__(self, "plugins", _with(self.plugins, origins(cls, self.mixer)))

@@ -19,7 +19,8 @@ from torch import nn
 from matmix.experiments.task import Batch, Recipe, Task, inputs_of
 from matmix.experiments.weights import load_weights
 from matmix.ops.seed import fork_seed
-from matmix.ranges import check, numbers, one_of
+from matmix.ranges import Whole
+from matmix.settings import Settings
 from matmix.spec import hint, parse_spec
 from matmix.surgery import DistillRecipe, NoMatrix, Report, Site, Stage, distill, find, replace
 
@@ -33,7 +34,7 @@ ABLATIONS = ("zero", "diagonal", "shuffle_rows", "mean", INPUT)
 
 
 @dataclasses.dataclass(frozen=True)
-class Surgery:
+class Surgery(Settings):
     """Where a mixer goes and how it begins."""
 
     level: Literal["", "module", "matrix"] = ""
@@ -52,16 +53,12 @@ class Surgery:
     """Refuse a mixer that sees later tokens where the old one did not."""
     weights: str = ""
     """File of weights that the model has before the surgery; "{seed}" in it is the seed of the run."""
-    distill: int = 0
+    distill: Whole = 0
     """Steps in which the replaced modules learn to give what the old ones gave, before the training."""
     ablate: tuple[str, ...] = ()
     """What is done to the trained model, each scored on the test split: zero, diagonal, shuffle_rows, mean, input."""
 
     def __post_init__(self) -> None:
-        check(
-            self, level=one_of("", "module", "matrix"), init=one_of("fresh", "projected"),
-            prefix=one_of("joined", "aside"), distill=numbers(0, whole=True),
-        )  # fmt: skip
         said = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
         if not self.level and said:
             raise ValueError(

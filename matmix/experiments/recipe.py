@@ -8,7 +8,8 @@ import re
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from matmix.ranges import check, numbers, one_of, pair_of
+from matmix.ranges import Amount, Chance, Count, Share, Whole
+from matmix.settings import Settings
 
 Schedule = Literal["cosine", "power", "constant", "rsqrt", "onecycle", "halving"]
 Decayed = Literal["matrices", "unmarked", "all"]
@@ -56,37 +57,37 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """How to train: linear warm-up, then what `schedule` says. One step is one update of the weights.
 
     `batch_size` counts the examples of one step over all devices and all `accumulate` parts.
     """
 
-    steps: int = 1000
-    batch_size: int = 64
-    lr: float = 1e-3
+    steps: Count = 1000
+    batch_size: Count = 64
+    lr: Amount = 1e-3
     """The highest learning rate, at the end of the warm-up."""
-    lr_end: float = 0.0
+    lr_end: Amount = 0.0
     """Where "cosine", "power" and "onecycle" end, as a share of `lr`."""
-    warmup: float = 0.05
+    warmup: Share = 0.05
     """Share of the schedule in which the learning rate rises to `lr`."""
-    warmup_start: float = 0.0
+    warmup_start: Share = 0.0
     """Where the rise begins, as a share of `lr`."""
     schedule: Schedule = "cosine"
     """After the warm-up: "cosine", half of one; "power", (1 - t)^power over the rest, linear with power=1; "constant";
     "rsqrt", lr * sqrt(warm-up / step). "onecycle" is torch's OneCycleLR with straight lines, warm-up included: the
     first of the betas goes from 0.95 to 0.85 and back while the rate rises and falls. "halving" stays for two periods
     of `halve_every` steps and is halved at the beginning of each further one."""
-    power: float = 0.0
+    power: Amount = 0.0
     """Of schedule="power"."""
-    halve_every: int = 0
+    halve_every: Whole = 0
     """Steps of a period, of schedule="halving": an epoch, say."""
-    schedule_steps: int = 0
+    schedule_steps: Whole = 0
     """Length of the schedule, where it is not that of the training; 0 = `steps`. Past its end the rate stays."""
     optimizer: str = "adamw"
     """"adamw" and "radam" are torch's; any other is timm's of that name ("lamb", "lion", ...), with its defaults except
     `betas`."""
-    weight_decay: float = 0.05
+    weight_decay: Amount = 0.05
     decayed: Decayed = "matrices"
     """What weight decay acts on: tensors with two axes or more that `matmix.no_weight_decay` does not name; or all that
     it does not name ("unmarked"), biases and norms too; or every parameter ("all")."""
@@ -95,41 +96,31 @@ class Recipe:
     parameter, or its last part, with * and ?; the first group that names a parameter has it. `lr` is what `Recipe.lr`
     is to the others: the schedule moves both in proportion. It goes before what a model says of its own parameters
     (`matmix.optim_settings`)."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 0.0
+    betas: tuple[Chance, Chance] = (0.9, 0.99)
+    eps: Amount = 0.0
     """In the denominator of adaptive steps; 0 = the optimiser's own, 1e-8 for "adamw"."""
-    clip: float = 1.0
+    clip: Amount = 1.0
     """Largest norm of the gradient; 0 = no clipping."""
-    ema: float = 0.0
+    ema: Chance = 0.0
     """Decay, a step, of a running average of the weights, which is what is evaluated and kept then; 0 = none."""
-    accumulate: int = 1
+    accumulate: Count = 1
     checkpointing: bool = False
     """Keep of each block of the model its input alone, and compute it again in the backward pass: the same gradients
     for less memory and about a third more time."""
     precision: Literal["no", "bf16", "fp16"] = "no"
-    log_every: int = 10
-    eval_every: int = 100
-    patience: int = 0
+    log_every: Count = 10
+    eval_every: Count = 100
+    patience: Whole = 0
     """Stop after so many evaluations in a row without a better score; 0 = never."""
     kept: Kept = "better"
     """Which evaluation takes the place of the best one so far. "not_worse", as in the Time Series Library: one that is
     as good does too, and so does one whose score is not a number, and after it the next one, however bad."""
     stop_at: float = 0.0
     """Stop after an evaluation that scores this or better; 0 = never."""
-    checkpoint_every: int = 500
-    eval_batch_size: int = 256
+    checkpoint_every: Count = 500
+    eval_batch_size: Count = 256
 
     def __post_init__(self) -> None:
-        count, share, positive = numbers(1, whole=True), numbers(0, 1), numbers(0)
-        check(
-            self, steps=count, batch_size=count, lr=positive, lr_end=positive, warmup=share, warmup_start=share,
-            schedule=one_of("cosine", "power", "constant", "rsqrt", "onecycle", "halving"), power=positive,
-            schedule_steps=numbers(0, whole=True), halve_every=numbers(0, whole=True), weight_decay=positive,
-            decayed=one_of("matrices", "unmarked", "all"), betas=pair_of(numbers(0, below=1)), eps=positive,
-            clip=positive, ema=numbers(0, below=1), accumulate=count, precision=one_of("no", "bf16", "fp16"),
-            log_every=count, eval_every=count, patience=numbers(0, whole=True), checkpoint_every=count,
-            eval_batch_size=count, kept=one_of("better", "not_worse"), stop_at=numbers(),
-        )  # fmt: skip
         if self.batch_size % self.accumulate:
             raise ValueError(f"Recipe.batch_size={self.batch_size} must divide by accumulate={self.accumulate}")
         if (self.schedule == "power") != bool(self.power):

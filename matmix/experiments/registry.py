@@ -18,6 +18,7 @@ from typing import ClassVar, TypeVar, get_origin
 from matmix.experiments.extras import advice
 from matmix.experiments.plugins import TASKS, NotNamed, import_code
 from matmix.experiments.task import Task
+from matmix.settings import check_defaults
 from matmix.spec import hint, place
 
 _TaskT = TypeVar("_TaskT", bound=type[Task])
@@ -122,6 +123,7 @@ def check_class(cls: type[Task]) -> type[Task]:
               if field.default is field.default_factory is dataclasses.MISSING]  # fmt: skip
     if needed:
         raise ValueError(f"{where}: every setting has a default; {', '.join(needed)} has none")
+    check_defaults(cls)
     return cls
 
 

@@ -40,11 +40,13 @@ from matmix.experiments.registry import list_tasks
 from matmix.experiments.task import build, check_metric
 from matmix.experiments.text import folder_name
 from matmix.mixers import list_mixers
+from matmix.ranges import Chance, Count, Seed, Whole
+from matmix.settings import Settings
 from matmix.spec import hint
 
 
 @dataclass(frozen=True)
-class StudyArm:
+class StudyArm(Settings):
     """A row of one task's table that is more than a spec: a mixer under another name, on other settings.
 
     A control such as "bag" is the mixer "identity" in a model without positions.
@@ -56,7 +58,7 @@ class StudyArm:
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of the task that differ from those of its other arms."""
     recipe: dict[str, Any] = field(default_factory=dict)
-    window: int = 0
+    window: Whole = 0
     """Of an arm that sees near tokens only: how many, over its whole depth. Where such an arm comes as far as the best
     one, the report calls the task local."""
 
@@ -66,7 +68,7 @@ class StudyArm:
 
 
 @dataclass(frozen=True)
-class StudyTask:
+class StudyTask(Settings):
     """A task with the settings and recipe values that differ from its defaults. The label names it in tables."""
 
     task: str
@@ -112,7 +114,7 @@ class StudyRun:
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Settings):
     """Every mixer on every task with every recipe and seed.
 
     All arms of a setting get the same seeds, data order and, outside of the mixers, the same initial weights, so
@@ -123,7 +125,7 @@ class Study:
     tasks: tuple[StudyTask, ...]
     mixers: tuple[str, ...]
     """Specs, as in ``"hydra(expand=1)"``."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     recipes: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
     """Named changes to the tasks' recipes: ``{"slow": {"lr": 1e-4}, "fast": {"lr": 1e-3}}`` runs everything twice."""
     tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -132,10 +134,10 @@ class Study:
     what all of them gave. Empty: there is nothing to choose."""
     reference: str = "attention"
     """The arm that differences are taken to, where it is among the mixers."""
-    margin: float = 0.0
+    margin: Chance = 0.0
     """The largest change that does not matter in practice, as a share of the reference's score: 0.01 is 1 %. Said
     before the study runs; the report then says of each arm whether it is equivalent, better or worse. 0: none."""
-    threads: int = 1
+    threads: Count = 1
     """Threads of torch in each run: part of what a run is, since its last digits may depend on them."""
     imports: tuple[str, ...] = ()
     """Python files or modules to import first, in every process: they register mixers."""
@@ -152,8 +154,6 @@ class Study:
                 raise ValueError(f"study {self.name!r}: {name} has {twice[0]!r} twice")
         if "" in self.tuning:
             raise ValueError(f"study {self.name!r}: tuning has a trial without a name")
-        if not 0 <= self.margin < 1:
-            raise ValueError(f"study {self.name!r}: margin is a share of a score, 0 <= margin < 1, got {self.margin}")
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             raise ValueError(f"study name must be letters, digits, '.', '_' or '-', got {self.name!r}")
         labels = [label for label, *_ in self.settings()]

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from matmix.experiments.recipe import Recipe as Recipe  # where everybody looks for it
+from matmix.ranges import shown
+from matmix.settings import Settings
 from matmix.spec import unknown_option
 
 if TYPE_CHECKING:
@@ -93,8 +95,11 @@ def inputs_of(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(x), {}) if isinstance(x, tuple | list) else ((x,), {})
 
 
-class Task(ABC):
+class Task(Settings, ABC):
     """Base of all tasks; subclass it as a `@dataclass(frozen=True)` whose fields, its settings, have defaults.
+
+    A setting is what its annotation says, `length: int` or better `length: Count` (see `matmix.settings`); anything
+    else is refused before the task is made, so no method has to ask.
 
     `metric` names the entry of `metrics()` that picks the best weights on the validation split and that tables show.
     For data that fit in memory, `TensorTask` does most of this.
@@ -293,9 +298,23 @@ def changed(settings: Any, default: Any) -> dict[str, Any]:
 
 
 def build(cls: type[T], settings: dict[str, Any]) -> T:
-    """A dataclass from JSON-like settings; an unknown key is an error that lists the known ones."""
-    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    """A dataclass from JSON-like settings, whose lists are tuples; nothing else is turned into another kind.
+
+    Raises:
+        ValueError: for settings that are no table, an unknown key (the known ones are listed), one that is missing, or
+            a value that its annotation does not let through.
+    """
+    if not isinstance(settings, dict):
+        raise ValueError(f"settings of {cls.__name__} must be a table of names and values, got {shown(settings)}")
+    known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in settings:
         if key not in known:
-            raise ValueError(unknown_option(cls.__name__, key, known, "setting"))
-    return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()})
+            raise ValueError(unknown_option(cls.__name__, key, list(known), "setting"))
+    for key, field in known.items():
+        if field.default is field.default_factory is dataclasses.MISSING and key not in settings:
+            raise ValueError(f"{cls.__name__}.{key} must be given; got {', '.join(settings) or 'no setting'}")
+    return cls(**{key: _tupled(value) for key, value in settings.items()})
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value

@@ -8,11 +8,7 @@ values and gradients of the two together, so the matrix that ``matrix()`` return
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Self, final
 
@@ -21,13 +17,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from matmix.matrices.base import Matrix
-from matmix.mixers.options import OPTIONS, allowed, check_options
+from matmix.mixers.options import checking_options
 from matmix.ops.marks import undecayed
 from matmix.ops.masks import in_order, padding_first, runs
 from matmix.ops.reparam import keeping_statistics
 from matmix.ops.sizes import LengthError, is_size, known
-from matmix.ranges import Allowed
-from matmix.spec import unknown_option
 
 Grid = tuple[int, ...]
 State = Any  # a pytree of tensors, (B, ...) each
@@ -68,37 +62,6 @@ class Projected(NamedTuple):
     rest: Any = None  # what merge needs besides the product: gates, skips
 
 
-def _checking_options(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that refuses an option it does not have, by the error of specs that says what it is called, and a
-    value that its annotation and the bounds of the word (``matmix.mixers.options``) do not allow."""
-    signature = inspect.signature(init)
-    parameters = list(signature.parameters.values())[1:]
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    placed = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    swallows = any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-    @functools.cache
-    def kinds() -> dict[str, Allowed]:
-        try:  # late: a class may be annotated by one that comes after it
-            hints = typing.get_type_hints(init)
-        except (NameError, AttributeError, TypeError):  # names that only a type checker sees: nothing to check by
-            hints = {}
-        ours = init.__module__.startswith("matmix.")  # a word may have other bounds in another package
-        found = {n: allowed(hints.get(n), OPTIONS[n].bounds if ours and n in OPTIONS else {}) for n in names}
-        return {name: kind for name, kind in found.items() if kind is not None}
-
-    @functools.wraps(init)
-    def checked(self: Mixer, *args: Any, **options: Any) -> None:
-        name = type(self).__name__
-        for option in () if swallows else options:
-            if option not in names:
-                raise TypeError(unknown_option(name, option, names))
-        check_options(name, kinds(), options | dict(zip(placed, args, strict=False)))  # too many are the constructor's
-        init(self, *args, **options)
-
-    return checked
-
-
 class Mixer(nn.Module):
     """A sequence mixer, ``x (B, L, D) -> (B, L, D)``: a structured matrix times values.
 
@@ -115,9 +78,9 @@ class Mixer(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = _checking_options(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = checking_options(cls.__init__)  # type: ignore[method-assign]
 
-    @_checking_options
+    @checking_options
     def __init__(self, dim: int, grid: Grid | None = None) -> None:
         super().__init__()
         if not isinstance(dim, int) or dim < 1:

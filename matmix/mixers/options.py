@@ -1,8 +1,9 @@
-"""The options of mixers: one word for one idea, its meaning and its bounds.
+"""The options of mixers and models: one word for one idea, its meaning and its bounds.
 
 A constructor's annotations say the kind of an option (a switch, a whole number, a number, one of several words), this
-list its bounds. Both are checked once, when a mixer is built, before its own constructor runs. What hangs on several
-options (a divisor of another) or on more than bounds (an odd number of taps) a mixer checks itself.
+list its bounds, where the annotation has none. Both are checked once, when a mixer or model is built, before its own
+constructor runs. What hangs on several options (a divisor of another) or on more than bounds (an odd number of taps) a
+mixer checks itself.
 
 Kinds hold in every package, bounds in this one. A new mixer takes its words from here. One that needs a new idea adds
 the word, if none of these fits.
@@ -10,11 +11,16 @@ the word, if none of these fits.
 
 from __future__ import annotations
 
-import types
-import typing
-from typing import Any, Literal, NamedTuple
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from matmix.ranges import Allowed, numbers, one_of, or_none
+from matmix.ranges import Allowed, allowed, hints, refuse
+from matmix.spec import unknown_option
+
+OURS = ("matmix", "vision", "sequence")
+"""Packages whose constructors take the bounds of a word from here."""
 
 # Upper bounds are far beyond use; behind them sizes overflow within PyTorch.
 COUNT = {"least": 1.0, "most": 1e7}
@@ -153,53 +159,34 @@ OPTIONS: dict[str, Option] = {
 }
 
 
-def allowed(annotation: Any, bounds: dict[str, float], endless: bool = False) -> Allowed | None:
-    """What an annotation and bounds let through; None for a kind that the owner checks itself.
+def checking_options(init: Callable[..., None], unknown: Callable[..., str] = unknown_option) -> Callable[..., None]:
+    """A constructor that refuses an option that it does not have, by the error of specs that says what it is called,
+    and a value that its annotation and the bounds of the word do not allow."""
+    signature = inspect.signature(init)
+    parameters = list(signature.parameters.values())[1:]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    placed = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    swallows = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    ours = init.__module__.partition(".")[0] in OURS
 
-    Args:
-        annotation: bool, int, float, str, Literal words, a tuple of these, or one of them or None.
-        bounds: keywords of ``ranges.numbers``.
-        endless: infinity is a number too.
-    """
-    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        return one_of(*parts)
-    if origin in (types.UnionType, typing.Union):
-        inner = [allowed(part, bounds) for part in parts if part is not types.NoneType]
-        if len(inner) == 1 and inner[0] is not None:
-            return or_none(inner[0]) if types.NoneType in parts else inner[0]
-        return None
-    if origin is tuple:
-        return _tuple_of(parts, bounds)
-    if annotation is bool:
-        return Allowed("True or False", lambda value: isinstance(value, bool))
-    if annotation is str:
-        return Allowed("a string", lambda value: isinstance(value, str))
-    if annotation in (int, float):
-        kind = numbers(**bounds, whole=annotation is int)
-        if not endless:
-            return kind
-        return Allowed(f"{kind.words}, or inf", lambda value: kind.holds(value) or value == float("inf"))
-    return None
+    @functools.cache
+    def kinds() -> dict[str, Allowed]:  # late: a class may be annotated by one that comes after it
+        found = {
+            name: allowed(kind, OPTIONS[name].bounds if ours and name in OPTIONS else {}, lists=True)
+            for name, kind in hints(names, init.__annotations__, init.__globals__).items()
+        }
+        return {name: kind for name, kind in found.items() if kind is not None}
 
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **options: Any) -> None:
+        name = type(self).__name__
+        for option in () if swallows else options:
+            if option not in names:
+                raise TypeError(unknown(name, option, names))
+        for option, value in (options | dict(zip(placed, args, strict=False))).items():  # too many: the constructor's
+            kind = kinds().get(option)
+            if kind is not None and not kind.holds(value):
+                raise refuse(f"{name}: {option}", kind, value)
+        init(self, *args, **options)
 
-def _tuple_of(parts: tuple[Any, ...], bounds: dict[str, float]) -> Allowed | None:
-    """Tuples, or lists, of any length where the annotation ends in an ellipsis."""
-    pair = len(parts) == 2 and parts[1] is not Ellipsis
-    inner = allowed(parts[0], bounds, endless=pair)
-    if inner is None:
-        return None
-    return Allowed(
-        f"{'a pair' if pair else 'a tuple'}, each {inner.words}",
-        lambda value: (
-            isinstance(value, tuple | list) and (not pair or len(value) == 2) and all(map(inner.holds, value))
-        ),
-    )
-
-
-def check_options(owner: str, kinds: dict[str, Allowed], options: dict[str, Any]) -> None:
-    """Raise a ValueError for the first option that is not what it may be."""
-    for name, value in options.items():
-        kind = kinds.get(name)
-        if kind is not None and not kind.holds(value):
-            raise ValueError(f"{owner}: {name} must be {kind.words}, got {value!r}")
+    return checked

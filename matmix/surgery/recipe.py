@@ -6,46 +6,32 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from matmix.ranges import check, numbers, one_of, or_none, pair_of
+from matmix.ranges import Amount, Chance, Count, Positive, Seed, Share
+from matmix.settings import Settings
 
 Train = Literal["replaced", "all"]
 STAGES = ("matrices", "outputs", "predictions")
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Settings):
     """One stage: AdamW with a linear rise and a cosine fall of the learning rate."""
 
-    steps: int
-    lr: float = 1e-3
-    lr_end: float = 0.1
+    steps: Count
+    lr: Positive = 1e-3
+    lr_end: Share = 0.1
     """The last learning rate, as a share of ``lr``."""
-    warmup: float = 0.05
+    warmup: Share = 0.05
     """Share of the steps in which the learning rate rises to ``lr``."""
-    weight_decay: float = 0.0
+    weight_decay: Amount = 0.0
     """Of matrices; vectors and what a mixer names (``matmix.no_weight_decay``) are left alone."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float | None = 1.0
+    betas: tuple[Chance, Chance] = (0.9, 0.95)
+    clip: Positive | None = 1.0
     """Largest norm of the gradient; None: whatever it is."""
     train: Train = "replaced"
     """``"replaced"``: the modules at the sites; ``"all"``: every parameter of the student that takes a gradient."""
-
-    def __post_init__(self) -> None:
-        share = numbers(0, 1)
-        check(
-            self,
-            steps=numbers(least=1, whole=True),
-            lr=numbers(above=0),
-            lr_end=share,
-            warmup=share,
-            weight_decay=numbers(least=0),
-            betas=pair_of(numbers(0, below=1)),
-            clip=or_none(numbers(above=0)),
-            train=one_of(*get_args(Train)),
-        )
-        object.__setattr__(self, "betas", tuple(self.betas))
 
     def lr_at(self, step: int, lr: float | None = None) -> float:
         """The learning rate of a step, counted from 0, where the highest is `lr`, or the stage's own."""
@@ -58,7 +44,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class DistillRecipe:
+class DistillRecipe(Settings):
     """The stages of MOHAWK (arXiv 2408.10189) in their order; None leaves one out.
 
     ::
@@ -72,29 +58,18 @@ class DistillRecipe:
     """What each replaced site gives to what the teacher's gave, on the teacher's inputs."""
     predictions: Stage | None = Stage(1000, train="all")
     """The student's predictions to the teacher's, or the loss that ``distill`` is given."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Of both distributions in the divergence of predictions, whose gradient is scaled by its square."""
-    seed: int = 0
+    seed: Seed = 0
     """Each step draws (dropout; data of a ``batches(step)`` that draws) from (seed, stage, step)."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between two entries of the history."""
-    checkpoint_every: int = 500
+    checkpoint_every: Count = 500
     """Steps between two checkpoints, where there is a folder; the end of a stage is one too."""
 
     def __post_init__(self) -> None:
-        for name in STAGES:
-            stage = getattr(self, name)
-            if stage is not None and not isinstance(stage, Stage):
-                raise TypeError(f"DistillRecipe.{name} must be a Stage or None, got {stage!r}")
         if not any(True for _ in self.stages()):
             raise ValueError(f"DistillRecipe leaves out every stage: {', '.join(STAGES)}")
-        check(
-            self,
-            temperature=numbers(above=0),
-            seed=numbers(least=0, whole=True),
-            log_every=numbers(least=1, whole=True),
-            checkpoint_every=numbers(least=1, whole=True),
-        )
 
     def stages(self) -> Iterator[tuple[str, Stage]]:
         """The stages that are not left out, by name."""

@@ -40,8 +40,8 @@ class Shape(NamedTuple):
             raise ValueError(f"listops: max_args must be at least 2, got {self.max_args}")
         if self.min_length < 0 or self.max_length < self.min_length + 2:
             raise ValueError(
-                f"listops: lengths are min_length < length < max_length; no number is between {self.min_length} and "
-                f"{self.max_length}"
+                f"listops: max_length must be at least min_length + 2 = {self.min_length + 2}, for lengths between the "
+                f"two, got {self.max_length}"
             )
 
 

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from matmix.ranges import Count, Share, Whole
+from matmix.settings import Settings
 from sequence.data.labels import IGNORED
 
 SEED = 12345
@@ -38,17 +40,17 @@ class Streams:
 
 
 @dataclasses.dataclass(frozen=True)
-class MadSettings:
+class MadSettings(Settings):
     """One setting of one task; a factor that a task does not have is not read by it."""
 
-    vocabulary: int = 16
-    length: int = 128
-    noise: float = 0.0
+    vocabulary: Count = 16
+    length: Count = 128
+    noise: Share = 0.0
     """Share of the slots that hold noise."""
-    noise_vocabulary: int = 0
-    copied: int = 16
+    noise_vocabulary: Whole = 0
+    copied: Count = 16
     """Tokens to copy."""
-    motif: int = 3
+    motif: Count = 3
     """Longest key and longest value of fuzzy recall, in tokens."""
     multi_query: bool = True
     """Recall: score every key that comes again, not the last one alone; False has a marker before the last one."""

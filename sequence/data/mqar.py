@@ -44,7 +44,10 @@ def check_compositional(vocabulary: int, length: int, pairs: int) -> None:
     if pairs < 1 or isqrt(pairs) ** 2 != pairs:
         raise ValueError(f"recall: pairs of compositional keys must be a square number, got {pairs}")
     if 6 * pairs > length:
-        raise ValueError(f"recall: pairs must be at most length/6 = {length // 6} with compositional keys, got {pairs}")
+        raise ValueError(
+            f"recall: pairs must be at most length/6 = {length // 6} with compositional keys and length={length}, got "
+            f"{pairs}"
+        )
     third = vocabulary // 3
     if isqrt(pairs) > third - 1 or pairs > vocabulary - 2 * third:
         raise ValueError(

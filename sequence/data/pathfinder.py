@@ -97,7 +97,7 @@ def published(size: int, contour_length: int = 0) -> Settings:
     states its arguments for 14 alone.
     """
     if size not in _BY_SIZE:
-        raise ValueError(f"pathfinder: size must be one of {', '.join(map(str, SIZES))}, got {size}")
+        raise ValueError(f"pathfinder: img_size must be one of {', '.join(map(str, SIZES))}, got {size}")
     base, paddles = _BY_SIZE[size]
     length = contour_length or base.contour_length
     if length < 3:

@@ -46,6 +46,4 @@ class Vocabulary:
 def check_specials(specials: Sequence[str]) -> None:
     """Refuse what is no order of special tokens with padding among them."""
     if "pad" not in specials or len(set(specials)) < len(specials) or set(specials) - set(SPECIAL):
-        raise ValueError(
-            f"specials: {' '.join(specials) or 'none'}; allowed: pad and any of unk, eos, mask, each at most once"
-        )
+        raise ValueError(f"specials must be pad and any of unk, eos, mask, each at most once, got {specials!r}")

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, get_args
 from transformers import PretrainedConfig
 
 from matmix.mixers import layer_specs, mixer_info
+from matmix.mixers.options import checking_options
+from matmix.ranges import Amount, Chance, Count, Depth, Positive, Seed, Whole
 from matmix.spec import Spec
 from sequence.encoder import Position
 from sequence.layers.block import ACTS
@@ -80,39 +82,40 @@ class MatmixConfig(PretrainedConfig):
         "layer_norm_eps": "norm_eps",
     }
 
+    @checking_options
     def __init__(
         self,
         mixer: str = "attention(head_dim=64)",
-        vocab_size: int = 30522,
+        vocab_size: Count = 30522,
         dim: int = 768,
-        depth: int = 12,
+        depth: Depth = 12,
         heads: int | None = None,
-        length: int = 512,
-        mlp_ratio: float = 4.0,
+        length: Count = 512,
+        mlp_ratio: Amount = 4.0,
         glu: bool = False,
         act: str = "gelu",
         position: str = "learned",
-        type_vocab_size: int = 2,
+        type_vocab_size: Whole = 2,
         embedding_norm: bool = False,
         embedding_projection: bool = False,
         norm: str = "layer",
-        norm_eps: float | None = None,
+        norm_eps: Positive | None = None,
         prenorm: bool = True,
         final_norm: bool = True,
-        conv: int = 0,
-        delimiters: tuple[int, ...] = (),
+        conv: Whole = 0,
+        delimiters: tuple[Whole, ...] = (),
         pad_to: str = "length",
         padding: str = "masked",
         dropout: float = 0.0,
-        embedding_dropout: float = 0.0,
-        hidden_dropout: float = 0.0,
-        classifier_dropout: float = 0.0,
-        embedding_std: float = 0.02,
+        embedding_dropout: Chance = 0.0,
+        hidden_dropout: Chance = 0.0,
+        classifier_dropout: Chance = 0.0,
+        embedding_std: Amount = 0.02,
         pool: str | None = None,
         pooler: bool = True,
         transform: bool = True,
         tie_word_embeddings: bool = True,
-        seed: int | None = None,
+        seed: Seed | None = None,
         pad_token_id: int | None = 0,
         **kwargs: Any,
     ) -> None:
@@ -133,12 +136,6 @@ class MatmixConfig(PretrainedConfig):
         ):  # fmt: skip
             if value not in allowed:
                 raise ValueError(f"MatmixConfig.{name} must be one of {', '.join(allowed)}, got {value!r}")
-        for name, value, least in (
-            ("vocab_size", self.vocab_size, 1), ("dim", self.dim, 1), ("depth", self.depth, 1),
-            ("length", self.length, 1), ("type_vocab_size", self.type_vocab_size, 0),
-        ):  # fmt: skip
-            if type(value) is not int or value < least:
-                raise ValueError(f"MatmixConfig.{name} must be a whole number of at least {least}, got {value!r}")
         self.specs()
 
     def specs(self) -> list[Spec]:

@@ -23,8 +23,9 @@ from transformers import PreTrainedTokenizerFast
 
 from matmix.experiments.folder import read_config
 from matmix.experiments.task import Batch, Recipe, Split
+from matmix.ranges import Chance, Seed
 from matmix.sampling import drawn
-from sequence.data.faults import bad, check_broken
+from sequence.data.faults import bad
 from sequence.language import runs
 from sequence.language.data import glue, glue_sets
 from sequence.language.data.glue_sets import Part
@@ -61,11 +62,11 @@ class Glue(ModelSettings):
     """What the head reads: "first" is [CLS], as in BERT."""
     pooler: bool = True
     """Through a linear layer and a tanh (BERT)."""
-    classifier_dropout: float = 0.0
+    classifier_dropout: Chance = 0.0
     """On what the classifier reads."""
-    held_out: float = 0.1
+    held_out: Chance = 0.1
     """Share of the training examples that is for validation."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     test_as_validation: bool = False
     """The dev set chooses the weights, as in published numbers, and all training examples are trained on."""
     buckets: bool = True
@@ -78,15 +79,13 @@ class Glue(ModelSettings):
     aliases: ClassVar[dict[str, str]] = {"data": "data"}
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         object.__setattr__(self, "metric", glue.glue_task(self.name).metrics[0])
-        check_broken(self.broken)
         if self.tokens == TRAINED:
             raise ValueError("Glue.tokens: a vocabulary is made by `matmix train mlm`; name the folder of such a run")
         if self.init_task and not self.init_from:
             raise ValueError(f"Glue.init_task={self.init_task!r} needs init_from, the folder of a run of it")
-        if not self.test_as_validation and not 0 < self.held_out < 1:
-            raise ValueError(f"Glue.held_out is a share between 0 and 1, got {self.held_out}")
+        if not self.test_as_validation and not self.held_out:
+            raise ValueError(f"Glue.held_out must be above 0 without test_as_validation, got {self.held_out}")
 
     def title(self) -> str:
         return "-".join(filter(None, (self.name, self.protocol)))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from matmix.experiments.task import Batch, Recipe, Split
+from matmix.ranges import Count, OpenShare, Share
 from matmix.sampling import once, order
 from sequence.data.faults import BadData
 from sequence.data.labels import IGNORED
@@ -64,28 +65,28 @@ class MLM(ModelSettings):
     """Of a data set that is a table."""
     streaming: bool = False
     """Read a table as it comes, in its order, blocks of it shuffled; nothing is prepared."""
-    held_out: int = 1000
+    held_out: Count = 1000
     """Texts of validation and of test that are read of a stream, or taken from the beginning of the training texts
     where a table has no such split."""
     tokens: str = TRAINED
     """"wordpiece", made from the training texts; a tokenizer.json; a folder of transformers; or a name of the hub."""
-    vocabulary: int = 4000
+    vocabulary: Count = 4000
     """The most words of "wordpiece"."""
     pad: Pad = "packed"
     """"packed": texts one behind the other, cut into full rows of `length`. Else each row is of one text: padded to the
     longest of its batch ("batch"), or to `length`."""
-    rate: float = 0.15
+    rate: OpenShare = 0.15
     """Share of the words that are targets in training."""
-    eval_rate: float = 0.15
+    eval_rate: OpenShare = 0.15
     """In validation and test."""
-    hidden_share: float = 0.8
+    hidden_share: Share = 0.8
     """Of the targets of training, shown as [MASK]."""
-    other_share: float = 0.1
+    other_share: Share = 0.1
     """Of the targets of training, shown as another word."""
-    eval_hidden_share: float = 1.0
+    eval_hidden_share: Share = 1.0
     """`hidden_share` of validation and test. Where targets are shown as they are, 0.8 and 0.1, a model that mixes
     nothing comes below the frequencies of words (5.9 nats of 6.3): half of the words shown there are the answer."""
-    eval_other_share: float = 0.0
+    eval_other_share: Share = 0.0
     """`other_share` of validation and test."""
 
     metric: ClassVar[str] = "cross_entropy"
@@ -93,19 +94,16 @@ class MLM(ModelSettings):
     aliases: ClassVar[dict[str, str]] = {"data": "data"}
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("rate", "eval_rate"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"MLM.{name} is a share between 0 and 1, got {getattr(self, name)}")
-        if self.pad not in ("packed", "batch", "length"):
-            raise ValueError(f"MLM.pad must be 'packed', 'batch' or 'length', got {self.pad!r}")
         for prefix in ("", "eval_"):
             shares = (getattr(self, f"{prefix}hidden_share"), getattr(self, f"{prefix}other_share"))
-            if min(shares) < 0 or sum(shares) > 1:
+            if sum(shares) > 1:
                 names = f"{prefix}hidden_share and {prefix}other_share"
-                raise ValueError(f"MLM.{names} are shares, together at most 1, got {shares}")
+                raise ValueError(f"MLM.{names} must be at most 1 together, got {shares}")
         if self.streaming and self.tokens == TRAINED:
-            raise ValueError(f"MLM.tokens={self.tokens!r} reads all texts first, and a stream is read as it comes")
+            raise ValueError(
+                f"MLM.tokens must name a tokenizer with streaming=True, for a stream is read as it comes, and "
+                f"{self.tokens!r} reads all texts first"
+            )
 
     def plain_recipe(self) -> Recipe:
         """Two million tokens in rows of 128, in many small steps: large ones stay at word frequencies for long."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from matmix.experiments.task import Batch, Recipe, Split
+from matmix.ranges import Count
 from sequence.data.labels import IGNORED
 from sequence.language.data.masking import Draws, Shares, masked
 from sequence.language.data.pairs import Pairs, prepared_pairs
@@ -37,15 +38,13 @@ class MLMStructure(MLM):
 
     pad: Pad = "batch"
     """Pairs are padded to the longest of their batch, or to `length`."""
-    draws: int = 5
+    draws: Count = 5
     """How often the training texts are parted into pairs and matched anew; published are 5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pad == "packed":
             raise ValueError("MLMStructure.pad must be 'batch' or 'length': a row is a pair of texts, got 'packed'")
-        if self.draws < 1:
-            raise ValueError(f"MLMStructure.draws must be at least 1, got {self.draws}")
         if self.streaming:
             raise ValueError("MLMStructure.streaming: pairs are drawn of all texts; got True, allowed: False")
 

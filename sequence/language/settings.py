@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
 from matmix.experiments.task import Recipe, Task
+from matmix.ranges import Amount, Chance, Count, Depth, Whole, numbers
 from matmix.spec import hint
 from sequence.encoder import Position
 from sequence.language.config import MatmixConfig
@@ -26,13 +27,13 @@ class ModelSettings(Task):
     Those of a checkpoint and of the task that begins at it are the same. The defaults are a small pre-norm encoder.
     """
 
-    dim: int = 64
+    dim: Count = 64
     """Model width D."""
-    depth: int = 2
+    depth: Depth = 2
     """Number of blocks."""
-    heads: int | None = None
+    heads: Count | None = None
     """Of each mixer that has the option and whose spec names neither heads nor head_dim; None leaves it to them."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Amount = 4.0
     """Hidden width of the perceptron over D; 0 leaves it out."""
     glu: bool = False
     """The perceptron is a gated unit."""
@@ -49,29 +50,24 @@ class ModelSettings(Task):
     """Norms before mixers and perceptrons, else behind the residual sums."""
     final_norm: bool = True
     """A norm behind the last block, where blocks are pre-norm."""
-    conv: int = 0
+    conv: Whole = 0
     """Taps of a short convolution in front of each mixer."""
-    dropout: float = 0.0
+    dropout: Chance = 0.0
     """On the output of each mixer and perceptron."""
-    embedding_dropout: float = 0.0
+    embedding_dropout: Chance = 0.0
     """On the embedded tokens."""
-    hidden_dropout: float = 0.0
+    hidden_dropout: Chance = 0.0
     """On the hidden units of the perceptron."""
     padding: Literal["masked", "zeros"] = "masked"
     """"zeros": mixers read padding as zeros, as in Hydra's published models; its amount matters then."""
-    embedding_std: float = 0.02
+    embedding_std: Amount = 0.02
     """Of the initial weights of the embeddings and of the heads."""
-    length: int = 128
-    """The most tokens of a text, special ones included."""
+    length: Annotated[int, numbers(3, 1e9, whole=True)] = 128
+    """The most tokens of a text, special ones included: at least [CLS], a word and [SEP]."""
     cache: str = ""
     """Folder for prepared data; empty: that of the variable MATMIX_CACHE, else the platform's for caches."""
     protocol: str = ""
     """The published protocol that the recipe is from: what `--recipe NAME` sets, with all its settings."""
-
-    def __post_init__(self) -> None:
-        if self.length < 3:
-            name = type(self).__name__
-            raise ValueError(f"{name}.length must be at least 3, [CLS], a word and [SEP], got {self.length}")
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """What turns text into ids; asked for often, so kept by whoever makes it."""
@@ -102,7 +98,15 @@ class ModelSettings(Task):
         raise NotImplementedError
 
     def recipe(self) -> Recipe:
-        return self.protocols()[self.protocol][1] if self.protocol else self.plain_recipe()
+        return self._published()[1] if self.protocol else self.plain_recipe()
+
+    def _published(self) -> tuple[dict[str, Any], Recipe]:
+        known = self.protocols()
+        if self.protocol not in known:
+            raise ValueError(
+                f"{type(self).__name__}.protocol must be one of {', '.join(known) or 'none'}, got {self.protocol!r}"
+            )
+        return known[self.protocol]
 
     def named_recipe(self, name: str) -> tuple[Task, Recipe]:
         if name == "default":
@@ -120,7 +124,7 @@ class ModelSettings(Task):
         """Whether all is as the protocol has it, the recipe too: then scores stand beside published ones."""
         if not self.protocol:
             return False
-        settings, published = self.protocols()[self.protocol]
+        settings, published = self._published()
         same = all(getattr(self, name) == value for name, value in settings.items())
         return same and _deciding(recipe) == _deciding(published)
 
@@ -128,7 +132,7 @@ class ModelSettings(Task):
         """The protocol, and what is not as it has it."""
         if not self.protocol:
             return {}
-        settings, _ = self.protocols()[self.protocol]
+        settings, _ = self._published()
         changed = [
             f"{name}={getattr(self, name)!r} instead of {value!r}"
             for name, value in settings.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +14,8 @@ from matmix.mixers import create_mixer
 from matmix.mixers.base import drop_padding
 from matmix.ops.layers import ShortConv
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Amount, Chance, Positive, Whole
+from matmix.settings import Settings
 from sequence.layers.norms import Norm, make_norm, normed
 from sequence.published import block_from_ponet
 
@@ -29,30 +31,20 @@ ACTS: dict[str, Callable[[], nn.Module]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockOptions:
+class BlockOptions(Settings):
     """What stands around the mixer of a block; the encoder says what each means."""
 
-    mlp_ratio: float = 2.0
+    mlp_ratio: Amount = 2.0
     glu: bool = False
     act: Act = "gelu"
     norm: Norm = "layer"
     prenorm: bool = True
-    conv: int = 0
-    dropout: float = 0.0
-    hidden_dropout: float = 0.0
+    conv: Whole = 0
+    dropout: Chance = 0.0
+    hidden_dropout: Chance = 0.0
     tied_dropout: bool = False
-    norm_eps: float | None = None
+    norm_eps: Positive | None = None
     padding: Padding = "masked"
-
-    def __post_init__(self) -> None:
-        if self.padding not in get_args(Padding):
-            raise ValueError(f"padding must be one of {', '.join(get_args(Padding))}, got {self.padding!r}")
-        if self.act not in ACTS:
-            raise ValueError(f"act must be one of {', '.join(ACTS)}, got {self.act!r}")
-        if self.mlp_ratio < 0:
-            raise ValueError(f"mlp_ratio must be at least 0 (0: no perceptron), got {self.mlp_ratio}")
-        if self.conv < 0:
-            raise ValueError(f"conv counts taps, 0 for none, got {self.conv}")
 
 
 class Block(nn.Module):

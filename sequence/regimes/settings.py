@@ -48,8 +48,15 @@ class RegimeSettings(EncoderSettings, Task):
         """The recipe where no regime is named."""
 
     def found_regime(self) -> Regime:
-        """The regime that is named."""
-        return regime(self.regime, self.lra_name(), self.regimes)
+        """The regime that is named.
+
+        Raises:
+            ValueError: for one that there is not, or not for this task.
+        """
+        try:
+            return regime(self.regime, self.lra_name(), self.regimes)
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}.regime={self.regime!r}: {error}") from None
 
     def recipe(self) -> Recipe:
         return self.found_regime().recipe if self.regime else self.plain_recipe()

@@ -8,6 +8,9 @@ from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from matmix.ranges import Count, Positive, Seed, Share, Whole
+from matmix.settings import Settings
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -15,27 +18,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Settings):
     """Options of the command; `sequence.series.forecaster.Forecaster` says more about each."""
 
-    horizon: int
+    horizon: Count
     """Steps to forecast."""
     out: Path
     """The csv file to write: unique_id, ds and the forecasts."""
     plot: Path | None = None
     """Picture of forecasts and history to write; its ending picks the format (png, svg, pdf)."""
-    lookback: int = 96
+    lookback: Count = 96
     """Steps that are read for a forecast."""
     model: str = "itransformer"
     """A time-series model, as a name or with its sizes: "itransformer(dim=128, depth=2)"."""
     mixer: str = "default"
     """Spec of what mixes tokens in it; "default" is the published one."""
-    test: int = 0
+    test: Whole = 0
     """Before that, forecast the last horizons of the file, so many, from what was before, and print the errors beside
     those of the last season repeated."""
-    season: int = 0
+    season: Whole = 0
     """Steps of that season; 0 = by the step of the dates: a day, a week or a year."""
-    quantiles: tuple[float, ...] = ()
+    quantiles: tuple[Share, ...] = ()
     """Levels to forecast besides, such as 0.1 0.9."""
     known: tuple[str, ...] = ()
     """Columns that are known ahead."""
@@ -51,19 +54,19 @@ class Options:
     """What counts where a date comes twice with different values."""
     short: Literal["error", "drop"] = "error"
     """What to do with a series that has no room for a window."""
-    val_size: int | None = None
+    val_size: Whole | None = None
     """Steps at the end of each series that choose when to stop; absent: a tenth, or the horizon."""
     loss: Literal["mse", "mae"] = "mse"
     """What to minimise, where there are no quantiles."""
-    steps: int = 500
+    steps: Count = 500
     """Updates of the weights, at most."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Windows of an update."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Highest learning rate."""
-    patience: int = 5
+    patience: Whole = 5
     """Stop after so many evaluations, one every 50 steps, without a better one; 0 = never."""
-    seed: int = 0
+    seed: Seed = 0
     """Of weights and order."""
     save: Path | None = None
     """Folder to keep the trained forecaster in, for `Forecaster.load`."""
@@ -91,13 +94,13 @@ def forecast(words: Sequence[str]) -> int:
     mended in it (gaps, order) is said; what cannot be read is refused. `--import FILE` names Python files or modules to
     import first; they register mixers or models.
     """
-    import tyro
 
     from matmix.experiments.cli_options import subject
+    from matmix.experiments.cli_words import read as read_words
 
     about = getdoc(forecast)
     name, rest = subject(words, "forecast", "file", Options, about)
-    run(Path(name), tyro.cli(Options, prog=f"matmix forecast {name}", description=about, args=rest))
+    run(Path(name), read_words(Options, rest, prog=f"matmix forecast {name}", about=about))
     return 0
 
 

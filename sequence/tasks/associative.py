@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from matmix.experiments.task import SPLITS
+from matmix.ranges import Amount, Count, Whole
 from matmix.sampling import stream
 from sequence.data.mqar import check_mqar, fixed, fresh, pairs_asked, plain
 from sequence.tasks.tokens import TokenTask
@@ -26,18 +27,18 @@ class AssociativeRecall(TokenTask):
     that is not causal sees no answer after the query.
     """
 
-    vocabulary: int = 32
+    vocabulary: Count = 32
     """V; keys are 1 to V/2 - 1, values V/2 to V - 1."""
-    length: int = 24
-    pairs: int = 6
-    power: float = 0.01
+    length: Count = 24
+    pairs: Count = 6
+    power: Amount = 0.01
     """Queries come in slot r with weight power * r^(power - 1): small = early, 1 = uniform."""
     fill: bool = False
     """Random tokens instead of 0 in the free positions."""
-    train_examples: int = 0
+    train_examples: Whole = 0
     """Size of a fixed training set, as published; 0 = new examples at every step."""
-    mlp_ratio: float = 0.0
-    embedding_std: float = 0.05
+    mlp_ratio: Amount = 0.0
+    embedding_std: Amount = 0.05
     """With 0.2 or more, attention takes several times as many steps, or never solves it."""
 
     rows: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(plain)

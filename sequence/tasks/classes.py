@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Split
+from matmix.ranges import Count
 from matmix.sampling import drawn
-from sequence.data.characters import Tokens, check_tokens
-from sequence.data.faults import check_broken
+from sequence.data.characters import Tokens
 from sequence.data.labelled import Labelled
 from sequence.data.labels import IGNORED
 from sequence.data.numbering import Numbering
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class TokenSettings(ClassSettings):
     """Settings of all of them."""
 
-    length: int = 2048
+    length: Count = 2048
     """The most tokens that the model takes."""
     pad: Literal["batch", "length", "packed"] = "batch"
     """Batches are as long as their longest sequence, or always `length`, for mixers of a fixed length. "packed" puts
@@ -50,14 +50,9 @@ class TokenSettings(ClassSettings):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if self.length < 1:
-            raise ValueError(f"{name}.length must be at least 1, got {self.length}")
         if self.length < 2 and "eos" in self.special_tokens():
             raise ValueError(f"{name}.length must be at least 2 with 'eos' among the specials, got {self.length}")
-        if self.pad not in ("batch", "length", "packed"):
-            raise ValueError(f"{name}.pad must be 'batch', 'length' or 'packed', got {self.pad!r}")
         check_specials(self.special_tokens())
-        check_broken(self.broken)
 
     def special_tokens(self) -> tuple[str, ...]:
         """`specials`, or those of this task."""
@@ -92,7 +87,6 @@ class TextSettings(TokenSettings):
     """Bytes, or characters with a vocabulary that is made from the training texts."""
 
     def __post_init__(self) -> None:
-        check_tokens(self.tokens)
         super().__post_init__()
         if self.tokens == "characters" and "unk" not in self.special_tokens():
             raise ValueError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe
 from matmix.experiments.tensor_task import TensorTask
+from matmix.ranges import Count, OpenShare
 from sequence.tasks.settings import EncoderSettings
 
 if TYPE_CHECKING:
@@ -33,22 +34,19 @@ class CO2(EncoderSettings, TensorTask):
     NLinear): the level of the test years is above anything seen in training.
     """
 
-    length: int = 104
-    horizon: int = 26
-    dim: int = 32
-    train_share: float = 0.7
-    val_share: float = 0.1
+    length: Count = 104
+    horizon: Count = 26
+    dim: Count = 32
+    train_share: OpenShare = 0.7
+    val_share: OpenShare = 0.1
 
     metric: ClassVar[str] = "mae"
     higher_is_better: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.length < 1 or self.horizon < 1:
-            raise ValueError(f"CO2: length and horizon must be at least 1, got {self.length} and {self.horizon}")
-        if not (self.train_share > 0 and self.val_share > 0 and self.train_share + self.val_share < 1):
+        if self.train_share + self.val_share >= 1:
             raise ValueError(
-                f"CO2: train_share and val_share must be positive and leave a test split, got {self.train_share} "
-                f"and {self.val_share}"
+                f"CO2: train_share and val_share must leave a test split, got {self.train_share} and {self.val_share}"
             )
 
     def recipe(self) -> Recipe:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Recipe
+from matmix.ranges import Amount, Count, Depth, Whole
 from matmix.sampling import stream
 from sequence.data.continuous_mqar import check_continuous, continuous_rows, laid_out, vectors
 from sequence.data.labels import IGNORED
@@ -28,26 +29,24 @@ class ContinuousMQAR(TokenTask):
     measures the memory alone.
     """
 
-    vocabulary: int = 8192
+    vocabulary: Count = 8192
     """Half of it are keys, half values."""
-    pairs: int = 16
-    passes: int = 1
+    pairs: Count = 16
+    passes: Count = 1
     own_mapping: bool = True
     """Each row pairs its keys and values anew. Without it the permutation between them is always the same, as in the
     published option; both are chosen anew, so that nothing can be learnt from it."""
-    vector_dim: int = 64
+    vector_dim: Count = 64
     """Width of the vectors."""
-    train_examples: int = 20_000
+    train_examples: Whole = 20_000
     """Size of a fixed training set, as published; 0 = new examples at every step."""
-    eval_examples: int = 1000
-    depth: int = 1
-    mlp_ratio: float = 0.0
+    eval_examples: Count = 1000
+    depth: Depth = 1
+    mlp_ratio: Amount = 0.0
     position: Position = "none"
 
     def __post_init__(self) -> None:
         check_continuous(self.vocabulary, max(times * self.pairs for times in (1, *TIMES.values())), self.passes)
-        if self.vector_dim < 1:
-            raise ValueError(f"mqar-continuous: vector_dim must be at least 1, got {self.vector_dim}")
 
     @property
     def ids(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from matmix.experiments.task import Recipe
+from matmix.ranges import Count, Whole
 from matmix.sampling import stream
 from sequence.data.copying import Form, check_copying, packed_rows, padded_rows
 from sequence.data.labels import IGNORED
@@ -34,17 +35,17 @@ class Copying(TokenTask):
     """
 
     form: Form = "copy"
-    letters: int = 26
-    shortest: int = 20
+    letters: Count = 26
+    shortest: Count = 20
     """Letters of a string in training, at least."""
-    longest: int = 50
-    length: int = 220
+    longest: Count = 50
+    length: Count = 220
     """Tokens of a packed training row; at least one whole example."""
-    ngram: int = 3
+    ngram: Count = 3
     """Letters of the n-gram that is looked up (prefix_ngram, suffix_ngram)."""
-    answer: int = 0
+    answer: Whole = 0
     """Letters of the answer; 0 = up to the end of the string."""
-    eval_examples: int = 500
+    eval_examples: Count = 500
     position: Position = "none"
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe
 from matmix.experiments.tensor_task import TensorTask
+from matmix.ranges import Count, Seed
 from sequence.encoder import Patches
 from sequence.tasks.settings import ClassSettings
 
@@ -30,19 +31,13 @@ class Digits(ClassSettings, TensorTask):
     """
 
     layout: Literal["sequence", "grid"] = "sequence"
-    patch: int = 1
+    patch: Literal[1, 2, 4] = 1
     """Pixels a side of a token: 1, 2 or 4 give 64, 16 or 4 tokens."""
-    dim: int = 32
+    dim: Count = 32
     pool_norm: bool = True
-    split_seed: int = 0
+    split_seed: Seed = 0
 
     metric: ClassVar[str] = "accuracy"
-
-    def __post_init__(self) -> None:
-        if self.layout not in ("sequence", "grid"):
-            raise ValueError(f"Digits.layout must be 'sequence' or 'grid', got {self.layout!r}")
-        if self.patch not in (1, 2, 4):
-            raise ValueError(f"Digits.patch must be 1, 2 or 4, got {self.patch}")
 
     def recipe(self) -> Recipe:
         return Recipe(steps=420, batch_size=32, lr=6e-3, eval_every=60, log_every=10, eval_batch_size=512)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from matmix.experiments.task import Recipe, Split
+from matmix.ranges import Positive
 from sequence.data import cifar
 from sequence.data.pictures import Pictures, cut
 from sequence.tasks.pixels import PixelTask
@@ -32,7 +33,7 @@ class Image(PixelTask):
     """A data set of the Hugging Face hub, or a folder or file in one of the published formats (see
     `sequence.data.cifar`)."""
     mean: float = 122.6 / 255
-    std: float = 61 / 255
+    std: Positive = 61 / 255
 
     classes: ClassVar[int] = cifar.CLASSES
 

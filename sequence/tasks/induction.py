@@ -11,6 +11,7 @@ import dataclasses
 from torch import Tensor
 
 from matmix.experiments.task import Recipe, Task
+from matmix.ranges import Count
 from matmix.sampling import stream
 from sequence.data.induction import check_induction, induction
 from sequence.encoder import Head, Position
@@ -26,17 +27,17 @@ class Induction(TokenTask):
     tokens, 5,000 to train on and 500 to test on, without doubles.
     """
 
-    vocabulary: int = 20
+    vocabulary: Count = 20
     """Ids, two of them special."""
-    length: int = 30
+    length: Count = 30
     """Tokens before the question."""
-    answer: int = 1
+    answer: Count = 1
     """Tokens to copy."""
-    triggers: int = 1
+    triggers: Count = 1
     """Most places where the question is answered; half of the rows have one."""
-    train_examples: int = 5000
-    eval_examples: int = 500
-    dim: int = 32
+    train_examples: Count = 5000
+    eval_examples: Count = 500
+    dim: Count = 32
     position: Position = "none"
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from matmix.experiments.task import Recipe, Split
+from matmix.ranges import Count, Seed
 from sequence.data import listops_sets
 from sequence.data.faults import bad
 from sequence.data.labelled import Labelled
@@ -32,18 +33,18 @@ class ListOps(TokenTask):
 
     data: str = ""
     """Folder with basic_train.tsv, basic_val.tsv and basic_test.tsv, or the packed release; empty: drawn."""
-    max_depth: int = 10
-    max_args: int = 10
-    min_length: int = 500
+    max_depth: Count = 10
+    max_args: Count = 10
+    min_length: Count = 500
     """Drawn lists are longer than that,"""
-    max_length: int = 2000
+    max_length: Count = 2000
     """and shorter than that, in tokens, brackets included."""
-    train_examples: int = 96_000
-    val_examples: int = 2_000
-    test_examples: int = 2_000
-    data_seed: int = 0
+    train_examples: Count = 96_000
+    val_examples: Count = 2_000
+    test_examples: Count = 2_000
+    data_seed: Seed = 0
     """Draws the lists, whatever the seed of the run."""
-    longer: tuple[int, ...] = ()
+    longer: tuple[Count, ...] = ()
     """Further tests on lists that are longer than all of training, up to so many times `max_length`, and a level deeper
     for each doubling. They need positions that reach so far: `--task.position sinusoidal`, or none."""
 
@@ -53,9 +54,6 @@ class ListOps(TokenTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.shape().check()
-        for name in ("train_examples", "val_examples", "test_examples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ListOps.{name} must be at least 1, got {getattr(self, name)}")
         if any(factor < 2 for factor in self.longer) or len(set(self.longer)) < len(self.longer):
             raise ValueError(f"ListOps.longer holds different factors of at least 2, got {self.longer}")
         if self.data and self.longer:

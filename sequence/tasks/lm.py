@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe, Split, Task
+from matmix.ranges import Count, Depth, Whole
 from sequence.data.corpus import Corpus, Stream, corpus, facts_of
 from sequence.encoder import Position
 from sequence.tasks.settings import LanguageSettings
@@ -43,12 +44,12 @@ class LM(LanguageSettings, Task):
     """A text file, or a folder with train, valid and test; also packed (gz, bz2, xz, zip)."""
     tokens: str = "bytes"
     """"bytes", "characters", or the path of a tokenizer.json."""
-    length: int = 256
+    length: Count = 256
     """Tokens that are read at a time."""
-    context: int = 0
+    context: Whole = 0
     """Tokens of a piece of the evaluation that are read and not scored."""
-    dim: int = 128
-    depth: int = 4
+    dim: Count = 128
+    depth: Depth = 4
     position: Position = "none"
 
     metric: ClassVar[str] = "bits_per_byte"
@@ -56,9 +57,7 @@ class LM(LanguageSettings, Task):
     aliases: ClassVar[dict[str, str]] = {"data": "data"}
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError(f"LM.length must be at least 1, got {self.length}")
-        if not 0 <= self.context < self.length:
+        if self.context >= self.length:
             raise ValueError(f"LM.context must be from 0 to length - 1 = {self.length - 1}, got {self.context}")
         if self.norm == "batch":
             raise ValueError("LM.norm='batch' takes its statistics from later tokens too: 'layer', 'rms' or 'scale'")

@@ -16,12 +16,13 @@ learning rate and weight decay; `sequence.tasks.mad_grid` has the settings, the 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Recipe, Task
+from matmix.ranges import Amount, Count, Seed, Share, Whole
 from sequence.data.labels import IGNORED
 from sequence.data.mad import KINDS, SEED, MadSettings, mad
 from sequence.encoder import Head, Position
@@ -66,37 +67,36 @@ class Mad(TokenTask):
     """
 
     kind: Kind = "recall"
-    vocabulary: int | None = None
-    length: int | None = None
+    vocabulary: Count | None = None
+    length: Count | None = None
     """Nominal: rows of recall are one token shorter, as they are shifted."""
-    train_examples: int | None = None
-    noise: float | None = None
+    train_examples: Count | None = None
+    noise: Share | None = None
     """Share of the slots that hold noise (noisy_recall, fuzzy_recall)."""
-    noise_vocabulary: int | None = None
+    noise_vocabulary: Whole | None = None
     """Ids that are noise."""
-    motif: int | None = None
+    motif: Count | None = None
     """Longest key and value, in tokens (fuzzy_recall)."""
-    copied: int | None = None
+    copied: Count | None = None
     """Tokens to repeat (selective_copying)."""
-    eval_examples: int = 1280
+    eval_examples: Count = 1280
     test_as_validation: bool = False
     """Choose the weights on the test rows, as published; else on as many further rows, drawn after them."""
-    data_seed: int = SEED
+    data_seed: Seed = SEED
     """The published rows are those of 12345."""
-    dim: int = 128
-    mlp_ratio: float = 2.75
+    dim: Count = 128
+    mlp_ratio: Amount = 2.75
     glu: bool = True
     act: Act = "silu"
     norm: Norm = "rms"
     position: Position = "none"
-    embedding_std: float = 0.02
+    embedding_std: Amount = 0.02
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"Mad.kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
         for name, kinds in FACTORS.items():
             if getattr(self, name) is not None and self.kind not in kinds:
-                raise ValueError(f"Mad.{name} is a setting of {' and '.join(kinds)}, not of {self.kind}")
+                given = f"got {name}={getattr(self, name)!r} with kind={self.kind!r}"
+                raise ValueError(f"Mad.{name} is a setting of {' and '.join(kinds)} only, {given}")
         self.settings.check(self.kind)
 
     @property

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from matmix.experiments.task import SPLITS, Batch, Recipe, Split, Task
+from matmix.ranges import Count, Whole
 from matmix.sampling import once, order, stream
 from sequence.data.labels import IGNORED
 from sequence.data.mqar import check_compositional, check_forgetting, compositional, forgetting, pairs_asked
@@ -36,7 +37,7 @@ RATES = {
     "mixed": tuple(10 ** (-3 + i / 2) for i in range(4)),
 }
 """Learning rates that are tried: 1e-4 to 1e-2, and 1e-3 to 10^-1.5."""
-Part = tuple[int, int, int]
+Part = tuple[Count, Count, Count]
 ODD_PARTS: tuple[Part, ...] = ((128, 9, 20_000), (256, 16, 20_000), (256, 25, 20_000), (256, 36, 20_000))
 ODD_TESTS = ((64, 4), (64, 9), (128, 16), (256, 36), (512, 64), (1024, 144), (2048, 256))
 """Sizes of the suites of the variants: numbers of pairs that are squares."""
@@ -50,15 +51,15 @@ class MQAR(AssociativeRecall):
     size of the training, and each of `tests_at` is a test of its own, "test@512x128" with 128 pairs in 512 tokens.
     """
 
-    vocabulary: int = 8192
-    length: int = 64
-    pairs: int = 4
-    train_examples: int = 100_000
+    vocabulary: Count = 8192
+    length: Count = 64
+    pairs: Count = 4
+    train_examples: Whole = 100_000
     parts: tuple[Part, ...] = ()
     """Further sizes to train on: length, pairs, examples."""
-    tests_at: tuple[tuple[int, int], ...] = ()
+    tests_at: tuple[tuple[Count, Count], ...] = ()
     """Further sizes to test at: length, pairs."""
-    eval_examples: int = 3000
+    eval_examples: Count = 3000
     """Of each size."""
 
     suites: ClassVar[tuple[str, ...]] = ("default", "figure2", "mixed")
@@ -68,8 +69,6 @@ class MQAR(AssociativeRecall):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for name in ("parts", "tests_at"):  # JSON has lists
-            object.__setattr__(self, name, tuple(tuple(size) for size in getattr(self, name)))
         super().__post_init__()
         for length, pairs, *_ in (*self.parts, *self.tests_at):
             self.check(length, pairs)
@@ -167,7 +166,7 @@ class CompositionalMQAR(MQAR):
     a model that looks for the second one alone finds sqrt(pairs) candidates.
     """
 
-    vocabulary: int = 8192
+    vocabulary: Count = 8192
     rows: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(compositional)
     key_tokens: ClassVar[int] = 2
     suites: ClassVar[tuple[str, ...]] = ("default", "mixed")
@@ -193,7 +192,7 @@ class ForgettingMQAR(MQAR):
     A state that only adds up what it was told holds both values of such a key.
     """
 
-    updates: int = 4
+    updates: Count = 4
     """Keys that come again, at most `pairs`."""
     rows: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(forgetting)
     suites: ClassVar[tuple[str, ...]] = ("default", "mixed")

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
 from matmix.experiments.task import Recipe, Split
+from matmix.ranges import Count, Seed, Whole, numbers
 from matmix.sampling import stream
 from sequence.data import pathfinder_sets
 from sequence.data.pathfinder import Settings, published
@@ -44,15 +45,15 @@ class Pathfinder(PixelTask):
     data: str = ""
     """Folder of the release that holds pathfinder32 and others, or one of these, or the packed archive, which is read
     from end to end once; empty: drawn."""
-    img_size: int = 32
+    img_size: Count = 32
     """Pixels a side: 16 (not published), 32, 64, 128 (Path-X) or 256."""
-    contour_length: int = 0
+    contour_length: Whole = 0
     """Paddles of the long contours: 14 "hard", 9 "intermediate", 6 "easy"; 0 = 14, with 16 pixels 6."""
-    test_contours: tuple[int, ...] = ()
+    test_contours: tuple[Count, ...] = ()
     """Further tests on long contours of so many paddles, such as 9 14 after training with 6."""
-    examples: int = 200_000
+    examples: Annotated[int, numbers(10, 1e9, whole=True)] = 200_000
     """Pictures that are drawn; further tests have a tenth as many."""
-    data_seed: int = 0
+    data_seed: Seed = 0
     """Draws the pictures, whatever the seed of the run."""
     broken_copy: Literal["stop", "take"] = "stop"
     """What is done where labels do not fit the pictures."""
@@ -61,18 +62,18 @@ class Pathfinder(PixelTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for length in (self.contour_length, *self.test_contours):
-            published(self.img_size, length)
+        published(self.img_size, self.contour_length)
+        for length in self.test_contours:
+            try:
+                published(self.img_size, length)
+            except ValueError as error:
+                raise ValueError(f"Pathfinder.test_contours={self.test_contours}: {error}") from None
         mine = self.settings().contour_length
         if len({mine, 0, *self.test_contours}) < 2 + len(self.test_contours):
             raise ValueError(
                 f"Pathfinder.test_contours holds different lengths, other than the training's {mine}, got "
                 f"{self.test_contours}"
             )
-        if self.examples < 10:
-            raise ValueError(f"Pathfinder.examples must be at least 10, got {self.examples}")
-        if self.broken_copy not in ("stop", "take"):
-            raise ValueError(f"Pathfinder.broken_copy must be 'stop' or 'take', got {self.broken_copy!r}")
 
     def lra_name(self) -> str:
         """The regimes know 32 pixels a side, and 128, which is Path-X."""

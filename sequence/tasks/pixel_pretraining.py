@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch
+from matmix.ranges import OpenShare
 from sequence.data.labels import IGNORED
 from sequence.tasks.image import Image
 from sequence.tasks.pathfinder import Pathfinder
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 class PixelPretraining(Pretraining):
     """In front of a task on pixels: the targets are grey levels, 256 classes."""
 
-    share: float = 0.5
+    share: OpenShare = 0.5
 
     if TYPE_CHECKING:  # the task behind it has these
         inputs: Literal["reals", "tokens"] = "reals"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Split
+from matmix.ranges import Positive, Seed
 from matmix.sampling import once, order
-from sequence.data.faults import check_broken
 from sequence.data.pictures import Pictures
 from sequence.regimes.settings import RegimeSettings
 from sequence.shuffling import ShuffledTest
@@ -35,7 +35,7 @@ class PixelTask(ShuffledTest, RegimeSettings, ClassSettings):
     """A pixel is one real number, or one of 256 tokens."""
     mean: float = 0.0
     """Of reals: pixels from 0 to 1 have it taken off,"""
-    std: float = 1.0
+    std: Positive = 1.0
     """and are divided by that; 0.5 and 0.5 bring them to [-1, 1]."""
     layout: Literal["sequence", "grid"] = "sequence"
     """One long sequence, or rows and columns for mixers of images."""
@@ -43,7 +43,7 @@ class PixelTask(ShuffledTest, RegimeSettings, ClassSettings):
     """Of tokens: black pixels are masked, as in Nystromformer's code; two thirds of a Pathfinder picture are black."""
     split: Literal["random", "order"] = "random"
     """Random with `split_seed`, as S4, S5 and Mega divide, or in order, as the Long Range Arena does."""
-    split_seed: int = 42
+    split_seed: Seed = 42
     broken: Literal["stop", "skip"] = "stop"
     """What is done about damaged rows and pictures: stop with their file and line, or leave them out and count them."""
     cache: str = ""
@@ -55,19 +55,8 @@ class PixelTask(ShuffledTest, RegimeSettings, ClassSettings):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        allowed: dict[str, tuple[str, ...]] = {
-            "inputs": ("reals", "tokens"), "layout": ("sequence", "grid"), "split": ("random", "order"),
-        }  # fmt: skip
-        for setting, values in allowed.items():
-            if getattr(self, setting) not in values:
-                raise ValueError(f"{name}.{setting} must be {' or '.join(values)}, got {getattr(self, setting)!r}")
-        if self.std <= 0:
-            raise ValueError(f"{name}.std must be positive, got {self.std}")
         if self.black_is_padding and self.inputs == "reals":
-            raise ValueError(f"{name}.black_is_padding is for inputs='tokens', got inputs='reals'")
-        if self.split_seed < 0:
-            raise ValueError(f"{name}.split_seed must be at least 0, got {self.split_seed}")
-        check_broken(self.broken)
+            raise ValueError(f"{name}.black_is_padding=True is for inputs='tokens' only, got inputs='reals'")
 
     @abstractmethod
     def pictures(self, split: Split) -> tuple[Pictures, np.ndarray]:

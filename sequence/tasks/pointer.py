@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from matmix.experiments.task import Recipe
+from matmix.ranges import Count, numbers
 from matmix.sampling import stream
 from sequence.data.copying import pointer_rows
 from sequence.data.labels import IGNORED
@@ -23,20 +25,15 @@ class Pointer(TokenTask):
     behind. Tests are at the size of the training, and at 2, 4 and 8 times as many tokens and zeros.
     """
 
-    vocabulary: int = 26
+    vocabulary: Annotated[int, numbers(2, 1e9, whole=True)] = 26
     """Tokens are 1 to this."""
-    size: int = 16
+    size: Annotated[int, numbers(2, 1e9, whole=True)] = 16
     """Tokens of a row, beside the zeros."""
     behind: bool = False
     """The zeros stand behind the tokens: what is asked for is known when all has been read."""
-    train_examples: int = 20_000
-    eval_examples: int = 1000
+    train_examples: Count = 20_000
+    eval_examples: Count = 1000
     position: Position = "none"
-
-    def __post_init__(self) -> None:
-        for name in ("vocabulary", "size"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"Pointer.{name} must be at least 2, got {getattr(self, name)}")
 
     @property
     def ids(self) -> int:

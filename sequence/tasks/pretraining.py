@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe, Split
+from matmix.ranges import OpenShare
 from matmix.sampling import stream
 from sequence.data.labels import IGNORED
 from sequence.regimes import PRETRAINING, Regime
@@ -46,7 +47,7 @@ class Pretraining(RegimeSettings):
     """
 
     objective: Objective = "masked"
-    share: float = 0.15
+    share: OpenShare = 0.15
     """Of positions that are hidden."""
 
     metric: ClassVar[str] = "accuracy"
@@ -56,10 +57,6 @@ class Pretraining(RegimeSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]  # that of the task behind it, as all others here
-        if self.objective not in ("masked", "causal"):
-            raise ValueError(f"{type(self).__name__}.objective must be 'masked' or 'causal', got {self.objective!r}")
-        if not 0 < self.share < 1:
-            raise ValueError(f"{type(self).__name__}.share is a share between 0 and 1, got {self.share}")
 
     @abstractmethod
     def longest(self) -> int:
@@ -202,7 +199,7 @@ class TokenPretraining(Pretraining):
 class ListOpsPretraining(TokenPretraining, ListOps):
     """Fill gaps in nested lists, or say their next token."""
 
-    share: float = 0.1
+    share: OpenShare = 0.1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe, Split
+from matmix.ranges import Count
 from sequence.data import aan_sets
 from sequence.data.numbering import Numbering
 from sequence.data.release import ARCHIVE, URL
@@ -38,7 +39,7 @@ class Retrieval(ShuffledTest, RegimeSettings, TextSettings, PairSettings):
     The vocabulary of characters is that of the training papers, every character that occurs.
     """
 
-    length: int = 4000
+    length: Count = 4000
     """The most tokens of a paper; longer ones are cut."""
     data: str = ""
     """Folder with new_aan_pairs.train.tsv, .eval.tsv and .test.tsv, or the packed release."""

@@ -20,6 +20,8 @@ from typing import Any
 
 from torch import nn
 
+from matmix.ranges import Amount, Chance, Count, Depth, Whole
+from matmix.settings import Settings
 from sequence.encoder import Encoder, Head, Position
 from sequence.layers.block import Act
 from sequence.layers.norms import Norm
@@ -27,14 +29,14 @@ from sequence.layers.pooling import PairFeatures, Pool
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderSettings:
+class EncoderSettings(Settings):
     """Fields that every sequence task has; `sequence.encoder.Encoder` says more about each."""
 
-    dim: int = 64
+    dim: Count = 64
     """Model width D."""
-    depth: int = 2
+    depth: Depth = 2
     """Number of blocks."""
-    mlp_ratio: float = 2.0
+    mlp_ratio: Amount = 2.0
     """Hidden width of the MLP over D; 0 leaves it out."""
     glu: bool = False
     """The MLP is a gated unit."""
@@ -48,15 +50,15 @@ class EncoderSettings:
     """Norms before mixers and MLPs, else behind the residual sums."""
     final_norm: bool = True
     """A norm behind the last block, where blocks are pre-norm."""
-    conv: int = 0
+    conv: Whole = 0
     """Taps of a short depthwise convolution in front of each mixer, causal where the mixer is."""
-    embedding_std: float = 0.2
+    embedding_std: Amount = 0.2
     """Of the initial weights of embedding and positions."""
-    dropout: float = 0.0
+    dropout: Chance = 0.0
     """On the output of each mixer and MLP."""
-    embedding_dropout: float = 0.0
+    embedding_dropout: Chance = 0.0
     """On the embedded tokens."""
-    hidden_dropout: float = 0.0
+    hidden_dropout: Chance = 0.0
     """On the hidden units of the MLP."""
     tied_dropout: bool = False
     """`dropout` leaves out a channel for the whole sequence."""
@@ -103,7 +105,7 @@ class ClassSettings(EncoderSettings):
     """How the tokens become one vector."""
     pool_norm: bool = False
     """Normalise it."""
-    head_hidden: tuple[int, ...] = ()
+    head_hidden: tuple[Count, ...] = ()
     """Units of the hidden layers of the head."""
     head_act: Act = "gelu"
     """Their activation."""

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from matmix.experiments.extras import require
 from matmix.experiments.task import Batch, Recipe, Split
+from matmix.ranges import Count
 from matmix.sampling import once, order
 from sequence.data import speech, speech_sets
-from sequence.data.faults import check_broken
 from sequence.data.labelled import Labelled
 from sequence.regimes.settings import RegimeSettings
 from sequence.regimes.speech import s4
@@ -55,9 +55,9 @@ class Speech(ShuffledTest, RegimeSettings, ClassSettings):
     """Classes: all words, the ten commands, or whatever folders there are."""
     inputs: Literal["wave", "mfcc"] = "wave"
     """Samples, or 20 coefficients of the spectrum for every hundred of them."""
-    length: int = 16_000
+    length: Count = 16_000
     """The most samples; longer recordings are cut."""
-    sample_rate: int = 16_000
+    sample_rate: Count = 16_000
     """In Hz; recordings of another rate are damaged ones."""
     half: Literal["resample", "decimate"] = "resample"
     """How half the rate is made: with a low-pass filter, or by every second sample, as published, where what stands
@@ -72,19 +72,6 @@ class Speech(ShuffledTest, RegimeSettings, ClassSettings):
     metric: ClassVar[str] = "accuracy"
     aliases: ClassVar[dict[str, str]] = {"data": "data"}
     regimes: ClassVar = {"s4": s4}
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "words": ("35", "10", "folders"), "inputs": ("wave", "mfcc"), "half": ("resample", "decimate"),
-            "pad": ("batch", "length"),
-        }  # fmt: skip
-        for setting, values in allowed.items():
-            if getattr(self, setting) not in values:
-                raise ValueError(f"Speech.{setting} must be {' or '.join(values)}, got {getattr(self, setting)!r}")
-        for setting in ("length", "sample_rate"):
-            if getattr(self, setting) < 1:
-                raise ValueError(f"Speech.{setting} must be at least 1, got {getattr(self, setting)}")
-        check_broken(self.broken)
 
     # ------------------------------------------------------------------ the data
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe, Split
+from matmix.ranges import Count, Depth, Whole
 from matmix.sampling import stream
 from sequence.data.groups import group
 from sequence.data.labels import IGNORED
@@ -46,21 +47,21 @@ class StateTracking(TokenTask):
     """
 
     problem: str = "S3"
-    length: int = 128
+    length: Count = 128
     """Tokens of a training row, without the start token; "test@2x" has twice as many."""
-    shortest: int = 0
+    shortest: Whole = 0
     """Each training batch draws a length from here to `length`; 0 = all have `length`."""
     labels: Literal["every", "last"] = "every"
     """A label at each token (each digit), or at the last token alone (the sign = behind the arithmetic)."""
     start: bool = True
     """A token in front that is the same in every row: without it a model cannot tell its first token."""
-    curriculum: int = 0
+    curriculum: Whole = 0
     """Steps over which the labels of training rows come in, one place after the other from the first on, evenly; 0 =
     all from the beginning. DeltaProduct's code adds a place whenever an epoch's loss is below 0.3; here it goes by the
     step, so that a run that was stopped goes on exactly."""
-    train_examples: int = 0
+    train_examples: Whole = 0
     """Size of a fixed training set; 0 = new examples at every step."""
-    depth: int = 1
+    depth: Depth = 1
     position: Position = "none"
 
     def __post_init__(self) -> None:
@@ -71,16 +72,12 @@ class StateTracking(TokenTask):
         for name in ("length", "eval_examples"):
             if getattr(self, name) < 2:
                 raise ValueError(f"StateTracking.{name} must be at least 2, got {getattr(self, name)}")
-        if not 0 <= self.shortest <= self.length:
+        if self.shortest > self.length:
             raise ValueError(f"StateTracking.shortest must be from 0 to length={self.length}, got {self.shortest}")
         if self.train_examples and self.shortest:
             raise ValueError("StateTracking: a fixed training set has one length; set shortest=0 or train_examples=0")
-        if self.curriculum < 0 or (self.curriculum and self.labels == "last"):
-            raise ValueError(
-                f"StateTracking.curriculum must be at least 0, and 0 with labels='last', got {self.curriculum}"
-            )
-        if self.labels not in ("every", "last"):
-            raise ValueError(f"StateTracking.labels must be 'every' or 'last', got {self.labels!r}")
+        if self.curriculum and self.labels == "last":
+            raise ValueError(f"StateTracking.curriculum must be 0 with labels='last', got {self.curriculum}")
 
     @property
     def modulus(self) -> int:

@@ -16,6 +16,7 @@ from torch import nn
 
 from matmix.experiments.task import Recipe, Split
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Count, OpenShare, Seed
 from sequence.data import reviews, reviews_sets
 from sequence.data.labelled import Labelled
 from sequence.data.vocabulary import Vocabulary
@@ -38,15 +39,15 @@ class Text(TextSettings, TokenTask):
     architecture: str = ""
     """A model of transformers that reads the tokens in place of the encoder of the other settings, as in
     "hf:bert(hidden_size=64)"; its last states are averaged for the classifier. `--model` for short."""
-    length: int = 4096
+    length: Count = 4096
     """The most tokens; longer reviews are cut."""
     data: str = reviews.HUB
     """A data set of the Hugging Face hub, or a folder with train and test as csv or parquet."""
-    min_frequency: int = 15
+    min_frequency: Count = 15
     """Of characters; rarer ones are unknown."""
-    held_out: float = 0.1
+    held_out: OpenShare = 0.1
     """Share of the training reviews that is for validation."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     test_as_validation: bool = False
     """The test reviews choose the weights, as in all published numbers."""
 
@@ -65,10 +66,6 @@ class Text(TextSettings, TokenTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.min_frequency < 1:
-            raise ValueError(f"Text.min_frequency must be at least 1, got {self.min_frequency}")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"Text.held_out is a share between 0 and 1, got {self.held_out}")
 
     def lra_name(self) -> str:
         return "text"

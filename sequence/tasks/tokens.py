@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Split
 from matmix.experiments.tensor_task import TensorTask
+from matmix.ranges import Count, Seed
 from sequence.data.labels import IGNORED
 from sequence.encoder import Head
 from sequence.tasks.settings import EncoderSettings
@@ -33,8 +34,8 @@ class TokenTask(EncoderSettings, TensorTask):
     Where it has none for training it draws new rows at every step, by `draw`.
     """
 
-    eval_examples: int = 1024
-    data_seed: int = 0
+    eval_examples: Count = 1024
+    data_seed: Seed = 0
     """Draws the evaluation sets (and a fixed training set), whatever the seed of the run."""
 
     metric: ClassVar[str] = "accuracy"

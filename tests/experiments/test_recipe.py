@@ -158,9 +158,9 @@ def test_the_result_says_which_parameters_had_which_rate(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
-        ({"steps": True}, "steps must be a whole number of at least 1, got True"),
-        ({"lr": math.nan}, "lr must be a finite number of at least 0, got nan"),
+        ({"steps": 0}, r"steps must be a whole number in \[1, 1e\+09\], got 0"),
+        ({"steps": True}, r"steps must be a whole number in \[1, 1e\+09\], got True"),
+        ({"lr": math.nan}, r"lr must be a finite number in \[0, 1e\+30\], got nan"),
         ({"warmup": 1.5}, r"warmup must be a finite number in \[0, 1\], got 1.5"),
         ({"ema": 1.0}, r"ema must be a finite number in \[0, 1\), got 1.0"),
         ({"betas": (0.9, 1.0)}, r"betas must be a pair, each a finite number in \[0, 1\), got \(0.9, 1.0\)"),

@@ -161,7 +161,7 @@ def check_splits(splits: Sequence[str]) -> dict[Split, str]:
         split, _, name = word.partition("=")
         if split not in NAMES or not name or split in found:
             raise ValueError(
-                f"splits must be 'none' or train=NAME val=NAME test=NAME, each at most once, got {' '.join(splits)!r}"
+                f"splits must be 'none' or train=NAME val=NAME test=NAME, each at most once, got {splits!r}"
             )
         found[split] = name
     return found

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from matmix.mixers import Mixer, create_mixer
 from matmix.mixers.active import Active
 from matmix.ops.marks import spare
+from matmix.ranges import Amount, Chance, Count, Depth, Whole
 from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import ConvDownsample, ConvStem, Head, Mlp, Stage
 from vision.layers.block import add
@@ -130,18 +131,18 @@ class ActiveMLP(VisionModel):
 
     def __init__(
         self,
-        depths: Sequence[int] = (2, 2, 4, 2),
+        depths: Sequence[Depth] = (2, 2, 4, 2),
         dims: Sequence[int] = (64, 128, 320, 512),
         mixers: str | Sequence[str] = "active(share=2), active(share=4), active(share=4), active(share=8)",
         *,
-        mlp_ratio: float | Sequence[float] = 4.0,
-        interval: int = 2,
+        mlp_ratio: Amount | Sequence[Amount] = 4.0,
+        interval: Count = 2,
         img_size: Size = 224,
-        num_classes: int = 1000,
-        in_chans: int = 3,
+        num_classes: Whole = 1000,
+        in_chans: Count = 3,
         global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_rate: Chance = 0.0,
+        drop_path_rate: Chance = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
         if not len(depths) == len(dims) > 0:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from matmix.mixers import Mixer, create_mixer
 from matmix.ops.pieces import pieces
+from matmix.ranges import Chance, Count, Depth, Whole
 from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Head, MapNorm, Stage
 from vision.layers.conv_norm import ConvNorm, ImageConvNorm
@@ -183,24 +184,24 @@ class AFFNet(VisionModel):
 
     def __init__(
         self,
-        depths: Sequence[int] = (1, 2, 2, 4, 3),
+        depths: Sequence[Depth] = (1, 2, 2, 4, 3),
         dims: Sequence[int] = (32, 64, 128, 256, 320),
         mixers: str | Sequence[str] | None = None,
         *,
         img_size: Size = 256,
-        stem_dim: int = 16,
+        stem_dim: Count = 16,
         expand: float = 4.0,
-        head_hidden_size: int | None = None,
+        head_hidden_size: Count | None = None,
         act: str = "silu",
         norm: Norm = "layer_norm_2d",
         double_skip: bool = False,
         fusion: bool | Sequence[bool] = True,
         output_stride: Literal[8, 16, 32] = 32,
-        in_chans: int = 3,
-        num_classes: int = 1000,
+        in_chans: Count = 3,
+        num_classes: Whole = 1000,
         global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_rate: Chance = 0.0,
+        drop_path_rate: Chance = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
         if len(depths) != 5 or len(dims) != 5 or not all(isinstance(n, int) and n > 0 for n in (*depths, *dims)):

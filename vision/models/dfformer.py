@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from matmix.ranges import Depth
 from vision.base import Size, image_size
 from vision.metaformer import MetaFormer, stage_specs, with_options
 from vision.models.metaformer_baselines import SIZES_18
@@ -39,7 +40,7 @@ class DFFormer(MetaFormer):
 
     def __init__(
         self,
-        depths: Sequence[int] = (3, 3, 9, 3),
+        depths: Sequence[Depth] = (3, 3, 9, 3),
         dims: Sequence[int] = (64, 128, 320, 512),
         mixers: str | Sequence[str] = "dynamic_filter",
         *,

@@ -23,6 +23,7 @@ from torch import nn
 from matmix.mixers import create_mixer
 from matmix.mixers.ffnified import FFNified
 from matmix.ops.reparam import BranchedConv
+from matmix.ranges import Amount, Chance, Count, Depth, Whole
 from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Block, Head, Stage
 from vision.layers.conv_norm import ConvNorm
@@ -61,21 +62,21 @@ class FFNet(VisionModel):
 
     def __init__(
         self,
-        depths: Sequence[int] = (2, 2, 8, 2),
+        depths: Sequence[Depth] = (2, 2, 8, 2),
         dims: Sequence[int] = (80, 160, 320, 640),
         mixers: str | Sequence[str] | None = None,
         *,
         img_size: Size = 256,
-        stem_dim: int = 64,
+        stem_dim: Count = 64,
         kernel: int | Sequence[int] = 3,
-        mlp_ratio: float | Sequence[float] = 3.0,
+        mlp_ratio: Amount | Sequence[Amount] = 3.0,
         layer_scale: float | Sequence[float | None] | None = None,
         feature_norms: bool = False,
-        in_chans: int = 3,
-        num_classes: int = 1000,
+        in_chans: Count = 3,
+        num_classes: Whole = 1000,
         global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_rate: Chance = 0.0,
+        drop_path_rate: Chance = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
         if len(depths) != 4 or len(dims) != 4 or not all(isinstance(n, int) and n > 0 for n in (*depths, *dims)):

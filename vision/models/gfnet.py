@@ -15,6 +15,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer, create_mixer
+from matmix.ranges import Amount, Chance, Count, Depth, Whole
 from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Head, Mlp, Stage
 from vision.layers.block import add
@@ -83,20 +84,20 @@ class GFNet(VisionModel):
 
     def __init__(
         self,
-        depths: Sequence[int] = (3, 3, 3, 3),
+        depths: Sequence[Depth] = (3, 3, 3, 3),
         dims: int | Sequence[int] = 256,
         mixers: str | Sequence[str] = "global_filter",
         *,
-        patch: Sequence[int] = (16, 1, 1, 1),
-        mlp_ratio: float | Sequence[float] = 4.0,
+        patch: Sequence[Count] = (16, 1, 1, 1),
+        mlp_ratio: Amount | Sequence[Amount] = 4.0,
         layer_scale: float | Sequence[float | None] | None = None,
         double_skip: bool = False,
         img_size: Size = 224,
-        num_classes: int = 1000,
-        in_chans: int = 3,
+        num_classes: Whole = 1000,
+        in_chans: Count = 3,
         global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_rate: Chance = 0.0,
+        drop_path_rate: Chance = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
         widths, specs = per_stage("dims", dims, len(depths)), stage_specs(mixers, depths)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from matmix.mixers import Mixer, create_mixer
 from matmix.mixers.hydra import Hydra
+from matmix.ranges import Chance, Count, Depth, Whole
 from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Head, Stage
 from vision.layers.block import add
@@ -60,17 +61,17 @@ class HydraViT(VisionModel):
 
     def __init__(
         self,
-        depths: Sequence[int] = (6, 6, 6, 6),
+        depths: Sequence[Depth] = (6, 6, 6, 6),
         dims: int | Sequence[int] = 768,
         mixers: str | Sequence[str] = "hydra",
         *,
-        patch: int = 16,
+        patch: Count = 16,
         img_size: Size = 224,
-        num_classes: int = 1000,
-        in_chans: int = 3,
+        num_classes: Whole = 1000,
+        in_chans: Count = 3,
         global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_rate: Chance = 0.0,
+        drop_path_rate: Chance = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
         widths, specs = per_stage("dims", dims, len(depths)), stage_specs(mixers, depths)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from matmix.mixers import create_mixer
 from matmix.mixers.inception import Inception
+from matmix.ranges import Amount, Chance, Count, Depth, Whole
 from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Block, Head, Mlp, Stage, conv_grid
 from vision.layers.patches import PositionEmbedding
@@ -86,20 +87,20 @@ class InceptionFormer(VisionModel):
 
     def __init__(
         self,
-        depths: Sequence[int] = (3, 3, 9, 3),
+        depths: Sequence[Depth] = (3, 3, 9, 3),
         dims: Sequence[int] = (96, 192, 320, 384),
         mixers: str | Sequence[str] = "inception(pool=2); inception(heads=3, pool=2); "
         "inception(heads=7)*4, inception(heads=9)*5; inception(heads=11)",
         *,
-        mlp_ratio: float | Sequence[float] = 4.0,
+        mlp_ratio: Amount | Sequence[Amount] = 4.0,
         layer_scale: float | Sequence[float | None] | None = (None, None, 1e-6, 1e-6),
         img_size: Size = 224,
         dynamic_img_size: bool = False,
-        num_classes: int = 1000,
-        in_chans: int = 3,
+        num_classes: Whole = 1000,
+        in_chans: Count = 3,
         global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_rate: Chance = 0.0,
+        drop_path_rate: Chance = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
         if not len(depths) == len(dims) > 0:

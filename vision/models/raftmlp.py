@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from matmix.mixers import Mixer, create_mixer
 from matmix.mixers.raft import Raft
 from matmix.ops import interpolate
+from matmix.ranges import Amount, Chance, Count, Depth, Whole
 from vision.base import Size, VisionModel, isolated
 from vision.layers import Head, Mlp, Stage
 from vision.layers.block import add
@@ -162,20 +163,20 @@ class RaftMLP(VisionModel):
 
     def __init__(
         self,
-        depths: Sequence[int] = (2, 2, 6, 2),
+        depths: Sequence[Depth] = (2, 2, 6, 2),
         dims: Sequence[int] = (64, 128, 256, 512),
         mixers: str | Sequence[str] = "raft",
         *,
         kernel: Sequence[Sequence[int]] = ((4, 8), (2, 4), (2, 4), (2,)),
-        mlp_ratio: float | Sequence[float] = 4.0,
+        mlp_ratio: Amount | Sequence[Amount] = 4.0,
         shortcut: bool = False,
         img_size: Size = 224,
         dynamic_img_size: bool = False,
-        num_classes: int = 1000,
-        in_chans: int = 3,
+        num_classes: Whole = 1000,
+        in_chans: Count = 3,
         global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_rate: Chance = 0.0,
+        drop_path_rate: Chance = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
         if len(depths) > min(len(dims), len(kernel)):

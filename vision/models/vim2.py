@@ -33,6 +33,7 @@ from matmix.mixers import Mixer, create_mixer
 from matmix.mixers.selective_channel import SelectiveChannel
 from matmix.mixers.selective_token import SelectiveToken
 from matmix.ops.averages import Block, WeightedAverages
+from matmix.ranges import Chance, Count, Depth, Whole
 from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Head, Stage
 from vision.metaformer import stage_specs
@@ -103,20 +104,20 @@ class ViM2(VisionModel):
 
     def __init__(
         self,
-        depths: Sequence[int] = (1, 1, 3, 1),
+        depths: Sequence[Depth] = (1, 1, 3, 1),
         dims: Sequence[int] = (96, 192, 384, 768),
         mixers: str | Sequence[str] = "selective_token",
         *,
         channel_mixers: str | Sequence[str] = "selective_channel",
-        tokens: int = 2,
+        tokens: Count = 2,
         averaging: bool = True,
         residual: bool = True,
         img_size: Size = 224,
-        num_classes: int = 1000,
-        in_chans: int = 3,
+        num_classes: Whole = 1000,
+        in_chans: Count = 3,
         global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_rate: Chance = 0.0,
+        drop_path_rate: Chance = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
         if len(dims) != len(depths) or not depths or min(depths) < 1:

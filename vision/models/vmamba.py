@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from matmix.mixers import create_mixer
 from matmix.mixers.ss2d import SS2D
+from matmix.ranges import Amount, Chance, Count, Depth, Whole
 from vision.base import Size, VisionModel, drop_paths, isolated
 from vision.layers import Block, Head, Mlp, Stage
 from vision.layers.stems import Grid, conv_grid
@@ -102,19 +103,19 @@ class VMamba(VisionModel):
 
     def __init__(
         self,
-        depths: Sequence[int] = (2, 2, 9, 2),
+        depths: Sequence[Depth] = (2, 2, 9, 2),
         dims: Sequence[int] = (96, 192, 384, 768),
         mixers: str | Sequence[str] = "ss2d",
         *,
-        mlp_ratio: float | Sequence[float] = 0.0,
+        mlp_ratio: Amount | Sequence[Amount] = 0.0,
         stem: Literal["patch", "conv"] = "patch",
         down: Literal["merge", "conv"] = "merge",
         img_size: Size = 224,
-        num_classes: int = 1000,
-        in_chans: int = 3,
+        num_classes: Whole = 1000,
+        in_chans: Count = 3,
         global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_rate: Chance = 0.0,
+        drop_path_rate: Chance = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
         if len(dims) != len(depths) or not depths:

@@ -11,6 +11,7 @@ import dataclasses
 from typing import ClassVar
 
 from matmix.experiments.task import Recipe
+from matmix.ranges import Amount, Chance, Portion, Share, Whole
 from vision.tasks.classify import Classify
 
 
@@ -20,13 +21,13 @@ class CIFAR10(Classify):
 
     architecture: str = "convformer_s18(depths=(2, 2, 4, 2), dims=(32, 64, 128, 192))"
     data: str = "uoft-cs/cifar10"
-    img_size: int = 32
-    crop: float = 1.0
-    shrink: int = 32
-    scale: tuple[float, float] = (0.5, 1.0)
-    color_jitter: float = 0.2
-    smoothing: float = 0.1
-    drop_path: float = 0.1
+    img_size: Whole = 32
+    crop: Share = 1.0
+    shrink: Whole = 32
+    scale: tuple[Portion, Portion] = (0.5, 1.0)
+    color_jitter: Amount = 0.2
+    smoothing: Chance = 0.1
+    drop_path: Chance = 0.1
 
     classes: ClassVar[int] = 10
 

@@ -16,6 +16,7 @@ from matmix.experiments.models import create_model, read
 from matmix.experiments.task import Batch, Recipe, Split, Task
 from matmix.experiments.weights import load_weights
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Amount, Chance, Count, LessThanHalf, Portion, Seed, Share, Whole
 from vision.data.batches import Mix, evaluation_shares, load, training_shares
 from vision.data.folders import check_splits
 from vision.data.images import Images, Transformed
@@ -41,44 +42,44 @@ class Classify(Task):
     """Model: a name, or a call with options as in "convformer_s18(depths=(2, 2, 4, 2))"; `--model` for short."""
     data: str = ""
     """Where the images are (see `vision.data.sources`), or "synthetic": noise, to measure throughput. Also `--data`."""
-    img_size: int = 0
+    img_size: Whole = 0
     """Side of the square that the model sees; 0 = the size that the model was published for."""
     channels: Literal[1, 3] = 3
-    crop: float = 0.0
+    crop: Share = 0.0
     """Share of the short side that evaluation cuts out of the middle; 0 = what the model was published with."""
-    shrink: int = 0
+    shrink: Whole = 0
     """Short side to which images are reduced once and held in memory; 0 = files are read each time."""
     broken: Literal["stop", "skip"] = "stop"
     """What an unreadable file does. "skip" reads everything once first, leaves those out and lists them."""
     splits: tuple[str, ...] = ()
     """The folders of the splits where their names leave that open: train=NAME val=NAME test=NAME; others are left out.
     "none": all folders are classes, whatever they are called."""
-    held_out: float = 0.1
+    held_out: LessThanHalf = 0.1
     """Share of the training images that stands in for a validation (and test) split where the data have none."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Of what is held out."""
-    scale: tuple[float, float] = (0.08, 1.0)
+    scale: tuple[Portion, Portion] = (0.08, 1.0)
     """Share of the area that a training crop takes, from and to."""
-    flip: float = 0.5
-    color_jitter: float = 0.0
+    flip: Share = 0.5
+    color_jitter: Amount = 0.0
     auto_augment: str = ""
     """timm's name of a policy, such as "rand-m9-mstd0.5-inc1" (RandAugment); it replaces `color_jitter`."""
-    erasing: float = 0.0
+    erasing: Share = 0.0
     """Probability of random erasing (arXiv 1708.04896) with noise."""
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    smoothing: float = 0.0
-    repeats: int = 1
+    mixup: Amount = 0.0
+    cutmix: Amount = 0.0
+    smoothing: Chance = 0.0
+    repeats: Count = 1
     """Augmented copies of an image in one batch."""
-    drop_path: float = 0.0
-    dropout: float = 0.0
+    drop_path: Chance = 0.0
+    dropout: Chance = 0.0
     """Before the classifier."""
     weights: str = ""
     """File to start from, one's own or published; `source` as in `matmix.load_published`, "" = found by the names."""
     source: str = ""
-    weights_classes: int = 0
+    weights_classes: Whole = 0
     """Number of classes of that file where it differs: its classifier is then replaced by a new one."""
-    weights_size: int = 0
+    weights_size: Whole = 0
     """Image size of that file where it differs: what is tied to it is resized."""
 
     metric: ClassVar[str] = "accuracy"
@@ -87,22 +88,9 @@ class Classify(Task):
     as_test: ClassVar[Split] = "test"  # the split of the source that the task tests on
 
     def __post_init__(self) -> None:
-        for name, allowed in (("channels", (1, 3)), ("broken", ("stop", "skip"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
         check_splits(self.splits)
-        if not 0 <= self.held_out < 0.5:
-            raise ValueError(f"held_out is a share in [0, 0.5), got {self.held_out}")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale is a range of shares in (0, 1], got {self.scale}")
-        for name in ("img_size", "shrink", "mixup", "cutmix", "weights_classes", "weights_size"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("crop", "flip", "erasing", "smoothing", "drop_path", "dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share in [0, 1], got {getattr(self, name)}")
-        if self.repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"{type(self).__name__}.scale must go from small to large, got {self.scale}")
 
     def named_recipe(self, name: str) -> tuple[Task, Recipe]:
         """ "published" is that of the model's paper (see `vision.recipes`), augmentation and drop path included."""

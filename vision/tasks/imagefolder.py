@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 
 from matmix.experiments.task import Recipe
+from matmix.ranges import Amount, Chance, Portion, Whole
 from vision.tasks.classify import Classify
 
 SMALL = "convformer_s18(depths=(2, 2, 4, 2), dims=(32, 64, 128, 192))"
@@ -26,12 +27,12 @@ class ImageFolder(Classify):
     """Images of one's own: `--data FOLDER` with train, val and test, or with the classes alone."""
 
     architecture: str = SMALL
-    img_size: int = 64
-    shrink: int = 80
-    scale: tuple[float, float] = (0.4, 1.0)
-    color_jitter: float = 0.2
-    smoothing: float = 0.1
-    drop_path: float = 0.1
+    img_size: Whole = 64
+    shrink: Whole = 80
+    scale: tuple[Portion, Portion] = (0.4, 1.0)
+    color_jitter: Amount = 0.2
+    smoothing: Chance = 0.1
+    drop_path: Chance = 0.1
 
     def recipe(self) -> Recipe:
         """Forty epochs of 3,000 images in batches of 64; a step takes about half a second of one CPU core.

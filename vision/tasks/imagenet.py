@@ -19,6 +19,7 @@ import dataclasses
 from typing import ClassVar
 
 from matmix.experiments.task import Recipe, Split
+from matmix.ranges import Amount, Chance, LessThanHalf, Share
 from vision.recipes import STRONG, epochs
 from vision.tasks.classify import Classify
 
@@ -28,13 +29,13 @@ class ImageNet(Classify):
     """ImageNet-1K from a folder, WebDataset shards or the Hugging Face hub, with the recipes of the papers."""
 
     data: str = "ILSVRC/imagenet-1k"
-    held_out: float = 0.01
+    held_out: LessThanHalf = 0.01
     auto_augment: str = STRONG["auto_augment"]
-    mixup: float = STRONG["mixup"]
-    cutmix: float = STRONG["cutmix"]
-    erasing: float = STRONG["erasing"]
-    smoothing: float = STRONG["smoothing"]
-    drop_path: float = 0.1
+    mixup: Amount = STRONG["mixup"]
+    cutmix: Amount = STRONG["cutmix"]
+    erasing: Share = STRONG["erasing"]
+    smoothing: Chance = STRONG["smoothing"]
+    drop_path: Chance = 0.1
 
     classes: ClassVar[int] = 1000
     as_test: ClassVar[Split] = "val"

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from matmix.experiments.task import Batch, Recipe, Split, Task
 from matmix.experiments.weights import load_weights
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Amount, Chance, Count, LessThanHalf, Positive, Seed, Share, Whole, numbers
 from vision.data.batches import evaluation_shares, load, training_shares
 from vision.data.decoding import shown
 from vision.data.folders import check_splits, counted, files_below, listed, several
@@ -47,13 +48,13 @@ class Segmentation(Task):
     """Backbone: a name, or a call with options as in "convformer_s18(depths=(2, 2, 4, 2))"; `--model` for short."""
     data: str = ""
     """Folder of images and masks; `--data` for short."""
-    img_size: int = 128
+    img_size: Count = 128
     """Side of the square that the model sees."""
-    classes: int = 0
+    classes: Annotated[int, numbers(0, IGNORED - 1, whole=True)] = 0
     """Number of classes; 0 = as many as the masks of the training split show."""
     ignore_zero: bool = False
     """0 in a mask means "no class", and classes count from 1 (ADE20K)."""
-    mask_values: tuple[int, ...] = ()
+    mask_values: tuple[Annotated[int, numbers(0, 255, whole=True)], ...] = ()
     """The values in masks that stand for the classes 0, 1, ..., as in 0 255; absent: the values are the classes."""
     masks: str = ""
     """Name of the folders of masks, where it is none of the usual ones or several are there."""
@@ -64,56 +65,44 @@ class Segmentation(Task):
     """Turn photos and masks as the orientation in their EXIF says; off: as the pixels are stored."""
     broken: Literal["stop", "skip"] = "stop"
     """What an unreadable image or mask does. "skip" reads everything once first, leaves those out and lists them."""
-    scale: tuple[float, float] = (0.5, 2.0)
+    scale: tuple[Positive, Positive] = (0.5, 2.0)
     """Short side of a training image over `img_size`, from and to."""
-    flip: float = 0.5
-    color_jitter: float = 0.0
-    held_out: float = 0.1
+    flip: Share = 0.5
+    color_jitter: Amount = 0.0
+    held_out: LessThanHalf = 0.1
     """Share of the training images that stands in for a validation (and test) split where the data have none."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Of what is held out."""
-    width: int = 256
+    width: Count = 256
     """Channels of the feature pyramid."""
-    inner: int = 128
+    inner: Count = 128
     """Channels of the head."""
-    dropout: float = 0.1
+    dropout: Chance = 0.1
     """Of whole channels, before the classifier."""
-    drop_path: float = 0.0
+    drop_path: Chance = 0.0
     weights: str = ""
     """File of the backbone to start from, one's own or published; `source` as in `matmix.load_published`, "" = found by
     the names."""
     source: str = ""
-    weights_classes: int = 0
+    weights_classes: Whole = 0
     """Number of classes of that file."""
-    weights_size: int = 0
+    weights_size: Whole = 0
     """Image size of that file where it differs: what is tied to it is resized."""
 
     metric: ClassVar[str] = "miou"
     aliases: ClassVar[dict[str, str]] = {"model": "architecture", "data": "data"}
 
     def __post_init__(self) -> None:
-        for name in ("img_size", "width", "inner"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.classes < IGNORED:
-            raise ValueError(f"classes must be from 0 to {IGNORED - 1}, got {self.classes}")
-        if self.broken not in ("stop", "skip"):
-            raise ValueError(f"broken must be one of stop, skip, got {self.broken!r}")
         check_splits(self.splits)
         values = self.mask_values
-        if values and not (len(values) == len(set(values)) > 1 and all(0 <= value <= 255 for value in values)):
-            raise ValueError(f"mask_values must be two or more different numbers from 0 to 255, got {values}")
+        if values and not len(values) == len(set(values)) > 1:
+            raise ValueError(f"Segmentation.mask_values must be two or more different numbers, got {values}")
         if values and (self.ignore_zero or self.classes not in (0, len(values))):
             raise ValueError(
                 f"mask_values say {len(values)} classes; leave out classes and ignore_zero, which say others"
             )
-        if not 0 <= self.held_out < 0.5:
-            raise ValueError(f"held_out is a share in [0, 0.5), got {self.held_out}")
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale is a range of positive numbers, got {self.scale}")
-        for name in ("flip", "dropout", "drop_path"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share in [0, 1], got {getattr(self, name)}")
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"Segmentation.scale must go from small to large, got {self.scale}")
 
     def recipe(self) -> Recipe:
         return Recipe(

@@ -18,6 +18,8 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
+from matmix.mixers.options import checking_options
+from matmix.ranges import Count, Whole
 from matmix.spec import hint, unknown_option
 
 Goal = Literal["forecast", "imputation", "anomaly", "classification"]
@@ -44,30 +46,31 @@ class SeriesModel(nn.Module):
     goals: ClassVar[tuple[Goal, ...]] = get_args(Goal)
     """What the model can be asked for."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = checking_options(cls.__init__)  # type: ignore[method-assign]
+
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal = "forecast",
-        horizon: int = 0,
-        classes: int = 0,
-        marks: int = 0,
+        horizon: Whole = 0,
+        classes: Whole = 0,
+        marks: Whole = 0,
     ) -> None:
         super().__init__()
         name = type(self).__name__
         if goal not in self.goals:
             raise ValueError(f"{name}: goal must be one of {', '.join(self.goals)}, got {goal!r}")
         for option, value, needed in (("horizon", horizon, "forecast"), ("classes", classes, "classification")):
-            if (goal == needed) != (value > 0) or value < 0:
+            if (goal == needed) != (value > 0):
                 raise ValueError(
                     f"{name}: {option} must be at least 1 with goal={needed!r} and 0 with any other, got "
                     f"{option}={value} with goal={goal!r}"
                 )
-        if length < 1 or channels < 1 or marks < 0:
-            raise ValueError(
-                f"{name}: length and channels must be at least 1, marks at least 0, got {length}, {channels}, {marks}"
-            )
         self.goal: Goal = goal
         self.length, self.channels, self.horizon, self.classes = length, channels, horizon, classes
         self.marks = marks

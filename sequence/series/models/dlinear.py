@@ -9,6 +9,7 @@ from torch import Tensor
 
 from matmix.mixers import create_mixer
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Count, Whole
 from sequence.series.layers.decomposition import Decomposition
 from sequence.series.layers.encoder import new_seed
 from sequence.series.layers.heads import ClassHead
@@ -55,12 +56,12 @@ class DLinear(SeriesModel):
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal = "forecast",
-        horizon: int = 0,
-        classes: int = 0,
-        marks: int = 0,
+        horizon: Whole = 0,
+        classes: Whole = 0,
+        marks: Whole = 0,
         mixer: str = "default",
         kernel: int = 25,
         individual: bool = False,

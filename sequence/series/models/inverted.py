@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Count, Depth, Whole
 from sequence.layers.block import Act
 from sequence.series.layers.encoder import SeriesEncoder, new_seed
 from sequence.series.layers.heads import ClassHead, FlattenHead
@@ -33,15 +34,15 @@ class InvertedModel(SeriesModel):
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal,
-        horizon: int,
-        classes: int,
-        marks: int,
+        horizon: Whole,
+        classes: Whole,
+        marks: Whole,
         mixer: str,
         dim: int,
-        depth: int,
+        depth: Depth,
         hidden: int,
         act: Act,
         dropout: float,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Count, Depth, Whole
 from sequence.layers.block import Act
 from sequence.series.layers.along_channels import AlongChannels
 from sequence.series.layers.encoder import attention_spec, new_seed
@@ -39,16 +40,16 @@ class ITransformer(InvertedModel):
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal = "forecast",
-        horizon: int = 0,
-        classes: int = 0,
-        marks: int = 0,
+        horizon: Whole = 0,
+        classes: Whole = 0,
+        marks: Whole = 0,
         mixer: str = "default",
         channel_mixer: str = "mlp",
         dim: int = 128,
-        depth: int = 2,
+        depth: Depth = 2,
         heads: int = 8,
         hidden: int = 128,
         act: Act = "gelu",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from matmix.mixers import create_mixer
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Count, Depth, Whole
 from matmix.spec import layer_specs
 from sequence.series.layers.embedding import StepEmbedding
 from sequence.series.layers.encoder import new_seed
@@ -43,12 +44,12 @@ class StepModel(SeriesModel):
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal,
-        horizon: int,
-        classes: int,
-        marks: int,
+        horizon: Whole,
+        classes: Whole,
+        marks: Whole,
         dim: int,
         dropout: float,
         published: bool,
@@ -122,12 +123,12 @@ class Mamba(StepModel):
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal = "forecast",
-        horizon: int = 0,
-        classes: int = 0,
-        marks: int = 0,
+        horizon: Whole = 0,
+        classes: Whole = 0,
+        marks: Whole = 0,
         mixer: str = "default",
         dim: int = 128,
         d_state: int = 16,
@@ -160,15 +161,15 @@ class MambaSimple(StepModel):
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal = "forecast",
-        horizon: int = 0,
-        classes: int = 0,
-        marks: int = 0,
+        horizon: Whole = 0,
+        classes: Whole = 0,
+        marks: Whole = 0,
         mixer: str = "default",
         dim: int = 128,
-        depth: int = 2,
+        depth: Depth = 2,
         d_state: int = 16,
         d_conv: int = 4,
         expand: int = 2,

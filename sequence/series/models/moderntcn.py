@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Chance, Count, Depth, Whole
 from sequence.layers.norms import TokenBatchNorm, normed
 from sequence.series.layers.encoder import new_seed
 from sequence.series.layers.grouped import GroupedPerceptron, SeriesPerceptron
@@ -101,25 +102,25 @@ class ModernTCN(StagedModel):
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal = "forecast",
-        horizon: int = 0,
-        classes: int = 0,
-        marks: int = 0,
+        horizon: Whole = 0,
+        classes: Whole = 0,
+        marks: Whole = 0,
         mixer: str = "default",
         dims: tuple[int, ...] = (64,),
-        depths: tuple[int, ...] = (1,),
+        depths: tuple[Depth, ...] = (1,),
         kernel: tuple[int, ...] = (51,),
-        small: tuple[int, ...] = (5,),
-        patch: int = 8,
-        stride: int = 4,
-        downsample: int = 2,
+        small: tuple[Count, ...] = (5,),
+        patch: Count = 8,
+        stride: Count = 4,
+        downsample: Count = 2,
         mlp_ratio: int = 1,
         revin: bool | None = None,
         affine: bool = False,
         dropout: float = 0.3,
-        head_dropout: float = 0.0,
+        head_dropout: Chance = 0.0,
         published: bool = False,
     ) -> None:
         one_a_stage(dims, kernel=kernel, small=small)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Count, Depth, Whole
 from sequence.layers.block import Act
 from sequence.layers.norms import TokenBatchNorm
 from sequence.series.layers.encoder import SeriesEncoder, attention_spec, new_seed
@@ -59,19 +60,19 @@ class PatchTST(SeriesModel):
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal = "forecast",
-        horizon: int = 0,
-        classes: int = 0,
-        marks: int = 0,
+        horizon: Whole = 0,
+        classes: Whole = 0,
+        marks: Whole = 0,
         mixer: str = "default",
         dim: int = 512,
-        depth: int = 1,
+        depth: Depth = 1,
         heads: int = 2,
         hidden: int = 2048,
-        patch: int = 16,
-        stride: int = 8,
+        patch: Count = 16,
+        stride: Count = 8,
         act: Act = "gelu",
         dropout: float = 0.1,
         normalise: bool | None = None,

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from matmix.ranges import Count, Depth, Whole
 from sequence.layers.block import Act
 from sequence.series.models.base import Goal, register_series_model
 from sequence.series.models.inverted import InvertedModel, around_the_encoder
@@ -57,15 +58,15 @@ class SMamba(InvertedModel):
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal = "forecast",
-        horizon: int = 0,
-        classes: int = 0,
-        marks: int = 0,
+        horizon: Whole = 0,
+        classes: Whole = 0,
+        marks: Whole = 0,
         mixer: str = "default",
         dim: int = 256,
-        depth: int = 2,
+        depth: Depth = 2,
         hidden: int = 256,
         d_state: int = 32,
         act: Act = "gelu",

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Chance, Count, Depth, Whole
 from sequence.layers.norms import TokenBatchNorm
 from sequence.series.layers.downsample import Downsample
 from sequence.series.layers.encoder import new_seed
@@ -50,21 +51,21 @@ class StagedModel(SeriesModel):
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal,
-        horizon: int,
-        classes: int,
-        marks: int,
+        horizon: Whole,
+        classes: Whole,
+        marks: Whole,
         block: Build,
         dims: tuple[int, ...],
-        depths: tuple[int, ...],
-        patch: int,
-        stride: int,
-        downsample: int,
+        depths: tuple[Depth, ...],
+        patch: Count,
+        stride: Count,
+        downsample: Count,
         revin: bool | None,
         affine: bool,
-        head_dropout: float,
+        head_dropout: Chance,
         published: bool,
     ) -> None:
         super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from matmix.mixers import create_mixer
 from matmix.mixers.base import drop_padding
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Count, Depth, Whole
 from matmix.spec import layer_specs
 from sequence.series import published as names
 from sequence.series.layers.embedding import StepEmbedding
@@ -63,18 +64,18 @@ class TimesNet(SeriesModel):
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal = "forecast",
-        horizon: int = 0,
-        classes: int = 0,
-        marks: int = 0,
+        horizon: Whole = 0,
+        classes: Whole = 0,
+        marks: Whole = 0,
         mixer: str = "default",
         dim: int = 16,
-        depth: int = 2,
+        depth: Depth = 2,
         hidden: int = 32,
-        periods: int = 5,
-        branches: int = 6,
+        periods: Count = 5,
+        branches: Depth = 6,
         dropout: float = 0.1,
         published: bool = False,
     ) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from matmix.mixers import create_mixer
 from matmix.mixers.base import drop_padding
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Count, Depth, Whole
 from sequence.layers.block import Act, make_mlp
 from sequence.series import published as names
 from sequence.series.layers.cross_attention import CrossAttention
@@ -59,22 +60,22 @@ class Transformer(SeriesModel):
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal = "forecast",
-        horizon: int = 0,
-        classes: int = 0,
-        marks: int = 0,
+        horizon: Whole = 0,
+        classes: Whole = 0,
+        marks: Whole = 0,
         mixer: str = "default",
         decoder_mixer: str = "default",
         dim: int = 512,
-        depth: int = 2,
-        decoder_depth: int = 1,
+        depth: Depth = 2,
+        decoder_depth: Depth = 1,
         heads: int = 8,
         hidden: int = 2048,
         act: Act = "gelu",
         dropout: float = 0.1,
-        start_steps: int | None = None,
+        start_steps: Whole | None = None,
         published: bool = False,
     ) -> None:
         super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from matmix.mixers import create_mixer
 from matmix.ops.averages import WeightedAverages
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Count, Depth, Whole
 from matmix.spec import layer_specs
 from sequence.series.layers.encoder import new_seed
 from sequence.series.layers.heads import ClassHead, FlattenHead
@@ -82,19 +83,19 @@ class TSM2(SeriesModel):
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal = "forecast",
-        horizon: int = 0,
-        classes: int = 0,
-        marks: int = 0,
+        horizon: Whole = 0,
+        classes: Whole = 0,
+        marks: Whole = 0,
         mixer: str = "default",
         channel_mixer: str = "default",
         dim: int = 32,
-        depth: int = 2,
+        depth: Depth = 2,
         d_state: int = 16,
-        patch: int = 16,
-        stride: int = 8,
+        patch: Count = 16,
+        stride: Count = 8,
         residual: bool = True,
         revin: bool | None = None,
         dropout: float = 0.1,

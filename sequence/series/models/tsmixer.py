@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from matmix.mixers import create_mixer
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Count, Depth, Whole
 from sequence.series.layers.encoder import new_seed
 from sequence.series.layers.heads import ClassHead
 from sequence.series.layers.normalise import known, normalised, restored
@@ -103,15 +104,15 @@ class TSMixer(SeriesModel):
     def __init__(
         self,
         *,
-        length: int,
-        channels: int,
+        length: Count,
+        channels: Count,
         goal: Goal = "forecast",
-        horizon: int = 0,
-        classes: int = 0,
-        marks: int = 0,
+        horizon: Whole = 0,
+        classes: Whole = 0,
+        marks: Whole = 0,
         mixer: str = "default",
         channel_mixer: str = "default",
-        depth: int = 2,
+        depth: Depth = 2,
         hidden: int = 512,
         norm: Norm = "none",
         revin: bool = False,

@@ -17,14 +17,14 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe, Split, Task
-from matmix.ranges import check, numbers
+from matmix.ranges import Amount, Count, Whole, numbers
 from matmix.sampling import once
 from sequence.data.faults import BadData
 from sequence.series.data.anomalies import Recording, load
@@ -60,14 +60,14 @@ class SeriesAnomaly(SeriesSettings, Task):
     """Where names are; "" is the folder that the variable MATMIX_DATA names, else the current one."""
     series: str = ""
     """One recording of several; "" is all, with one model."""
-    length: int = 100
+    length: Count = 100
     """Steps of a window."""
-    stride: int = 0
+    stride: Whole = 0
     """Steps between windows of the training, and under protocol="published" of the test; 0 = 1, of SMD as published
     100."""
-    ratio: float = 0.0
+    ratio: Annotated[float, numbers(0, below=100)] = 0.0
     """Percent of the reference values that lie above the threshold of F1; 0 = as published: 1, of SMD 0.5."""
-    clip: float = 0.0
+    clip: Amount = 0.0
     """Hold scaled values within so many deviations; 0 = not. A channel that hardly changes in training may lie
     thousands of deviations away in the test: squared errors are mostly its own then, and `facts` and the command line
     name it."""
@@ -76,16 +76,6 @@ class SeriesAnomaly(SeriesSettings, Task):
 
     metric: ClassVar[str] = "auprc"
     aliases: ClassVar[dict[str, str]] = {"data": "data", "model": "architecture"}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(
-            self,
-            length=numbers(1, whole=True),
-            stride=numbers(0, whole=True),
-            ratio=numbers(0, below=100),
-            clip=numbers(0),
-        )
 
     # ------------------------------------------------------------------ the data
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import SPLITS, Batch, Recipe, Split, Task
-from matmix.ranges import check, numbers
+from matmix.ranges import OpenShare, Seed
 from matmix.sampling import once
 from sequence.series.data.ts_files import KNOWN, Cases, load
 from sequence.series.data.windows import epochs
@@ -43,17 +43,13 @@ class SeriesClassification(SeriesSettings, Task):
     """A folder with NAME_TRAIN.ts and NAME_TEST.ts of the UEA or UCR archive, or the name of a problem."""
     folder: str = ""
     """Where named problems are; "" is the folder that the variable MATMIX_DATA names, else the current one."""
-    val_share: float = 0.2
+    val_share: OpenShare = 0.2
     """Share of the training cases of each class that are held out; under protocol="strict"."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Which ones."""
 
     metric: ClassVar[str] = "accuracy"
     aliases: ClassVar[dict[str, str]] = {"data": "data", "model": "architecture"}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, val_share=numbers(above=0, below=1))
 
     # ------------------------------------------------------------------ the data
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe, Scored, Split
-from matmix.ranges import check, numbers
+from matmix.ranges import Whole
 from sequence.series.data.windows import Windows, forecast_begins
 from sequence.series.naive import forecast_errors
 from sequence.series.saturation import saturation
@@ -33,12 +33,8 @@ from sequence.series.tasks.tables import Draw, TableTask
 class Forecast(TableTask):
     """Forecast the next `horizon` steps of all series from the last `lookback`, scores over scaled values."""
 
-    horizon: int = 0
+    horizon: Whole = 0
     """Steps to forecast; 0 = the shortest that is published: 96, of ILI 24."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, horizon=numbers(0, whole=True))
 
     @property
     def steps(self) -> int:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Split
-from matmix.ranges import check, numbers, one_of
+from matmix.ranges import OpenShare
 from matmix.sampling import stream
-from sequence.series.data.masks import KINDS, Missing, missing
+from sequence.series.data.masks import Missing, missing
 from sequence.series.data.windows import Windows, forecast_begins, whole_begins
 from sequence.series.naive import fill
 from sequence.series.tasks import scripts
@@ -34,14 +34,13 @@ _MASKS = 7
 class Imputation(TableTask):
     """Fill in what is missing of windows; errors are those of missing values, scaled. What is missing comes as 0."""
 
-    rate: float = 0.125
+    rate: OpenShare = 0.125
     """Share of values that is missing; published are 0.125, 0.25, 0.375 and 0.5."""
     missing: Missing = "points"
     """"points" are drawn one by one, "blocks" are of 12 steps, "channels" are whole columns. Published are points."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, rate=numbers(above=0, below=1), missing=one_of(*KINDS))
         if self.published_protocol and self.missing != "points":
             raise ValueError(
                 f"Imputation.missing={self.missing!r} is not published; allowed: 'points', or protocol='strict'"

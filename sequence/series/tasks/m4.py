@@ -13,14 +13,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe, Split, Task
-from matmix.ranges import check, numbers, one_of
+from matmix.ranges import Whole, one_of
 from matmix.sampling import once
 from sequence.series.data.m4 import FREQUENCIES, M4Data, load
 from sequence.series.data.windows import epochs
@@ -37,20 +37,16 @@ if TYPE_CHECKING:
 class M4(SeriesSettings, Task):
     """Forecast the next steps of each of many short series."""
 
-    frequency: str = "Hourly"
+    frequency: Annotated[str, one_of(*FREQUENCIES)] = "Hourly"
     """Yearly, Quarterly, Monthly, Weekly, Daily or Hourly."""
     folder: str = ""
     """Where the files are; "" is the folder that the variable MATMIX_DATA names, else the current one."""
-    lookback: int = 0
+    lookback: Whole = 0
     """Steps that are read; 0 = two horizons, as published."""
 
     metric: ClassVar[str] = "smape"
     higher_is_better: ClassVar[bool] = False
     aliases: ClassVar[dict[str, str]] = {"model": "architecture"}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, frequency=one_of(*FREQUENCIES), lookback=numbers(0, whole=True))
 
     @property
     def horizon(self) -> int:

@@ -10,10 +10,11 @@ import torch
 
 from matmix.experiments.recipe import Kept
 from matmix.experiments.task import Recipe
-from matmix.ranges import check, numbers, one_of
-from matmix.spec import Spec, parse_spec, unknown_option
+from matmix.ranges import Whole
+from matmix.settings import Settings
+from matmix.spec import Spec, hint, parse_spec, unknown_option
 from sequence.series.models import SeriesModel, create_series_model
-from sequence.series.models.base import series_model_class
+from sequence.series.models.base import list_series_models, series_model_class
 from sequence.series.tasks.scripts import Script
 
 Protocol = Literal["strict", "published"]
@@ -22,7 +23,7 @@ DEFAULT = "default"
 
 
 @dataclasses.dataclass(frozen=True)
-class SeriesSettings:
+class SeriesSettings(Settings):
     """Fields of every task of time series."""
 
     architecture: str = "itransformer"
@@ -32,11 +33,10 @@ class SeriesSettings:
     """"strict": every window counts once, nothing is drawn anew in an evaluation, and nothing of validation or test is
     known before it is asked for. "published": as the Time Series Library has it, its lotteries included, so that
     numbers compare."""
-    epochs: int = 0
+    epochs: Whole = 0
     """Passes over the training windows; 0 = as in the script."""
 
     def __post_init__(self) -> None:
-        check(self, protocol=one_of("strict", "published"), epochs=numbers(0, whole=True))
         self.spec()
 
     @property
@@ -54,11 +54,19 @@ class SeriesSettings:
         Raises:
             ValueError: for anything but one known model with named options.
         """
-        found = parse_spec(self.architecture)
+        try:
+            found = parse_spec(self.architecture)
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}.architecture: {error}") from None
         if len(found) != 1 or found[0].args:
             raise ValueError(
                 f"{type(self).__name__}.architecture must be one name with named options, such as 'patchtst(depth=3)', "
                 f"got {self.architecture!r}"
+            )
+        if found[0].name not in list_series_models():
+            raise ValueError(
+                f"{type(self).__name__}.architecture: there is no time-series model {found[0].name!r}"
+                f"{hint(found[0].name, list_series_models())}"
             )
         known = self.known_options(found[0].name)
         for option, _ in found[0].options:

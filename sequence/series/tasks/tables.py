@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import SPLITS, Batch, Recipe, Split, Task
-from matmix.ranges import check, numbers
+from matmix.ranges import Whole
 from matmix.sampling import once, stream
 from sequence.series.data.marks import Frequency, features, frequency_of, marks, season_of
 from sequence.series.data.sets import SeriesSet, known, load
@@ -51,16 +51,12 @@ class TableTask(SeriesSettings, Task):
     """Where named data sets are; "" is the folder that the variable MATMIX_DATA names, else the current one."""
     target: str = ""
     """The column that goes behind all others; "" is OT where there is one."""
-    lookback: int = 0
+    lookback: Whole = 0
     """Steps that are read; 0 = as published: 96, of ILI 36, of the model mamba as many as are forecast."""
 
     metric: ClassVar[str] = "mse"
     higher_is_better: ClassVar[bool] = False
     aliases: ClassVar[dict[str, str]] = {"data": "data", "model": "architecture"}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self, lookback=numbers(0, whole=True))
 
     # ------------------------------------------------------------------ the data
 
