@@ -74,14 +74,14 @@ def test_config_is_resolved_and_round_trips():
         (("nowhere:Task", "ssd"), "cannot be imported"),
         (("torch.nn:Linear", "ssd"), "not a subclass"),
         (("digits", "ssd", 0, {"dims": 3}), "no setting 'dims'; did you mean dim"),
-        (("digits", "ssd", 0, {"patch": 3}), "patch must be 1, 2 or 4"),
+        (("digits", "ssd", 0, {"patch": 3}), "patch must be one of 1, 2, 4, got 3"),
         (("digits", "ssd", 0, {}, {"step": 3}), "no setting 'step'; did you mean steps"),
-        (("digits", "ssd", 0, {}, {"steps": 0}), "steps must be a whole number of at least 1"),
+        (("digits", "ssd", 0, {}, {"steps": 0}), r"steps must be a whole number in \[1, "),
         (("digits", "ssd", 0, {}, {"accumulate": 3}), "must divide by accumulate=3"),
         (("digits", "ssd", 0, {}, {"precision": "fp8"}), "precision must be"),
         (("recall", "ssd", 0, {"pairs": 9}), "pairs must be"),
         (("co2", "ssd", 0, {"val_share": 0.5}), "leave a test split"),
-        (("digits", "ssd", 0, {}, {}, 0), "threads must be at least 1, got 0"),
+        (("digits", "ssd", 0, {}, {}, 0), r"threads must be a whole number in \[1, 1e\+09\], got 0"),
     ],
 )
 def test_wrong_configurations_say_what_is_wrong(arguments, message):

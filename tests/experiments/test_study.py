@@ -83,7 +83,7 @@ def test_an_arm_has_its_own_spec_and_settings():
         ({"mixers": ("identity", "identity")}, "'identity' twice"),
         ({"seeds": (1, 1)}, "1 twice"),
         ({"name": "../x"}, "study name"),
-        ({"margin": 1.0}, "margin is a share of a score"),
+        ({"margin": 1.0}, r"margin must be a finite number in \[0, 1\)"),
         ({"tasks": (TINY, dataclasses.replace(TINY, recipe={}))}, "different labels"),
     ],
 )

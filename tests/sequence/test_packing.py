@@ -133,5 +133,5 @@ def test_what_cannot_be_packed_is_refused(task: ListOps) -> None:
         packed.model("hydra(head_dim=4, d_state=2)", 0)
     with pytest.raises(ValueError, match="pairs are not packed"):
         Retrieval(pad="packed")
-    with pytest.raises(ValueError, match="must be 'batch', 'length' or 'packed', got 'row'"):
+    with pytest.raises(ValueError, match="must be one of 'batch', 'length', 'packed', got 'row'"):
         dataclasses.replace(task, pad="row")

@@ -340,19 +340,19 @@ def test_batches_follow_from_seed_and_step(name: str, root, tmp_path) -> None:
 
 def test_wrong_settings_are_named() -> None:
     for options, words in (
-        ({"inputs": "bytes"}, "inputs must be reals or tokens, got 'bytes'"),
-        ({"layout": "row"}, "layout must be sequence or grid"),
-        ({"split": "last"}, "split must be random or order"),
-        ({"std": 0.0}, "std must be positive"),
-        ({"black_is_padding": True}, "black_is_padding is for inputs='tokens'"),
-        ({"broken": "go"}, "allowed: 'stop' or 'skip'"),
+        ({"inputs": "bytes"}, "inputs must be one of 'reals', 'tokens', got 'bytes'"),
+        ({"layout": "row"}, "layout must be one of 'sequence', 'grid'"),
+        ({"split": "last"}, "split must be one of 'random', 'order'"),
+        ({"std": 0.0}, r"std must be a finite number in \(0, "),
+        ({"black_is_padding": True}, "black_is_padding=True is for inputs='tokens' only"),
+        ({"broken": "go"}, "broken must be one of 'stop', 'skip', got 'go'"),
     ):
         for cls in (Pathfinder, Image):
             with pytest.raises(ValueError, match=words):
                 cls(**options)
     for options, words in (
         ({"img_size": 48}, "size must be one of"),
-        ({"examples": 5}, "examples must be at least 10"),
+        ({"examples": 5}, r"examples must be a whole number in \[10, "),
         ({"broken_copy": "x"}, "broken_copy must be"),
         ({"test_contours": (14,)}, "other than the training's 14"),
         ({"test_contours": (9, 9)}, "holds different lengths"),

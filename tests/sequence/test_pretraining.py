@@ -176,9 +176,9 @@ def test_what_does_not_fit_is_refused(pretrained, cache, tmp_path) -> None:
     with pytest.raises(ValueError, match="holds no run; it must be the folder of a finished run"):
         ListOps(**{**options, "init_from": str(tmp_path)}).model(MIXER, 0)
     for wrong, message in (
-        ({"share": 1.0}, "share is a share between 0 and 1, got 1.0"),
+        ({"share": 1.0}, r"share must be a finite number in \(0, 1\), got 1.0"),
         ({"pad": "packed"}, "pad must be 'batch' or 'length': targets are not packed"),
-        ({"objective": "next"}, "objective must be 'masked' or 'causal', got 'next'"),
+        ({"objective": "next"}, "objective must be one of 'masked', 'causal', got 'next'"),
         ({"specials": ("pad", "eos")}, "specials need 'mask', to hide tokens with, got pad eos"),
     ):
         with pytest.raises(ValueError, match=message):

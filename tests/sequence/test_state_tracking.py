@@ -146,7 +146,7 @@ def test_a_curriculum_brings_labels_in_one_place_after_the_other() -> None:
         assert (mine.y[:, 1 + places :] == IGNORED).all() and task.weight(mine) == 4 * places
     assert torch.equal(next(task.batches("train", 4, start=5)).y, rows[5][0].y)
     assert torch.equal(next(task.batches("test", 4)).y, next(plain.batches("test", 4)).y)
-    with pytest.raises(ValueError, match=r"StateTracking\.curriculum must be at least 0, and 0 with labels='last'"):
+    with pytest.raises(ValueError, match=r"StateTracking\.curriculum must be 0 with labels='last'"):
         StateTracking("S3", labels="last", curriculum=5)
 
 
@@ -197,7 +197,7 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         ({"length": 1}, "length must be at least 2, got 1"),
         ({"shortest": 13}, "shortest must be from 0 to length=12, got 13"),
         ({"shortest": 2, "train_examples": 5}, "a fixed training set has one length"),
-        ({"labels": "some"}, "labels must be 'every' or 'last', got 'some'"),
+        ({"labels": "some"}, "labels must be one of 'every', 'last', got 'some'"),
     ):
         with pytest.raises(ValueError, match=message):
             task(**settings)

@@ -320,7 +320,7 @@ def test_position_embedding_stands_before_the_first_attention() -> None:
         ({"depths": (1, 1)}, "as many positive integers"),
         ({"norm": "batch"}, "norm must be one of"),
         ({"act": "tanh"}, "act must be one of"),
-        ({"head": "conv"}, "'linear' or 'mlp'"),
+        ({"head": "conv"}, "head must be one of 'linear', 'mlp'"),
         ({"global_pool": "mean"}, "global_pool must be one of"),
         ({"res_scale": (1.0, 1.0)}, "res_scale must be one value or 4"),
         ({"drop_path_rate": 1.5}, "drop_path_rate"),

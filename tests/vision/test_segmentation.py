@@ -210,11 +210,11 @@ def test_published_recipe():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"classes": 300}, "classes must be from 0 to 254, got 300"),
-        ({"scale": (2.0, 1.0)}, "scale is a range of positive numbers"),
-        ({"held_out": 0.7}, r"held_out is a share in \[0, 0.5\), got 0.7"),
-        ({"flip": -1.0}, r"flip is a share in \[0, 1\], got -1.0"),
-        ({"inner": 0}, "inner must be at least 1, got 0"),
+        ({"classes": 300}, r"classes must be a whole number in \[0, 254\], got 300"),
+        ({"scale": (2.0, 1.0)}, "scale must go from small to large"),
+        ({"held_out": 0.7}, r"held_out must be a finite number in \[0, 0.5\), got 0.7"),
+        ({"flip": -1.0}, r"flip must be a finite number in \[0, 1\], got -1.0"),
+        ({"inner": 0}, r"inner must be a whole number in \[1, 1e\+09\], got 0"),
     ],
 )
 def test_bad_settings(settings, message):

@@ -467,14 +467,14 @@ def test_other_pixel_formats_are_converted(tmp_path):
         ({"data": ""}, "name the data: --data"),
         ({"data": "/nowhere/at/all"}, "there is no folder, .npz file or Hugging Face data set"),
         ({"channels": 2}, "channels must be one of 1, 3, got 2"),
-        ({"broken": "ignore"}, "broken must be one of stop, skip"),
-        ({"scale": (0.5, 0.1)}, "scale is a range of shares"),
+        ({"broken": "ignore"}, "broken must be one of 'stop', 'skip'"),
+        ({"scale": (0.5, 0.1)}, "scale must go from small to large"),
         ({"architecture": ""}, "name the model: --model"),
         ({"architecture": "convfrmer_s18"}, "did you mean convformer_s18"),
         ({"architecture": "convformer_s18(depth=3)"}, "has no option 'depth'"),
         ({"weights": "none.pth"}, "there is no file of weights none.pth"),
-        ({"smoothing": 1.5}, "smoothing is a share"),
-        ({"repeats": 0}, "repeats must be at least 1"),
+        ({"smoothing": 1.5}, "smoothing must be a finite number"),
+        ({"repeats": 0}, "repeats must be a whole number in"),
     ],
 )
 def test_wrong_settings(folder, settings, message):

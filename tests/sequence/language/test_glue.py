@@ -128,7 +128,7 @@ def test_wrong_folders_and_settings(folder, tmp_path):
         ({"name": "sst"}, "name must be one of cola.*did you mean sst2"),
         ({"tokens": "wordpiece"}, "a vocabulary is made by `matmix train mlm`"),
         ({"init_task": "mnli"}, "needs init_from"),
-        ({"held_out": 0.0}, "held_out is a share"),
+        ({"held_out": 0.0}, "held_out must be above 0"),
     ):
         with pytest.raises(ValueError, match=error):
             Glue(**options)
@@ -199,8 +199,8 @@ def test_matthews_is_that_of_scikit_learn():
 
 def test_settings_of_masked_models(folder):
     for options, error in (
-        ({"rate": 0.0}, "rate is a share"),
-        ({"hidden_share": 0.9, "other_share": 0.2}, "together at most 1"),
+        ({"rate": 0.0}, r"rate must be a finite number in \(0, 1\)"),
+        ({"hidden_share": 0.9, "other_share": 0.2}, "must be at most 1 together"),
         ({"streaming": True}, "reads all texts first"),
         ({"length": 2}, "at least 3"),
     ):
