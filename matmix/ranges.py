@@ -93,8 +93,10 @@ Whole = Annotated[int, numbers(0, 1e9, whole=True)]
 Depth = Annotated[int, numbers(1, 1e4, whole=True)]
 """Layers, or what else is built one by one."""
 Seed = Annotated[int, numbers(0, below=2**63, whole=True)]
-Amount = Annotated[float, numbers(0, 1e30)]
-Positive = Annotated[float, numbers(above=0, most=1e30)]
+Amount = Annotated[float, numbers(0, 1e9)]
+Rate = Annotated[float, numbers(0, 1e30)]
+"""Of learning: so large that a run diverges at once, on purpose."""
+Positive = Annotated[float, numbers(above=0, most=1e9)]
 Share = Annotated[float, numbers(0, 1)]
 Portion = Annotated[float, numbers(above=0, most=1)]
 OpenShare = Annotated[float, numbers(above=0, below=1)]
@@ -134,7 +136,9 @@ def allowed(
     if origin in (dict, collections.abc.Mapping):
         return _mapping_of(*(allowed(part, bounds, lists=lists) for part in parts))
     if origin is type:
-        return Allowed("a class", lambda value: isinstance(value, type))
+        base = parts[0] if isinstance(parts[0], type) else object
+        words = "a class" if base is object else f"a subclass of {base.__name__}"
+        return Allowed(words, lambda value: isinstance(value, type) and issubclass(value, base))
     return _plain(annotation if origin is None else origin, bounds)
 
 

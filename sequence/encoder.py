@@ -148,6 +148,8 @@ class Encoder(nn.Module):
         length += in_front
         with fork_seed(seed, "embedding"):
             self.embedding = embedding()
+            if not isinstance(self.embedding, nn.Module):
+                raise TypeError(f"embedding must build a module, got {embedding!r}, which gave {self.embedding!r}")
             for parameter in self.embedding.parameters():
                 nn.init.normal_(parameter, std=embedding_std) if parameter.ndim > 1 else nn.init.zeros_(parameter)
         self.cls = None
@@ -191,7 +193,7 @@ class Encoder(nn.Module):
         embedding = self.embedding
         if self.read not in ("token", "language") or hidden or not isinstance(embedding, nn.Embedding):
             raise ValueError(
-                "tied is for head='token' or 'language' without head_hidden, on an nn.Embedding; got "
+                "tied=True is only for head='token' or 'language' without head_hidden, on an nn.Embedding; got "
                 f"head={self.read!r}, head_hidden={hidden}, {embedding}"
             )
         if outputs != embedding.num_embeddings:

@@ -8,7 +8,7 @@ import re
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from matmix.ranges import Amount, Chance, Count, Share, Whole
+from matmix.ranges import Amount, Chance, Count, Rate, Share, Whole
 from matmix.settings import Settings
 
 Schedule = Literal["cosine", "power", "constant", "rsqrt", "onecycle", "halving"]
@@ -65,7 +65,7 @@ class Recipe(Settings):
 
     steps: Count = 1000
     batch_size: Count = 64
-    lr: Amount = 1e-3
+    lr: Rate = 1e-3
     """The highest learning rate, at the end of the warm-up."""
     lr_end: Amount = 0.0
     """Where "cosine", "power" and "onecycle" end, as a share of `lr`."""

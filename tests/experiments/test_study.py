@@ -318,7 +318,7 @@ def test_a_named_study_has_the_options_of_its_function(tmp_path, monkeypatch, ca
     assert found.tasks[0].options["dim"] == 16
     with pytest.raises(ValueError, match=r"study 'made' has no task 'xx'.*x"):
         cli_study.study(["made", "--tasks", "xx"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="Unrecognized options: --width, 16"):
         cli_study.study(["quickstart", "--width", "16"])
 
 

@@ -67,7 +67,7 @@ class SMamba(InvertedModel):
         mixer: str = "default",
         dim: int = 256,
         depth: Depth = 2,
-        hidden: int = 256,
+        hidden: Count = 256,
         d_state: int = 32,
         act: Act = "gelu",
         dropout: float = 0.1,
