@@ -208,7 +208,7 @@ class _Study(Settings):
     """Tell a tracker of accelerate what is logged, too: "tensorboard" writes in the folder of each run."""
     worker: bool = False
     """Be one of any number of such processes, on machines that share the folder: each takes what is free."""
-    slurm: int = 0
+    slurm: Whole = 0
     """Submit so many workers to Slurm, and leave; 0 = do the runs from here."""
     slurm_settings: tuple[str, ...] = ()
     """What submitit tells Slurm: timeout_min=600 slurm_partition=gpu gpus_per_node=1."""
@@ -217,16 +217,12 @@ class _Study(Settings):
     ray: tuple[str, ...] | None = None
     """Spread the runs over a Ray cluster: that of an address ("auto", HOST:PORT); alone, the one that RAY_ADDRESS
     names, or a new one on this machine."""
-    gpus: float = 0.0
+    gpus: Amount = 0.0
     """GPUs that each run asks of the cluster; a fraction puts several runs on one."""
-    memory: float = 0.0
+    memory: Amount = 0.0
     """GiB of memory that each run asks of the cluster; 0 = none in particular."""
     runtime_env: Path | None = None
     """JSON file with Ray's runtime_env: packages and variables that the cluster's workers need."""
-    ray: bool = False
-    """Spread the runs over a Ray cluster."""
-    gpus: Amount = 0.0
-    """GPUs that each run asks of the cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
