@@ -59,10 +59,12 @@ class Surgery(Settings):
     """What is done to the trained model, each scored on the test split: zero, diagonal, shuffle_rows, mean, input."""
 
     def __post_init__(self) -> None:
-        said = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        said = [f"{field.name}={given[field.name]!r}" for field in dataclasses.fields(self)
+                if given[field.name] != field.default]  # fmt: skip
         if not self.level and said:
             raise ValueError(
-                f"Surgery.level is 'module' or 'matrix' where there is a surgery, got '' with {', '.join(said)}"
+                f"Surgery.level must be 'module' or 'matrix' where there is a surgery, got '' with {', '.join(said)}"
             )
         for name in self.ablate:
             if name not in ABLATIONS:
