@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import entry_points
 from inspect import getdoc
 from typing import Any
 
@@ -13,6 +12,7 @@ import tyro
 
 from matmix.experiments.cli_options import first, split, subject
 from matmix.experiments.cli_words import read as read_words
+from matmix.experiments.entries import entries
 from matmix.experiments.plugins import import_named
 from matmix.spec import hint
 
@@ -103,7 +103,7 @@ def picture(words: Sequence[str]) -> int:
     fields of a dataclass that it takes, are the options of the command, and which returns what is to be printed.
     `--import FILE` names Python files or modules to import first; they register mixers, tasks or models.
     """
-    kinds = {entry.name: entry for entry in entry_points(group="matmix.pictures")}
+    kinds = entries("matmix.pictures")
     listed = ",".join(sorted(kinds))
     sources, words = split(words, "--import")
     import_named(sources)

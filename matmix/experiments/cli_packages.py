@@ -7,9 +7,10 @@ is imported for `matmix --help`, so it imports what is heavy in the function.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from inspect import getdoc
 
+from matmix.experiments.entries import entries
 from matmix.experiments.extras import advice
 
 Command = Callable[[Sequence[str]], int]
@@ -44,4 +45,4 @@ def describe(name: str) -> str:
 
 
 def _entries() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group="matmix.commands")}
+    return entries("matmix.commands")

@@ -12,10 +12,11 @@ A package names a function in the entry-point group `matmix.data`; `matmix data 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from matmix.experiments.entries import entries
 from matmix.experiments.extras import advice
 from matmix.spec import hint
 
@@ -59,4 +60,4 @@ def find_check(name: str) -> Check:
 
 
 def _entries() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group="matmix.data")}
+    return entries("matmix.data")

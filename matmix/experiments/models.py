@@ -23,11 +23,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache, partial
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from torch import nn
 
+from matmix.experiments.entries import entries
 from matmix.experiments.extras import advice
 from matmix.spec import hint, parse_spec
 
@@ -93,8 +94,8 @@ def read(spec: str) -> tuple[str, str, dict[str, Any]]:
 
 
 @cache
-def _entries() -> dict[str, Any]:
-    return {entry.name: entry for entry in sorted(entry_points(group="matmix.models"), key=lambda e: e.name)}
+def _entries() -> dict[str, EntryPoint]:
+    return entries("matmix.models")
 
 
 def _package(name: str) -> Any:

@@ -12,9 +12,10 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import ClassVar, TypeVar, get_origin
 
+from matmix.experiments.entries import entries
 from matmix.experiments.extras import advice
 from matmix.experiments.plugins import TASKS, NotNamed, import_code
 from matmix.experiments.task import Task
@@ -139,4 +140,4 @@ def _is_class_variable(kind: object) -> bool:
 
 @cache
 def _entries() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in sorted(entry_points(group="matmix.tasks"), key=lambda entry: entry.name)}
+    return entries("matmix.tasks")

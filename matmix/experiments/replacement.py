@@ -10,12 +10,12 @@ import ast
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from matmix.experiments.entries import entries
 from matmix.experiments.extras import advice
 from matmix.experiments.operation import ABLATIONS, DEFAULT
 from matmix.experiments.registry import task_class
@@ -44,7 +44,7 @@ class Subject:
 def subjects() -> dict[str, Subject]:
     """Those of the installed packages that can be imported, by name."""
     found: dict[str, Subject] = {}
-    for entry in sorted(entry_points(group="matmix.subjects"), key=lambda entry: entry.name):
+    for entry in entries("matmix.subjects").values():
         try:
             found[entry.name] = entry.load()
         except ImportError as error:

@@ -29,11 +29,12 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 from matmix.experiments.config import RunConfig, filling_once
+from matmix.experiments.entries import entries
 from matmix.experiments.extras import advice
 from matmix.experiments.plugins import absolute, absolute_task, fingerprints, import_all, import_code
 from matmix.experiments.registry import list_tasks
@@ -301,7 +302,7 @@ STUDIES: dict[str, Callable[..., Study]] = {"quickstart": quickstart}
 
 @cache
 def _entries() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group="matmix.studies")}
+    return entries("matmix.studies")
 
 
 def list_studies() -> list[str]:

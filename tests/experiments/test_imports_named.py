@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from matmix import register
 from matmix.experiments import cli
 from matmix.experiments.config import RunConfig
+from matmix.experiments.entries import entries
 from matmix.experiments.folder import RunError, load_model, read_config
 from matmix.experiments.plugins import NotNamed, fingerprints, import_all, import_code
 from matmix.experiments.registry import register_task
@@ -221,3 +222,24 @@ def test_names_are_taken_once_of_every_kind():
         register_adapter(type(type(first).__name__, (Adapter,), {"name": first.name}))
     with pytest.raises(ValueError, match="is taken by"):
         register_projection(list_projections()[0], parameters="", cost="")(test_names_are_taken_once_of_every_kind)
+
+
+GROUPS = {
+    "tasks": "digits", "models": "timm", "data": "lra", "commands": "forecast", "studies": "mad", "pictures": "mad",
+    "subjects": "images",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_no_package_takes_the_name_of_another(group, tmp_path, monkeypatch):
+    """Whatever the order in which they are installed: a package that is found before matmix, and one of its names."""
+    about = tmp_path / "aaa_lab-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: aaa-lab\nVersion: 1.0\n")
+    name = GROUPS[group]
+    (about / "entry_points.txt").write_text(f"[matmix.{group}]\n{name} = aaa_lab:Theirs\nnew-{name} = aaa_lab:Theirs\n")
+    before = entries(f"matmix.{group}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.warns(UserWarning, match=f"'{name}' of aaa-lab .* is passed over: matmix .* has taken it"):
+        found = entries(f"matmix.{group}")
+    assert found[name] == before[name] and found.keys() - before.keys() == {f"new-{name}"}
