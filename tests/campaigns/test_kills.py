@@ -13,10 +13,13 @@ from matmix.experiments.study import Study, StudyTask
 from tests.campaigns.processes import RUN, Figures, leftovers, report, start, strike, study, timed, train, whole
 from tests.experiments.synthetic import write_study
 
+SHORT = {**RUN["recipe"], "steps": 12, "groups": [], "schedule": "constant"}
 SMALL_STUDY = Study(
-    "killed", (StudyTask("digits", RUN["options"], {**RUN["recipe"], "steps": 20, "groups": []}),),
-    ("pooling", "identity", "attention(head_dim=4)"), seeds=(0, 1),
-)  # fmt: skip
+    "killed",
+    (StudyTask("digits", RUN["options"], SHORT),),
+    ("pooling", "identity", "attention(head_dim=4)"),
+    seeds=(0, 1),
+)
 
 
 def several(quick: int, many: int) -> list:
@@ -59,7 +62,7 @@ def count(seen: Figures, folder: Path, expected: object, end) -> None:
 
 
 @pytest.mark.slow
-def test_studies_with_two_workers(tmp_path, kills=40):
+def test_studies_with_two_workers(tmp_path, kills=30):
     """The study, one of its workers or all of them; killed runs are in hands of a start that comes at once."""
     dice, seen = random.Random(7), Figures()
     words = SMALL_STUDY.to_json()
