@@ -29,8 +29,18 @@ import torch
 from matmix.experiments.board import Board, name
 from matmix.experiments.checkpoint import write_file
 from matmix.experiments.cluster import Cluster, require_ray, run_on_ray
+from matmix.experiments.config import RunError
 from matmix.experiments.environment import environment
-from matmix.experiments.folder import DONE, Result, differences, json_bytes, last_logged_step, repair, write_json
+from matmix.experiments.folder import (
+    DONE,
+    Result,
+    claim_run,
+    differences,
+    json_bytes,
+    last_logged_step,
+    repair,
+    write_json,
+)
 from matmix.experiments.index import Index
 from matmix.experiments.manifest import sealed, sum_of
 from matmix.experiments.output import steady
@@ -38,6 +48,7 @@ from matmix.experiments.plugins import import_all
 from matmix.experiments.step import check_tracker
 from matmix.experiments.study import Study, StudyRun, is_study_folder
 from matmix.experiments.workers import run_in_workers, run_one, run_what_is_free
+from matmix.files import Damaged
 from matmix.folders import check_ours, claim, mark, marker, sweep
 from matmix.ops.signals import stoppable
 
@@ -150,7 +161,7 @@ def run_study(
             board.update(run, content)
         else:
             if kind == "died":
-                with suppress(OSError):  # it stands in the outcome, too
+                with suppress(OSError, RunError, Damaged):  # it stands in the outcome, too
                     _record_death(run, out / run.folder, content)
             ended[name(run)] = ("failed", content) if kind == "died" else content
             board.end(run, *ended[name(run)])
@@ -237,8 +248,9 @@ def _check_folder(index: Index, runs: list[StudyRun]) -> None:
 
 
 def _record_death(run: StudyRun, folder: Path, text: str) -> None:
-    """The result of a run whose process could not write one. Its checkpoints stay, so another start goes on."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The result of a run whose process could not write one. Its checkpoints stay, so another start goes on. It may
+    have died before the folder was its own, and a result alone would be somebody else's to the next start."""
+    claim_run(folder, run.config)
     about = environment()
     result = Result(
         status="failed",

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from matmix.experiments import runner
+from matmix.experiments.report.collect import collect
+from matmix.experiments.runner import run_study
 from matmix.experiments.study import Study, StudyTask
 from tests.campaigns.processes import RUN, Figures, leftovers, report, start, strike, study, timed, train, whole
 from tests.experiments.synthetic import write_study
@@ -118,3 +121,15 @@ def test_reports(tmp_path, kills):
 def pages(root: Path) -> dict[str, bytes]:
     names = ("index.html", "report.md", "runs.csv")
     return {name: (root / "report" / name).read_bytes() for name in names if (root / "report" / name).exists()}
+
+
+def test_a_worker_that_dies_before_it_has_a_folder(tmp_path):
+    """What the study notes of its death is no stranger's file to the next start."""
+    one = Study("killed", SMALL_STUDY.tasks, ("identity",), seeds=(0,))
+    folder = tmp_path / one.runs()[0].folder
+    run_study(one, tmp_path, jobs=1, quiet=True)
+    expected = whole(folder)
+    shutil.rmtree(folder)
+    runner._record_death(one.runs()[0], folder, "the worker process died with exit code -9 (SIGKILL)")
+    assert collect(tmp_path).runs[0].status == "failed"
+    assert run_study(one, tmp_path, jobs=1, quiet=True).counts == {"finished": 1} and whole(folder) == expected
