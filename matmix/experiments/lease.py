@@ -52,8 +52,15 @@ class Lease:
                 json.dump({**self._about, "beat": 0}, file)
         except FileExistsError:
             return False
+        except OSError:
+            self._drop()
+            raise
         self._thread.start()
         return True
+
+    def _drop(self) -> None:
+        with suppress(OSError):  # read-only: the next one waits until it is silent for too long
+            self.path.unlink(missing_ok=True)
 
     def held(self) -> bool:
         """Whether nobody has taken it over."""
@@ -70,8 +77,10 @@ class Lease:
                 with suppress(OSError):
                     Lease(self.folder, number).path.unlink(missing_ok=True)
         elif self.held():
-            with suppress(OSError):  # the next one waits until it is silent for too long
+            try:
                 self._write({"released": True})
+            except OSError:  # a full disk: one that is not there holds nothing either
+                self._drop()
 
     def begin(self) -> Path:
         """The folder to work in, with the checkpoints of who held the run before."""

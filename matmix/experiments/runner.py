@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from matmix.experiments.board import Board, name
-from matmix.experiments.checkpoint import write_file
+from matmix.experiments.checkpoint import remove_checkpoints, write_file
 from matmix.experiments.cluster import Cluster, require_ray, run_on_ray
 from matmix.experiments.config import RunError
 from matmix.experiments.environment import environment
@@ -143,6 +143,10 @@ def run_study(
     claim(out, "study", is_study_folder)
     for folder in (out, out / "sessions"):
         sweep(folder)
+    for run in runs:  # a process may be killed between its result and this
+        checkpoints = out / run.folder / "checkpoints"
+        if index[run.folder].status in DONE and checkpoints.is_dir():
+            remove_checkpoints(checkpoints)
     problems: list[str] = []
     with _noted(problems, "the plan of the study cannot be written"):
         plan = json_bytes(study.to_json())

@@ -102,7 +102,7 @@ def test_a_study_goes_on(tmp_path, quick):
         outcome = run_study(study, tmp_path / "one", jobs=1, quiet=True)
     assert list(outcome.status.values()) == ["failed", "finished"] and "No space left" in str(outcome.errors)
     assert run_study(study, tmp_path / "one", jobs=1, quiet=True).counts == {"finished": 2}
-    for begin in (8, 25) if quick else range(1, 100, 3):
+    for begin in (8, 31) if quick else range(1, 100, 3):
         out = tmp_path / f"all-{begin}"
         with full(out, begin, None):
             try:

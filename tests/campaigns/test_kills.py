@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from matmix.experiments import runner
+from matmix.experiments.checkpoint import save_checkpoint
 from matmix.experiments.report.collect import collect
 from matmix.experiments.runner import run_study
 from matmix.experiments.study import Study, StudyTask
@@ -133,3 +134,5 @@ def test_a_worker_that_dies_before_it_has_a_folder(tmp_path):
     runner._record_death(one.runs()[0], folder, "the worker process died with exit code -9 (SIGKILL)")
     assert collect(tmp_path).runs[0].status == "failed"
     assert run_study(one, tmp_path, jobs=1, quiet=True).counts == {"finished": 1} and whole(folder) == expected
+    save_checkpoint(folder / "checkpoints", 3, {"step": 3})  # as of a process that was killed behind its result
+    assert run_study(one, tmp_path, jobs=1, quiet=True).complete and not leftovers(tmp_path)

@@ -55,7 +55,7 @@ def test_a_lease_is_held_by_one(tmp_path: Path, monkeypatch) -> None:
     again.begin()
     assert again.publish()
     again.release(done=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", ".matmix"}
 
 
 def test_a_worker_passes_over_what_is_held(tmp_path: Path, monkeypatch) -> None:
