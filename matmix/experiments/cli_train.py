@@ -54,6 +54,7 @@ def train(words: Sequence[str]) -> int:
 
 def evaluate(words: Sequence[str]) -> int:
     """Score weights from a file, one's own or published ones, on a split of a task."""
+    from matmix.experiments.compiled import Compiled
     from matmix.experiments.scoring import Scorer
     from matmix.experiments.step import new_accelerator
     from matmix.experiments.weights import load_weights
@@ -68,6 +69,8 @@ def evaluate(words: Sequence[str]) -> int:
     if accelerator.is_main_process:
         say(given.task)
     model = accelerator.prepare_model(model, evaluation_mode=True)
+    if given.recipe.compile:
+        model = Compiled(model, {})
     scores = Scorer(given.task, accelerator, given.recipe.eval_batch_size)(model, given.split)
     if accelerator.is_main_process:
         text = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())

@@ -21,6 +21,9 @@ from matmix.experiments.task import Recipe, Task, build, changed
 from matmix.ranges import Count, Seed
 from matmix.settings import Settings
 
+UNUSED: dict[str, Any] = {"compile": False}
+"""Settings of the recipe that runs were made without at first, as they are where a run does without."""
+
 
 class RunError(RuntimeError):
     """The run folder cannot be used: locked by another process, or made by another configuration."""
@@ -74,13 +77,18 @@ class RunConfig(Settings):
         return surgery.model(task, self.mixer, self.seed, self.make_recipe(), begun=begun, notes=notes)
 
     def to_json(self) -> dict[str, Any]:
-        """Without surgery it is not named, so runs that were made before there was any are the same runs."""
+        """Without surgery it is not named, nor is what else came later, where it is not used: so runs that were made
+        before there was any are the same runs."""
         plain: dict[str, Any] = _jsonable(vars(self))  # `asdict` takes 0.7 ms for each of thousands of runs
+        plain["recipe"] = {
+            name: value for name, value in plain["recipe"].items() if (name, value) not in UNUSED.items()
+        }
         return plain if self.surgery else {name: value for name, value in plain.items() if name != "surgery"}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunConfig:
-        return build(cls, data)
+        """Of `to_json`, or a file: what a recipe does not name was not used, whatever the task's default is now."""
+        return build(cls, {**data, "recipe": {**UNUSED, **data.get("recipe", {})}})
 
     @property
     def key(self) -> str:

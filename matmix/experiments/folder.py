@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from matmix.experiments.checkpoint import write_file
-from matmix.experiments.config import RunConfig, RunError
+from matmix.experiments.config import UNUSED, RunConfig, RunError
 from matmix.experiments.manifest import check_file, damages, read_manifest
 from matmix.experiments.plugins import data_only
 from matmix.experiments.task import Task
@@ -286,6 +286,8 @@ def lock(folder: Path) -> Iterator[None]:
 
 def differences(theirs: dict[str, Any], mine: dict[str, Any], path: str = "") -> Iterator[str]:
     """What tells the configuration of a folder from another one, in words."""
+    if path == "recipe.":
+        theirs, mine = {**UNUSED, **theirs}, {**UNUSED, **mine}
     for key in sorted(theirs.keys() | mine.keys()):
         old, new = theirs.get(key), mine.get(key)
         if (path == "recipe." or (not path and key in ("threads", "plugins"))) and key not in theirs:

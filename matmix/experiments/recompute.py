@@ -55,9 +55,13 @@ def _by_itself(module: nn.Module) -> bool:
 
 
 def _forward(block: nn.Module, *args: Any, **named: Any) -> Any:
-    plain = MethodType(type(block).forward, block)
+    def plain(*args: Any, **named: Any) -> Any:
+        return type(block).forward(block, *args, **named)
+
     if not (block.training and torch.is_grad_enabled()):
         return plain(*args, **named)
+    if torch.compiler.is_compiling():  # a compiled program computes again numbers alone, and moves no statistics
+        return checkpoint(plain, *args, use_reentrant=False, **named)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _once(block)

@@ -10,16 +10,18 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from matmix.experiments.ablations import ablated
 from matmix.experiments.best import Best
 from matmix.experiments.blocks import write_examples
 from matmix.experiments.checkpoint import load_latest, save_checkpoint, write_tensors
+from matmix.experiments.compiled import Compiled, Shapes, compile_forward, compiling
 from matmix.experiments.config import RunError, key_of
 from matmix.experiments.costs import costs
 from matmix.experiments.folder import check_held
@@ -102,9 +104,10 @@ def fit(config: Configured, folder: Path, progress: Progress | None = None, trac
     """Train to the last step, test the weights that were best on validation; returns the fields of a `Result`."""
     training = Training(config, folder, progress, track)
     try:
-        with interruptible() as interrupted:
-            training.train(interrupted)
-        return training.result()
+        with compiling(training.bare) if training.recipe.compile else nullcontext():
+            with interruptible() as interrupted:
+                training.train(interrupted)
+            return training.result()
     finally:
         training.log.close()
 
@@ -136,6 +139,10 @@ class Training:
         if self.recipe.checkpointing:
             recompute_blocks(self.bare)
         self.model, self.optimizer = self.accelerator.prepare(self.bare, new_optimizer(self.bare, self.recipe))
+        self.shapes: Shapes = {}
+        if self.recipe.compile:
+            torch.compiler.reset()  # programs of the runs before in this process count among those that it may keep
+            self.model = compile_forward(self.model, self.bare, self.shapes)
         self.average = running_average(self.bare, self.recipe.ema) if self.recipe.ema else None
         self.kept: nn.Module = self.bare if self.average is None else self.average.module
         # Picked out once: to look through all modules of a model is felt in steps of a few milliseconds.
@@ -173,6 +180,7 @@ class Training:
             self.worlds.append((self.step, self.world))
         if self.rank < len(ranks):
             set_generators(ranks[self.rank]["generators"])
+            self.shapes.update(ranks[self.rank].get("shapes", {}))
         else:
             seed_everything(stream(stream(self.config.seed, self.rank), self.step))
         self.losses.load([rank["losses"] for rank in ranks])
@@ -180,7 +188,8 @@ class Training:
         self.watch = Stopwatch(state["windows"], state["seconds"])
 
     def _save(self) -> None:
-        ranks = gather_objects({"generators": get_generators(), "losses": self.losses.state()}, self.world)
+        mine = {"generators": get_generators(), "losses": self.losses.state(), "shapes": self.shapes}
+        ranks = gather_objects(mine, self.world)
         if self.saved == self.step or not self.accelerator.is_main_process:
             return
         check_held(self.folder, self.token)
@@ -297,12 +306,16 @@ class Training:
     def _evaluate(self) -> None:
         """A line with the scores on validation; the best weights so far are kept."""
         share_buffers(self.accelerator, self.kept)
-        val = self.scorer(self.kept, "val", stream(self.config.seed, self.step))
+        val = self.scorer(self._called(self.kept), "val", stream(self.config.seed, self.step))
         self.log.write({"step": self.step, "split": "val", **val})
         if not math.isfinite(val["loss"]) and self.recipe.kept == "better":
             raise Diverged(self.step, val["loss"], "validation")
         metric, sign = self._picks(val)
         self.best.take(sign * val[metric], self.step, val, self._weights, self.recipe.kept)
+
+    def _called(self, model: nn.Module) -> nn.Module:
+        """What an evaluation of a model calls."""
+        return Compiled(model, self.shapes) if self.recipe.compile else model
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in self.kept.state_dict().items()}
@@ -315,7 +328,8 @@ class Training:
         memory = step_memory(self.task, self.accelerator, self.model, self.optimizer, self.recipe)
         best = self.best.weights or final
         self.bare.load_state_dict(best)
-        test, each = self.scorer.with_examples(self.bare, "test", stream(self.config.seed, self.step))
+        seed = stream(self.config.seed, self.step)
+        test, each = self.scorer.with_examples(self._called(self.bare), "test", seed)
         self.log.write({"step": self.step, "split": "test", **test})
         tests = {name: self._further(name) for name in self.tests}
         ablations = self._ablations()
@@ -353,6 +367,8 @@ class Training:
 
     def _notes(self) -> list[str]:
         notes, recipe = list(self.notes), self.recipe
+        if recipe.compile:
+            notes.append("its forward was compiled by torch.compile: equal to an eager run up to rounding")
         if self.step < recipe.steps:
             notes.append(f"stopped after {self.step} of {recipe.steps} steps: {self._ended()}")
         if len(self.worlds) > 1:
@@ -366,7 +382,7 @@ class Training:
         """Scores on a further test split; {} and a note where the model was not built for its length: what was trained
         has its test all the same."""
         try:
-            scores = self.scorer(self.bare, split, stream(self.config.seed, self.step))
+            scores = self.scorer(self._called(self.bare), split, stream(self.config.seed, self.step))
         except LengthError as error:
             self.notes.append(f"{split} has no score: {error}")
             return {}

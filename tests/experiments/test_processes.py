@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import shutil
@@ -27,9 +28,9 @@ CONFIG = RunConfig(
 )  # fmt: skip
 
 
-def in_two(folder: Path, stop_at: str = "") -> str:
+def in_two(folder: Path, stop_at: str = "", config: RunConfig = CONFIG) -> str:
     """`torchrun` with two CPU processes; the status of the run."""
-    words = shlex.split(CONFIG.command(folder))[1:-1]
+    words = shlex.split(config.command(folder))[1:-1]
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "matmix.experiments.cli")
     root = str(Path(__file__).parents[2])
     environment = {
@@ -80,6 +81,15 @@ def test_two_processes_train_as_one(whole: Result, root: Path):
     near(root / "two", root / "one")
     logs = [[[line[key] for key in ("step", "split")] for line in read_metrics(root / way)] for way in ("one", "two")]
     assert logs[0] == logs[1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_compiled_as_one_eagerly(whole: Result, root: Path):
+    compiled = dataclasses.replace(CONFIG, recipe={**CONFIG.recipe, "compile": True})
+    assert in_two(root / "compiled", config=compiled) == "finished"
+    found = Result.read(root / "compiled")
+    assert found.test == pytest.approx(whole.test, rel=1e-3) and "torch.compile" in found.notes[0]
+    near(root / "compiled", root / "one")
 
 
 @pytest.mark.slow
