@@ -1,12 +1,16 @@
 """Image models: against timm's with the same weights, and over resolutions.
 
     python -m benchmarks.vision [--batch 8] [--threads 1] [--device cpu] [--skip-resolutions] [--out FILE.md]
+    python -m benchmarks.vision --compile [--batch 8] [--size 224] [--only NAME ...] [--out FILE.md]
 
 Forward in evaluation mode without gradients, float32, eager. First four models that timm has too, both in one process
 with one set of weights, run in turn; their outputs are compared before anything is timed. timm's is measured as its
 ``create_model`` gives it and once more in channels-last memory. Then throughput and memory over the image size, the
 figure of the DFFormer paper (arXiv 2303.03932, figures 5 and 6): batches of about 768 x 768 pixels in all, memory of a
 single image. With ``--out`` the second part is drawn too, next to the file, as a PNG.
+
+``--compile`` measures something else: forward and training step, both sides compiled by Inductor, in turn with both
+sides eager (see ``benchmarks.compiled``).
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import vision
+from benchmarks import compiled
 from benchmarks.measure import best_times, heading, peak_memory, say, table
 from matmix import load_published
 
@@ -53,7 +58,7 @@ def peak(model: nn.Module, images: Tensor) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def same_weights(name: str) -> tuple[nn.Module, nn.Module]:
+def same_weights(name: str, size: int = 224) -> tuple[nn.Module, nn.Module]:
     """Ours and timm's, with timm's weights; matrices are drawn so that signals neither die nor explode."""
     torch.manual_seed(0)
     theirs = timm.create_model(name).eval()
@@ -63,7 +68,7 @@ def same_weights(name: str) -> tuple[nn.Module, nn.Module]:
     head = theirs.get_classifier()
     if hasattr(head, "norm"):
         head.norm.eps = 1e-5  # the authors', and ours; timm's port has 1e-6
-    ours = vision.create_model(name, **PAIRS[name]).eval()
+    ours = vision.create_model(name, img_size=size, **PAIRS[name]).eval()
     return load_published(ours, theirs.state_dict(), "timm"), theirs
 
 
@@ -144,9 +149,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--budget", type=float, default=8.0, help="least seconds of each model")
     parser.add_argument("--skip-resolutions", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="both sides compiled, and eager, on the CPU")
+    parser.add_argument("--size", type=int, default=224, help="side of the images, with --compile")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[*PAIRS, *compiled.PLAIN], help="with --compile")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.compile:
+        if options.device != "cpu" or options.threads != 1:
+            parser.error("--compile measures the processor time of one thread on the CPU")
+        compiled_models(options)
+        return
     command = (
         f"python -m benchmarks.vision --batch {options.batch} --threads {options.threads} --device {options.device}"
     )
@@ -160,6 +173,22 @@ def main() -> None:
             draw(curves, picture)
             parts.append(f"![throughput and memory over the image side]({picture.name})")
     report = "\n\n".join(parts) + "\n"
+    print(report)
+    if options.out:
+        options.out.write_text(report)
+
+
+def compiled_models(options: argparse.Namespace) -> None:
+    """The table of ``--compile``."""
+    names = options.only or [*PAIRS, *compiled.PLAIN]
+
+    def pair(name: str) -> tuple[nn.Module, nn.Module]:
+        found = same_weights if name in PAIRS else compiled.plain_pair
+        return found(name, options.size)
+
+    command = f"python -m benchmarks.vision --compile --batch {options.batch} --size {options.size}"
+    found = compiled.report(names, pair, options.batch, options.size, options.budget)
+    report = f"# Image models, compiled\n\n{heading(command)}\n\n{found}\n"
     print(report)
     if options.out:
         options.out.write_text(report)
