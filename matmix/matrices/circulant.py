@@ -32,8 +32,7 @@ class Circulant(Matrix):
     grid: tuple[int, ...] = static()
 
     properties: ClassVar = frozenset({"circulant"})
-    # No dense_below: from 8 tokens on, writing the matrix out takes longer than both transforms. A DFT by a product
-    # does not pay either on a CPU: it won a quarter at 7 x 7 with thousands of rows, and lost everywhere else.
+    # No dense_below: from 8 tokens on, writing the matrix out takes longer than both transforms.
 
     @classmethod
     def from_kernel(cls, kernel: Tensor, grid: tuple[int, ...]) -> Self:
@@ -88,6 +87,8 @@ class Circulant(Matrix):
     def _filter(self, values: Tensor, spectrum: Tensor) -> Tensor:
         axes = tuple(range(3, 3 + len(self.grid)))
         dtype = working_dtype(values, self.spectrum)
+        if fft.by_products(values, spectrum, self.grid, dtype):
+            return fft.filter_by_products(values.to(dtype), spectrum.squeeze(2), self.grid)
 
         def piece(rows: Tensor, spectrum: Tensor) -> Tensor:
             maps = rows.to(dtype).unflatten(-1, self.grid)

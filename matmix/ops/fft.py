@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matmix.ops.activations import untransformed
 from matmix.ops.pieces import piece_bytes
 from matmix.ops.precision import working_dtype
 from matmix.ops.sizes import exporting, known, larger, modulo, power_of_two
@@ -21,6 +22,12 @@ from matmix.ops.sizes import exporting, known, larger, modulo, power_of_two
 # A C allocator maps blocks above 32 MiB anew at every call, and the page faults then cost more than the transform
 # (256 x 16384 real values, one thread: 97 ms in one piece, 30 ms in pieces of 2 MiB).
 _PIECE_BYTES = 2 << 20
+
+
+SMALL_GRID, SMALL_AXIS = {torch.float32: 64, torch.float64: 16}, 8
+"""Tokens of a grid by dtype, and along one of its axes, up to which products are faster than transforms where there are
+two axes or more: 1.1 to 3.8 times at 4 x 4 to 8 x 8 in float32, 1.2 to 2.0 times at 4 x 4 in float64, where 7 x 7 is
+slower by up to a third (``benchmarks/results/small_grids.md``)."""
 
 
 def _also_empty(transform: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -158,6 +165,66 @@ def in_pieces(piece: Callable[[Tensor, Tensor], Tensor], rows: Tensor, response:
         for chunk in head.split(few, 2)
     ]
     return torch.cat(done).view(batch, heads, width, length)
+
+
+def by_products(values: Tensor, spectrum: Tensor, grid: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether ``filter_by_products`` is the faster way: on a CPU, on a small grid, where nobody looks on. A compiler,
+    an exporter and a counter of operations get the transforms, of which they know what they are. The products are
+    taken in ``dtype``, float32 or float64."""
+    return (
+        not torch.compiler.is_compiling()
+        and sum(n > 1 for n in grid) > 1  # one long axis is where a transform gains most
+        and max(grid) <= SMALL_AXIS
+        and math.prod(grid) <= SMALL_GRID[dtype]
+        and values.shape[1] == spectrum.shape[1]
+        and untransformed()
+        and all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in (values, spectrum))
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def filter_by_products(values: Tensor, spectrum: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """The circular convolution of values with the filters of half spectra, by products with the matrices of both
+    transforms: O(L^2) a row, and both are products of a small matrix with all tokens at once.
+
+    Args:
+        values: ``(B or 1, H, L, W)`` in float32 or float64.
+        spectrum: complex ``(B or 1, H, *grid[:-1], grid[-1] // 2 + 1)`` of that precision. As for ``irfftn`` on a CPU
+            it counts as the nearest one of a real kernel (see ``hermitian``).
+        grid: of L tokens.
+    """
+    heads, width = values.shape[1], values.shape[3]
+    forward, inverse = _transforms(grid, values.dtype)
+    # Values that come from tokens are a view of them, which this puts together again.
+    tokens = values.transpose(1, 2).flatten(2)
+    # Laid out like the tokens: strided as it comes, it takes as long as both products (7 x 7 x 1024).
+    a, b = (part.flatten(2).mT.contiguous() for part in (spectrum.real, spectrum.imag))
+    if width > 1:
+        a, b = a.repeat_interleave(width, -1), b.repeat_interleave(width, -1)
+    real, imaginary = (forward @ tokens).chunk(2, 1)
+    mixed = torch.cat((torch.addcmul(real * a, imaginary, b, value=-1), torch.addcmul(real * b, imaginary, a)), 1)
+    return (inverse @ mixed).unflatten(2, (heads, width)).transpose(1, 2)
+
+
+@functools.lru_cache(maxsize=64)
+def _transforms(grid: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``rfftn`` over a grid of L tokens as a matrix ``(2 K, L)``, real parts over imaginary ones, and ``irfftn`` as
+    ``(L, 2 K)``, for the K entries of a half spectrum."""
+    with torch.inference_mode(False), torch.no_grad():  # else they could not be kept for a gradient later
+        turns = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
+        for axis, n in enumerate(grid):
+            place = torch.arange(n, dtype=torch.float64, device="cpu")
+            frequency = place if axis < len(grid) - 1 else place[: n // 2 + 1]
+            step = (frequency[:, None] * place).remainder(n) / n
+            turns = (turns[:, None, :, None] + step[None, :, None, :]).flatten(2).flatten(0, 1)
+        cosine, sine = (2 * math.pi * turns).cos(), (2 * math.pi * turns).sin()
+        # Both halves of a spectrum, but for the columns that are their own mirror image; the real part of the sum is
+        # the projection.
+        last = torch.arange(len(turns), device="cpu") % (grid[-1] // 2 + 1)
+        share = torch.where((2 * last) % grid[-1] == 0, 1.0, 2.0).double() / math.prod(grid)
+        inverse = torch.cat((share[:, None] * cosine, -share[:, None] * sine)).mT
+        return torch.cat((cosine, -sine)).to(dtype), inverse.to(dtype).contiguous()
 
 
 def hermitian(spectrum: Tensor, grid: tuple[int, ...]) -> Tensor:

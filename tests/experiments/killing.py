@@ -31,12 +31,14 @@ def outputs(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("final.safetensors", "best.safetensors", "metrics.jsonl")}
 
 
-def run(folder: Path, config: dict[str, Any] = TINY, *, die: tuple[str, int] | None = None) -> int:
+def run(
+    folder: Path, config: dict[str, Any] = TINY, *, die: tuple[str, int] | None = None, patience: float = 120
+) -> int:
     """Execute a run in a child; with `die=("step", 5)` it is killed before its fifth step there, with ("file", 5) at
-    its fifth operation on files. Returns the exit code (-9: killed)."""
+    its fifth operation on files. Returns the exit code (-9: killed); after `patience` seconds it is said to hang."""
     child = SERVER.Process(target=_child, args=(config, str(folder), die))
     child.start()
-    child.join(120)
+    child.join(patience)
     assert child.exitcode is not None, "the run hangs"
     return child.exitcode
 
