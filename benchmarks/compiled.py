@@ -92,7 +92,7 @@ def compare(name: str, pair: tuple[nn.Module, nn.Module], images: Tensor, budget
     """
     rows: list[list[object]] = []
     for train in (False, True):
-        torch._dynamo.reset()
+        torch.compiler.reset()
         four = [works(model, images, train, way) for way in (True, False) for model in pair]
         if not train:
             reference, *others = (work() for work in four)

@@ -88,7 +88,8 @@ class RunConfig(Settings):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunConfig:
         """Of `to_json`, or a file: what a recipe does not name was not used, whatever the task's default is now."""
-        return build(cls, {**data, "recipe": {**UNUSED, **data.get("recipe", {})}})
+        recipe = data.get("recipe", {})
+        return build(cls, {**data, "recipe": {**UNUSED, **recipe} if isinstance(recipe, dict) else recipe})
 
     @property
     def key(self) -> str:

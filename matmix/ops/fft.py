@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from matmix.ops.activations import untransformed
 from matmix.ops.pieces import piece_bytes
 from matmix.ops.precision import working_dtype
+from matmix.ops.private import modes
 from matmix.ops.sizes import exporting, known, larger, modulo, power_of_two
 
 # A C allocator maps blocks above 32 MiB anew at every call, and the page faults then cost more than the transform
@@ -180,7 +181,7 @@ def by_products(values: Tensor, spectrum: Tensor, grid: tuple[int, ...], dtype: 
         and untransformed()
         and all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in (values, spectrum))
         and not torch.is_autocast_enabled("cpu")
-        and torch._C._len_torch_dispatch_stack() == 0
+        and not modes()
     )
 
 
