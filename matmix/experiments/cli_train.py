@@ -54,7 +54,7 @@ def train(words: Sequence[str]) -> int:
 
 def evaluate(words: Sequence[str]) -> int:
     """Score weights from a file, one's own or published ones, on a split of a task."""
-    from matmix.experiments.compiled import Compiled
+    from matmix.compiled import Compiled
     from matmix.experiments.scoring import Scorer
     from matmix.experiments.step import new_accelerator
     from matmix.experiments.weights import load_weights

@@ -109,7 +109,7 @@ class Recipe(Settings):
     for less memory and about a third more time."""
     compile: bool = False
     """Run the model's forward through `torch.compile`, in training and in evaluation: faster steps after a first one of
-    seconds to minutes, equal up to rounding (see `compiled.py`)."""
+    seconds to minutes, equal up to rounding (see `matmix.compiled`)."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     log_every: Count = 10
     eval_every: Count = 100

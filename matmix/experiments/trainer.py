@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from matmix.compiled import Compiled, Shapes, compile_forward, compiling
 from matmix.experiments.ablations import ablated
 from matmix.experiments.best import Best
 from matmix.experiments.blocks import write_examples
 from matmix.experiments.checkpoint import load_latest, save_checkpoint, write_tensors
-from matmix.experiments.compiled import Compiled, Shapes, compile_forward, compiling
 from matmix.experiments.config import RunError, key_of
 from matmix.experiments.costs import costs
 from matmix.experiments.folder import check_held

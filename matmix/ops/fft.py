@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -196,7 +197,7 @@ def filter_by_products(values: Tensor, spectrum: Tensor, grid: tuple[int, ...]) 
         grid: of L tokens.
     """
     heads, width = values.shape[1], values.shape[3]
-    forward, inverse = _transforms(grid, values.dtype)
+    forward, inverse = map(torch.from_numpy, _transforms(tuple(grid), values.dtype == torch.float64))
     # Values that come from tokens are a view of them, which this puts together again.
     tokens = values.transpose(1, 2).flatten(2)
     # Laid out like the tokens: strided as it comes, it takes as long as both products (7 x 7 x 1024).
@@ -209,23 +210,23 @@ def filter_by_products(values: Tensor, spectrum: Tensor, grid: tuple[int, ...]) 
 
 
 @functools.lru_cache(maxsize=64)
-def _transforms(grid: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _transforms(grid: tuple[int, ...], double: bool) -> tuple[np.ndarray, np.ndarray]:
     """``rfftn`` over a grid of L tokens as a matrix ``(2 K, L)``, real parts over imaginary ones, and ``irfftn`` as
     ``(L, 2 K)``, for the K entries of a half spectrum."""
-    with torch.inference_mode(False), torch.no_grad():  # else they could not be kept for a gradient later
-        turns = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
-        for axis, n in enumerate(grid):
-            place = torch.arange(n, dtype=torch.float64, device="cpu")
-            frequency = place if axis < len(grid) - 1 else place[: n // 2 + 1]
-            step = (frequency[:, None] * place).remainder(n) / n
-            turns = (turns[:, None, :, None] + step[None, :, None, :]).flatten(2).flatten(0, 1)
-        cosine, sine = (2 * math.pi * turns).cos(), (2 * math.pi * turns).sin()
-        # Both halves of a spectrum, but for the columns that are their own mirror image; the real part of the sum is
-        # the projection.
-        last = torch.arange(len(turns), device="cpu") % (grid[-1] // 2 + 1)
-        share = torch.where((2 * last) % grid[-1] == 0, 1.0, 2.0).double() / math.prod(grid)
-        inverse = torch.cat((share[:, None] * cosine, -share[:, None] * sine)).mT
-        return torch.cat((cosine, -sine)).to(dtype), inverse.to(dtype).contiguous()
+    turns = np.zeros((1, 1))
+    for axis, n in enumerate(grid):
+        place = np.arange(n)
+        frequency = place if axis < len(grid) - 1 else place[: n // 2 + 1]
+        step = frequency[:, None] * place % n / n
+        turns = (turns[:, None, :, None] + step[None, :, None, :]).reshape(len(turns) * len(step), -1)
+    cosine, sine = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
+    # Both halves of a spectrum, but for the columns that are their own mirror image; the real part of the sum is the
+    # projection.
+    last = np.arange(len(turns)) % (grid[-1] // 2 + 1)
+    share = np.where(2 * last % grid[-1] == 0, 1.0, 2.0)[:, None] / math.prod(grid)
+    kind = np.float64 if double else np.float32
+    forward, inverse = np.concatenate((cosine, -sine)), np.concatenate((share * cosine, -share * sine)).T
+    return np.ascontiguousarray(forward, kind), np.ascontiguousarray(inverse, kind)
 
 
 def hermitian(spectrum: Tensor, grid: tuple[int, ...]) -> Tensor:

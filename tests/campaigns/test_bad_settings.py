@@ -1,4 +1,4 @@
-"""Wrong values for every setting of every task, recipe, study, model and command: taken as they are, or refused clearly."""
+"""Wrong values for every setting of tasks, recipes, studies and commands: taken as they are, or refused clearly."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from matmix import create_mixer
-from matmix.experiments.compiled import Compiled, compiling
+from matmix.compiled import Compiled, compiling
 from matmix.experiments.run import RunConfig, RunError, execute
 from matmix.experiments.task import Recipe
 from matmix.ops.sizes import LengthError
