@@ -15,6 +15,7 @@ from matmix.ops import fft
 from matmix.ops.function import Function, call
 from matmix.ops.pieces import piece_bytes
 from matmix.ops.precision import working_dtype
+from matmix.ops.private import in_jit_trace
 
 _NORMS = {"none": "backward", "ortho": "ortho"}  # ours and that of the transforms
 
@@ -57,7 +58,7 @@ class FNet(Mixer):
         return Projected(Fourier.like(values, context.grid, gain, pairs=True), values)
 
     def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
-        if torch.jit.is_tracing():  # torch.jit keeps no function with a gradient of its own
+        if in_jit_trace():  # torch.jit keeps no function with a gradient of its own
             return super().product(x, context)
         # Both transforms at once: nothing complex is stored, and half of it is never computed.
         mixed = call(_RealTransform, self._exact(x), context.grid, _NORMS[self.norm])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from matmix.ops.private import modes, transformed
+from matmix.ops.private import in_jit_trace, modes, transformed
 
 
 def looked_on(*tensors: Tensor) -> bool:
@@ -33,7 +33,7 @@ def untransformed() -> bool:
     Then a function may have a gradient of its own in the form that torch.func cannot transform: it is called in a
     third of the time.
     """
-    return not torch.compiler.is_compiling() and not transformed() and not torch.jit.is_tracing()
+    return not torch.compiler.is_compiling() and not transformed() and not in_jit_trace()
 
 
 def silu(hidden: Tensor) -> Tensor:

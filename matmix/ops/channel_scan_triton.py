@@ -407,7 +407,7 @@ def scan(
 
 def ahead(*given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """``scan`` of the four tensors, without gradients."""
-    mixed, last = _Scan.forward(*_whole(*given), dtype)
+    mixed, last = _Scan.forward(*_whole(*given), dtype)  # type: ignore[call-arg]
     return mixed, last.mT
 
 

@@ -23,6 +23,7 @@ from matmix.ops.diagonal_recurrence import run_tokens
 from matmix.ops.gpu import in_triton
 from matmix.ops.operator import BY_TOKENS, Operator, Room, seen
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ops.private import in_jit_trace
 from matmix.ops.scan import bounded, carry, cut, join, recurrence
 from matmix.ops.sizes import joint_batch, known
 
@@ -95,7 +96,7 @@ def _by_torch(
     *,
     chunk: int | None,
 ) -> tuple[Tensor, Tensor]:
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    traced = torch.compiler.is_compiling() or in_jit_trace()
     run = by_chunks if traced or values.device.type not in ("cpu", "meta") else by_tokens
     dtype = working_dtype(values, outputs, inputs, log_decay)
     with full_precision(values.device):

@@ -28,6 +28,8 @@ transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_a
 modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", _perhaps)
 """How many dispatch modes see every operation (counters, fake tensors, tracers)."""
 
+in_jit_trace: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]  # public, but for its stubs
+
 _keys: Any = getattr(torch._C, "_dispatch_keys", None)
 
 

@@ -382,7 +382,7 @@ def scan(
 
 def ahead(*given: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """``scan`` of the six tensors, without gradients."""
-    mixed, last = _Scan.forward(*_whole(*given), False, dtype)
+    mixed, last = _Scan.forward(*_whole(*given), False, dtype)  # type: ignore[call-arg]
     return mixed, last.mT
 
 

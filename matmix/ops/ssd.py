@@ -179,6 +179,7 @@ def _two_sided_gradients(d_results: Given, given: Given, wanted: list[bool]) -> 
     d_forth, d_back = F.pad(d_mixed, (0, 0, -1, 1)), F.pad(d_mixed, (0, 0, 1, -1))
     d_values, *d_lower, _ = back(d_forth, None, values, *lower, None)
     d_other, *d_upper, _ = back(d_back, None, values, *upper, None, flip=True)
+    assert d_values is not None and d_other is not None
     d_values = d_values + d_other + skip.unsqueeze(-1) * d_mixed
     return (d_values, *d_lower, *d_upper, (values * d_mixed).sum(-1))
 

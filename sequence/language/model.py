@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from matmix.ops.masks import in_order, padding_last
+from matmix.ops.private import in_jit_trace
 from matmix.ops.seed import fork_seed
 from matmix.ops.sizes import LengthError
 from sequence.encoder import Encoder, check_order
@@ -203,14 +204,14 @@ class MatmixModel(MatmixPreTrainedModel):
             raise ValueError(f"attention_mask must be (B, L), 1 = a real token, got {tuple(attention_mask.shape)}")
         mask = attention_mask != 0
         # For a look at the numbers a GPU would wait, and a graph would break.
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        traced = torch.compiler.is_compiling() or in_jit_trace()
         return None if mask.device.type == "cpu" and not traced and bool(mask.all()) else mask
 
     def check_types(self, types: Tensor | None) -> Tensor | None:
         """Kinds of tokens as the encoder takes them. Tokenizers give zeros to models that know no kinds as well."""
         if types is None or self.config.type_vocab_size:
             return types
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        traced = torch.compiler.is_compiling() or in_jit_trace()
         if not traced and bool(types.any()):
             raise ValueError(
                 f"token_type_ids must be 0, got {int(types.max())}: this model has type_vocab_size=0. Build it with "
