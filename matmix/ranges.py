@@ -146,7 +146,7 @@ def _plain(kind: Any, bounds: Mapping[str, float]) -> Allowed | None:
     if kind is bool:
         return Allowed("True or False", lambda value: isinstance(value, bool))
     if kind in (int, float):
-        return numbers(**bounds, whole=kind is int)  # type: ignore[arg-type]
+        return numbers(**bounds, whole=kind is int)
     if kind is str:
         return Allowed(f"a string of at most {LONGEST:,} characters", _is_text)
     if kind is collections.abc.Callable:
@@ -205,7 +205,7 @@ def _mapping_of(key: Allowed | None, item: Allowed | None) -> Allowed:
         words,
         lambda value: (
             isinstance(value, Mapping)
-            and (key is None or all(map(key.holds, value)))
+            and (key is None or all(key.holds(word) for word in value))
             and (item is None or all(map(item.holds, value.values())))
         ),
     )
@@ -233,7 +233,7 @@ def shown(value: Any) -> str:
 
 def hints(names: Sequence[str], annotations: Mapping[str, Any], scope: Mapping[str, Any]) -> dict[str, Any]:
     """Annotations with their names looked up; one that only a type checker can read is left out."""
-    found = {}
+    found: dict[str, Any] = {}
     for name in names:
         one = types.SimpleNamespace(__annotations__={name: annotations[name]} if name in annotations else {})
         try:

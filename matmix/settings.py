@@ -35,7 +35,7 @@ class Settings:
     """
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
-        names, kinds = _fields(cls)
+        names, kinds = _fields(cls)  # type: ignore[arg-type]  # a class is hashable
         for name in given:
             if name not in names:
                 raise TypeError(unknown_option(cls.__name__, name, list(names), "setting"))
@@ -62,7 +62,7 @@ def _fields(cls: type[Any]) -> tuple[tuple[str, ...], dict[str, Allowed]]:
 
 def check_defaults(cls: type[Any]) -> None:
     """Raise a ValueError for a default that its own annotation does not let through."""
-    _, kinds = _fields(cls)
+    _, kinds = _fields(cls)  # type: ignore[arg-type]
     for field in dataclasses.fields(cls):
         kind = kinds.get(field.name)
         if kind is not None and field.default is not dataclasses.MISSING and not kind.holds(field.default):

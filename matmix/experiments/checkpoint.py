@@ -208,6 +208,8 @@ def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         return items if isinstance(value, list) else {"<tuple>": items}
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, torch.dtype):
+        return {"<dtype>": str(value).removeprefix("torch.")}
     raise TypeError(f"a checkpoint holds tensors and JSON values; {path or 'the state'} is a {type(value).__name__}")
 
 
@@ -218,6 +220,8 @@ def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return value
     if "<tensor>" in value:
         return tensors[value["<tensor>"]]
+    if "<dtype>" in value:
+        return getattr(torch, value["<dtype>"])
     if "<dict>" in value:
         return {key: _decode(item, tensors) for key, item in value["<dict>"]}
     if "<tuple>" in value:

@@ -90,7 +90,12 @@ def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         if lacking and given:
             raise ValueError(f"Recipe.{field}={getattr(recipe, field)!r} moves what {recipe.optimizer!r} does not have")
     more = {**({"betas": recipe.betas} if about.has_betas else {}), **eps}
-    made: torch.optim.Optimizer = factory.create_optimizer_v2(parameters, opt=recipe.optimizer, lr=recipe.lr, **more)
+    try:
+        made: torch.optim.Optimizer = factory.create_optimizer_v2(
+            parameters, opt=recipe.optimizer, lr=recipe.lr, **more
+        )
+    except (AssertionError, ImportError) as error:  # bitsandbytes and APEX need a GPU, and to be installed
+        raise ValueError(f"Recipe.optimizer={recipe.optimizer!r} must be able to run here: {error}") from None
     return made
 
 

@@ -16,6 +16,13 @@ Decayed = Literal["matrices", "unmarked", "all"]
 Kept = Literal["better", "not_worse"]
 
 
+UNFIT = {
+    "adahessian": "takes second derivatives, for which the backward pass keeps no graph here",
+    **dict.fromkeys(("adan", "adanw", "cadan", "cadanw"), "needs three betas, and a recipe has two"),
+}
+"""Optimisers of timm that cannot be trained with, and why."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """Parameters by name, and what they have of their own: see `Recipe.groups`."""
@@ -86,7 +93,8 @@ class Recipe(Settings):
     """Length of the schedule, where it is not that of the training; 0 = `steps`. Past its end the rate stays."""
     optimizer: str = "adamw"
     """"adamw" and "radam" are torch's; any other is timm's of that name ("lamb", "lion", ...), with its defaults except
-    `betas`."""
+    `betas`. Refused are those of `UNFIT`, and where their libraries or a GPU are missing timm's "bnb..." and
+    "fused..."."""
     weight_decay: Amount = 0.05
     decayed: Decayed = "matrices"
     """What weight decay acts on: tensors with two axes or more that `matmix.no_weight_decay` does not name; or all that
@@ -124,6 +132,11 @@ class Recipe(Settings):
     eval_batch_size: Count = 256
 
     def __post_init__(self) -> None:
+        if self.optimizer in UNFIT:
+            raise ValueError(
+                f"Recipe.optimizer must be 'adamw', 'radam' or another of timm's, got {self.optimizer!r}, which "
+                f"{UNFIT[self.optimizer]}"
+            )
         if self.batch_size % self.accumulate:
             raise ValueError(f"Recipe.batch_size={self.batch_size} must divide by accumulate={self.accumulate}")
         if (self.schedule == "power") != bool(self.power):

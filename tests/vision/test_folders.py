@@ -334,6 +334,11 @@ def test_a_hub_out_of_reach_is_said_at_once(tmp_path, monkeypatch):
         ({"y_train": np.array([0, 2])}, "y_train must be from 0 to 1"),
         ({"off_train": np.array([0, 5])}, "off_train must rise"),
         ({"off_train": np.array([0, 5, 3])}, "off_train must rise"),
+        ({"off_train": np.array([0, 4, 8])}, "off_train must rise from 0 to 9"),
+        ({"off_train": np.array([1, 4, 9])}, "off_train must rise from 0 to 9"),
+        ({"y_train": np.array([0.9, 1.0])}, "y_train must be a row of whole numbers, got float64"),
+        ({"y_train": np.array([[0, 1]])}, "y_train must be a row of whole numbers"),
+        ({"y_train": np.array([-1, 1])}, "y_train must be from 0 to 1"),
     ],
 )
 def test_arrays_that_contradict(tmp_path, change, words):
@@ -341,7 +346,7 @@ def test_arrays_that_contradict(tmp_path, change, words):
     np.savez(tmp_path / "set.npz", **{**arrays, "classes": np.array(["a", "b"]), **change})
     refused(tmp_path / "set.npz", words)
     (tmp_path / "bad.npz").write_bytes((tmp_path / "set.npz").read_bytes()[:300])
-    refused(tmp_path / "bad.npz", "bad.npz cannot be read")
+    refused(tmp_path / "bad.npz", "bad.npz must be a .npz file as numpy writes it")
 
 
 # ------------------------------------------------------------------ images and masks

@@ -117,7 +117,7 @@ def test_values_of_masks(tmp_path):
     palette.save(tmp_path / "mask.png")
     files = [(tmp_path / "image.png", tmp_path / "mask.png")]
     assert np.asarray(Pairs(files).mask(0)).tolist() == values.tolist()
-    assert np.asarray(Pairs(files, ignore_zero=True).mask(0)).tolist() == [[IGNORED, 0], [1, 254]]
+    assert np.asarray(Pairs(files, ignore_zero=True).mask(0)).tolist() == [[IGNORED, 0], [1, IGNORED]]
     assert Pairs(files).counts()[[0, 1, 2, 255]].tolist() == [1, 1, 1, 1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +29,8 @@ class JpegArrays(Source):
     @classmethod
     def open(cls, path: Path, split: Split) -> JpegArrays | None:
         wanted = [f"{part}_{split}" for part in ("jpeg", "off", "y")]
+        if not zipfile.is_zipfile(path):  # numpy would take it for a pickle, and advise to load it as one
+            raise ValueError(f"data: {path} must be a .npz file as numpy writes it, a zip archive, and is none")
         with decoding(str(path)), np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in (*wanted, "classes") if name in arrays}
         if not found.keys() & set(wanted):
@@ -36,9 +39,19 @@ class JpegArrays(Source):
         if missing:
             raise ValueError(f"data: {path} has no array {', '.join(missing)}")
         data, offsets, labels, classes = found.values()
-        if len(offsets) != len(labels) + 1 or (np.diff(offsets) < 0).any() or offsets[-1] > len(data):
+        for name, array in ((f"off_{split}", offsets), (f"y_{split}", labels)):
+            if array.dtype.kind not in "iu" or array.ndim != 1:
+                raise ValueError(
+                    f"data: {path}: {name} must be a row of whole numbers, got {array.dtype} of shape {array.shape}"
+                )
+        if (
+            len(offsets) != len(labels) + 1
+            or (np.diff(offsets) < 0).any()
+            or (offsets[0], offsets[-1]) != (0, len(data))
+        ):
             raise ValueError(
-                f"data: {path}: off_{split} must rise from 0 to the bytes, one more than {len(labels)} labels"
+                f"data: {path}: off_{split} must rise from 0 to {len(data)}, the bytes, one more than the {len(labels)} "
+                f"labels; got {len(offsets)} from {offsets[:1]} to {offsets[-1:]}"
             )
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
             raise ValueError(

@@ -104,7 +104,7 @@ class Pairs:
             if self.values:
                 found = self._classes(found, nearest=opened.format in LOSSY)
             elif self.ignore_zero:
-                found = np.where(found == 0, IGNORED, found - 1).astype(np.uint8)
+                found = np.where((found == 0) | (found == IGNORED), IGNORED, found - 1).astype(np.uint8)
         return Image.fromarray(found)
 
     def _classes(self, found: np.ndarray, *, nearest: bool) -> np.ndarray:
