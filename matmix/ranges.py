@@ -185,7 +185,7 @@ def _each(part: Any, bounds: Mapping[str, float], kinds: tuple[type, ...], name:
     if inner is None:
         return Allowed(name, lambda value: isinstance(value, kinds))
     return Allowed(
-        f"{name}, each {inner.words}", lambda value: isinstance(value, kinds) and all(map(inner.holds, value))
+        f"{name}, each {inner.words}", lambda value: isinstance(value, kinds) and all(inner.holds(one) for one in value)
     )
 
 
@@ -206,7 +206,7 @@ def _mapping_of(key: Allowed | None, item: Allowed | None) -> Allowed:
         lambda value: (
             isinstance(value, Mapping)
             and (key is None or all(key.holds(word) for word in value))
-            and (item is None or all(map(item.holds, value.values())))
+            and (item is None or all(item.holds(one) for one in value.values()))
         ),
     )
 

@@ -50,8 +50,8 @@ class JpegArrays(Source):
             or (offsets[0], offsets[-1]) != (0, len(data))
         ):
             raise ValueError(
-                f"data: {path}: off_{split} must rise from 0 to {len(data)}, the bytes, one more than the {len(labels)} "
-                f"labels; got {len(offsets)} from {offsets[:1]} to {offsets[-1:]}"
+                f"data: {path}: off_{split} must rise from 0 to {len(data)}, the bytes, one more than "
+                f"{len(labels)} labels; got {len(offsets)} from {offsets[:1]} to {offsets[-1:]}"
             )
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
             raise ValueError(
