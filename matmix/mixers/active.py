@@ -86,7 +86,7 @@ class Active(Mixer):
         """Values, the matrix along every axis, and the tokens ``(B, L, D)`` that every branch reads."""
         grid = context.grid
         if len(grid) != self.axes:
-            raise ValueError(f"Active was built for a grid of {self.axes} axes, got the grid {grid}")
+            raise ValueError(f"Active takes a grid of {self.axes} axes, as it was built for, got {grid}")
         batch, length, dim = x.shape
         groups = dim // self.share
         offsets = self.offset_layer(x).mT.view(batch, self.axes, groups, length).unbind(1)
@@ -125,7 +125,7 @@ class Active(Mixer):
 
     def resize_(self, grid: Grid) -> Self:
         if len(grid) != self.axes:
-            raise ValueError(f"Active was built for a grid of {self.axes} axes, got the grid {grid}")
+            raise ValueError(f"Active takes a grid of {self.axes} axes, as it was built for, got {grid}")
         return super().resize_(grid)
 
     def extra_repr(self) -> str:

@@ -8,23 +8,27 @@ values and gradients of the two together, so the matrix that ``matrix()`` return
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Self, final
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from matmix.matrices.base import Matrix
+from matmix.mixers.calls import check_batch, check_grid, described, explain, is_like, likeness
 from matmix.mixers.options import checking_options
 from matmix.ops.marks import undecayed
 from matmix.ops.masks import in_order, padding_first, runs
 from matmix.ops.reparam import keeping_statistics
-from matmix.ops.sizes import LengthError, is_size, known
+from matmix.ops.sizes import LengthError, known
+from matmix.ranges import shown
 
 Grid = tuple[int, ...]
 State = Any  # a pytree of tensors, (B, ...) each
+_MixerT = TypeVar("_MixerT")
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,30 @@ class Projected(NamedTuple):
     rest: Any = None  # what merge needs besides the product: gates, skips
 
 
+def _checking_grid(resize: Callable[..., _MixerT]) -> Callable[..., _MixerT]:
+    """A ``resize_`` that gets a grid which is one."""
+
+    @functools.wraps(resize)
+    def checked(self: Mixer, grid: Any, **options: Any) -> _MixerT:
+        if grid is None:
+            raise ValueError(f"{type(self).__name__}: grid must be the new grid, (L,) or (rows, columns), got None")
+        grid = check_grid(grid, self.traits, type(self).__name__)
+        return resize(self, grid, **options)
+
+    return checked
+
+
+def _checking_batch(begin: Callable[[Any, int], State]) -> Callable[[Any, int], State]:
+    """An ``init_state`` that gets a number of samples which is one."""
+
+    @functools.wraps(begin)
+    def checked(self: Mixer, batch: int) -> State:
+        check_batch(type(self).__name__, batch)
+        return begin(self, batch)
+
+    return checked
+
+
 class Mixer(nn.Module):
     """A sequence mixer, ``x (B, L, D) -> (B, L, D)``: a structured matrix times values.
 
@@ -79,6 +107,10 @@ class Mixer(nn.Module):
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             cls.__init__ = checking_options(cls.__init__)  # type: ignore[method-assign]
+        if "resize_" in vars(cls):
+            cls.resize_ = _checking_grid(cls.resize_)  # type: ignore[method-assign]
+        if "init_state" in vars(cls):
+            cls.init_state = _checking_batch(cls.init_state)  # type: ignore[method-assign]
 
     @checking_options
     def __init__(self, dim: int, grid: Grid | None = None) -> None:
@@ -120,14 +152,16 @@ class Mixer(nn.Module):
         """The product ``(B, H, L, W)`` to tokens ``(B, L, D)``; linear in ``mixed`` unless the mixer says otherwise."""
         return merge_heads(mixed)
 
+    @_checking_grid
     def resize_(self, grid: Grid) -> Self:
         """Adapt the parameters to another grid, in place. Mixers of any length only note the grid."""
-        self.grid = check_grid(grid, self.traits, type(self).__name__)
+        self.grid = grid
         return self
 
     # recurrent mixers only; pure functions of the state they are given. Where no token reaches another there is nothing
     # to remember: the state is empty, and these two are written.
 
+    @_checking_batch
     def init_state(self, batch: int) -> State:
         """The state before the first token."""
         if self._forgets():
@@ -173,11 +207,11 @@ class Mixer(nn.Module):
                 ``resize_``.
             ValueError: for tokens, a grid, a mask or segments that do not fit; for weights of another device or dtype.
         """
-        context = self._context(x, grid, mask, segments)
         try:
+            context = self._context(x, grid, mask, segments)
             out = drop_padding(self.mix(drop_padding(x, mask), context), mask)
-        except RuntimeError as error:
-            self._name_misfit(x, error)
+        except Exception as error:
+            explain(self, error, x, grid=grid, mask=mask, segments=segments)
             raise
         return out if out.dtype == x.dtype else out.to(x.dtype)
 
@@ -190,9 +224,13 @@ class Mixer(nn.Module):
         In training mode too it moves no state, batch norms' statistics included. A mixer with state of its own that
         training moves, or a loss of its own, does as ``matmix.training`` says.
         """
-        context = self._context(x, grid, mask, segments)
-        with keeping_statistics(self):
-            return self.project(drop_padding(x, mask), context).matrix
+        try:
+            context = self._context(x, grid, mask, segments)
+            with keeping_statistics(self):
+                return self.project(drop_padding(x, mask), context).matrix
+        except Exception as error:
+            explain(self, error, x, grid=grid, mask=mask, segments=segments)
+            raise
 
     @final
     def prefill(self, x: Tensor, *, mask: Tensor | None = None, state: State | None = None) -> tuple[Tensor, State]:
@@ -213,19 +251,24 @@ class Mixer(nn.Module):
         """
         if not self.traits.recurrent:
             self.init_state(0)  # says what is not recurrent
-        self._context(x, (x.shape[1],), mask)  # refuses what does not fit
-        if state is not None:
-            self._check_state(x, state)
-        if mask is None:
-            out, state = self.absorb(x, None, state)
-        else:
-            if self.traits.mask != "trim":
-                raise ValueError(
-                    f"{type(self).__name__}: prefill takes no mask, as padding changes what real tokens see"
-                )
-            order, back = padding_first(mask)
-            out, state = self.absorb(in_order(drop_padding(x, mask), order), mask.gather(1, order), state)
-            out = drop_padding(in_order(out, back), mask)
+        try:
+            sequence = isinstance(x, Tensor) and x.dim() == 3
+            self._context(x, (x.shape[1],) if sequence else None, mask)  # refuses what does not fit
+            if state is not None:
+                self._check_state(x, state)
+            if mask is None:
+                out, state = self.absorb(x, None, state)
+            else:
+                if self.traits.mask != "trim":
+                    raise ValueError(
+                        f"{type(self).__name__}: prefill takes no mask, as padding changes what real tokens see"
+                    )
+                order, back = padding_first(mask)
+                out, state = self.absorb(in_order(drop_padding(x, mask), order), mask.gather(1, order), state)
+                out = drop_padding(in_order(out, back), mask)
+        except Exception as error:
+            explain(self, error, x, state, mask=mask)
+            raise
         return (out if out.dtype == x.dtype else out.to(x.dtype)), state
 
     @final
@@ -235,44 +278,38 @@ class Mixer(nn.Module):
         Raises:
             ValueError: for a token that does not fit, or a state of another batch.
         """
-        first = state
-        while isinstance(first, tuple) and first:
-            first = first[0]
-        if (
-            not isinstance(x, Tensor)
-            or x.dim() != 2
-            or x.shape[1] != self.dim
-            or not x.is_floating_point()
-            or not isinstance(first, Tensor)
-            or first.shape[:1] != x.shape[:1]
-        ):
-            raise ValueError(
-                f"{type(self).__name__}: step takes a token (B, {self.dim}) of floating point and a state of as many "
-                f"samples, got {_described(x)} and a state of {_described(first)}"
-            )
-        out, state = self.advance(x, state)
+        if not self.traits.recurrent:
+            self.init_state(0)  # says what is not recurrent
+        try:
+            if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.dim or not x.is_floating_point():
+                raise ValueError(
+                    f"{type(self).__name__}: x must be a token (B, {self.dim}) of floating point, got {shown(x)}"
+                )
+            if not torch.compiler.is_compiling():
+                self._check_state(x, state)
+            out, state = self.advance(x, state)
+        except Exception as error:
+            explain(self, error, x, state)
+            raise
         return (out if out.dtype == x.dtype else out.to(x.dtype)), state
 
     def _check_state(self, x: Tensor, state: State) -> None:
         """A ValueError for a state of another mixer or batch; what is empty at the start may have grown."""
-        wanted, form = pytree.tree_flatten(self.init_state(x.shape[0]))
-        given, other = pytree.tree_flatten(state)
-        if form != other or any(
-            not isinstance(g, Tensor)
-            or w.dim() != g.dim()
-            or any(n not in (0, m) for n, m in zip(w.shape, g.shape, strict=True))
-            for w, g in zip(wanted, given, strict=True)
-        ):
-            shapes = [tuple(t.shape) if isinstance(t, Tensor) else t for t in given]
+        like = None if torch.compiler.is_compiling() else self.__dict__.get("_like")
+        if like is None:
+            like = likeness(self.init_state(1))
+            if not torch.compiler.is_compiling():
+                self._like = like
+        if not is_like(state, like, x.shape[0]):
             raise ValueError(
                 f"{type(self).__name__}: state must be like that of init_state({x.shape[0]}), "
-                f"{[tuple(t.shape) for t in wanted]} (0 may have grown), got {shapes}"
+                f"{described(self.init_state(x.shape[0]))} (0 may have grown), got {described(state)}"
             )
 
     def _context(self, x: Tensor, grid: Grid | None, mask: Tensor | None, segments: Tensor | None = None) -> Context:
         name = type(self).__name__
         if not isinstance(x, Tensor) or x.dim() != 3 or x.shape[2] != self.dim or not x.is_floating_point():
-            raise ValueError(f"{name}: x must be tokens (B, L, {self.dim}) of floating point, got {_described(x)}")
+            raise ValueError(f"{name}: x must be tokens (B, L, {self.dim}) of floating point, got {shown(x)}")
         length = x.shape[1]
         if length == 0:
             raise ValueError(f"{name}: x has no tokens, L must be at least 1, got {tuple(x.shape)}")
@@ -280,7 +317,9 @@ class Mixer(nn.Module):
             grid = self.grid
             if grid is None or (len(grid) == 1 and self.traits.length == "any"):
                 grid = (length,)
-        elif not known(*grid) or grid != self.grid:  # an open length is not compared with the one it was built for
+        elif isinstance(grid, tuple) and known(*grid) and grid == self.grid:  # an open length is not compared with it
+            grid = self.grid
+        else:
             grid = check_grid(grid, self.traits, name)
         assert grid is not None
         if math.prod(grid) != length or (self.traits.length == "fixed" and grid != self.grid):
@@ -290,8 +329,7 @@ class Mixer(nn.Module):
                 raise ValueError(f"{name} takes no mask: its matrix joins all positions of the built length")
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != x.shape[:2]:
                 raise ValueError(
-                    f"{name}: mask must be bool of shape {tuple(x.shape[:2])} (True = a real token), "
-                    f"got {_described(mask)}"
+                    f"{name}: mask must be bool of shape {tuple(x.shape[:2])} (True = a real token), got {shown(mask)}"
                 )
         if segments is None:
             return Context(grid, mask)
@@ -304,23 +342,8 @@ class Mixer(nn.Module):
             or segments.dtype == torch.bool
             or segments.shape != x.shape[:2]
         ):
-            raise ValueError(
-                f"{name}: segments must be integers of shape {tuple(x.shape[:2])}, got {_described(segments)}"
-            )
+            raise ValueError(f"{name}: segments must be integers of shape {tuple(x.shape[:2])}, got {shown(segments)}")
         return Context(grid, mask, segments=runs(segments))
-
-    def _name_misfit(self, x: Tensor, error: RuntimeError) -> None:
-        """Where weights are of another device or dtype than tokens, say so in place of what PyTorch said."""
-        weight = next((p for p in self.parameters() if p.is_floating_point() and not p.is_meta), None)
-        if weight is None or x.is_meta:
-            return
-        if weight.device != x.device:
-            raise ValueError(f"{type(self).__name__}: x is on {x.device}, its weights on {weight.device}") from error
-        if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(
-                f"{type(self).__name__}: x is {x.dtype}, its weights {weight.dtype}: convert one of them, or run under "
-                f"torch.autocast"
-            ) from error
 
     def _misfit(self, length: int, grid: Grid) -> str:
         name = type(self).__name__
@@ -329,7 +352,7 @@ class Mixer(nn.Module):
                 f"{name} was built for the grid {self.grid} and got {length} tokens on the grid {grid}; "
                 f"call resize_(grid) to adapt its parameters"
             )
-        return f"{name}: grid {grid} has {math.prod(grid)} positions, x has {length} tokens; pass grid="
+        return f"{name}: grid must have as many places as x has tokens, {length}, got {grid} of {math.prod(grid)}"
 
     def no_weight_decay(self) -> set[str]:
         """timm's name of ``matmix.ops.marks.undecayed``: what is not to be decayed here and in all parts."""
@@ -337,25 +360,6 @@ class Mixer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, grid={self.grid}"
-
-
-def _described(x: object) -> str:
-    return f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else f"{type(x).__name__}"
-
-
-def check_grid(grid: Any, traits: Traits, name: str, option: str = "grid") -> Grid | None:
-    """A grid as a tuple of positive integers of an accepted number of axes, or a ValueError that says what is."""
-    if grid is None:
-        if traits.length == "fixed":
-            raise ValueError(f"{name} has a fixed length and needs grid=(L,) or grid=(rows, columns)")
-        return None
-    if isinstance(grid, int):
-        grid = (grid,)
-    grid = tuple(grid)
-    if not all(is_size(n) and n > 0 for n in grid) or len(grid) not in traits.dims:
-        allowed = " or ".join({1: "(L,)", 2: "(rows, columns)"}.get(n, f"{n} axes") for n in sorted(traits.dims))
-        raise ValueError(f"{name}: {option} must be {allowed} of positive integers, got {grid!r}")
-    return grid
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

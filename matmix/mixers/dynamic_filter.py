@@ -90,7 +90,7 @@ class DynamicFilter(Mixer):
     def project(self, x: Tensor, context: Context) -> Projected:
         grid, mask = context.grid, context.mask
         if len(grid) != self.axes:
-            raise ValueError(f"DynamicFilter was built for a grid of {self.axes} axes, got the grid {grid}")
+            raise ValueError(f"DynamicFilter takes a grid of {self.axes} axes, as it was built for, got {grid}")
         values = drop_padding(linear(self.pwconv1, x, self.act1), mask)
         mean = x.mean(1) if mask is None else x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         weights = self.reweight(mean).unflatten(-1, (self.filters, -1))  # (B, K, inner)
@@ -127,7 +127,7 @@ class DynamicFilter(Mixer):
         assert self.grid is not None
         if len(self.grid) != self.axes:
             self.grid = old
-            raise ValueError(f"DynamicFilter was built for a grid of {self.axes} axes, got the grid {grid}")
+            raise ValueError(f"DynamicFilter takes a grid of {self.axes} axes, as it was built for, got {grid}")
         if self.built is None and self.grid != old:
             assert old is not None
             weight = self.complex_weights

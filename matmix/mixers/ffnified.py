@@ -129,7 +129,7 @@ class FFNified(Mixer):
         """The layer itself. Its batch norms are called once, for the matrix too: they follow what they see."""
         grid, mask = context.grid, context.mask
         if len(grid) != self.axes:
-            raise ValueError(f"FFNified was built for a grid of {self.axes} axes, got the grid {grid}")
+            raise ValueError(f"FFNified takes a grid of {self.axes} axes, as it was built for, got {grid}")
         image_grid = grid if self.axes == 2 else (1, *grid)
         real = None if mask is None else mask.view(mask.shape[0], 1, *image_grid)
         value = drop_padding(self._query(x, mask), mask)
@@ -177,7 +177,7 @@ class FFNified(Mixer):
 
     def resize_(self, grid: Grid) -> Self:
         if len(grid) != self.axes:
-            raise ValueError(f"FFNified was built for a grid of {self.axes} axes, got the grid {grid}")
+            raise ValueError(f"FFNified takes a grid of {self.axes} axes, as it was built for, got {grid}")
         return super().resize_(grid)
 
     def extra_repr(self) -> str:

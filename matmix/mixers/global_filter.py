@@ -99,7 +99,9 @@ class GlobalFilter(Mixer):
         assert self.grid is not None
         if len(self.grid) != len(old):
             self.grid = old
-            raise ValueError(f"GlobalFilter has filters over {len(old)} axes ({old}), got grid {grid!r}")
+            raise ValueError(
+                f"GlobalFilter has filters over {len(old)} axes, {old}: grid must have as many, got {grid!r}"
+            )
         if self.grid != old:
             with torch.no_grad():
                 weights = self.complex_weights.detach()

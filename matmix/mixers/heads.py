@@ -45,7 +45,7 @@ class Heads(Mixer):
         if len(shares) != len(specs) or sum(shares) != dim or min(shares) < 1:
             raise ValueError(
                 f"heads: dims must be {len(specs)} positive widths that add up to dim={dim}, got "
-                f"{shares if dims is not None else 'equal shares, which do not exist'}"
+                f"{dims if dims is not None else 'equal shares, which do not exist'}"
             )
         parts = [create_mixer(spec, share, grid) for spec, share in zip(specs, shares, strict=True)]
         self.traits = joint_traits([part.traits for part in parts])

@@ -178,7 +178,7 @@ class Inception(Mixer):
         """Tokens to convolve (widened), to pool and to attend."""
         grid = context.grid
         if len(grid) != self.axes:
-            raise ValueError(f"Inception was built for a grid of {self.axes} axes, got the grid {grid}")
+            raise ValueError(f"Inception takes a grid of {self.axes} axes, as it was built for, got {grid}")
         rest = _Rest(grid if self.axes == 2 else (1, *grid), context.mask)
         wide, peak, low = x.split((self.part, self.part, self.low), 2)
         return self.high_mixer.conv1(wide), peak, low, rest
@@ -228,7 +228,7 @@ class Inception(Mixer):
 
     def resize_(self, grid: Grid) -> Self:
         if len(grid) != self.axes:
-            raise ValueError(f"Inception was built for a grid of {self.axes} axes, got the grid {grid}")
+            raise ValueError(f"Inception takes a grid of {self.axes} axes, as it was built for, got {grid}")
         return super().resize_(grid)
 
     def extra_repr(self) -> str:

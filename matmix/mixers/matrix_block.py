@@ -178,10 +178,10 @@ class MatrixBlock(Mixer):
         self.traits = structure.promise(form)
         super().__init__(dim, grid)
         if qk_dim is not None and not structure.needs_qk:
-            raise ValueError(f"qk_dim={qk_dim} says nothing for {name}, whose matrix is not made of q and k")
+            raise ValueError(f"qk_dim must be None for {name}, whose matrix is not made of q and k, got {qk_dim}")
         if max_len is not None and not (dependent and structure.scaled):
             raise ValueError(
-                f"max_len={max_len} is for data-dependent matrices that the length scales; not this {name}"
+                f"max_len must be None but for data-dependent matrices that the length scales, got {max_len} for {name}"
             )
         if d_conv % 2 == 0 and not self.causal:
             raise ValueError(f"d_conv must be odd, as the convolution is centred, got {d_conv!r}")

@@ -236,7 +236,7 @@ class Raft(Mixer):
     def _prepared(self, x: Tensor, context: Context) -> tuple[Tensor, Sides | None, list[Tensor | None]]:
         """The image ``(B, rows, columns, D)``, how to resample it, and what each direction's branch counts."""
         if len(context.grid) != self.axes:
-            raise ValueError(f"Raft was built for a grid of {self.axes} axes, got the grid {context.grid}")
+            raise ValueError(f"Raft takes a grid of {self.axes} axes, as it was built for, got {context.grid}")
         grid = context.grid if self.axes == 2 else (1, *context.grid)
         image = x.view(x.shape[0], *grid, self.dim)
         return image, self._sides(grid, x), [part.draw(image) for part, _ in self._directions()]
@@ -274,7 +274,7 @@ class Raft(Mixer):
         assert self.grid is not None
         if len(self.grid) != self.axes:
             self.grid = old
-            raise ValueError(f"Raft was built for a grid of {self.axes} axes, got the grid {grid}")
+            raise ValueError(f"Raft takes a grid of {self.axes} axes, as it was built for, got {grid}")
         if self.built is None and old is not None:
             for part, axis in self._directions():
                 before, after = old[min(axis, self.axes) - 1], self.grid[min(axis, self.axes) - 1]

@@ -93,7 +93,7 @@ class SepConv(Mixer):
 
     def _inner(self, x: Tensor, context: Context) -> Tensor:
         if len(context.grid) != self.axes:
-            raise ValueError(f"SepConv was built for a grid of {self.axes} axes, got the grid {context.grid}")
+            raise ValueError(f"SepConv takes a grid of {self.axes} axes, as it was built for, got {context.grid}")
         # Neither biases nor StarReLU keep zeros, so padding is dropped after it.
         return drop_padding(linear(self.pwconv1, x, self.act1), context.mask)
 
@@ -117,7 +117,7 @@ class SepConv(Mixer):
 
     def resize_(self, grid: Grid) -> SepConv:
         if len(grid) != self.axes:
-            raise ValueError(f"SepConv was built for a grid of {self.axes} axes, got the grid {grid}")
+            raise ValueError(f"SepConv takes a grid of {self.axes} axes, as it was built for, got {grid}")
         return super().resize_(grid)
 
     # ------------------------------------------------------------------ token by token: the last kernel - 1 inputs

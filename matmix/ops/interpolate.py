@@ -26,7 +26,7 @@ def positions(weight: Tensor, axis: int, old: Grid, new: Grid) -> Tensor:
         ValueError: if the grids differ in their axes.
     """
     if len(old) != len(new):
-        raise ValueError(f"grid {new} has {len(new)} axes, the weights belong to the grid {old}")
+        raise ValueError(f"grid must have {len(old)} axes, as that of the weights, {old}, got {new}")
     if old == new:
         return weight
     moved = weight.movedim(axis, -1)

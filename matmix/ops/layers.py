@@ -102,7 +102,7 @@ class ShortConv(nn.Module):
         super().__init__()
         if size < 1 or (not causal and size % 2 == 0):
             raise ValueError(
-                f"size of a {'causal' if causal else 'centred'} filter must be positive"
+                f"d_conv of a {'causal' if causal else 'centred'} filter must be positive"
                 f"{'' if causal else ' and odd'}, got {size}"
             )
         bound = size**-0.5  # as nn.Conv1d draws them

@@ -44,8 +44,12 @@ def shown(value: Any) -> set[str]:
     """The ways in which a message may show a value: its text; of a tensor its shape, dtype or device; of a long or
     compound value its beginning or its type."""
     kind = type(value).__name__
+    if isinstance(value, torch.Tensor) and value.is_nested:
+        return {"nested", str(value.dtype)}
     if isinstance(value, torch.Tensor):
-        return {str(tuple(value.shape)), str(value.dtype), str(value.device)}
+        return {str(tuple(value.shape)), str(value.dtype), str(value.device), str(value.layout)} | (
+            {repr(value)} if not value.dim() and not value.is_meta else set()
+        )
     if isinstance(value, np.ndarray):
         return {kind, str(value.shape), str(value.dtype)}
     try:

@@ -48,7 +48,7 @@ def test_a_message_names_argument_value_and_what_is_allowed(text: str, why: str)
 
 
 def test_values_are_shown_in_their_own_way() -> None:
-    assert shown(torch.zeros(2, 3)) == {"(2, 3)", "torch.float32", "cpu"}
+    assert shown(torch.zeros(2, 3)) == {"(2, 3)", "torch.float32", "cpu", "torch.strided"}
     assert "list" in shown([1]) and "1" not in shown([1]) and shown(2) == {"2"} and "NoneType" in shown(None)
 
 

@@ -208,8 +208,11 @@ def test_thin_names_are_the_block() -> None:
         ("cauchy(d_conv=4)", "d_conv must be odd"),
         ("cauchy(qkdim=4)", "cauchy has no option 'qkdim'; did you mean qk_dim"),
         ("matrix_mixer(structure='dense', data_dependent=True)", "data_dependent must be False for dense, got True"),
-        ("matrix_mixer(structure='dense', qk_dim=4)", "qk_dim=4 says nothing for dense"),
-        ("matrix_mixer(structure='attention', max_len=4)", "max_len=4 is for data-dependent matrices"),
+        ("matrix_mixer(structure='dense', qk_dim=4)", "qk_dim must be None for dense.*got 4"),
+        (
+            "matrix_mixer(structure='attention', max_len=4)",
+            "max_len must be None but for data-dependent matrices.*got 4",
+        ),
         ("matrix_mixer(structure='fourier')", "structure must be one of .*'dense', 'toeplitz'"),
     ],
 )

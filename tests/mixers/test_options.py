@@ -83,7 +83,7 @@ def test_every_value_of_every_option_is_taken_or_refused_by_its_name(info: Mixer
             except ValueError as error:
                 message = str(error)
                 assert option in message or "unknown mixer" in message or option == "dim", (value, message)
-                assert repr(value) in message or option == "dim" or not isinstance(value, int | float), message
+                assert repr(value)[:200] in message or option == "dim" or not isinstance(value, int | float), message
             else:
                 assert value is None or not isinstance(value, type | bytes | complex | dict), (option, value)
     kinds = typing.get_type_hints(info.cls.__init__)

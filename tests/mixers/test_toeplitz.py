@@ -90,7 +90,7 @@ def test_a_causal_prefix_has_the_leading_block() -> None:
     ("options", "message"),
     [
         ("published=True, causal=True", "published=True reproduces"),
-        ("data_dependent=False, max_len=4", "max_len=4 is for data-dependent matrices"),
+        ("data_dependent=False, max_len=4", "max_len must be None but for data-dependent matrices.*got 4"),
         ("expand=0", "expand must be a finite number in .*, got 0"),
         ("d_conv=4", "odd"),
     ],

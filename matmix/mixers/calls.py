@@ -1,0 +1,146 @@
+"""What a caller may give a mixer, and what is said of anything else.
+
+The checks in the path of a forward (``Mixer._context``) see what is seen in a few comparisons. What PyTorch stumbles
+over later, on its own terms, is looked for only when something has failed: ``explain`` goes through the arguments again
+and says which of them it was. So a forward that succeeds pays for none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from matmix.ops.sizes import is_size
+from matmix.ranges import shown
+
+if TYPE_CHECKING:
+    from matmix.mixers.base import Grid, Mixer, Traits
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+MOST = 2**31
+"""Tokens along an axis of a grid, and samples of a state; beyond them sizes overflow within PyTorch."""
+
+
+def check_grid(grid: Any, traits: Traits, name: str, option: str = "grid") -> Grid | None:
+    """A grid as a tuple of positive integers of an accepted number of axes, or a ValueError that says what is."""
+    if grid is None:
+        if traits.length == "fixed":
+            raise ValueError(f"{name} has a fixed length and needs {option}=(L,) or (rows, columns), got None")
+        return None
+    sizes = tuple(grid) if isinstance(grid, tuple | list) else (grid,) if isinstance(grid, int) else ()
+    if len(sizes) not in traits.dims or not all(map(_is_count, sizes)):
+        allowed = " or ".join({1: "(L,)", 2: "(rows, columns)"}.get(n, f"{n} axes") for n in sorted(traits.dims))
+        raise ValueError(f"{name}: {option} must be {allowed} of positive integers below 2**31, got {shown(grid)}")
+    return sizes
+
+
+def _is_count(size: Any) -> bool:
+    if isinstance(size, int):
+        return not isinstance(size, bool) and 0 < size < MOST
+    return is_size(size) and size > 0  # a symbol of an exporter, of which no upper bound is asked
+
+
+def check_batch(name: str, batch: Any) -> None:
+    """A ValueError for what is no number of samples."""
+    number = isinstance(batch, int) and not isinstance(batch, bool) and 0 <= batch < MOST
+    symbol = not isinstance(batch, int) and is_size(batch) and (not isinstance(batch, Tensor) or torch.jit.is_tracing())
+    if not (number or symbol):
+        raise ValueError(f"{name}: batch must be a whole number from 0 to 2**31, got {shown(batch)}")
+
+
+def likeness(state: Any) -> Any:
+    """What of a state is the same for every batch: its tuples, and of each tensor the sizes behind B and the kind of
+    numbers."""
+    if isinstance(state, Tensor):
+        return state.shape[1:], state.is_floating_point(), state.is_complex()
+    return type(state), [likeness(part) for part in state]
+
+
+def is_like(state: Any, like: Any, batch: int) -> bool:
+    """Whether a state has a ``likeness`` and so many samples; an axis of size 0 may have grown."""
+    if len(like) == 3:
+        sizes, floats, complexes = like
+        if not isinstance(state, Tensor) or state.is_nested:
+            return False
+        shape = state.shape
+        return (
+            len(shape) == len(sizes) + 1
+            and shape[0] == batch
+            and (shape[1:] == sizes or all(n in (0, m) for n, m in zip(sizes, shape[1:], strict=True)))
+            and state.is_floating_point() == floats
+            and state.is_complex() == complexes
+        )
+    kind, parts = like
+    return type(state) is kind and len(state) == len(parts) and all(map(is_like, state, parts, [batch] * len(parts)))
+
+
+def described(state: Any) -> str:
+    """A state in the text of an error: its tuples and lists, and shape and kind of its tensors."""
+    if isinstance(state, tuple | list):
+        return f"{type(state).__name__}({', '.join(map(described, state))})"
+    return shown(state)
+
+
+def explain(mixer: Mixer, error: Exception, x: Any, state: Any = (), grid: Any = None, **others: Any) -> None:
+    """After an error: a ValueError in its place, if one of the arguments is what PyTorch stumbled over.
+
+    Args:
+        mixer: that was called.
+        error: what came of it.
+        x: tokens ``(B, L, D)``, or a token ``(B, D)``.
+        state: of a recurrent mixer.
+        grid: as it was given.
+        others: mask and segments.
+    """
+    name = type(mixer).__name__
+    if grid is not None:
+        check_grid(grid, mixer.traits, name)
+    said = isinstance(error, ValueError) and error.__context__ is None  # ours, and not of a matrix about its own parts
+    if said or isinstance(error, torch.OutOfMemoryError) or not isinstance(x, Tensor):
+        return
+    for word, value in {"x": x, **others}.items():
+        if isinstance(value, Tensor) and (value.is_nested or value.layout != torch.strided):
+            kind = "nested" if value.is_nested else str(value.layout)
+            raise ValueError(f"{name}: {word} must be a dense tensor, got one that is {kind}") from error
+    if x.dtype not in FLOATS:
+        allowed = ", ".join(map(str, FLOATS))
+        raise ValueError(f"{name}: x must be one of {allowed}, got {shown(x)}") from error
+    others |= {f"state[{place}]": leaf for place, leaf in enumerate(_leaves(state))}
+    for word, value in others.items():
+        if isinstance(value, Tensor) and value.device != x.device:
+            raise ValueError(f"{name}: {word} must be on {x.device} as x is, got {value.device}") from error
+        if isinstance(value, Tensor) and value.layout != torch.strided:
+            raise ValueError(f"{name}: {word} must be a dense tensor, got one that is {value.layout}") from error
+    _name_weights(mixer, error, x)
+    for word, value in others.items():
+        if word.startswith("state") and value.is_floating_point() and value.dtype != x.dtype:
+            raise ValueError(f"{name}: {word} must be {x.dtype} as x is, got {shown(value)}") from error
+
+
+def _name_weights(mixer: Mixer, error: Exception, x: Tensor) -> None:
+    """Where weights are of another device or dtype than tokens, say so in place of what PyTorch said."""
+    name = type(mixer).__name__
+    weights = [w for w in chain(mixer.parameters(), mixer.buffers()) if w.is_floating_point()]
+    loaded = [w for w in weights if not w.is_meta]  # offloaded weights are on the meta device while they are not used
+    weight = next(chain(loaded, weights), None)
+    if weight is None:
+        return
+    if weight.device != x.device:
+        raise ValueError(f"{name}: x must be where its weights are, {weight.device}, got x on {x.device}") from error
+    other = next((w for w in loaded if w.dtype != x.dtype), None)
+    if other is not None and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(
+            f"{name}: x is {x.dtype}, its weights {other.dtype}: convert one of them, or run under torch.autocast"
+        ) from error
+
+
+def _leaves(state: Any) -> Iterable[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, tuple | list):
+        for part in state:
+            yield from _leaves(part)
