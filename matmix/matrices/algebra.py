@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from itertools import pairwise
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,13 +16,27 @@ from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.sizes import joint
 
+_MatrixT = TypeVar("_MatrixT", bound=Matrix)
+
 
 def _joint(sizes: list[int], what: str, name: str) -> int:
     """The common size of parts whose size may also be 1."""
     common = joint(sizes)
     if any(size not in (1, common) for size in sizes):
-        raise ValueError(f"{name}: the parts disagree on {what}: {sizes}; sizes must be equal or 1")
+        raise ValueError(f"{name}: {what} of the parts must be equal or 1, got {sizes}")
     return common
+
+
+def _several(owner: str, name: str, parts: tuple[Matrix, ...]) -> None:
+    if not parts:
+        raise ValueError(f"{owner}: {name} must be at least one matrix, got none")
+
+
+def agreed(matrix: _MatrixT) -> _MatrixT:
+    """A matrix whose parts are seen to agree in their sizes. Forwards make some of these: nothing is looked at within
+    the parts, as ``check`` does."""
+    matrix._check({})
+    return matrix
 
 
 def _one_batch(mixed: list[Tensor]) -> list[Tensor]:
@@ -47,12 +62,13 @@ class Sum(Matrix):
 
     @classmethod
     def of(cls, *terms: Matrix) -> Self:
-        flat = tuple(part for term in terms for part in (term.terms if isinstance(term, Sum) else (term,)))
-        if not flat or any(term.shape[2:] != flat[0].shape[2:] for term in flat):
-            raise ValueError(f"Sum needs terms of one size, got {', '.join(map(repr, flat))}")
-        _joint([term.shape[0] for term in flat], "batch", "Sum")
-        _joint([term.shape[1] for term in flat], "heads", "Sum")
-        return cls(flat)
+        return agreed(cls(tuple(p for term in terms for p in (term.terms if isinstance(term, Sum) else (term,)))))
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        _several("Sum", "terms", self.terms)
+        if any(term.shape[2:] != self.terms[0].shape[2:] for term in self.terms):
+            raise ValueError(f"Sum: terms must be of one size, got {', '.join(map(repr, self.terms))}")
+        self.shape  # noqa: B018  # batch and heads agree, or this says that they do not
 
     @property
     def shape(self) -> Shape:
@@ -122,7 +138,7 @@ class Scale(Matrix):
     @property
     def shape(self) -> Shape:
         shape = self.inner.shape
-        return (max(shape[0], self.factor.shape[0]), max(shape[1], self.factor.shape[1]), *shape[2:])
+        return (joint([shape[0], self.factor.shape[0]]), joint([shape[1], self.factor.shape[1]]), *shape[2:])
 
     def _matmul(self, values: Tensor) -> Tensor:
         return self.factor * self.inner.matmul(values)
@@ -158,13 +174,17 @@ class Product(Matrix):
 
     @classmethod
     def of(cls, *factors: Matrix) -> Self:
-        flat = tuple(p for factor in factors for p in (factor.factors if isinstance(factor, Product) else (factor,)))
-        for left, right in pairwise(flat):
+        flat = (p for factor in factors for p in (factor.factors if isinstance(factor, Product) else (factor,)))
+        return agreed(cls(tuple(flat)))
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        _several("Product", "factors", self.factors)
+        for left, right in pairwise(self.factors):
             if left.shape[3] != right.shape[2]:
-                raise ValueError(f"Product: {left!r} has {left.shape[3]} columns, {right!r} has {right.shape[2]} rows")
-        _joint([factor.shape[0] for factor in flat], "batch", "Product")
-        _joint([factor.shape[1] for factor in flat], "heads", "Product")
-        return cls(flat)
+                raise ValueError(
+                    f"Product: factors must have as many columns as the next has rows, got {left!r} and {right!r}"
+                )
+        self.shape  # noqa: B018  # batch and heads agree, or this says that they do not
 
     @property
     def shape(self) -> Shape:
@@ -187,9 +207,11 @@ class Product(Matrix):
         return Product(tuple(factor.mT for factor in reversed(self.factors)))
 
     def to_dense(self) -> Tensor:
-        entries = self.factors[0].to_dense()
-        for factor in self.factors[1:]:
-            entries = entries @ factor.to_dense()
+        dense = [factor.to_dense() for factor in self.factors]
+        wide = functools.reduce(torch.promote_types, (entries.dtype for entries in dense))  # a sum promotes by itself
+        entries = dense[0].to(wide)
+        for factor in dense[1:]:
+            entries = entries @ factor.to(wide)
         return entries
 
     def cost(self, width: int) -> Cost:
@@ -244,6 +266,9 @@ class Kron(Matrix):
 
     rows: Matrix
     columns: Matrix
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        self.shape  # noqa: B018  # batch and heads agree, or this says that they do not
 
     @property
     def shape(self) -> Shape:
@@ -301,14 +326,19 @@ class HeadCat(Matrix):
     """
 
     parts: tuple[Matrix, ...]
-    repeats: tuple[int, ...] = static()
+    repeats: tuple[int, ...] = static(least=1)
 
     @classmethod
     def of(cls, *parts: Matrix, repeats: tuple[int, ...] | None = None) -> Self:
-        if not parts or any(part.shape[2:] != parts[0].shape[2:] for part in parts):
-            raise ValueError(f"HeadCat needs parts of one size, got {', '.join(map(repr, parts))}")
-        _joint([part.shape[0] for part in parts], "batch", "HeadCat")
-        return cls(tuple(parts), repeats or (1,) * len(parts))
+        return agreed(cls(tuple(parts), repeats or (1,) * len(parts)))
+
+    def _check(self, sizes: dict[str, int]) -> None:
+        _several("HeadCat", "parts", self.parts)
+        if any(part.shape[2:] != self.parts[0].shape[2:] for part in self.parts):
+            raise ValueError(f"HeadCat: parts must be of one size, got {', '.join(map(repr, self.parts))}")
+        if len(self.repeats) != len(self.parts):
+            raise ValueError(f"HeadCat: repeats must be one for each of {len(self.parts)} parts, got {self.repeats}")
+        self.shape  # noqa: B018  # the batches agree, or this says that they do not
 
     @property
     def shape(self) -> Shape:
@@ -369,11 +399,15 @@ class ColumnCat(Matrix):
 
     blocks: tuple[Matrix, ...]
 
+    def _check(self, sizes: dict[str, int]) -> None:
+        _several("ColumnCat", "blocks", self.blocks)
+        self.shape  # noqa: B018  # rows, batch and heads agree, or this says that they do not
+
     @property
     def shape(self) -> Shape:
         shapes = [block.shape for block in self.blocks]
         if any(s[2] != shapes[0][2] for s in shapes):
-            raise ValueError(f"ColumnCat needs blocks of equal rows, got {', '.join(map(repr, self.blocks))}")
+            raise ValueError(f"ColumnCat: blocks must have as many rows, got {', '.join(map(repr, self.blocks))}")
         batch, heads = (_joint([s[i] for s in shapes], w, "ColumnCat") for i, w in enumerate(("batch", "heads")))
         return (batch, heads, shapes[0][2], sum(s[3] for s in shapes))
 

@@ -23,8 +23,8 @@ class AveragePool(Matrix):
     is zero.
     """
 
-    grid: tuple[int, ...] = static()
-    window: tuple[int, ...] = static()
+    grid: tuple[int, ...] = static(least=1)
+    window: tuple[int, ...] = static(least=1)
     mask: Tensor | None = axes("B L", torch.bool, default=None)  # True = a real token
     dtype: torch.dtype = static(default=torch.float32)
     device: torch.device = static(default=torch.device("cpu"))

@@ -35,6 +35,9 @@ every law of the test suite.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -44,10 +47,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from matmix.matrices.given import explain, explained, kind
 from matmix.matrices.legend import axes, fit
 from matmix.ops.cost import Cost
 from matmix.ops.product import product
 from matmix.ops.sizes import surely
+from matmix.ranges import Allowed, shown
 
 if TYPE_CHECKING:
     from matmix.matrices.algebra import ColumnCat, HeadCat, Kron, Masked, Product, Scale, Sum
@@ -55,9 +60,14 @@ if TYPE_CHECKING:
 Shape = tuple[int, int, int, int]
 
 
-def static(**options: Any) -> Any:
-    """A field that is an option, not data: compared by value, left alone by ``tree_map``, constant to a compiler."""
-    return field(metadata={"static": True}, **options)
+def static(*, least: float = -math.inf, **options: Any) -> Any:
+    """A field that is an option, not data: compared by value, left alone by ``tree_map``, constant to a compiler.
+
+    Args:
+        least: of the numbers that it may be (``check``).
+        options: of ``dataclasses.field``.
+    """
+    return field(metadata={"static": True, "least": least}, **options)
 
 
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static, axes, field))
@@ -79,6 +89,11 @@ class Matrix(ABC):
         fields = dataclasses.fields(cls)
         cls._tensors = tuple(f.name for f in fields if not f.metadata.get("static"))
         cls._options = tuple(f.name for f in fields if f.metadata.get("static"))
+        for name, value in list(vars(cls).items()):
+            if isinstance(value, classmethod) and name != "example":
+                setattr(cls, name, classmethod(explained(value.__func__)))
+            elif name in ("to_dense", "diagonal", "cost"):
+                setattr(cls, name, explained(value))
         pytree.register_pytree_node(
             cls,
             _flatten,
@@ -146,13 +161,17 @@ class Matrix(ABC):
             ValueError: naming the field, its axes and what it has instead.
         """
         name, sizes = type(self).__name__, dict[str, int]()
-        for stated in dataclasses.fields(self):
+        for stated, allowed in _fields(type(self)):
             value, legend = getattr(self, stated.name), stated.metadata.get("axes")
-            if legend is not None and not (value is None and stated.default is None):
-                fit(name, stated.name, value, legend, stated.metadata["dtype"], sizes)
+            if value is None and stated.default is None:
+                continue
+            if allowed is not None and not allowed.holds(value):
+                raise ValueError(f"{name}: {stated.name} must be {allowed.words}, got {shown(value)}")
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(part, Matrix):
                     part.check()
+            if legend is not None:
+                fit(name, stated.name, value, legend, stated.metadata["dtype"], sizes)
         self._check(sizes)
         return self
 
@@ -165,22 +184,27 @@ class Matrix(ABC):
         Raises:
             ValueError: if the values do not fit the matrix.
         """
-        shape, size = self.shape, values.shape
-        # On the hot path, so the good case is a handful of comparisons in place.
-        if not (
-            len(size) == 4
-            and size[2] == shape[3]
-            and (size[1] == shape[1] or shape[1] == 1)
-            and (size[0] == shape[0] or shape[0] == 1 or size[0] == 1)
-            and values.dtype.is_floating_point
-        ):
-            _check(self, shape, shape[3], values)
-        if self.dense_below and surely(self._dense_is_faster(size[3])):
-            mixed = product(self.to_dense().to(values.dtype), values)
-        else:
-            mixed = self._matmul(values)
-        return mixed if mixed.dtype == values.dtype else mixed.to(values.dtype)
+        try:
+            shape, size = self.shape, values.shape
+            # On the hot path, so the good case is a handful of comparisons in place.
+            if not (
+                len(size) == 4
+                and size[2] == shape[3]
+                and (size[1] == shape[1] or shape[1] == 1)
+                and (size[0] == shape[0] or shape[0] == 1 or size[0] == 1)
+                and values.dtype.is_floating_point
+            ):
+                _check(self, shape, shape[3], values)
+            if self.dense_below and surely(self._dense_is_faster(size[3])):
+                mixed = product(self.to_dense().to(values.dtype), values)
+            else:
+                mixed = self._matmul(values)
+            return mixed if mixed.dtype == values.dtype else mixed.to(values.dtype)
+        except Exception as error:
+            explain(self, error, Matrix.matmul, (values,), {})
+            raise
 
+    @explained
     def rmatmul(self, values: Tensor) -> Tensor:
         """``M^T @ values``: ``(B, H, L_out, W) -> (B, H, L_in, W)``.
 
@@ -212,57 +236,71 @@ class Matrix(ABC):
             shape = self.check().shape
             _check(self, shape, shape[3], other)  # `matmul` of some classes leaves a dtype to PyTorch
             return self.matmul(other)
-        return NotImplemented
+        raise TypeError(f"{self!r} @ values: values must be a tensor or another matrix, got {shown(other)}")
+
+    def __rmatmul__(self, other: Any) -> Any:
+        raise TypeError(f"values @ {self!r}: a matrix must stand on the left, as in M.mT @ values, got {shown(other)}")
 
     def __add__(self, other: Matrix) -> Sum:
         from matmix.matrices.algebra import Sum
 
-        if not isinstance(other, Matrix):
-            return NotImplemented
-        return Sum.of(self, other)
+        return Sum.of(self, _term(self, other))
+
+    __radd__ = __add__
 
     def __sub__(self, other: Matrix) -> Sum:
-        if not isinstance(other, Matrix):
-            return NotImplemented
-        return self + other.scale(-1.0)
+        return self + _term(self, other).scale(-1.0)
 
+    def __rsub__(self, other: Any) -> Any:
+        raise TypeError(f"a term of {self!r} must be a matrix, got {shown(other)}")
+
+    __array_ufunc__ = None  # numpy leaves its operators to these
+
+    @explained
     def scale(self, factor: Tensor | float) -> Scale:
         """``factor * M``; a tensor must broadcast to ``(B, H, 1, 1)``."""
         from matmix.matrices.algebra import Scale
 
         return Scale.of(self, factor)
 
+    @explained
     def masked(self, mask: Tensor) -> Masked:
         """``diag(mask) M diag(mask)`` for a square matrix and a ``(B, L)`` mask, True = a real token."""
         from matmix.matrices.algebra import Masked
 
         return Masked.of(self, mask)
 
+    @explained
     def permuted(self, index: Tensor) -> Product:
         """``P^T M P``: the same mixing along another scan order. ``index`` (L,) lists the tokens in that order."""
         from matmix.matrices.algebra import Product
         from matmix.matrices.permutation import Permutation
 
+        if index.dim() != 1 or index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:
+            raise ValueError(f"{type(self).__name__}: index must be integers (L,), got {shown(index)}")
         order = Permutation(index, dtype=self.dtype)
         return Product.of(order.mT, self, order)
 
+    @explained
     def kron(self, other: Matrix) -> Kron:
         """``M (x) N``: M along the rows, N along the columns of a grid."""
-        from matmix.matrices.algebra import Kron
+        from matmix.matrices.algebra import Kron, agreed
 
-        return Kron(self, other)
+        return agreed(Kron(self, other))
 
+    @explained
     def cat_heads(self, *others: Matrix) -> HeadCat:
         """One matrix whose heads are the heads of all."""
         from matmix.matrices.algebra import HeadCat
 
         return HeadCat.of(self, *others)
 
+    @explained
     def cat_columns(self, *others: Matrix) -> ColumnCat:
         """``[M, N, ...]``, to be applied to values stacked along the tokens."""
-        from matmix.matrices.algebra import ColumnCat
+        from matmix.matrices.algebra import ColumnCat, agreed
 
-        return ColumnCat((self, *others))
+        return agreed(ColumnCat((self, *others)))
 
     # ------------------------------------------------------------------ tensors, dtype, device, text
 
@@ -296,14 +334,34 @@ class Matrix(ABC):
         raise TypeError(f"{type(self).__name__} holds no tensor and states no device")
 
     def __repr__(self) -> str:
-        size = "x".join(map(str, self.shape))
+        try:
+            size = "x".join(map(str, self.shape))
+        except Exception:  # a debugger and an error still have to name one whose fields do not fit
+            return f"{type(self).__name__}(fields that do not fit)"
         traits = ", ".join(sorted(self.properties))
         return f"{type(self).__name__}({size}{'; ' + traits if traits else ''})"
 
 
+@functools.cache
+def _fields(cls: type[Matrix]) -> list[tuple[dataclasses.Field[Any], Allowed | None]]:
+    """The fields of a class, and what those may be that have no legend of axes."""
+    hints = typing.get_type_hints(cls)
+    return [
+        (f, None if "axes" in f.metadata else kind(hints[f.name], f.metadata.get("least", -math.inf)))
+        for f in dataclasses.fields(cls)
+    ]
+
+
+def _term(matrix: Matrix, other: object) -> Matrix:
+    """Another matrix, or a TypeError: numbers are no matrices, as a sum with one of each entry is not structured."""
+    if not isinstance(other, Matrix):
+        raise TypeError(f"a term beside {matrix!r} must be a matrix, got {shown(other)}")
+    return other
+
+
 def _check(matrix: Matrix, shape: Shape, tokens: int, values: Tensor) -> None:
     """Refuse values that do not fit."""
-    size = values.shape
+    size = () if values.is_nested else values.shape
     if (
         len(size) == 4
         and size[2] == tokens
@@ -315,8 +373,7 @@ def _check(matrix: Matrix, shape: Shape, tokens: int, values: Tensor) -> None:
     batch, heads = shape[0], shape[1]
     raise ValueError(
         f"{matrix!r} needs values of floating point, of shape "
-        f"({'B' if batch == 1 else batch}, {'any H' if heads == 1 else heads}, {tokens}, W), got {tuple(size)} of "
-        f"{values.dtype}"
+        f"({'B' if batch == 1 else batch}, {'any H' if heads == 1 else heads}, {tokens}, W), got {shown(values)}"
     )
 
 

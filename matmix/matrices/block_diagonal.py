@@ -23,7 +23,7 @@ class BlockDiagonal(Matrix):
     """
 
     inner: Matrix  # (B K or 1, H, C_out, C_in)
-    blocks: int = static()  # K
+    blocks: int = static(least=1)  # K
 
     def _check(self, sizes: dict[str, int]) -> None:
         batch = self.inner.shape[0]

@@ -27,7 +27,7 @@ class Butterfly(Matrix):
     """
 
     blocks: Tensor = axes("B|1 H k n/2 2 2")  # [s, pair, bit of the row, bit of the column]
-    length: int = static()  # L <= n = 2^k
+    length: int = static(least=1)  # L <= n = 2^k
 
     @classmethod
     def depth(cls, length: int) -> int:

@@ -24,8 +24,8 @@ class ChunkDiagonal(Matrix):
     """
 
     inner: Matrix  # (B K, H, C, C)
-    chunks: int = static()  # K
-    length: int = static()  # L, above (K - 1) C and at most K C
+    chunks: int = static(least=1)  # K
+    length: int = static(least=1)  # L, above (K - 1) C and at most K C
 
     def _check(self, sizes: dict[str, int]) -> None:
         batch, _, rows, columns = self.inner.shape

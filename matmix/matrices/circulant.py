@@ -29,7 +29,7 @@ class Circulant(Matrix):
     """
 
     spectrum: Tensor = axes("B|1 H *half 2")  # half = (*grid[:-1], grid[-1] // 2 + 1); of a real kernel
-    grid: tuple[int, ...] = static()
+    grid: tuple[int, ...] = static(least=1)
 
     properties: ClassVar = frozenset({"circulant"})
     # No dense_below: from 8 tokens on, writing the matrix out takes longer than both transforms.
@@ -59,8 +59,9 @@ class Circulant(Matrix):
         """
         grid = tuple(grid)
         half = (*grid[:-1], grid[-1] // 2 + 1)
-        values = spectrum if spectrum.is_complex() else to_complex(spectrum)
-        if values.dim() != 2 + len(grid) or tuple(values.shape[2:]) != half:
+        pairs = not spectrum.is_complex() and spectrum.shape[-1:] == (2,)
+        values = to_complex(spectrum) if pairs else spectrum
+        if not values.is_complex() or values.dim() != 2 + len(grid) or tuple(values.shape[2:]) != half:
             raise ValueError(
                 f"spectrum must be (B or 1, H, {', '.join(map(str, half))}) complex, or real with a last axis of 2, "
                 f"for the grid {grid}; got {tuple(spectrum.shape)} of {spectrum.dtype}"

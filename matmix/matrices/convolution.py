@@ -23,8 +23,8 @@ class Convolution(Matrix):
     """
 
     kernel: Tensor = axes("H *taps")  # one axis of taps a grid axis
-    grid: tuple[int, ...] = static()
-    before: tuple[int, ...] = static()
+    grid: tuple[int, ...] = static(least=1)
+    before: tuple[int, ...] = static(least=0)
 
     properties: ClassVar = frozenset({"banded", "toeplitz"})
 

@@ -24,7 +24,7 @@ class Cosine(Matrix):
 
     properties: ClassVar = frozenset({"symmetric"})
 
-    grid: tuple[int, ...] = static()
+    grid: tuple[int, ...] = static(least=1)
     gain: float = static(default=1.0)
     dtype: torch.dtype = static(default=torch.float32)
     device: torch.device = static(default=torch.device("cpu"))

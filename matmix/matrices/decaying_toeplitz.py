@@ -33,7 +33,7 @@ class DecayingToeplitz(Matrix):
 
     log_poles: Tensor = axes("B|1 H|1 N 2")  # log |z| <= 0 (-inf for z = 0), and the angle in radians a token
     coefficients: Tensor = axes("B|1 H|1 N 2")  # real and imaginary part
-    length: int = static()
+    length: int = static(least=1)
 
     properties: ClassVar = frozenset({"causal", "toeplitz"})
     dense_below: ClassVar = 32  # at width 1

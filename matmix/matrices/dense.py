@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape
+from matmix.matrices.given import explain
 from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.product import product
@@ -34,10 +35,14 @@ class Dense(Matrix):
         return self.entries.shape  # type: ignore[return-value]
 
     def matmul(self, values: Tensor) -> Tensor:
-        shape, size = self.entries.shape, values.shape
-        if len(size) == 4 and size[2] == shape[3] and size[1] == shape[1] and size[0] == shape[0]:
-            mixed = torch.matmul(self.entries, values)
-            return mixed if mixed.dtype is values.dtype else mixed.to(values.dtype)
+        try:
+            shape, size = self.entries.shape, values.shape
+            if len(size) == 4 and size[2] == shape[3] and size[1] == shape[1] and size[0] == shape[0]:
+                mixed = torch.matmul(self.entries, values)
+                return mixed if mixed.dtype is values.dtype else mixed.to(values.dtype)
+        except Exception as error:
+            explain(self, error, Matrix.matmul, (values,), {})
+            raise
         return super().matmul(values)
 
     def _matmul(self, values: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class DiagonalSemiseparable(Matrix):
     log_decay: Tensor = axes("B|1 H L|1 N")  # a <= 0
     clock: Tensor | None = axes("B|1 H L", default=None)  # factors of a, at least 0; None is 1
     step: Tensor | None = axes("B|1 H L", default=None)  # s; None is 1
-    chunk: int | None = static(default=None)  # Q; None chooses by shape. No result depends on it.
+    chunk: int | None = static(least=1, default=None)  # Q; None chooses by shape. No result depends on it.
 
     properties: ClassVar = frozenset({"causal", "semiseparable"})
 

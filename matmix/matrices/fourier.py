@@ -33,7 +33,7 @@ class Fourier(Matrix):
 
     dense_below: ClassVar = 16
 
-    grid: tuple[int, ...] = static()
+    grid: tuple[int, ...] = static(least=1)
     gain: float = static(default=1.0)
     pairs: bool = static(default=False)
     dtype: torch.dtype = static(default=torch.float32)

@@ -31,7 +31,7 @@ class GatedSemiseparable(Matrix):
     outputs: Tensor = axes("B|1 H L N")  # C
     inputs: Tensor = axes("B|1 H L N")  # B
     log_decay: Tensor = axes("B|1 H L N")  # a <= 0; -inf forgets
-    chunk: int | None = static(default=None)  # Q; None chooses. No result depends on it.
+    chunk: int | None = static(least=1, default=None)  # Q; None chooses. No result depends on it.
 
     properties: ClassVar = frozenset({"causal", "semiseparable"})
 

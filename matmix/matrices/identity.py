@@ -15,8 +15,8 @@ from matmix.ops.cost import Cost
 class Identity(Matrix):
     """``M = I``; free."""
 
-    length: int = static()
-    heads: int = static(default=1)
+    length: int = static(least=1)
+    heads: int = static(least=1, default=1)
     dtype: torch.dtype = static(default=torch.float32)
     device: torch.device = static(default=torch.device("cpu"))
 

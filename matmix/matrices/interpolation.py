@@ -24,8 +24,8 @@ class Interpolation(Matrix):
     """
 
     offset: Tensor = axes("B|1 H L")  # in tokens
-    grid: tuple[int, ...] = static()
-    axis: int = static(default=0)
+    grid: tuple[int, ...] = static(least=1)
+    axis: int = static(least=0, default=0)
 
     def _check(self, sizes: dict[str, int]) -> None:
         if math.prod(self.grid) != sizes["L"] or not 0 <= self.axis < len(self.grid):

@@ -34,6 +34,9 @@ def fit(owner: str, name: str, value: Any, legend: str, dtype: torch.dtype | Non
     words = legend.split()
     shown = f"({', '.join(word.replace('|', ' or ') for word in words)}{',' if len(words) == 1 else ''})"
     if isinstance(value, Tensor):
+        if value.is_nested or value.layout != torch.strided:
+            layout = "nested" if value.is_nested else value.layout
+            raise ValueError(f"{owner}: {name} must be a dense tensor {shown}, got one that is {layout}")
         kind, fits = _kind(value, dtype)
         if not fits:
             raise ValueError(f"{owner}: {name} must be {kind} {shown}, got {value.dtype}")
@@ -45,6 +48,8 @@ def fit(owner: str, name: str, value: Any, legend: str, dtype: torch.dtype | Non
     star = next((place for place, word in enumerate(words) if word[0] == "*"), None)
     if star is not None and len(shape) >= len(words):
         extra = len(shape) - len(words) + 1
+        if 0 in shape[star : star + extra]:
+            raise ValueError(f"{owner}: {name} must be {kind} {shown} without an axis of 0, got {tuple(value.shape)}")
         del shape[star : star + extra], words[star]
     if len(shape) != len(words):
         raise ValueError(f"{owner}: {name} must be {kind} {shown}, got {tuple(value.shape)}")
@@ -86,6 +91,8 @@ def _axis(word: str, size: int, sizes: dict[str, int]) -> str:
     found, rest = divmod((size - plus) * over, times)
     if rest or found < 0:
         return f"{size} is no {word}"
+    if letter[0] in "LHG" and not found:
+        return f"{letter} must be at least 1"
     if sizes.setdefault(letter, found) != found:
         wanted = sizes[letter] * times // over + plus
         return f"{letter} is {sizes[letter]} elsewhere" + (f", so {word} is {wanted}" if word != letter else "")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix, Shape
+from matmix.matrices.given import explain
 from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.product import product
@@ -36,10 +37,14 @@ class LowRank(Matrix):
         return self.left.shape[3]
 
     def matmul(self, values: Tensor) -> Tensor:
-        right, size = self.right, values.shape
-        if len(size) == 4 and size[2] == (shape := right.shape)[2] and size[1] == shape[1] and size[0] == shape[0]:
-            mixed = self.left @ (right.mT @ values)
-            return mixed if mixed.dtype is values.dtype else mixed.to(values.dtype)
+        try:
+            right, size = self.right, values.shape
+            if len(size) == 4 and size[2] == (shape := right.shape)[2] and size[1] == shape[1] and size[0] == shape[0]:
+                mixed = self.left @ (right.mT @ values)
+                return mixed if mixed.dtype is values.dtype else mixed.to(values.dtype)
+        except Exception as error:
+            explain(self, error, Matrix.matmul, (values,), {})
+            raise
         return super().matmul(values)
 
     def _matmul(self, values: Tensor) -> Tensor:

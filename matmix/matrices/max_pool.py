@@ -24,8 +24,8 @@ class MaxPool(Matrix):
     """
 
     tokens: Tensor = axes("B L H")
-    grid: tuple[int, ...] = static()
-    window: tuple[int, ...] = static()  # odd
+    grid: tuple[int, ...] = static(least=1)
+    window: tuple[int, ...] = static(least=1)  # odd
     mask: Tensor | None = axes("B L", torch.bool, default=None)  # True = a real token
 
     def _check(self, sizes: dict[str, int]) -> None:

@@ -26,6 +26,13 @@ class Normalise(Matrix):
     weight: Tensor = axes("G H")
     bias: Tensor = axes("G H")
 
+    def _check(self, sizes: dict[str, int]) -> None:
+        if len(self.mean) != len(self.rate):
+            raise ValueError(
+                f"Normalise: mean and rate must be of one batch, got {tuple(self.mean.shape)} and "
+                f"{tuple(self.rate.shape)}"
+            )
+
     @property
     def shape(self) -> Shape:
         batch, length = self.mean.shape

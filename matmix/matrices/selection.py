@@ -17,7 +17,7 @@ class Selection(Matrix):
     """``(M v)[i] = v[index[i]]``, and zero where ``index[i] = -1``; O(L W) per head by gather and scatter."""
 
     index: Tensor = axes("B|1 H L_out", torch.int64)  # from -1 to columns - 1
-    columns: int = static()
+    columns: int = static(least=0)
     dtype: torch.dtype = static(default=torch.float32)
 
     @classmethod
@@ -29,7 +29,9 @@ class Selection(Matrix):
     dense_below: ClassVar = 32
 
     def _check(self, sizes: dict[str, int]) -> None:
-        if self.index.numel() and not (int(self.index.min()) >= -1 and int(self.index.max()) < self.columns):
+        if self.index.is_meta or not self.index.numel():
+            return
+        if not (int(self.index.min()) >= -1 and int(self.index.max()) < self.columns):
             raise ValueError(
                 f"Selection: index must lie in -1 .. {self.columns - 1}, got {int(self.index.min())} .. "
                 f"{int(self.index.max())}"

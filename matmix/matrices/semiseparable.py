@@ -29,7 +29,7 @@ class Semiseparable(Matrix):
     inputs: Tensor = axes("B|1 G L N")  # B
     log_decay: Tensor = axes("B|1 H L")  # a <= 0; -inf forgets
     step: Tensor | None = axes("B|1 H L", default=None)  # s; None is 1
-    chunk: int | None = static(default=None)  # Q; None chooses by shape. No result depends on it.
+    chunk: int | None = static(least=1, default=None)  # Q; None chooses by shape. No result depends on it.
 
     properties: ClassVar = frozenset({"causal", "semiseparable"})
 

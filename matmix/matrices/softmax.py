@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention
 
 from matmix.matrices.base import Matrix, Shape, static
+from matmix.matrices.given import explain
 from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.precision import full_precision, working_dtype
@@ -59,7 +60,7 @@ class Softmax(Matrix):
             write(self, "bias", bias)
         if factor is not None:
             write(self, "factor", factor)
-        if causal:
+        if causal is not False:  # what is no bool is for check() to refuse
             write(self, "causal", causal)
         if segments is not None:
             write(self, "segments", segments)
@@ -98,14 +99,18 @@ class Softmax(Matrix):
         return padded and self.key.shape[2] <= self.dense_below
 
     def matmul(self, values: Tensor) -> Tensor:
-        key = self.key
-        if (
-            values.shape == key.shape
-            and self.mask is self.bias is self.factor is self.segments is None
-            and not self.causal
-            and values.dtype is key.dtype
-        ):
-            return scaled_dot_product_attention(self.query, key, values)
+        try:
+            key = self.key
+            if (
+                values.shape == key.shape
+                and self.mask is self.bias is self.factor is self.segments is None
+                and not self.causal
+                and values.dtype is key.dtype
+            ):
+                return scaled_dot_product_attention(self.query, key, values)
+        except Exception as error:
+            explain(self, error, Matrix.matmul, (values,), {})
+            raise
         return super().matmul(values)
 
     def _matmul(self, values: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class UnitLowerInverse(Matrix):
 
     left: Tensor = axes("B|1 H L N")
     right: Tensor = axes("B|1 H L N")
-    chunk: int = static(default=CHUNK)  # Q. No result depends on it.
+    chunk: int = static(least=1, default=CHUNK)  # Q. No result depends on it.
     segments: Tensor | None = axes("B|1 L", torch.int64, default=None)  # values have no say in those of another number
 
     properties: ClassVar = frozenset({"causal", "semiseparable"})

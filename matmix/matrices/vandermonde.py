@@ -30,7 +30,7 @@ class Vandermonde(Matrix):
     """
 
     theta: Tensor = axes("B|1 H L_out R")  # in turns
-    columns: int = static()
+    columns: int = static(least=0)
 
     properties: ClassVar = frozenset({"vandermonde"})
     dense_below: ClassVar = 64

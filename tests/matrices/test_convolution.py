@@ -70,5 +70,5 @@ def test_pool_with_a_mask() -> None:
 
 
 def test_pool_refuses_window() -> None:
-    with pytest.raises(ValueError, match="AveragePool: window must be a positive integer"):
+    with pytest.raises(ValueError, match="AveragePool: window must be a whole number in"):
         AveragePool.of(torch.randn(1, 1, 4, 2), (4,), 0)
