@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from matmix.ranges import shown
+
 _ModuleT = TypeVar("_ModuleT", bound=nn.Module)
 Convert = Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -26,17 +28,22 @@ class _Read(dict[str, Tensor]):
     def __init__(self, entries: Mapping[str, Tensor]) -> None:
         super().__init__(entries)
         self.unread = set(entries)
+        self.read: list[str] = []  # in the order of asking
+
+    def _asked(self, name: str) -> None:
+        self.unread.discard(name)
+        self.read.append(name)
 
     def __getitem__(self, name: str) -> Tensor:
-        self.unread.discard(name)
+        self._asked(name)
         return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        self.unread.discard(name)
+        self._asked(name)
         return super().get(name, default)
 
     def pop(self, name: str, *default: Any) -> Any:
-        self.unread.discard(name)
+        self._asked(name)
         return super().pop(name, *default)
 
     def __iter__(self) -> Iterator[str]:
@@ -79,7 +86,7 @@ def load_published(module: _ModuleT, state_dict: Mapping[str, Tensor | np.ndarra
     """
     name = type(module).__name__
     known: Mapping[str, Convert] = getattr(type(module), "published", {})
-    if source not in known:
+    if not isinstance(source, str) or source not in known:
         listed = ", ".join(sorted(known)) or "none"
         raise ValueError(f"source: {name} loads no weights of {source!r}; it knows: {listed}")
     ours, problems = _converted(module, state_dict, source)
@@ -146,21 +153,37 @@ def _converted(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The state dict under our names ("" as source: it has them), and what keeps it from being loaded; {} if nothing
     comes of it."""
-    state = _Read({key: _tensor(key, value) for key, value in state_dict.items()})
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"state_dict must be a mapping of names to tensors, got {shown(state_dict)}")
+    given = {key: _tensor(key, value) for key, value in state_dict.items()}
+    state = _Read(given)
     try:
         ours = type(module).published[source](module, state) if source else dict(state)  # type: ignore[attr-defined]
     except KeyError as error:
         return {}, [f"missing: {error.args[0]}"]
+    except Exception as error:  # what PyTorch, or the converter, says of a shape that it cannot split, stack or turn
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        last = next((name for name in reversed(state.read) if name in given), None)
+        if last is None:
+            return {}, [f"the entries must be those of {source}: {said[0]}"]
+        return {}, [f"of the wrong shape: {last} {tuple(given[last].shape)}, or an entry read before it: {said[0]}"]
     problems = misfits(module, ours)
     if ours is not state and state.unread:
         problems.append(f"left over: {', '.join(sorted(state.unread))}")
     return ours, problems
 
 
-def _tensor(name: str, value: Any) -> Tensor:
+def _tensor(name: Any, value: Any) -> Tensor:
+    if not isinstance(name, str):
+        raise ValueError(f"the names of state_dict must be strings, got {shown(name)}")
     if isinstance(value, Tensor):
+        if value.is_meta or value.is_nested or value.layout != torch.strided or value.is_quantized:
+            kind = "without numbers, on the meta device" if value.is_meta else "nested, sparse or quantised"
+            raise ValueError(f"state_dict[{name!r}] must be a dense tensor, got one that is {kind}")
         return value.detach()
     if isinstance(value, np.ndarray | np.number):
+        if value.dtype.kind not in "fiubc":
+            raise ValueError(f"state_dict[{name!r}] must be an array of numbers, got one of {value.dtype}")
         return torch.from_numpy(np.array(value))  # a copy: arrays of a memory map are read-only
     inside = f" with the keys {', '.join(map(str, list(value)[:4]))}" if isinstance(value, Mapping) else ""
     raise ValueError(f"state_dict[{name!r}] is no tensor or array but a {type(value).__name__}{inside}")
@@ -182,17 +205,20 @@ def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> lis
     """What keeps the state dict ``given`` from being loaded where ``wanted`` stands, one line a kind; [] if nothing."""
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
-    shapes, kinds = [], []
+    shapes, kinds, numbers = [], [], []
     for name in wanted.keys() & given.keys():
         ours, theirs = wanted[name], given[name]
         if ours.shape != theirs.shape:
             shapes.append(f"{name} {tuple(theirs.shape)} for {tuple(ours.shape)}")
         if theirs.is_complex() and not ours.is_complex():
             kinds.append(f"{name} {theirs.dtype} for {ours.dtype}")
+        elif ours.is_floating_point() != (theirs.is_floating_point() or theirs.is_complex()):
+            numbers.append(f"{name} {theirs.dtype} for {ours.dtype}")
     found = (
         ("missing", missing),
         ("unexpected", unexpected),
         ("of the wrong shape", sorted(shapes)),
         ("complex where ours is real", sorted(kinds)),
+        ("whole numbers where ours must be real, or real ones where ours must be whole", sorted(numbers)),
     )
     return [f"{what}: {', '.join(names)}" for what, names in found if names]

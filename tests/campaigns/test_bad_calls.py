@@ -1,0 +1,39 @@
+"""Seeded campaigns of bad calls: every answer is right, or a refusal that says which argument, what it was and what is
+allowed (``tests/campaigns/clear.py``).
+
+Figures of a run are printed with ``-s``; what was unclear is grouped by cause and place.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from tests.campaigns import matrix_calls, mixer_calls, weight_calls
+from tests.campaigns.odd import count
+
+CAMPAIGNS = {"mixers": mixer_calls.calls, "matrices": matrix_calls.calls, "weights": weight_calls.calls}
+QUICK = {"mixers": 700, "matrices": 400, "weights": 400}
+LARGE = {"mixers": 12_000, "matrices": 12_000, "weights": 6_000}
+
+
+@pytest.mark.parametrize("subject", CAMPAIGNS)
+def test_every_bad_call_gets_a_clear_answer(subject: str) -> None:
+    _run(subject, QUICK[subject], seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", CAMPAIGNS)
+def test_every_one_of_many_bad_calls_gets_a_clear_answer(subject: str) -> None:
+    _run(subject, LARGE[subject], seed=1)
+
+
+def _run(subject: str, number: int, seed: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch, on nested and sparse tensors
+        tally = count(CAMPAIGNS[subject](seed), number)
+    print(f"{subject}: {tally}")
+    assert tally.calls == number
+    assert tally.clear > number / 2, "a campaign of calls that are hardly ever refused shows nothing"
+    assert not tally.unclear, str(tally)
