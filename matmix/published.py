@@ -177,9 +177,8 @@ def _tensor(name: Any, value: Any) -> Tensor:
     if not isinstance(name, str):
         raise ValueError(f"the names of state_dict must be strings, got {shown(name)}")
     if isinstance(value, Tensor):
-        if value.is_meta or value.is_nested or value.layout != torch.strided or value.is_quantized:
-            kind = "without numbers, on the meta device" if value.is_meta else "nested, sparse or quantised"
-            raise ValueError(f"state_dict[{name!r}] must be a dense tensor, got one that is {kind}")
+        if value.is_nested or value.layout != torch.strided or value.is_quantized:
+            raise ValueError(f"state_dict[{name!r}] must be a dense tensor, got one nested, sparse or quantised")
         return value.detach()
     if isinstance(value, np.ndarray | np.number):
         if value.dtype.kind not in "fiubc":
@@ -205,20 +204,23 @@ def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> lis
     """What keeps the state dict ``given`` from being loaded where ``wanted`` stands, one line a kind; [] if nothing."""
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
-    shapes, kinds, numbers = [], [], []
+    shapes, kinds, numbers, empty = [], [], [], []
     for name in wanted.keys() & given.keys():
         ours, theirs = wanted[name], given[name]
         if ours.shape != theirs.shape:
             shapes.append(f"{name} {tuple(theirs.shape)} for {tuple(ours.shape)}")
-        if theirs.is_complex() and not ours.is_complex():
+        if theirs.is_meta and not ours.is_meta:
+            empty.append(name)
+        elif theirs.is_complex() and not ours.is_complex():
             kinds.append(f"{name} {theirs.dtype} for {ours.dtype}")
-        elif ours.is_floating_point() != (theirs.is_floating_point() or theirs.is_complex()):
-            numbers.append(f"{name} {theirs.dtype} for {ours.dtype}")
+        elif ours.is_floating_point() and not theirs.is_floating_point() and not theirs.is_complex():
+            numbers.append(f"{name} {theirs.dtype} for {ours.dtype}")  # quantised: their scale stands elsewhere
     found = (
         ("missing", missing),
         ("unexpected", unexpected),
         ("of the wrong shape", sorted(shapes)),
+        ("without numbers, on the meta device, where ours has some", sorted(empty)),
         ("complex where ours is real", sorted(kinds)),
-        ("whole numbers where ours must be real, or real ones where ours must be whole", sorted(numbers)),
+        ("whole numbers where ours must be real", sorted(numbers)),
     )
     return [f"{what}: {', '.join(names)}" for what, names in found if names]

@@ -223,7 +223,7 @@ def refuse(name: str, kind: Allowed, value: Any) -> ValueError:
 
 
 def shown(value: Any) -> str:
-    """A value in the text of an error, in one line of at most 200 characters; a tensor or array by shape and dtype."""
+    """A value in the text of an error, in one line of at most 500 characters; a tensor or array by shape and dtype."""
     if getattr(value, "is_nested", False):  # has no sizes to be asked for
         return f"a nested tensor of {value.dtype}"
     if isinstance(shape := getattr(value, "shape", None), tuple) and shape and hasattr(value, "dtype"):
@@ -232,7 +232,7 @@ def shown(value: Any) -> str:
         text = " ".join(repr(value).split())
     except Exception:  # a whole number of more digits than Python writes, or an object that cannot write itself
         text = f"a {type(value).__name__} that cannot be shown"
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return text if len(text) <= 500 else f"{text[:500]}..."
 
 
 def hints(names: Sequence[str], annotations: Mapping[str, Any], scope: Mapping[str, Any]) -> dict[str, Any]:

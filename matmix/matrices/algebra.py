@@ -182,7 +182,8 @@ class Product(Matrix):
         for left, right in pairwise(self.factors):
             if left.shape[3] != right.shape[2]:
                 raise ValueError(
-                    f"Product: factors must have as many columns as the next has rows, got {left!r} and {right!r}"
+                    f"Product: factors must fit each other, but {left!r} has {left.shape[3]} columns, {right!r} has "
+                    f"{right.shape[2]} rows"
                 )
         self.shape  # noqa: B018  # batch and heads agree, or this says that they do not
 

@@ -84,8 +84,6 @@ def explain(
     owner: Any, error: Exception, method: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
     """After an error of ``method(owner, *args, **options)``: a ValueError in its place that names what was wrong."""
-    from matmix import matrices  # the names that annotations of methods have while types are checked
-
     if torch.compiler.is_compiling():
         return
     made = not isinstance(owner, type)
@@ -96,7 +94,9 @@ def explain(
         given = inspect.signature(method).bind(owner, *args, **options).arguments
     except TypeError:  # too many arguments, or one that there is not: Python has said so
         return
-    hints, parameters = typing.get_type_hints(method, localns=vars(matrices)), inspect.signature(method).parameters
+    words = {word: hint for word, hint in method.__annotations__.items() if word != "return"}
+    hints = typing.get_type_hints(types.SimpleNamespace(__annotations__=words), method.__globals__)
+    parameters = inspect.signature(method).parameters
     bounds = {f.name: f.metadata.get("least", -math.inf) for f in dataclasses.fields(owner)}
     flat: dict[str, Any] = {}
     for word, value in list(given.items())[1:]:

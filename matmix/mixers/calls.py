@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +17,12 @@ from torch import Tensor
 from matmix.ops.sizes import is_size
 from matmix.ranges import shown
 
-if TYPE_CHECKING:
-    from matmix.mixers.base import Grid, Mixer, Traits
-
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MOST = 2**31
 """Tokens along an axis of a grid, and samples of a state; beyond them sizes overflow within PyTorch."""
 
 
-def check_grid(grid: Any, traits: Traits, name: str, option: str = "grid") -> Grid | None:
+def check_grid(grid: Any, traits: Any, name: str, option: str = "grid") -> tuple[int, ...] | None:
     """A grid as a tuple of positive integers of an accepted number of axes, or a ValueError that says what is."""
     if grid is None:
         if traits.length == "fixed":
@@ -85,7 +82,7 @@ def described(state: Any) -> str:
     return shown(state)
 
 
-def explain(mixer: Mixer, error: Exception, x: Any, state: Any = (), grid: Any = None, **others: Any) -> None:
+def explain(mixer: Any, error: Exception, x: Any, state: Any = (), grid: Any = None, **others: Any) -> None:
     """After an error: a ValueError in its place, if one of the arguments is what PyTorch stumbled over.
 
     Args:
@@ -121,7 +118,7 @@ def explain(mixer: Mixer, error: Exception, x: Any, state: Any = (), grid: Any =
             raise ValueError(f"{name}: {word} must be {x.dtype} as x is, got {shown(value)}") from error
 
 
-def _name_weights(mixer: Mixer, error: Exception, x: Tensor) -> None:
+def _name_weights(mixer: Any, error: Exception, x: Tensor) -> None:
     """Where weights are of another device or dtype than tokens, say so in place of what PyTorch said."""
     name = type(mixer).__name__
     weights = [w for w in chain(mixer.parameters(), mixer.buffers()) if w.is_floating_point()]

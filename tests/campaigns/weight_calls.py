@@ -22,7 +22,7 @@ from tests.campaigns.mixer_calls import mixer_at
 from tests.campaigns.odd import Call, bent, short, thing
 
 NAMES = ("source", "state_dict", "missing", "unexpected", "left over", "wrong shape", "complex", "whole numbers",
-         "names", "entries")  # fmt: skip
+         "without numbers", "names", "entries")  # fmt: skip
 
 
 def calls(seed: int) -> Iterator[Call]:
