@@ -34,8 +34,9 @@ NEEDED: dict[type[Any], dict[str, Any]] = {
     StudyTask: {"task": "digits"},
     Stage: {"steps": 3},
 }
-ALSO = {"mixer": "spec", "decoder_mixer": "spec", "channel_mixer": "spec", "tasks": "task", "mixers": "study"}
-"""A name that an error may say instead."""
+ALSO = {"mixer": "spec", "decoder_mixer": "spec", "channel_mixer": "spec", "tasks": "task", "mixers": "study",
+        "surgery": "Surgery", "recipe": "Recipe", "options": "Digits"}  # fmt: skip
+"""A name that an error may say instead: of a table, whose settings it is."""
 
 
 def settings() -> Iterator[Call]:
