@@ -89,7 +89,10 @@ def test_studies_with_two_workers(tmp_path, kills=30):
             time.sleep(2 * attempt)
         seen.lost += sum(not (root / folder / "result.json").exists() for folder in folders) + (child.exitcode != 0)
         found = {folder: whole(root / folder) for folder in folders if (root / folder / "result.json").exists()}
-        seen.wrong += sum(found[folder] != expected[folder] for folder in found) + bool(leftovers(root))
+        other = [folder for folder in found if found[folder] != expected[folder]]
+        if other or leftovers(root):
+            print(f"{root}: {other} differ, {leftovers(root)} are left")
+        seen.wrong += len(other) + bool(leftovers(root))
         shutil.rmtree(root)
     print(f"\nstudies: {seen}")
     assert (seen.lost, seen.wrong) == (0, 0)
