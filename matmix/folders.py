@@ -208,7 +208,10 @@ def _is_gone(name: re.Match[str]) -> bool:
         return True
     except OSError:  # somebody else's, which is alive
         return False
-    return False
+    try:  # one that was killed has a number until its parent asks for its end
+        return Path(f"/proc/{name[2]}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return False
 
 
 @cache

@@ -184,9 +184,12 @@ def _each(part: Any, bounds: Mapping[str, float], kinds: tuple[type, ...], name:
     inner = allowed(part, bounds, lists=lists)
     if inner is None:
         return Allowed(name, lambda value: isinstance(value, kinds))
-    return Allowed(
-        f"{name}, each {inner.words}", lambda value: isinstance(value, kinds) and all(inner.holds(one) for one in value)
-    )
+    words, one_holds = f"{name}, each {inner.words}", inner.holds
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, kinds) and all(one_holds(one) for one in iter(value))  # type: ignore[call-overload]
+
+    return Allowed(words, holds)
 
 
 def _is_text(value: Any) -> bool:

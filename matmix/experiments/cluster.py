@@ -163,7 +163,7 @@ class _Mailbox:
         self.news: list[tuple[int, str, Any]] = []
 
     def put(self, *news: Any) -> None:
-        self.news.append(news)  # type: ignore[arg-type]
+        self.news.append(news)
 
     def take(self) -> list[tuple[int, str, Any]]:
         news, self.news = self.news, []

@@ -149,7 +149,7 @@ class Study(Settings):
         for name in ("tasks", "mixers", "seeds", "recipes"):
             values = list(getattr(self, name))
             if not values:
-                raise ValueError(f"study {self.name!r}: {name} is empty")
+                raise ValueError(f"study {self.name!r}: {name} is empty: name at least one")
             twice = [value for index, value in enumerate(values) if value in values[:index]]
             if twice:
                 raise ValueError(f"study {self.name!r}: {name} has {twice[0]!r} twice")

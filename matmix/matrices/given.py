@@ -103,8 +103,8 @@ def explain(
         several = parameters[word].kind is inspect.Parameter.VAR_POSITIONAL
         flat |= {f"{word}[{place}]": each for place, each in enumerate(value)} if several else {word: value}
         allowed = kind(hints.get(word), bounds.get(word, -math.inf))
-        for each in (value if several else (value,)) if allowed is not None else ():
-            if not allowed.holds(each):
+        for each in value if several else (value,):
+            if allowed is not None and not allowed.holds(each):
                 raise ValueError(f"{name}: {word} must be {allowed.words}, got {shown(each)}") from error
     if isinstance(error, ValueError):
         return  # ours, and it has said what is wrong

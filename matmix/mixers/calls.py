@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from matmix.ops.private import in_jit_trace
 from matmix.ops.sizes import is_size
 from matmix.ranges import shown
 
@@ -44,7 +45,7 @@ def _is_count(size: Any) -> bool:
 def check_batch(name: str, batch: Any) -> None:
     """A ValueError for what is no number of samples."""
     number = isinstance(batch, int) and not isinstance(batch, bool) and 0 <= batch < MOST
-    symbol = not isinstance(batch, int) and is_size(batch) and (not isinstance(batch, Tensor) or torch.jit.is_tracing())
+    symbol = not isinstance(batch, int) and is_size(batch) and (not isinstance(batch, Tensor) or in_jit_trace())
     if not (number or symbol):
         raise ValueError(f"{name}: batch must be a whole number from 0 to 2**31, got {shown(batch)}")
 

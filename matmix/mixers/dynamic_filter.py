@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from matmix.matrices.circulant import Circulant
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, check_grid, drop_padding, merge_heads
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
+from matmix.mixers.calls import check_grid
 from matmix.mixers.registry import register
 from matmix.ops.fft import hermitian, interpolate_spectrum, resample_spectrum, to_complex
 from matmix.ops.layers import StarReLU

@@ -18,7 +18,8 @@ from matmix.matrices.identity import Identity
 from matmix.matrices.normalise import Normalise
 from matmix.matrices.permutation import Permutation
 from matmix.matrices.selection import Selection
-from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, check_grid
+from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits
+from matmix.mixers.calls import check_grid
 from matmix.mixers.registry import register
 from matmix.ops import interpolate
 from matmix.ops.activations import gelu

@@ -34,8 +34,9 @@ NEEDED: dict[type[Any], dict[str, Any]] = {
     StudyTask: {"task": "digits"},
     Stage: {"steps": 3},
 }
-ALSO = {"mixer": "spec", "decoder_mixer": "spec", "channel_mixer": "spec", "tasks": "task", "mixers": "study",
-        "surgery": "Surgery", "recipe": "Recipe", "options": "Digits"}  # fmt: skip
+_SPEC = ("spec", "mixer")
+ALSO = {"mixer": _SPEC, "decoder_mixer": _SPEC, "channel_mixer": _SPEC, "tasks": ("task",), "mixers": ("study",),
+        "surgery": ("Surgery",), "recipe": ("Recipe",), "options": ("Digits",)}  # fmt: skip
 """A name that an error may say instead: of a table, whose settings it is."""
 
 
@@ -72,11 +73,12 @@ def campaign(calls: list[Call]) -> Tally:
                 made = call()
         except Exception as error:
             plain = isinstance(value, str | int | float) or value is None
-            names = [name, *([ALSO[name]] if name in ALSO else [])]
+            names = [name, *ALSO.get(name, ())]
             tally.refused(error, f"{owner}.{name}={value!r:.60}", names, [value] if plain else [])
             continue
         taken = getattr(made, name, value)
-        if isinstance(made, nn.Module) or taken is value or taken == value:
+        filled = owner == "RunConfig" and value == {}  # the defaults of the task are filled in at once
+        if isinstance(made, nn.Module) or taken is value or taken == value or filled:
             tally.right += 1
         else:
             tally.wrong("turned into another value", f"{owner}.{name}={value!r:.60} became {taken!r:.60}")

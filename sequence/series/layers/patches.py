@@ -52,7 +52,7 @@ class PatchEmbedding(TokenMap):
     def tokens(self, length: int) -> int:
         """N, the number of patches of a series of `length` steps."""
         if length + self.pad < self.patch:
-            raise ValueError(f"patch={self.patch} needs at least {self.patch - self.pad} steps, got {length}")
+            raise ValueError(f"length must be at least {self.patch - self.pad} with patch={self.patch}, got {length}")
         return (length + self.pad - self.patch) // self.stride + 1
 
     def real(self, mask: Tensor) -> Tensor:

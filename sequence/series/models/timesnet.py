@@ -82,7 +82,10 @@ class TimesNet(SeriesModel):
         super().__init__(length=length, channels=channels, goal=goal, horizon=horizon, classes=classes, marks=marks)
         steps, seed = length + horizon, new_seed()
         if 2 * periods > steps:
-            raise ValueError(f"periods={periods} need at least {2 * periods} steps, there are {steps}")
+            raise ValueError(
+                f"length + horizon must be at least {2 * periods} with periods={periods}, got length={length}, "
+                f"horizon={horizon}"
+            )
         self.reads_padding = published
         specs = [None] * depth if mixer == "default" else layer_specs(mixer, depth)
         self.blocks = nn.ModuleList()

@@ -164,7 +164,7 @@ def test_what_a_decoder_begins_with() -> None:
     [
         (lambda: Decomposition(4), "kernel must be an odd number of steps, which keeps the length, got 4"),
         (lambda: PatchEmbedding(4, patch=4, stride=5), "stride from 1 to patch, got patch=4, stride=5"),
-        (lambda: PatchEmbedding(4).tokens(7), "patch=16 needs at least 8 steps, got 7"),
+        (lambda: PatchEmbedding(4).tokens(7), "length must be at least 8 with patch=16, got 7"),
         (lambda: CrossAttention(6, 4), "heads must be a positive divisor of dim=6, got 4"),
         (lambda: ClassHead(2, 2, 2, act="relu"), "act must be 'gelu' or 'none', got 'relu'"),
     ],

@@ -76,8 +76,8 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     for name, message, options in (
         ("mamba", "horizon must be at most length", {"horizon": 25}),
         ("itransformer", "heads must be a positive divisor of dim=8, got 3", {"heads": 3}),
-        ("patchtst", "patch=40 needs at least 32 steps, got 24", {"patch": 40}),
-        ("tsmixer", "norm must be 'none', 'batch' or 'layer', got 'rms'", {"norm": "rms"}),
+        ("patchtst", "length must be at least 32 with patch=40, got 24", {"patch": 40}),
+        ("tsmixer", "norm must be one of 'none', 'batch', 'layer', got 'rms'", {"norm": "rms"}),
         ("moderntcn", "dims and depths must have one number a stage", {"depths": (1, 1)}),
         ("moderntcn", "kernel must have one number a stage", {"kernel": (5, 5)}),
         ("ffnet_ts", "small must have one number a stage", {"small": ()}),
