@@ -148,7 +148,7 @@ def _plain(kind: Any, bounds: Mapping[str, float]) -> Allowed | None:
     if kind in (int, float):
         return numbers(**bounds, whole=kind is int)
     if kind is str:
-        return Allowed(f"a string of at most {LONGEST:,} characters", _is_text)
+        return Allowed(f"a string of at most {LONGEST:,} whole characters, none of them NUL", _is_text)
     if kind is collections.abc.Callable:
         return Allowed("a function", callable)
     if isinstance(kind, type) and kind not in (object, Any):  # Any is a class since Python 3.11

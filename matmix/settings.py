@@ -35,6 +35,8 @@ class Settings:
     """
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
+        if "__dataclass_fields__" not in vars(cls):  # it has a constructor of its own
+            return super().__new__(cls)
         names, kinds = _fields(cls)  # type: ignore[arg-type]  # a class is hashable
         for name in given:
             if name not in names:

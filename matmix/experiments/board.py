@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from matmix.experiments.output import steady
 from matmix.experiments.text import shown
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class Board:
         self.progress.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(shown(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
+        with steady():
+            self.console.print(shown(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def start(self, run: StudyRun) -> None:
         self.began[run.folder] = time.monotonic()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+
+_NOWHERE = io.TextIOWrapper(io.BytesIO(), "utf-8")
+"""What answers for a stream that is closed: which encoding it has, say."""
 
 
 class Steady:
@@ -35,9 +39,7 @@ class Steady:
         return self.stream is not None and not getattr(self.stream, "closed", False) and bool(self.stream.isatty())
 
     def __getattr__(self, name: str) -> Any:
-        if self.stream is None:
-            raise AttributeError(f"the stream is closed: it has no {name}")
-        return getattr(self.stream, name)
+        return getattr(_NOWHERE if self.stream is None else self.stream, name)
 
     def _try(self, name: str, *args: str) -> None:
         if self.stream is None:

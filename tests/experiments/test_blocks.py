@@ -59,5 +59,6 @@ def test_a_run_keeps_the_scores_of_its_test_examples(tmp_path):
     assert scores.mean() == pytest.approx(result.test["accuracy"]) and span == 1
     assert set(scores) <= {0.0, 1.0} and len(scores) == result.facts["test"]
     assert read_examples(tmp_path / "nowhere") is None
-    write_examples(tmp_path, np.array([0.5, math.pi]), 7)
-    assert read_examples(tmp_path)[1] == 7
+    (tmp_path / "other").mkdir()
+    write_examples(tmp_path / "other", np.array([0.5, math.pi]), 7)
+    assert read_examples(tmp_path / "other")[1] == 7

@@ -92,7 +92,7 @@ def same_as_here(tmp_path, monkeypatch, grid) -> None:
     [
         (["--gpus", "1"], "gpus is asked of a Ray cluster: say --ray, too"),
         (["--ray", "a:1", "b:2"], "ray must be one address, or nothing, got a:1 b:2"),
-        (["--ray", "--memory", "-1"], "memory must be a number of at least 0, got memory=-1"),
+        (["--ray", "--memory", "-1"], "Study.memory must be a finite number in [0, 1e+09], got -1"),
         (["--ray", "--runtime-env", "absent.json"], "runtime_env: absent.json cannot be read"),
         (["--ray", "--worker"], "a worker does one run at a time"),
     ],

@@ -151,8 +151,10 @@ def test_folders_stay_below_and_apart(names):
 
 def test_half_characters():
     """No table takes them: a study has none, and of a file they are read as what no font has."""
-    for changes in ({"mixers": (HALF,)}, {"tasks": (StudyTask("digits", label=HALF),)}, {"note": HALF}):
-        with pytest.raises(ValueError, match=r"names and notes must be of whole characters, got 'a\\ud800b'"):
+    with pytest.raises(ValueError, match=r"StudyTask.label must be .*whole characters.*, got 'a\\ud800b'"):
+        StudyTask("digits", label=HALF)
+    for changes in ({"mixers": (HALF,)}, {"note": HALF}):
+        with pytest.raises(ValueError, match=r"must be .*whole characters.*, got .*'a\\ud800b'"):
             Study(**{"name": "s", "tasks": (StudyTask("digits"),), "mixers": ("identity",), **changes})
     for text in (markdown(HALF), paragraph(HALF), shown(HALF), folder_name(HALF)):
         text.encode()
@@ -205,7 +207,7 @@ def test_a_report_with_all_of_them(tmp_path):
     root.mkdir()
     study = Study(
         "named", tuple(StudyTask("digits", {"dim": 8 + 4 * i}, label=name, arms=(StudyArm(f"arm {name}", "pooling"),))
-                       for i, name in enumerate(NASTY)),
+                       for i, name in enumerate(NASTY) if "\0" not in name and len(name) < 4000),
         ("identity", "attention"), seeds=(0, 1), note="Is <b> bold?\n- no", margin=0.05,
     )  # fmt: skip
     (root / "study.json").write_text(json.dumps(study.to_json()))
@@ -213,7 +215,7 @@ def test_a_report_with_all_of_them(tmp_path):
         write_run(root, run, 0.5 + 0.01 * len(run.mixer) % 0.1)
     write_report(root, matrices=False, pictured=0)
     text = (root / "report" / "report.md").read_text()
-    for name in NASTY:
+    for name in (name for name in NASTY if "\0" not in name and len(name) < 4000):
         assert f"\n## {paragraph(name)}\n" in text and f"| {markdown(f'arm {name}')} |" in text
     assert len(pd.read_csv(root / "report" / "runs.csv")) == len(study.runs())
     assert "<script>alert" not in (root / "report" / "index.html").read_text()

@@ -66,7 +66,7 @@ def test_workers_do_a_study(tmp_path, monkeypatch, capsys):
         (["--slurm", "1"], "slurm: Could not detect"),
         (
             ["--slurm", "-1", "--slurm-cluster", "local"],
-            "slurm must be a number of workers of at least 1, got slurm=-1",
+            "Study.slurm must be a whole number in [0, 1e+09], got -1",
         ),
         (["--slurm", "1", "--worker"], "slurm submits workers"),
         (

@@ -280,7 +280,7 @@ def test_what_would_be_quietly_wrong_is_refused():
         ({"pair_features": "sum"}, "pair_features must be one of 'concat'"),
         ({"mlp_ratio": -1}, r"mlp_ratio must be a finite number in \[0, "),
         ({"conv": -1}, "conv must be a whole number"),
-        ({"tied": True}, "tied is for head='token' or 'language'"),
+        ({"tied": True}, "tied=True is only for head='token' or 'language'"),
         ({"tied": True, **tokens}, "must be the 20 tokens embedded, got 5"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -163,7 +163,7 @@ def test_lists_and_folders_that_do_not_fit(tmp_path: Path) -> None:
     # Names and splits of the release: a line of each of its lists, and one that is in neither.
     names = ("bed/026290a7_nohash_0.wav", "bed/0c40e715_nohash_0.wav", "bed/00176480_nohash_0.wav")
     assert [split_of(Path(name).name) for name in names] == ["val", "test", "train"]
-    with pytest.raises(ValueError, match=r"Speech.half must be resample or decimate, got 'drop'"):
+    with pytest.raises(ValueError, match=r"Speech.half must be one of 'resample', 'decimate', got 'drop'"):
         small(folder, half="drop")
     with pytest.raises(ValueError, match=r"takes sequences of one length.*--task.pad length"):
         small(recordings(tmp_path / "again", 16)).model("dense", 0)

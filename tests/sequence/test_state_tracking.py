@@ -138,7 +138,7 @@ def test_lengths_of_splits_and_batches() -> None:
 
 def test_a_curriculum_brings_labels_in_one_place_after_the_other() -> None:
     """The same rows; from the first place on, all from its end on, in training alone, and after a stop too."""
-    plain, task = (StateTracking("S3", length=8, curriculum=steps, eval_examples=4) for steps in (0, 16))
+    plain, task = (StateTracking(problem="S3", length=8, curriculum=steps, eval_examples=4) for steps in (0, 16))
     rows = list(itertools.islice(zip(task.batches("train", 4), plain.batches("train", 4), strict=True), 20))
     for step, (mine, whole) in enumerate(rows):
         places = min(8, 1 + step // 2)
@@ -147,7 +147,7 @@ def test_a_curriculum_brings_labels_in_one_place_after_the_other() -> None:
     assert torch.equal(next(task.batches("train", 4, start=5)).y, rows[5][0].y)
     assert torch.equal(next(task.batches("test", 4)).y, next(plain.batches("test", 4)).y)
     with pytest.raises(ValueError, match=r"StateTracking\.curriculum must be 0 with labels='last'"):
-        StateTracking("S3", labels="last", curriculum=5)
+        StateTracking(problem="S3", labels="last", curriculum=5)
 
 
 @pytest.mark.parametrize("problem", ["parity", "S3"])

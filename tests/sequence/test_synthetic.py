@@ -89,7 +89,7 @@ MAD = {
 def mad_settings(given: dict[str, Any]) -> mad.MadSettings:
     return mad.MadSettings(
         given["vocab_size"], given["seq_len"], given["frac_noise"], given["noise_vocab_size"],
-        given["num_tokens_to_copy"], given["k_motif_size"], given["multi_query"],
+        given["num_tokens_to_copy"] or 16, given["k_motif_size"], given["multi_query"],
     )  # fmt: skip
 
 

@@ -168,9 +168,9 @@ def test_maps_stay_channels_last() -> None:
 
 
 def test_refuses() -> None:
-    with pytest.raises(ValueError, match="output_stride must be 8, 16 or 32, got 4"):
+    with pytest.raises(ValueError, match="output_stride must be one of 8, 16, 32, got 4"):
         _small(output_stride=4)
-    with pytest.raises(ValueError, match="norm must be 'layer_norm_2d' or 'layer_norm', got 'batch'"):
+    with pytest.raises(ValueError, match="norm must be one of 'layer_norm_2d', 'layer_norm', got 'batch'"):
         _small(norm="batch")
     with pytest.raises(ValueError, match="five positive integers"):
         AFFNet((1, 1), (8, 8))

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from matmix.experiments.task import build
 from matmix.files import Damaged, Keys, read_json, shaped
 from matmix.folders import claim
 from sequence.series.panel.dates import to_step
@@ -106,7 +107,7 @@ def _kept(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Kept:
         found.append(Series(names, pd.date_range(begin, periods=len(values), freq=step), values, known))
         scales[names] = Scale(mean, std)
     return Kept(
-        Settings(**about["settings"]),
+        build(Settings, about["settings"]),
         Panel(found, step, []),
         scales,
         Scale(tensors["known.mean"].numpy(), tensors["known.std"].numpy()),

@@ -202,7 +202,7 @@ def test_settings_of_masked_models(folder):
         ({"rate": 0.0}, r"rate must be a finite number in \(0, 1\)"),
         ({"hidden_share": 0.9, "other_share": 0.2}, "must be at most 1 together"),
         ({"streaming": True}, "reads all texts first"),
-        ({"length": 2}, "at least 3"),
+        ({"length": 2}, r"length must be a whole number in \[3, "),
     ):
         with pytest.raises(ValueError, match=error):
             MLM(**options)

@@ -80,7 +80,7 @@ def test_texts_of_files_and_tables(tmp_path):
     assert list(saved.splits["train"]()) == some[2:]
     for options, error in (
         ({"data": str(tmp_path / "t"), "column": "words"}, "t train, line 3: the columns are 'text'; allowed: a col"),
-        ({"data": str(tmp_path / "t"), "held_out": 0}, "held_out must be a whole number in"),
+        ({"data": str(tmp_path / "t"), "held_out": 0}, "held_out must be at least 1"),
         ({"data": str(tmp_path / "a.txt"), "streaming": True}, "are read whole"),
         ({"data": str(tmp_path / "none.txt")}, "there is no file or folder"),
         ({"data": ""}, "which text"),

@@ -135,7 +135,8 @@ def test_files_and_quantiles(tmp_path):
     changing = forecast["unique_id"] != "c"
     assert (low < high)[changing].all() and (low == high)[~changing].all()
     forecaster.save(tmp_path / "kept")
-    assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == ["forecaster.json", "weights.safetensors"]
+    names = sorted(file.name for file in (tmp_path / "kept").iterdir())
+    assert names == [".matmix", "forecaster.json", "weights.safetensors"]
     loaded = Forecaster.load(tmp_path / "kept")
     pd.testing.assert_frame_equal(loaded.predict(), forecast, check_freq=False)
     assert loaded.settings == forecaster.settings and loaded.notes == forecaster.notes
@@ -206,7 +207,7 @@ REFUSED = {
     "constant": (LONG.assign(y=1.0), {}, "no series changes"),
     "rows": (WIDE[:0], {}, "must be a pandas table with rows"),
     "a size": (WIDE, {"kernell": 3}, "kernell"),
-    "a quantile": (WIDE, {"quantiles": (0.1, 1.5)}, "between 0 and 1"),
+    "a quantile": (WIDE, {"quantiles": (0.1, 1.5)}, r"quantiles must be a tuple, each a finite number in \[0, 1\]"),
     "a setting": (WIDE, {"horizon": 0}, "Settings.horizon"),
     "a model": (WIDE, {"model": "dlinaer"}, "dlinear"),
 }  # fmt: skip

@@ -100,6 +100,8 @@ def options_of(fixture: Fixture, case: Case) -> dict[str, Any]:
     options["classes"] = config["num_class"] if goal == "classification" else 0
     options["marks"] = marks["shape"][2] if marks and marks["kind"] == "normal" else 0
     options |= {ours: config[theirs] for ours, theirs in case.words.items()} | dict(case.fixed)
+    if "affine" in options:  # 0 or 1 there
+        options["affine"] = bool(options["affine"])
     if "dims" in options:  # the published code is also told those of stages that it does not build
         options["dims"] = options["dims"][: len(options["depths"])]
     return options
