@@ -30,7 +30,7 @@ def several(quick: int, many: int) -> list:
     return [quick, pytest.param(many, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("kills", several(2, 130))
+@pytest.mark.parametrize("kills", several(1, 130))
 def test_training(tmp_path, kills):
     dice, seen = random.Random(kills), Figures()
     took = timed(train, RUN, str(tmp_path / "whole"))

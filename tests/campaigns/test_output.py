@@ -94,6 +94,7 @@ def test_every_command_ends_by_itself(tmp_path, command):
         assert "Traceback" not in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 def test_the_shell_sees_the_end_of_a_pipe(tmp_path):
     """From the entry point: `matmix list | head -1`, and nothing on stderr."""
     code = "from matmix_command import main; main()"

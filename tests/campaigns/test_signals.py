@@ -51,7 +51,7 @@ def _train(config: dict, folder: str, log: str) -> None:
 
 @pytest.mark.parametrize(
     ("numbers", "status"),
-    [((signal.SIGHUP, signal.SIGHUP), 129), ((signal.SIGINT, signal.SIGINT, signal.SIGINT), 130),
+    [((signal.SIGHUP, signal.SIGHUP), 129), pytest.param((signal.SIGINT,) * 3, 130, marks=pytest.mark.slow),
      pytest.param((signal.SIGTERM,), 130, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_while_it_trains(tmp_path, numbers, status):

@@ -66,9 +66,10 @@ def same_end(folder: Path, config: RunConfig) -> None:
             torch.testing.assert_close(found[key], value, rtol=tolerance, atol=tolerance, msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mixer", "name"),
-    [("attention(head_dim=4)", "everything"), pytest.param(VQ, "a loss of its own", marks=pytest.mark.slow)],
+    [("attention(head_dim=4)", "everything"), (VQ, "a loss of its own")],
 )
 def test_a_compiled_run_ends_as_an_eager_one(tmp_path, without_inductor, mixer, name):
     same_end(tmp_path, RunConfig("digits", mixer, 0, {**SMALL, "norm": "batch"}, {**QUICK, **OPTIONS[name]}))

@@ -272,6 +272,7 @@ def test_a_compiled_model_keeps_them() -> None:
     equals_eager(model, torch.randn(2, 3, SIZE, SIZE), ["two_sided_scan"] * count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICKLY)
 def test_exported_programs_hold_them(name: str) -> None:
     """Saved and loaded, with an open batch and length; and decomposed to PyTorch's own, they give the same."""
@@ -308,6 +309,7 @@ def test_onnx_takes_exported_programs(name: str) -> None:
         torch.testing.assert_close(torch.from_numpy(out), mixer(tokens), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICKLY)
 def test_transforms_of_compiled_mixers(name: str) -> None:
     """``torch.func`` under a compiler goes through the reference, which has all rules."""
