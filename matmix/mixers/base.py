@@ -56,6 +56,7 @@ class Context(NamedTuple):
     grid: Grid  # static, prod(grid) = L
     mask: Tensor | None  # (B, L) bool, True = a real token
     segments: Tensor | None = None  # (B, L) int64: tokens see only those of their number; 0, 1, ... along a row
+    own: Any = None  # what a method of the mixer's own adds
 
 
 class Projected(NamedTuple):

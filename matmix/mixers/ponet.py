@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,7 @@ class PoNet(Mixer):
         return Projected(ponet(streams, self.heads, self._runs(x, context), context), streams.values())
 
     def product(self, x: Tensor, context: Context) -> tuple[Tensor, Any]:
-        if context.mask is not None or not known(x.shape[1]):
+        if context.mask is not None or context.own is not None or not known(x.shape[1]):
             return super().product(x, context)
         # Both poolings give the largest values along with their places.
         streams, segments = self._streams(x), self._runs(x, context)
@@ -121,6 +121,8 @@ class PoNet(Mixer):
         return Streams(*linear(self.in_proj, x).unflatten(-1, (5, self.dim)).unbind(2))
 
     def _runs(self, x: Tensor, context: Context) -> Segments:
+        if context.own is not None:  # given to mix_segments
+            return cast("Segments", context.own)
         return runs(x.shape[1], self.segments, None if self.padded_segments else context.mask, x.device)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
@@ -147,9 +149,8 @@ class PoNet(Mixer):
                 raise ValueError(
                     f"{name} must be {kind} of shape {tuple(x.shape[:2])}, got {given.dtype} {given.shape}"
                 )
-        streams = self._streams(drop_padding(x, mask))
-        matrix = ponet(streams, self.heads, Segments(index, x.shape[1], special), context)
-        return drop_padding(self.merge(matrix.matmul(streams.values()), None), mask)
+        context = context._replace(own=Segments(index, x.shape[1], special))
+        return drop_padding(self.mix(drop_padding(x, mask), context), mask)
 
     @staticmethod
     def _from_published(module: PoNet, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from matmix import create_mixer, load_published
+from matmix.inspect import record
 from matmix.mixers.base import Context, drop_padding
-from matmix.mixers.ponet import Segments, Streams, delimited, ponet, runs
+from matmix.mixers.ponet import PoNet, Segments, Streams, delimited, ponet, runs
 from tests.fixtures import load_fixture
 
 SOURCE = "lxchtan/PoNet"
@@ -85,3 +86,14 @@ def test_errors_say_what_is_allowed() -> None:
     mixer = create_mixer("ponet(heads=2)", 8)
     with pytest.raises(ValueError, match=r"index must be torch\.int64 of shape"):
         mixer.mix_segments(torch.randn(1, 4, 8), torch.zeros(1, 3).long())
+
+
+def test_given_segments_are_in_the_matrix_that_is_shown() -> None:
+    mixer = PoNet(8, heads=2)
+    x, index = torch.randn(2, 6, 8), torch.tensor([[0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 1, 5]])
+    with record(mixer) as found:
+        shown = mixer.mix_segments(x, index)
+    (matrix,) = found.values()
+    values = mixer.project(x, Context((6,), None)).values  # which do not hang on segments
+    torch.testing.assert_close(mixer.merge(matrix.to_dense() @ values, None), shown)
+    torch.testing.assert_close(shown, mixer.mix_segments(x, index))
