@@ -5,16 +5,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: study test slow lint types docs
+.PHONY: study test slow campaigns lint types docs
 
 study: $(READY)
 	$(BIN)/matmix study quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n auto -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not large and not gpu"
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -n auto -m "slow and not gpu"
+
+campaigns: $(READY)
+	$(BIN)/python -m pytest -q -n auto -s -m large tests/campaigns
 
 lint: $(READY)
 	$(BIN)/ruff check .

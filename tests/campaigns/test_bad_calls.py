@@ -23,7 +23,7 @@ def test_every_bad_call_gets_a_clear_answer(subject: str) -> None:
     _run(subject, QUICK[subject], seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.large
 @pytest.mark.parametrize("subject", CAMPAIGNS)
 def test_every_one_of_many_bad_calls_gets_a_clear_answer(subject: str) -> None:
     _run(subject, LARGE[subject], seed=1)

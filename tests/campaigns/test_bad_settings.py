@@ -95,7 +95,7 @@ def test_some_wrong_settings_are_refused_clearly() -> None:
     assert tally.clear > 1000  # and not all are right
 
 
-@pytest.mark.slow
+@pytest.mark.large
 @pytest.mark.parametrize("seed", range(2))
 def test_wrong_settings_are_refused_clearly(seed: int) -> None:
     tally = campaign(sample(settings(), 10_000, seed + 1))
@@ -103,7 +103,7 @@ def test_wrong_settings_are_refused_clearly(seed: int) -> None:
     assert not tally.unclear, str(tally)
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_wrong_options_of_sequence_models_are_refused_clearly() -> None:
     tally = campaign(list(models()))
     print(tally)

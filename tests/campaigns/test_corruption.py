@@ -182,7 +182,7 @@ def test_some_corruptions(kinds, tmp_path):
     assert counts.total() == 24 and counts["found"] >= 12
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_every_corruption(kinds, tmp_path):
     assert campaign(kinds, tmp_path, 1, 3, None).total() >= 300
 

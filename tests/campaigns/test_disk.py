@@ -69,7 +69,7 @@ def attempts(count: int, quick: bool) -> list[tuple[int, int | None]]:
     return random.Random(0).sample(every, 5) if quick else every
 
 
-@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.large)])
 def test_a_run_fails_and_goes_on_when_there_is_room(tmp_path, undisturbed, quick, capfd):
     expected, count = undisturbed
     failed = unharmed = 0
@@ -93,7 +93,7 @@ def test_a_run_fails_and_goes_on_when_there_is_room(tmp_path, undisturbed, quick
     assert failed
 
 
-@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.large)])
 def test_a_study_goes_on(tmp_path, quick):
     """No room for one run's folder; or for anything from some operation on, when the study says so in its outcome."""
     study = Study("full", (StudyTask("digits", OPTIONS, RECIPE),), ("pooling", "identity"), seeds=(0,))

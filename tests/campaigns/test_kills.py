@@ -27,7 +27,7 @@ SMALL_STUDY = Study(
 
 
 def several(quick: int, many: int) -> list:
-    return [quick, pytest.param(many, marks=pytest.mark.slow)]
+    return [quick, pytest.param(many, marks=pytest.mark.large)]
 
 
 @pytest.mark.parametrize("kills", several(1, 130))
@@ -65,7 +65,7 @@ def count(seen: Figures, folder: Path, expected: object, end) -> None:
         seen.wrong += 1
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_studies_with_two_workers(tmp_path, kills=30):
     """The study, one of its workers or all of them; killed runs are in hands of a start that comes at once."""
     dice, seen = random.Random(7), Figures()

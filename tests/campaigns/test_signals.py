@@ -19,7 +19,7 @@ from tests.forked import SERVER
 CODE = "import matmix_command as m; print('on', flush=True); m.main()"
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.large)])
 def test_while_the_library_is_imported(times):
     dice, ended = random.Random(times), []
     for number in (signal.SIGINT, signal.SIGHUP) * (times // 2):

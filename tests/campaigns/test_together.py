@@ -18,7 +18,7 @@ QUICK = {**RUN["recipe"], "steps": 4, "groups": [], "schedule": "constant"}
 TWO = Study("two", (StudyTask("digits", RUN["options"], QUICK),), ("pooling", "identity"), seeds=(0, 1))
 
 
-@pytest.mark.parametrize("times", [3, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [3, pytest.param(40, marks=pytest.mark.large)])
 def test_reports(tmp_path, times):
     levels = {"digits": {"identity": 0.5, "attention": 0.7, "pooling": 0.6}}
     write_study(tmp_path, Study("told", (StudyTask("digits"),), tuple(levels["digits"]), seeds=(0, 1, 2)), levels)
