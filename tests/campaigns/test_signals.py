@@ -31,7 +31,7 @@ def test_while_the_library_is_imported(times):
         time.sleep(dice.uniform(0.05, 3.0 if times > 2 else 0.4))
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
-        assert process.returncode in (128 + number, 0) and "Traceback" not in said, said
+        assert process.returncode in (128 + number, -number, 0) and "Traceback" not in said, said
         ended.append(process.returncode)
     assert 130 in ended or 129 in ended
 
@@ -78,7 +78,8 @@ def test_while_it_trains(tmp_path, numbers, status):
 def _study(folder: str, log: str) -> None:
     import multiprocessing
 
-    from matmix.experiments import cli, workers
+    import matmix_command
+    from matmix.experiments import workers
 
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
@@ -86,8 +87,9 @@ def _study(folder: str, log: str) -> None:
     workers.get_context = lambda how: multiprocessing.get_context("fork")  # type: ignore[assignment]
     settings = ["--task.patch", "4", "--task.dim", "8", "--task.depth", "1", "--recipe.steps", "400",
                 "--recipe.checkpoint-every", "50", "--recipe.log-every", "4"]  # fmt: skip
-    cli.main(["study", "digits", "--mixers", "pooling", "identity", "attention", "--seeds", "2", "--jobs", "2",
-              *settings, "--out", folder])  # fmt: skip
+    sys.argv = ["matmix", "study", "digits", "--mixers", "pooling", "identity", "attention", "--seeds", "2", "--jobs", "2",
+                *settings, "--out", folder]  # fmt: skip
+    matmix_command.main()  # the third Ctrl-C may come when the command has ended
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def test_a_driver_that_is_killed_finds_everything(tmp_path, monkeypatch, two_nod
     (tmp_path / "grid.json").write_text(json.dumps(grid.to_json()))
     words = ["-m", "matmix.experiments.cli", "study", str(tmp_path / "grid.json"), "--out", str(tmp_path / "out")]
     driver = subprocess.Popen([sys.executable, *words, "--ray", nodes.address], stdout=subprocess.DEVNULL)
-    wait_for_step(tmp_path / "out")
+    wait_for_step(tmp_path / "out", 300.0)
     driver.kill()
     driver.wait(timeout=60)
     assert run_study(grid, tmp_path / "out", ray=Cluster(nodes.address), quiet=True).counts == {"finished": 2}
