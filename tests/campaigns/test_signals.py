@@ -87,8 +87,8 @@ def _study(folder: str, log: str) -> None:
     workers.get_context = lambda how: multiprocessing.get_context("fork")  # type: ignore[assignment]
     settings = ["--task.patch", "4", "--task.dim", "8", "--task.depth", "1", "--recipe.steps", "400",
                 "--recipe.checkpoint-every", "50", "--recipe.log-every", "4"]  # fmt: skip
-    sys.argv = ["matmix", "study", "digits", "--mixers", "pooling", "identity", "attention", "--seeds", "2", "--jobs", "2",
-                *settings, "--out", folder]  # fmt: skip
+    sys.argv = ["matmix", "study", "digits", "--mixers", "pooling", "identity", "attention", "--seeds", "2",
+                "--jobs", "2", *settings, "--out", folder]  # fmt: skip
     matmix_command.main()  # the third Ctrl-C may come when the command has ended
 
 
