@@ -125,6 +125,7 @@ def token(folder: Path | str) -> str:
 
 def mark(folder: Path, kind: str, **more: Any) -> dict[str, Any]:
     """Write the marker of a folder, all or nothing; the token of one that is there stays."""
+    sweep(folder)  # marks that a killed process had not ended
     said = {"made by": "matmix", "kind": kind, "version": VERSION, "token": token(folder) or uuid.uuid4().hex, **more}
     fresh = temporary(folder / MARKER)
     try:
