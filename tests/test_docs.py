@@ -60,7 +60,11 @@ def test_the_commands_of_the_pages_parse(
     check_command(command, capsys)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(path, marks=pytest.mark.slow) if path.stem == "study" else path for path in EXAMPLES],
+    ids=lambda path: path.stem,
+)
 def test_examples_run(example: Path, tmp_path: Path) -> None:
     """As a user runs them: by file, in a folder of one's own."""
     status, said = run_script(example, tmp_path)
@@ -72,6 +76,7 @@ def test_every_example_says_how_it_is_run() -> None:
         assert f"python examples/{example.name}" in example.read_text(), example
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("mkdocs", path=Path(sys.executable).parent) is None, reason="mkdocs: matmix[docs]")
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]

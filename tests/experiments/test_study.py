@@ -170,6 +170,7 @@ def test_failures_are_recorded_and_the_study_goes_on(tmp_path):
     assert result(outcome, "own").test["accuracy"] >= 0
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_jobs_and_a_dead_worker_costs_its_run_only(tmp_path):
     """Of a task that a file registers, too: every process imports it."""
     more = {"tasks": (TINY, StudyTask("lab-parity")), "imports": (ODD, LAB)}
@@ -251,7 +252,7 @@ def wait_for_step(folder: Path, seconds: float = 90.0) -> None:
         ("ctrl-c", 1),
         pytest.param("ctrl-c", 2, marks=pytest.mark.slow),
         pytest.param("kill", 1, marks=pytest.mark.slow),
-        ("kill", 2),
+        pytest.param("kill", 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_study_goes_on(tmp_path, monkeypatch, how, jobs):

@@ -195,6 +195,7 @@ def errors_of_all() -> dict[str, dict[str, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_interpreted_kernels_give_the_recurrence_and_its_gradients() -> None:
     found = json.loads(interpreted(__name__).splitlines()[-1])
     assert set(CASES) < set(found)
