@@ -199,7 +199,7 @@ def main() -> None:
     if options.before is None or not (options.before / "matmix").is_dir():
         parser.error(f"name the folder of the other tree; there is no matmix in {options.before}")
 
-    from benchmarks.measure import heading, say, table
+    from benchmarks.measure import heading, publish, say, table
 
     here = Path(__file__).resolve().parent.parent
     every = cases(options.only)
@@ -243,9 +243,7 @@ def main() -> None:
     if alone:
         parts.append(f"Not in both trees at this size: {', '.join(alone)}.")
     text = "\n\n".join([*parts, table(columns, rows)])
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    publish(text + "\n", options.out)
 
 
 def _revision(folder: Path) -> str:

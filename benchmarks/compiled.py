@@ -13,6 +13,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,12 +55,12 @@ def step(call: Callable[[Tensor], Tensor], weights: Sequence[Tensor], images: Te
         return list(torch.autograd.grad(loss, weights, allow_unused=True))
 
 
-def works(model: nn.Module, images: Tensor, train: bool, compiled: bool) -> Work:
-    """One direction of a model, ready to run."""
+def work(model: nn.Module, images: Tensor, train: bool, compiled: bool) -> Callable[[], Any]:
+    """Forward, or forward and backward, of a model, ready to run; returns the logits, or the gradients."""
     call: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    def run() -> object:
+    def run() -> Any:
         model.train(train)
         if train:
             return step(call, weights, images)
@@ -93,12 +94,12 @@ def compare(name: str, pair: tuple[nn.Module, nn.Module], images: Tensor, budget
     rows: list[list[object]] = []
     for train in (False, True):
         torch.compiler.reset()
-        four = [works(model, images, train, way) for way in (True, False) for model in pair]
+        four = [work(model, images, train, way) for way in (True, False) for model in pair]
         if not train:
-            reference, *others = (work() for work in four)
-            scale = reference.abs().max()  # type: ignore[attr-defined]
+            reference, *others = (run() for run in four)
+            scale = reference.abs().max()
             for other in others:
-                difference = float((other - reference).abs().max() / scale)  # type: ignore[operator]
+                difference = float((other - reference).abs().max() / scale)
                 if not difference < 1e-4:
                     raise RuntimeError(f"{name}: the outputs differ by {difference:.1e} of the largest")
         ours, theirs, our_eager, their_eager = best_processor_times(four, budget)

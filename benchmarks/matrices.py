@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import best_times, exponent, heading, peak_memory, say, table
+from benchmarks.measure import best_times, exponent, heading, peak_memory, publish, say, table
 from matmix.matrices import all_classes
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -91,10 +91,7 @@ def main() -> None:
         "as fast from: the length from which `matmul` is never over 1.1 times the other; MB: peak memory that `matmul` "
         f"adds. A dash: dense left out, it would take over {DENSE_SECONDS:.0f} s.\n\n" + table(columns, rows)
     )
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text("# Products of the matrix classes\n\n" + text + "\n")
+    publish(f"# Products of the matrix classes\n\n{text}\n", options.out)
 
 
 if __name__ == "__main__":

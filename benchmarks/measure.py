@@ -105,6 +105,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
+def publish(report: str, out: Path | None) -> None:
+    """A report to standard output and, where one is given, to a file."""
+    print(report)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(report)
+
+
 def say(text: str) -> None:
     """Progress, to standard error: standard output holds the results only."""
     print(text, file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.measure import heading, say, table
+from benchmarks.measure import heading, publish, say, table
 
 
 def per_call(ours: Callable[[], object], raw: Callable[[], object], calls: int = 1000) -> tuple[float, float]:
@@ -80,10 +80,7 @@ def main() -> None:
     ours, bare, ratio = trainer_overhead()
     rows.append(["trainer step / bare PyTorch loop", f"{1e3 * ours:.2f} ms", f"{1e3 * bare:.2f} ms", f"{ratio:.3f} x"])
     text = heading("python -m benchmarks.overhead") + "\n\n" + table(["", "matmix", "raw", "difference"], rows)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text("# What the abstraction costs\n\n" + text + "\n")
+    publish(f"# What the abstraction costs\n\n{text}\n", options.out)
 
 
 if __name__ == "__main__":

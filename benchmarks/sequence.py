@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.generation import BYTES, DEVICE, MAMBA2, Sizes, generation, mamba2_config
-from benchmarks.measure import best_times, exponent, heading, say, table
+from benchmarks.measure import best_times, exponent, heading, publish, say, table
 from matmix.experiments.memory import peak
 from sequence.encoder import Encoder
 
@@ -254,10 +254,7 @@ def main() -> None:
             *([] if peer else ["transformers is not installed: its Mamba-2 is left out."]),
         ]
     )
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text("# Sequence models over the length\n\n" + text + "\n")
+    publish(f"# Sequence models over the length\n\n{text}\n", options.out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.compiled import best_processor_times
-from benchmarks.measure import Work, heading, table
+from benchmarks.measure import Work, heading, publish, table
 from matmix.matrices import Circulant
 from matmix.ops import fft
 
@@ -64,10 +64,7 @@ def main() -> None:
             columns += [f"{what}, {heads} channels: transforms, ms", "products", "x"]
     command = f"python -m benchmarks.small_grids --batch {options.batch} --budget {options.budget:g}"
     command += " --double" * options.double
-    text = f"# Filters on small grids\n\n{heading(command)}\n\n{table(columns, rows)}\n"
-    print(text)
-    if options.out:
-        options.out.write_text(text)
+    publish(f"# Filters on small grids\n\n{heading(command)}\n\n{table(columns, rows)}\n", options.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import nn
 
-from benchmarks.measure import best_times, heading, say, table
+from benchmarks.measure import best_times, heading, publish, say, table
 from matmix import surgery
 from matmix.inspect import record
 
@@ -130,10 +130,7 @@ def main() -> None:
             table(["module", "forward", "times"], alone(options.batch)),
         ]
     )
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text("# Surgery\n\n" + text + "\n")
+    publish(f"# Surgery\n\n{text}\n", options.out)
 
 
 if __name__ == "__main__":

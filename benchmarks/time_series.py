@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import best_times, heading, peak_memory, say, table
+from benchmarks.measure import best_times, heading, peak_memory, publish, say, table
 from matmix import load_published
 from sequence.series.models import create_series_model, list_series_models
 from sequence.series.tasks import scripts
@@ -142,9 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts.append("An epoch of ETTh1, 32 windows a step, horizon 96:")
     parts.append(table(["model", "steps read", "weights", "ms a step", "s an epoch", "peak MiB"], rows))
     text = "\n\n".join(parts)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    publish(text + "\n", options.out)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import vision
 from benchmarks import compiled
-from benchmarks.measure import best_times, heading, peak_memory, say, table
+from benchmarks.measure import best_times, heading, peak_memory, publish, say, table
 from matmix import load_published
 
 # timm's PoolFormer normalises after pooling, its authors' before: here ours does what timm's does.
@@ -160,6 +160,8 @@ def main() -> None:
             parser.error("--compile measures the processor time of one thread on the CPU")
         compiled_models(options)
         return
+    if options.only or options.size != 224:
+        parser.error("--size and --only go with --compile")
     command = (
         f"python -m benchmarks.vision --batch {options.batch} --threads {options.threads} --device {options.device}"
     )
@@ -173,9 +175,7 @@ def main() -> None:
             draw(curves, picture)
             parts.append(f"![throughput and memory over the image side]({picture.name})")
     report = "\n\n".join(parts) + "\n"
-    print(report)
-    if options.out:
-        options.out.write_text(report)
+    publish(report, options.out)
 
 
 def compiled_models(options: argparse.Namespace) -> None:
@@ -187,11 +187,9 @@ def compiled_models(options: argparse.Namespace) -> None:
         return found(name, options.size)
 
     command = f"python -m benchmarks.vision --compile --batch {options.batch} --size {options.size}"
+    command += f" --budget {options.budget:g}" + (f" --only {' '.join(options.only)}" if options.only else "")
     found = compiled.report(names, pair, options.batch, options.size, options.budget)
-    report = f"# Image models, compiled\n\n{heading(command)}\n\n{found}\n"
-    print(report)
-    if options.out:
-        options.out.write_text(report)
+    publish(f"# Image models, compiled\n\n{heading(command)}\n\n{found}\n", options.out)
 
 
 if __name__ == "__main__":
