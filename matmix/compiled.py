@@ -49,8 +49,11 @@ class Compiled(nn.Module):
         with compiling(self.model):
             try:
                 return self._program(axes, self.model, opened, more)
-            except Exception:
-                self.model(*args, **named)  # raises its own errors, which a compiler reports in its words
+            except Exception as error:
+                if _of_the_compiler(error):
+                    # What the model itself refuses, a compiler reports in its words: the model says it in its own.
+                    # No program has run then, so this is not a second time, and no training goes on after either error.
+                    self.model(*args, **named)
                 raise
 
     def _open(self, inputs: Any) -> tuple[str, Any]:
@@ -82,6 +85,12 @@ def _run(axes: str, model: nn.Module, args: tuple[Any, ...], named: dict[str, An
     return model(*args, **named)
 
 
+def _of_the_compiler(error: Exception) -> bool:
+    from torch._dynamo.exc import TorchDynamoException  # a second of imports
+
+    return isinstance(error, TorchDynamoException)
+
+
 @contextmanager
 def compiling(model: nn.Module) -> Iterator[None]:
     """Within, what the compiler raises is a ValueError that names the setting; programs of a backward pass may be made
@@ -89,9 +98,7 @@ def compiling(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from torch._dynamo.exc import TorchDynamoException  # a second of imports
-
-        if not isinstance(error, TorchDynamoException):
+        if not _of_the_compiler(error):
             raise
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
         raise ValueError(

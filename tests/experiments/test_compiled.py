@@ -155,6 +155,21 @@ def test_what_a_model_refuses_is_its_own_error(without_inductor):
         fixed(torch.randn(2, 12, 8))
 
 
+def test_a_model_does_not_run_again_where_its_program_failed(without_inductor):
+    """Out of memory, say: a second run would draw and move buffers once more, and last."""
+    model, ran = Mean(), []
+    program = Compiled(model, {})
+    model.register_forward_pre_hook(lambda *_: ran.append(1))
+
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    program._program = fails
+    with pytest.raises(RuntimeError, match=r"^out of memory$"):
+        program(torch.zeros(1, 3, dtype=torch.long))
+    assert not ran
+
+
 def test_a_program_of_the_backward_pass_that_cannot_be_made():
     from torch._dynamo.exc import BackendCompilerFailed
 
