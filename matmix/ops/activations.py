@@ -15,13 +15,17 @@ def looked_on(*tensors: Tensor) -> bool:
 
 
 def plain_numbers(*tensors: Tensor) -> bool:
-    """Whether tensors are plain float32 numbers on the CPU, at the outermost level: no compiler, tracer, dispatch mode,
+    """Whether tensors are ``plain_tensors`` of float32."""
+    return plain_tensors(*tensors) and all(t.dtype == torch.float32 for t in tensors)
+
+
+def plain_tensors(*tensors: Tensor) -> bool:
+    """Whether these are nothing but tensors on the CPU, at the outermost level: no compiler, tracer, dispatch mode,
     transform or autocast.
     """
     return (
         untransformed()
-        and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
-        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        and all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in tensors)
         and not torch.is_autocast_enabled("cpu")
         and not modes()
     )

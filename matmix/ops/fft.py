@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from matmix.ops.activations import untransformed
+from matmix.ops.activations import plain_tensors
 from matmix.ops.pieces import piece_bytes
 from matmix.ops.precision import working_dtype
-from matmix.ops.private import modes
 from matmix.ops.sizes import exporting, known, larger, modulo, power_of_two
 
 # A C allocator maps blocks above 32 MiB anew at every call, and the page faults then cost more than the transform
@@ -28,8 +27,8 @@ _PIECE_BYTES = 2 << 20
 
 SMALL_GRID, SMALL_AXIS = {torch.float32: 64, torch.float64: 16}, 8
 """Tokens of a grid by dtype, and along one of its axes, up to which products are faster than transforms where there are
-two axes or more: 1.1 to 3.8 times at 4 x 4 to 8 x 8 in float32, 1.2 to 2.0 times at 4 x 4 in float64, where 7 x 7 is
-slower by up to a third (``benchmarks/results/small_grids.md``)."""
+two axes or more: 1.1 to 3.8 times at 4 x 4 to 8 x 8 in float32, 1.2 to 2.0 times at 4 x 4 in float64, where 7 x 7 has
+0.7 to 1.0 times the speed (``benchmarks/results/small_grids.md``)."""
 
 
 def _also_empty(transform: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -174,15 +173,12 @@ def by_products(values: Tensor, spectrum: Tensor, grid: tuple[int, ...], dtype: 
     an exporter and a counter of operations get the transforms, of which they know what they are. The products are
     taken in ``dtype``, float32 or float64."""
     return (
-        not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()  # first: a compiler would note what is asked of its sizes
         and sum(n > 1 for n in grid) > 1  # one long axis is where a transform gains most
         and max(grid) <= SMALL_AXIS
         and math.prod(grid) <= SMALL_GRID[dtype]
         and values.shape[1] == spectrum.shape[1]
-        and untransformed()
-        and all(type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" for t in (values, spectrum))
-        and not torch.is_autocast_enabled("cpu")
-        and not modes()
+        and plain_tensors(values, spectrum)
     )
 
 
