@@ -8,7 +8,7 @@ there are some, and the shapes of its results. From that follow, under the name 
 - ``matmix::NAME_backward``, its gradients, an operator as well: by the kernel, or by autograd through the reference;
 - its second derivatives and those after, by autograd through the reference;
 - shapes without numbers, for compilers and fake tensors, of both;
-- what ``vmap`` makes of both: more samples in one call; where weights differ as well, one call after the other;
+- what ``vmap`` makes of both: more samples in one call;
 - FLOPs of both: those of the reference's products (PyTorch's counter knows them once ``matmix.cost`` is imported);
 - its decomposition into the reference, for exporters that know PyTorch's operators only (ONNX).
 
@@ -86,7 +86,8 @@ class Operator:
 
     Args:
         name: its name.
-        tensors: declarations of the tensors, ``"Tensor values"`` or ``"Tensor? step"``; the first is never absent.
+        tensors: declarations of the tensors, ``"Tensor values"`` or ``"Tensor? step"``; the first is never absent. All
+            have B or 1 samples on their first axis.
         options: declarations of what follows them.
         reference: from tensors and options to a tuple of tensors, in PyTorch's operations.
         rooms: from tensors and options to a ``Room`` for each result.
@@ -96,7 +97,6 @@ class Operator:
             runs through the kernel once more.
         results: how many there are.
         takes: whether the kernels take tensors and options that are on their device.
-        weights: tensors without an axis of samples, by their place; all others have B or 1 samples on their first axis.
     """
 
     def __init__(
@@ -111,9 +111,8 @@ class Operator:
         gradients: Callable[..., Sequence[Tensor | None]] | None = None,
         results: int = 1,
         takes: Callable[..., bool] = lambda *_: True,
-        weights: Sequence[int] = (),
     ) -> None:
-        self.name, self.count, self.results, self.weights = name, len(tensors), results, frozenset(weights)
+        self.name, self.count, self.results = name, len(tensors), results
         self.reference, self.rooms, self.takes = reference, rooms, takes
         self.kernel, self.gradients = kernel, gradients
         given = ", ".join((*tensors, *options))
@@ -217,8 +216,6 @@ class Operator:
 
     def _vmap(self, info: Any, in_dims: Given, *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
-        if any(in_dims[place] is not None for place in self.weights):
-            return self._one_by_one(self.call, size, in_dims, args)
         wide, samples = self._wide(size, in_dims, args, range(self.count))
         found = self.call(*wide)
         parts = [t.unflatten(0, (size, samples)) for t in ([found] if self.results == 1 else found)]
@@ -226,8 +223,6 @@ class Operator:
 
     def _vmap_back(self, info: Any, in_dims: Given, *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
-        if self.weights:  # of which every call has gradients of its own
-            return self._one_by_one(self.call_back, size, in_dims, args)
         wide, samples = self._wide(size, in_dims, args, range(self.results + self.count), whole=True)
         found = []
         for gradient, place in zip(self.call_back(*wide), self._wanted(args), strict=True):
@@ -250,8 +245,7 @@ class Operator:
 
         What no call has of its own and all samples share stays one sample, unless all is to be ``whole``.
         """
-        weights = {len(places) - self.count + place for place in self.weights}
-        given = {place: args[place] for place in places if args[place] is not None and place not in weights}
+        given = {place: args[place] for place in places if args[place] is not None}
         samples = joint([self._samples(tensor, in_dims[place]) for place, tensor in given.items()])
         wide = list(args)
         for place, tensor in given.items():
@@ -261,21 +255,6 @@ class Operator:
             first = tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
             wide[place] = first.expand(size, samples, *first.shape[2:]).flatten(0, 1)
         return wide, samples
-
-    @staticmethod
-    def _one_by_one(call: Callable[..., Any], size: int, in_dims: Given, args: Given) -> tuple[Any, Any]:
-        def of(index: int) -> Given:
-            return tuple(
-                arg if not isinstance(dim, int) or not isinstance(arg, Tensor) else arg.select(dim, index)
-                for arg, dim in zip(args, in_dims, strict=True)
-            )
-
-        found = [call(*of(index)) for index in range(size)]
-        if isinstance(found[0], Tensor):
-            return torch.stack(found), 0
-        stacked = [torch.stack(parts) for parts in zip(*found, strict=True)]
-        kind = type(found[0])
-        return kind(stacked), kind([0] * len(stacked))
 
     def flops(self, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
         """Of the products of the reference; a formula for PyTorch's counter, which gives shapes."""
