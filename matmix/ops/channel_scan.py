@@ -188,10 +188,10 @@ def _rooms(*given: Any) -> tuple[Room, Room]:
 
 
 def _kernel(*given: Any) -> tuple[Tensor, Tensor]:
-    from matmix.ops.channel_scan_triton import ahead
+    from matmix.ops.channel_scan_triton import scan
 
     *tensors, dtype, _ = given
-    return ahead(*tensors, dtype=dtype)
+    return scan(*tensors, dtype=dtype)
 
 
 def _gradients(d_results: Given, given: Given, wanted: list[bool]) -> tuple[Tensor | None, ...]:

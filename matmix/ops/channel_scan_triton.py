@@ -37,7 +37,7 @@ from matmix.ops.channel_scan import by_tables
 from matmix.ops.function import Function, call
 from matmix.ops.gpu import cdiv, on_device, power_of_2
 from matmix.ops.precision import full_precision
-from matmix.ops.sizes import joint_batch
+from matmix.ops.sizes import all_samples
 
 LOWEST = -128.0  # stands for a log decay of -inf: exp of it is 0 in float32, and sums of it can be subtracted
 _LOWEST = tl.constexpr(LOWEST)
@@ -401,13 +401,8 @@ def scan(
     Args:
         dtype: of the outputs; that of the values where absent. The state is float32.
     """
-    mixed, last = call(_Scan, *_whole(values, outputs, inputs, log_decay), dtype or values.dtype)
-    return mixed, last.mT
-
-
-def ahead(*given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``scan`` of the four tensors, without gradients."""
-    mixed, last = _Scan.forward(*_whole(*given), dtype)  # type: ignore[call-arg]
+    whole = all_samples((values, outputs, inputs, log_decay))
+    mixed, last = call(_Scan, *whole, dtype or values.dtype)
     return mixed, last.mT
 
 
@@ -415,15 +410,9 @@ def back(
     d_mixed: Tensor | None, d_last: Tensor | None, *given: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the four tensors of ``scan`` from those of its results, of all samples; None: no influence."""
-    whole = _whole(*given)
+    whole = all_samples(given)
     d_mixed = torch.zeros_like(whole[0]) if d_mixed is None else d_mixed
     return _gradients(whole, d_mixed, None if d_last is None else d_last.mT, wanted)
-
-
-def _whole(*given: Tensor) -> tuple[Any, ...]:
-    """The four tensors with all samples."""
-    batch = joint_batch(given)
-    return tuple(t if t.shape[0] == batch else t.expand(batch, *t.shape[1:]) for t in given)
 
 
 class _Scan(Function):

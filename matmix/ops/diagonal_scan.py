@@ -27,6 +27,9 @@ from matmix.ops.private import in_jit_trace
 from matmix.ops.scan import bounded, carry, cut, join, recurrence
 from matmix.ops.sizes import joint_batch, known
 
+# values, outputs, inputs, log decay, clock, step and initial state of ``diagonal_scan``
+Factors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
 
 def diagonal_scan(
     values: Tensor,
@@ -57,27 +60,17 @@ def diagonal_scan(
     """
     if seen():
         tied = step is not None and step is clock
-        given = (values, outputs, inputs, log_decay, clock, None if tied else step, initial)
-        mixed, last = DIAGONAL_SCAN(*given, tied, chunk)
+        untied = (values, outputs, inputs, log_decay, clock, None if tied else step, initial)
+        mixed, last = DIAGONAL_SCAN(*untied, tied, chunk)
         return mixed, last
-    if in_triton(values, outputs, inputs, log_decay, clock, step, initial, transforms=True):
-        return _by_triton(values, outputs, inputs, log_decay, clock, step, initial, chunk=chunk)
-    return _by_torch(values, outputs, inputs, log_decay, clock, step, initial, chunk=chunk)
+    given = (values, outputs, inputs, log_decay, clock, step, initial)
+    return _by_triton(given, chunk) if in_triton(*given, transforms=True) else _by_torch(given, chunk)
 
 
-def _by_triton(
-    values: Tensor,
-    outputs: Tensor,
-    inputs: Tensor,
-    log_decay: Tensor,
-    clock: Tensor | None,
-    step: Tensor | None,
-    initial: Tensor | None,
-    *,
-    chunk: int | None,
-) -> tuple[Tensor, Tensor]:
+def _by_triton(given: Factors, chunk: int | None) -> tuple[Tensor, Tensor]:
     from matmix.ops.diagonal_scan_triton import scan
 
+    values, outputs, inputs, log_decay, clock, step, initial = given
     with full_precision(values.device):
         values, outputs, inputs, log_decay = (t.float() for t in (values, outputs, inputs, log_decay))
         ticks, initial = (t if t is None else t.float() for t in (clock, initial))
@@ -85,17 +78,8 @@ def _by_triton(
         return scan(values, outputs, inputs, log_decay, ticks, step, initial, chunk=chunk)
 
 
-def _by_torch(
-    values: Tensor,
-    outputs: Tensor,
-    inputs: Tensor,
-    log_decay: Tensor,
-    clock: Tensor | None,
-    step: Tensor | None,
-    initial: Tensor | None,
-    *,
-    chunk: int | None,
-) -> tuple[Tensor, Tensor]:
+def _by_torch(given: Factors, chunk: int | None) -> tuple[Tensor, Tensor]:
+    values, outputs, inputs, log_decay, clock, step, initial = given
     traced = torch.compiler.is_compiling() or in_jit_trace()
     run = by_chunks if traced or values.device.type not in ("cpu", "meta") else by_tokens
     dtype = working_dtype(values, outputs, inputs, log_decay)
@@ -229,20 +213,18 @@ def _chunk_size(length: int, wanted: int | None) -> int:
 # ------------------------------------------------------------------ the operator
 
 
-def _unpacked(*given: Any) -> tuple[tuple[Any, ...], int | None]:
-    """The tensors of ``diagonal_scan``, where ``tied`` with the clock as the step, and the chunk."""
+def _unpacked(*given: Any) -> tuple[Any, int | None]:
+    """The factors of ``diagonal_scan``, where ``tied`` with the clock as the step, and the chunk."""
     *factors, clock, step, initial, tied, chunk = given
     return (*factors, clock, clock if tied else step, initial), chunk
 
 
 def _reference(*given: Any) -> tuple[Tensor, Tensor]:
-    tensors, chunk = _unpacked(*given)
-    return _by_torch(*tensors, chunk=chunk)
+    return _by_torch(*_unpacked(*given))
 
 
 def _kernel(*given: Any) -> tuple[Tensor, Tensor]:
-    tensors, chunk = _unpacked(*given)
-    return _by_triton(*tensors, chunk=chunk)
+    return _by_triton(*_unpacked(*given))
 
 
 def _rooms(*given: Any) -> tuple[Room, Room]:

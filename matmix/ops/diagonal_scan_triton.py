@@ -36,6 +36,7 @@ from matmix.ops.diagonal_scan import by_chunks
 from matmix.ops.function import Function, call
 from matmix.ops.gpu import cdiv, on_device
 from matmix.ops.precision import full_precision
+from matmix.ops.sizes import joint_batch
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LOWEST = tl.constexpr(-1e30)  # stands for a log decay of -inf: its product with a clock of 0 is 0, not NaN
@@ -507,7 +508,7 @@ def _scanned(tensors: Factors, tied: bool, chunk: int | None, planned: Plan | No
         groups, heads = outputs.shape[1], values.shape[1]
         channels = heads // groups * values.shape[3]
         planned = plan(
-            outputs.shape[3], _batch(tensors), groups, channels, values.shape[2], chunk, _cores(values.device)
+            outputs.shape[3], joint_batch(tensors), groups, channels, values.shape[2], chunk, _cores(values.device)
         )
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     mixed, last, _ = call(_Scan, *tensors, tied, wanted, planned)
@@ -554,7 +555,7 @@ class _Scan(Function):
     def backward(ctx: Any, d_mixed: Tensor | None, d_last: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         *tensors, marks = ctx.saved_tensors
         if d_mixed is None:
-            d_mixed = tensors[0].new_zeros(()).expand(_batch(tensors), *tensors[0].shape[1:])
+            d_mixed = tensors[0].new_zeros(()).expand(joint_batch(tensors), *tensors[0].shape[1:])
         none = (None, None, None)
         if torch.is_grad_enabled():  # a derivative of the derivative is wanted
             wanted = [t for t in tensors if t is not None and t.requires_grad]
@@ -582,10 +583,6 @@ class _Scan(Function):
         split = (size, batch)
         parts = (mixed.unflatten(0, split), last.unflatten(0, split), marks.unflatten(0, split) if keep else marks)
         return parts, (0, 0, 0 if keep else None)
-
-
-def _batch(tensors: Factors) -> int:
-    return next((t.shape[0] for t in tensors if t is not None and t.shape[0] != 1), 1)
 
 
 @cache
@@ -648,7 +645,7 @@ def _run_ahead(tensors: Factors, tied: bool, keep: bool, planned: Plan) -> tuple
     """Outputs, last state and, if they are to be kept, the states before the runs."""
     values, outputs, *_, initial, _, skip = tensors
     assert values is not None and outputs is not None
-    batch, (heads, length, width) = _batch(tensors), values.shape[1:]
+    batch, (heads, length, width) = joint_batch(tensors), values.shape[1:]
     groups, states = outputs.shape[1], outputs.shape[3]
     repeat, run, tile = heads // groups, planned.run, planned.ahead
     size, spans = _cut(length, planned.spans[0], run)
@@ -688,7 +685,7 @@ def _run_back(
     if bias is not None and clock is not None:  # once: here several threads share a channel
         clock = F.softplus(clock + bias.unsqueeze(-1), threshold=40.0)
         tensors = (*tensors[:3], log_decay.contiguous(), clock, *tensors[5:])
-    batch, (heads, length, width) = _batch(tensors), values.shape[1:]
+    batch, (heads, length, width) = joint_batch(tensors), values.shape[1:]
     groups, states = outputs.shape[1], outputs.shape[3]
     repeat, run, tile = heads // groups, planned.run, planned.back
     size, spans = _cut(length, planned.spans[1], run)
@@ -769,7 +766,7 @@ def _plain(tensors: Factors, tied: bool) -> tuple[Tensor, Tensor]:
         log_decay, clock = -log_decay.exp(), F.softplus(clock + bias.unsqueeze(-1), threshold=40.0)
     log_decay = log_decay.mT.unsqueeze(2) if log_decay.dim() == 3 else log_decay
     step = clock if tied else step
-    batch = _batch(tensors)
+    batch = joint_batch(tensors)
     written = values if step is None else values * step.unsqueeze(-1)
     written = written.expand(batch, *written.shape[1:])
     start = None if initial is None else initial.permute(0, 2, 3, 1)

@@ -34,7 +34,7 @@ from matmix.ops.function import Function, call
 from matmix.ops.gpu import cdiv, on_device, power_of_2
 from matmix.ops.precision import full_precision
 from matmix.ops.scan import by_blocks
-from matmix.ops.sizes import joint_batch
+from matmix.ops.sizes import all_samples
 
 LOWEST = -128.0  # stands for a log decay of -inf: exp of it is 0 in float32, and sums of it can be subtracted
 _LOWEST = tl.constexpr(LOWEST)
@@ -380,12 +380,6 @@ def scan(
     return mixed, last.mT
 
 
-def ahead(*given: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``scan`` of the six tensors, without gradients."""
-    mixed, last = _Scan.forward(*_whole(*given), False, dtype)  # type: ignore[call-arg]
-    return mixed, last.mT
-
-
 def back(
     d_mixed: Tensor | None, d_last: Tensor | None, *given: Tensor | None, flip: bool = False
 ) -> tuple[Tensor | None, ...]:
@@ -398,8 +392,7 @@ def back(
 
 def _whole(*given: Tensor | None) -> tuple[Any, ...]:
     """The six tensors with all samples, and the initial state as kernels read it."""
-    batch = joint_batch(given)
-    *whole, start = (t if t is None or t.shape[0] == batch else t.expand(batch, *t.shape[1:]) for t in given)
+    *whole, start = all_samples(given)
     return (*whole, None if start is None else start.float().mT.contiguous())
 
 

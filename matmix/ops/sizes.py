@@ -80,6 +80,12 @@ def joint_batch(parts: Iterable[Tensor | None]) -> int:
     return joint([part.shape[0] for part in parts if part is not None])
 
 
+def all_samples(parts: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+    """Parts of which some may have a batch of 1, each with that of all."""
+    batch = joint_batch(parts)
+    return tuple(t if t is None or t.shape[0] == batch else t.expand(batch, *t.shape[1:]) for t in parts)
+
+
 def blocks(length: int, block: int) -> list[tuple[int, int]]:
     """Start and end of blocks of at most ``block`` of ``length`` things; one block where the length is open."""
     if not known(length):

@@ -52,9 +52,7 @@ def ssd_scan(
         mixed, last = SSD_SCAN(*given, working_dtype(*given[:4]), chunk)
         return mixed, last
     if by_kernels(*given):
-        from matmix.ops.scan_triton import scan as by_triton
-
-        return by_triton(*given, dtype=torch.float32)
+        return _by_triton(*given, dtype=torch.float32)
     return scan.by_blocks(*given[:-1], initial=initial, chunk=chunk)
 
 
@@ -64,9 +62,7 @@ def triangle_product(values: Tensor, factors: Factors, *, chunk: int | None, tra
         if seen():
             return SSD_SCAN(values, *factors, None, values.dtype, chunk)[0]
         if by_kernels(values, *factors):
-            from matmix.ops.scan_triton import scan as by_triton
-
-            return by_triton(values, *factors)[0]
+            return _by_triton(values, *factors)[0]
     outputs, inputs, log_decay, _ = factors
     dtype = working_dtype(values, outputs, inputs, log_decay)
     length, width = values.shape[2:]
@@ -102,6 +98,12 @@ def _small(values: Tensor, outputs: Tensor, *_: Any) -> bool:
     return max(values.shape[3], outputs.shape[3]) <= 256
 
 
+def _by_triton(*given: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    from matmix.ops.scan_triton import scan as by_triton  # Triton is imported where it runs
+
+    return by_triton(*given, **options)
+
+
 def _two_sided_by_blocks(
     values: Tensor, lower: Factors, upper: Factors, skip: Tensor, *, chunk: int | None, transposed: bool = False
 ) -> Tensor:
@@ -121,9 +123,7 @@ def _two_sided_by_blocks(
 
 def _two_sided_by_triton(values: Tensor, lower: Factors, upper: Factors, skip: Tensor) -> Tensor:
     """Both recurrences in kernels, moved by a token."""
-    from matmix.ops.scan_triton import scan as by_triton
-
-    forth, back = by_triton(values, *lower)[0], by_triton(values, *upper, flip=True)[0]
+    forth, back = _by_triton(values, *lower)[0], _by_triton(values, *upper, flip=True)[0]
     mixed = F.pad(forth, (0, 0, 1, -1)) + F.pad(back, (0, 0, -1, 1))
     return torch.addcmul(mixed, skip.to(mixed.dtype).unsqueeze(-1), values)
 
@@ -145,10 +145,8 @@ def _rooms(*given: Any) -> tuple[Room, Room]:
 
 
 def _kernel(*given: Any) -> tuple[Tensor, Tensor]:
-    from matmix.ops.scan_triton import ahead
-
     *tensors, dtype, _ = given
-    return ahead(*tensors, dtype=dtype)
+    return _by_triton(*tensors, dtype=dtype)
 
 
 def _gradients(d_results: Given, given: Given, wanted: list[bool]) -> tuple[Tensor | None, ...]:

@@ -37,6 +37,7 @@ from matmix.ops.function import Function, call
 from matmix.ops.gpu import cdiv, on_device, power_of_2
 from matmix.ops.precision import full_precision
 from matmix.ops.scan_triton import scan
+from matmix.ops.sizes import all_samples
 
 _PLAIN = ["length", "chunks", "heads"]  # no value of these gets a kernel of its own
 
@@ -249,10 +250,7 @@ def solve(left: Tensor, right: Tensor, values: Tensor, *, flip: bool = False) ->
     Args:
         flip: from the last token to the first: j > i in the sum.
     """
-    given = (left, right, values)
-    batch = max(t.shape[0] for t in given)
-    whole = (t if t.shape[0] == batch else t.expand(batch, -1, -1, -1) for t in given)
-    solved: Tensor = call(_Solve, *whole, flip)
+    solved: Tensor = call(_Solve, *all_samples((left, right, values)), flip)
     return solved
 
 
