@@ -293,6 +293,24 @@ def test_exported_programs_hold_them(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("linear_attention(causal=True)", "ssd_scan"),
+        ("retention", "ssd_scan"),
+        ("mamba3", "ssd_scan"),
+        ("vim", "diagonal_scan"),
+        ("ss2d", "diagonal_scan"),
+    ],
+)
+def test_other_mixers_have_them_too(spec: str, expected: str) -> None:
+    """Those that docs/compile-and-export.md names beside ``MIXERS``."""
+    mixer = matmix.create_mixer(spec, dim=32, grid=(4, 4) if spec == "ss2d" else (16,)).eval()
+    program = torch.export.export(mixer, (torch.randn(2, 16, 32),))
+    assert set(named([program.graph_module])) == {expected}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXERS)
 def test_onnx_takes_exported_programs(name: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
