@@ -151,6 +151,33 @@ def test_one_folder_as_two_splits(tmp_path):
     assert found(tmp_path, ("train=train", "val=val")).keys() == {"train", "val"}
 
 
+@pytest.mark.parametrize("link", ["test/a", "test/a/more", "test/c/deep/more"])
+def test_a_folder_of_two_splits(tmp_path, link):
+    """A class, or a folder below one, that is also below another split by a link: it would be trained and tested on."""
+    draw_tree(tmp_path, {"train/a/deep": 2, "train/b": 2, "train/c": 2, "test/b": 2, "test/c/deep": 1})
+    (tmp_path / link).parent.mkdir(exist_ok=True)
+    (tmp_path / link).symlink_to(tmp_path / "train" / "a")
+    refused(tmp_path, "train/a", "one folder or hold one, by a link", "--task.splits train=train test=test")
+    assert found(tmp_path, ("train=train", "test=test")).keys() == {"train", "test"}
+
+
+def test_a_shard_of_two_splits(tmp_path):
+    write_shard(tmp_path / "train-0.tar", [(f"{i}.jpg", b"", i) for i in range(2)])
+    (tmp_path / "test-0.tar").symlink_to("train-0.tar")
+    refused(tmp_path, "train-0.tar and", "test-0.tar are one file", "--task.splits train=NAME")
+
+
+@pytest.mark.parametrize("layout", ["{split}/{kind}", "{kind}/{split}"])
+def test_pairs_of_two_splits(tmp_path, layout):
+    for kind, end in (("images", ".jpg"), ("masks", ".png")):
+        train, test = (layout.format(split=split, kind=kind) for split in ("train", "test"))
+        draw_tree(tmp_path, {train: 2, f"{train}/deep": 2, test: 1}, end)
+        (tmp_path / test / "more").symlink_to(tmp_path / train / "deep")
+    with pytest.raises(ValueError, match=r"hold one, by a link.*--task\.splits train=train test=test"):
+        pairs(str(tmp_path))
+    assert pairs(str(tmp_path), ("train=train", "test=test")).keys() == {"train", "test"}
+
+
 @pytest.mark.parametrize("value", [("train",), ("traim=a",), ("train=a", "train=b"), ("train=",), ("none", "val=a")])
 def test_wrong_values_of_the_option(value):
     with pytest.raises(ValueError, match="splits must be 'none' or train=NAME val=NAME test=NAME"):

@@ -50,9 +50,9 @@ class ClassFolders:
         if tuple(splits) != UNDIVIDED:
             for name in classes:
                 _no_splits_below(name)
-        owners: dict[str, Path] = {}
+        self.owners: dict[str, Path] = {}
         for name in classes:
-            twin = owners.setdefault(os.path.realpath(name), name)
+            twin = self.owners.setdefault(os.path.realpath(name), name)
             if twin != name:
                 raise ValueError(f"data: the class folders {shown(twin)} and {shown(name)} are one folder, by a link")
         self.left = loose.left
@@ -60,7 +60,7 @@ class ClassFolders:
             self.left["image beside the class folders"] = len(loose.images)
         self.files: dict[str, list[str]] = {}
         for name in classes:
-            found = files_below(name, owners)
+            found = files_below(name, self.owners)
             if not found.images:
                 raise ValueError(f"data: the class folder {shown(name)} holds no image, {only(found.left)}")
             self.files[name.name] = found.images
@@ -91,7 +91,7 @@ class FolderClasses(Source):
                     f"data: {shown(folder / name)} is a class that the training split does not have"
                     + (f"; it has {' and '.join(map(shown, close))}" if close else "")
                 )
-        self.left = found.left
+        self.left, self.places = found.left, found.owners
         self.samples = [(path, self.class_to_idx[name]) for name, paths in found.files.items() for path in paths]
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:

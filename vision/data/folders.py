@@ -6,7 +6,7 @@ A folder is a split by its name, in any case: `train`, `training`, `val`, `valid
 `seg_test`) nothing is guessed: the error names the option that settles it.
 
 Hidden files and folders, and what systems leave behind (`__MACOSX`, `Thumbs.db`, ...), count as not there. Links are
-followed, but into each real folder once.
+followed, but into each real folder once, and into none from two splits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -230,7 +230,7 @@ def split_folders(
             f"{splits_option(**by_split)}{_or_none(other)}"
         )
     found_splits = {split: root / found[0] for split, found in by_split.items()}
-    _all_different(found_splits)
+    apart({split: {os.path.realpath(folder): folder} for split, folder in found_splits.items()}, by_split)
     return found_splits, others
 
 
@@ -238,16 +238,25 @@ def _or_none(other: str) -> str:
     return f"; or --task.splits none where all of them are {other}" if other else ""
 
 
-def _all_different(folders: dict[Split, Path]) -> None:
-    """One folder may be two splits by a link; what one tests on would then be what one trains on."""
+def apart(places: Mapping[Split, Mapping[str, Path]], names: Mapping[Split, Sequence[str]]) -> None:
+    """Refuse a place of two splits; by a link, what one tests on would be what one trains on.
+
+    Args:
+        places: of each split, the folders or files of its images by their real paths.
+        names: what the splits are called, for the option that allows it.
+
+    Raises:
+        ValueError: for the first place that is in two splits.
+    """
     seen: dict[str, tuple[Split, Path]] = {}
-    for split, folder in folders.items():
-        other = seen.setdefault(os.path.realpath(folder), (split, folder))
-        if other[0] != split:
-            raise ValueError(
-                f"data: {shown(other[1])} and {shown(folder)} are one folder. If that is meant, say so: "
-                f"{splits_option(**{name: [path.name] for name, path in folders.items()})}"
-            )
+    for split, inner in places.items():
+        for real, path in inner.items():
+            other, first = seen.setdefault(real, (split, path))
+            if other != split:
+                raise ValueError(
+                    f"data: {shown(first)} and {shown(path)} are one {'folder' if os.path.isdir(real) else 'file'} or "
+                    f"hold one, by a link. If that is meant, say so: {splits_option(**names)}"
+                )
 
 
 def listed(names: Sequence[str], most: int = 6, word: str = "folder") -> str:

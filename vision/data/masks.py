@@ -32,6 +32,7 @@ from torchvision.transforms.functional import to_tensor
 from matmix.experiments.task import Split
 from vision.data.decoding import BadData, BrokenImage, decoding, in_colour, open_file, shown, turned
 from vision.data.folders import (
+    apart,
     files_below,
     files_in,
     listed,
@@ -182,7 +183,7 @@ def pairs(data: str, splits: tuple[str, ...] = (), masks: str = "") -> dict[Spli
         }
         if "train" not in found:
             raise ValueError(f"data: {shown(root)} has no train/images, images/train or images, with masks beside them")
-        return found
+        return found if splits else _apart(found, divided)
     targets = _masks(images, root, masks)
     folders, _ = split_folders(images, splits, other="images of one split")
     loose = files_in(images).images
@@ -202,7 +203,19 @@ def pairs(data: str, splits: tuple[str, ...] = (), masks: str = "") -> dict[Spli
             )
     if "train" not in folders:
         raise ValueError(f"data: {shown(images)} has no folder of training images")
-    return {split: _matched(folder, of_masks[split]) for split, folder in folders.items()}
+    found = {split: _matched(folder, of_masks[split]) for split, folder in folders.items()}
+    return found if splits else _apart(found, folders)
+
+
+Files = tuple[tuple[Path, Path], ...]
+
+
+def _apart(found: dict[Split, Files], folders: dict[Split, Path]) -> dict[Split, Files]:
+    """What was found, if no folder of images is in two splits."""
+    parents = {split: {image.parent for image, _ in files} for split, files in found.items()}
+    places = {split: {os.path.realpath(folder): folder for folder in sorted(of)} for split, of in parents.items()}
+    apart(places, {split: [folder.name] for split, folder in folders.items()})
+    return found
 
 
 def _named(folder: Path, names: Sequence[str], option: str = "") -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import tarfile
 from collections import Counter
@@ -92,6 +93,7 @@ class TarShards(Source):
         with ThreadPoolExecutor() as pool:
             parts = list(pool.map(_index, shards))
         self.shards = [str(shard) for shard in shards]
+        self.places = {os.path.realpath(shard): shard for shard in shards}
         self.entries = [(number, *entry) for number, (part, _) in enumerate(parts) for entry in part]
         self.left = sum((left for _, left in parts), Counter())
         classes = max(label for *_, label in self.entries) + 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 from timm.data.readers.reader import Reader
@@ -16,6 +19,8 @@ class Source(Reader):
     """Files of other kinds that are left out, by their ending."""
     origin: str = ""
     """The name of its folder, where that is one of several."""
+    places: Mapping[str, Path] = MappingProxyType({})
+    """The folders or files that its images are in, by their real paths; none where no link can lead there."""
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         raise NotImplementedError

@@ -14,7 +14,7 @@ import torch
 from matmix.experiments.task import Split
 from vision.data.class_folders import class_splits
 from vision.data.decoding import shown
-from vision.data.folders import files_in, listed, several, splits_option, subfolders
+from vision.data.folders import apart, files_in, listed, several, splits_option, subfolders
 from vision.data.images import Images, skipped
 from vision.data.source import Source, class_names
 from vision.data.sources import kind_of, open_source
@@ -29,6 +29,9 @@ def sources(data: str, as_test: Split, splits: tuple[str, ...] = ()) -> dict[Spl
     found = {split: source for split in wanted if (source := open_source(data, split, splits)) is not None}
     if not found:
         raise ValueError(f"data: {data} has no training, validation or test split")
+    if not splits:
+        places = {split: source.places for split, source in found.items()}
+        apart(places, {split: [source.origin] for split, source in found.items() if source.origin})
     count = len(next(iter(found.values())).class_to_idx)
     if count < 2:
         raise ValueError(_single(data, found))
