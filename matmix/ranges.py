@@ -88,6 +88,8 @@ def or_none(allowed: Allowed) -> Allowed:
 # Upper bounds are far beyond use; behind them sizes and tensors of 32 bits overflow within PyTorch.
 Count = Annotated[int, numbers(1, 1e9, whole=True)]
 """1, 2, 3, ..."""
+Several = Annotated[int, numbers(2, 1e9, whole=True)]
+"""2, 3, ..."""
 Whole = Annotated[int, numbers(0, 1e9, whole=True)]
 """0, 1, 2, ...: where 0 has a meaning of its own, it is said."""
 Depth = Annotated[int, numbers(1, 1e4, whole=True)]

@@ -73,8 +73,6 @@ def image_size(size: Size) -> Grid:
 
 def drop_paths(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """The rate of stochastic depth of every block, stage by stage: linear from 0 to ``rate`` over all of them."""
-    if not 0 <= rate < 1:
-        raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {rate!r}")
     last, rates, done = max(1, sum(depths) - 1), [], 0
     for depth in depths:
         rates.append([rate * (done + i) / last for i in range(depth)])

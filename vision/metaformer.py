@@ -130,8 +130,8 @@ class MetaFormer(VisionModel):
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
         depths, dims, stages = tuple(depths), tuple(dims), len(depths)
-        if len(dims) != stages or not all(isinstance(n, int) and n > 0 for n in (*depths, *dims)):
-            raise ValueError(f"depths and dims must be as many positive integers, got {depths!r} and {dims!r}")
+        if len(dims) != stages:
+            raise ValueError(f"dims must have an entry per stage of depths={depths!r}, got {dims!r}")
         specs = stage_specs(mixers, depths)
         ratios = per_stage("mlp_ratio", mlp_ratio, stages)
         norms = per_stage("norm", norm, stages)

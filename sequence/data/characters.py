@@ -14,11 +14,6 @@ BYTES = tuple(f"{byte:#04x}" for byte in range(256))
 CODE_POINTS = 0x110000
 
 
-def check_tokens(tokens: str) -> None:
-    if tokens not in ("bytes", "characters"):
-        raise ValueError(f"tokens: {tokens!r}; allowed: 'bytes' or 'characters'")
-
-
 def raw(text: str, tokens: str) -> np.ndarray:
     """The bytes of a text (uint8), or the code points of its characters (uint32)."""
     if tokens == "bytes":

@@ -32,18 +32,6 @@ class Shape(NamedTuple):
     min_length: int = 500
     max_length: int = 2000
 
-    def check(self) -> None:
-        """Refuse what no tree can be."""
-        if self.max_depth < 1:
-            raise ValueError(f"listops: max_depth must be at least 1, got {self.max_depth}")
-        if self.max_args < 2:
-            raise ValueError(f"listops: max_args must be at least 2, got {self.max_args}")
-        if self.min_length < 0 or self.max_length < self.min_length + 2:
-            raise ValueError(
-                f"listops: max_length must be at least min_length + 2 = {self.min_length + 2}, for lengths between the "
-                f"two, got {self.max_length}"
-            )
-
 
 def _median(values: list[int]) -> int:
     """The middle value; of two middle ones the mean without its fraction, as int(numpy.median) gives it."""

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matmix.ranges import Count, Share, Whole
+from matmix.ranges import Chance, Count, Whole
 from matmix.settings import Settings
 from sequence.data.labels import IGNORED
 
@@ -45,7 +45,7 @@ class MadSettings(Settings):
 
     vocabulary: Count = 16
     length: Count = 128
-    noise: Share = 0.0
+    noise: Chance = 0.0
     """Share of the slots that hold noise."""
     noise_vocabulary: Whole = 0
     copied: Count = 16
@@ -60,21 +60,19 @@ class MadSettings(Settings):
         name = f"mad, {kind}"
         if self.length < 4 or (kind in ("recall", "noisy_recall", "memorization") and self.length % 2):
             raise ValueError(f"{name}: length must be even and at least 4, got {self.length}")
-        if not 0 <= self.noise < 1:
-            raise ValueError(f"{name}: noise is a share of the slots, 0 or more and below 1, got {self.noise}")
         if self.noise and self.noise_vocabulary < 1:
             raise ValueError(f"{name}: noise={self.noise} needs tokens, got noise_vocabulary={self.noise_vocabulary}")
         special = {"selective_copying": 2, "compression": 1, "memorization": 1, "fuzzy_recall": 1}.get(kind, 0)
         left, least = self.vocabulary - special - self.noise_vocabulary, 2
         if kind == "fuzzy_recall":
             least = 2 * self.motif
-            if self.motif < 1 or self.length <= 4 * self.motif:
+            if self.length <= 4 * self.motif:
                 raise ValueError(f"{name}: motif must be from 1 to below length/4, got {self.motif} of {self.length}")
         if left < least:
             raise ValueError(
                 f"{name}: vocabulary={self.vocabulary} leaves {left} tokens for keys and values, {least} are needed"
             )
-        if kind == "selective_copying" and not 1 <= self.copied < self.length / 2 - 0.5:
+        if kind == "selective_copying" and self.copied >= self.length / 2 - 0.5:
             raise ValueError(f"{name}: copied must be from 1 to below (length - 1) / 2, got {self.copied}")
 
 

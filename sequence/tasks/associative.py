@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from matmix.experiments.task import SPLITS
-from matmix.ranges import Amount, Count, Whole
+from matmix.ranges import Amount, Count, Whole, numbers
 from matmix.sampling import stream
 from sequence.data.mqar import check_mqar, fixed, fresh, pairs_asked, plain
 from sequence.tasks.tokens import TokenTask
@@ -31,7 +31,7 @@ class AssociativeRecall(TokenTask):
     """V; keys are 1 to V/2 - 1, values V/2 to V - 1."""
     length: Count = 24
     pairs: Count = 6
-    power: Amount = 0.01
+    power: Annotated[float, numbers(above=0, most=10)] = 0.01
     """Queries come in slot r with weight power * r^(power - 1): small = early, 1 = uniform."""
     fill: bool = False
     """Random tokens instead of 0 in the free positions."""

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from matmix.experiments.task import Recipe
-from matmix.ranges import Count, Whole
+from matmix.ranges import Count, Several, Whole
 from matmix.sampling import stream
 from sequence.data.copying import Form, check_copying, packed_rows, padded_rows
 from sequence.data.labels import IGNORED
@@ -35,7 +35,7 @@ class Copying(TokenTask):
     """
 
     form: Form = "copy"
-    letters: Count = 26
+    letters: Several = 26
     shortest: Count = 20
     """Letters of a string in training, at least."""
     longest: Count = 50
@@ -49,7 +49,7 @@ class Copying(TokenTask):
     position: Position = "none"
 
     def __post_init__(self) -> None:
-        check_copying(self.form, self.letters, self.shortest, self.longest, self.ngram, self.answer)
+        check_copying(self.form, self.shortest, self.longest, self.ngram, self.answer)
         if self.length < self.tokens(self.longest):
             raise ValueError(
                 f"Copying.length must hold one example of longest={self.longest}, {self.tokens(self.longest)} tokens, "

@@ -13,7 +13,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from matmix.experiments.task import Recipe, Split
-from matmix.ranges import Count, Seed
+from matmix.ranges import Count, Seed, Several, Whole
 from sequence.data import listops_sets
 from sequence.data.faults import bad
 from sequence.data.labelled import Labelled
@@ -34,8 +34,8 @@ class ListOps(TokenTask):
     data: str = ""
     """Folder with basic_train.tsv, basic_val.tsv and basic_test.tsv, or the packed release; empty: drawn."""
     max_depth: Count = 10
-    max_args: Count = 10
-    min_length: Count = 500
+    max_args: Several = 10
+    min_length: Whole = 500
     """Drawn lists are longer than that,"""
     max_length: Count = 2000
     """and shorter than that, in tokens, brackets included."""
@@ -44,7 +44,7 @@ class ListOps(TokenTask):
     test_examples: Count = 2_000
     data_seed: Seed = 0
     """Draws the lists, whatever the seed of the run."""
-    longer: tuple[Count, ...] = ()
+    longer: tuple[Several, ...] = ()
     """Further tests on lists that are longer than all of training, up to so many times `max_length`, and a level deeper
     for each doubling. They need positions that reach so far: `--task.position sinusoidal`, or none."""
 
@@ -53,9 +53,13 @@ class ListOps(TokenTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.shape().check()
-        if any(factor < 2 for factor in self.longer) or len(set(self.longer)) < len(self.longer):
-            raise ValueError(f"ListOps.longer holds different factors of at least 2, got {self.longer}")
+        if self.max_length < self.min_length + 2:
+            raise ValueError(
+                f"ListOps.max_length must be at least min_length + 2 = {self.min_length + 2}, for lengths between the "
+                f"two, got {self.max_length}"
+            )
+        if len(set(self.longer)) < len(self.longer):
+            raise ValueError(f"ListOps.longer must be different factors, got {self.longer}")
         if self.data and self.longer:
             raise ValueError("ListOps.longer is for lists that are drawn; leave out --data, or longer")
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Recipe, Task
-from matmix.ranges import Amount, Count, Seed, Share, Whole
+from matmix.ranges import Amount, Chance, Count, Seed, Whole
 from sequence.data.labels import IGNORED
 from sequence.data.mad import KINDS, SEED, MadSettings, mad
 from sequence.encoder import Head, Position
@@ -71,7 +71,7 @@ class Mad(TokenTask):
     length: Count | None = None
     """Nominal: rows of recall are one token shorter, as they are shifted."""
     train_examples: Count | None = None
-    noise: Share | None = None
+    noise: Chance | None = None
     """Share of the slots that hold noise (noisy_recall, fuzzy_recall)."""
     noise_vocabulary: Whole | None = None
     """Ids that are noise."""

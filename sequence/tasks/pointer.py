@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from matmix.experiments.task import Recipe
-from matmix.ranges import Count, numbers
+from matmix.ranges import Count, Several
 from matmix.sampling import stream
 from sequence.data.copying import pointer_rows
 from sequence.data.labels import IGNORED
@@ -25,9 +24,9 @@ class Pointer(TokenTask):
     behind. Tests are at the size of the training, and at 2, 4 and 8 times as many tokens and zeros.
     """
 
-    vocabulary: Annotated[int, numbers(2, 1e9, whole=True)] = 26
+    vocabulary: Several = 26
     """Tokens are 1 to this."""
-    size: Annotated[int, numbers(2, 1e9, whole=True)] = 16
+    size: Several = 16
     """Tokens of a row, beside the zeros."""
     behind: bool = False
     """The zeros stand behind the tokens: what is asked for is known when all has been read."""

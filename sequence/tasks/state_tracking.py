@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.experiments.task import Batch, Recipe, Split
-from matmix.ranges import Count, Depth, Whole
+from matmix.ranges import Depth, Several, Whole
 from matmix.sampling import stream
 from sequence.data.groups import group
 from sequence.data.labels import IGNORED
@@ -47,7 +47,7 @@ class StateTracking(TokenTask):
     """
 
     problem: str = "S3"
-    length: Count = 128
+    length: Several = 128
     """Tokens of a training row, without the start token; "test@2x" has twice as many."""
     shortest: Whole = 0
     """Each training batch draws a length from here to `length`; 0 = all have `length`."""
@@ -69,9 +69,8 @@ class StateTracking(TokenTask):
             self.classes  # noqa: B018  (it refuses what is no problem)
         except ValueError as error:
             raise ValueError(f"StateTracking.problem must be 'parity', a group or 'mod5': {error}") from None
-        for name in ("length", "eval_examples"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"StateTracking.{name} must be at least 2, got {getattr(self, name)}")
+        if self.eval_examples < 2:
+            raise ValueError(f"StateTracking.eval_examples must be at least 2, got {self.eval_examples}")
         if self.shortest > self.length:
             raise ValueError(f"StateTracking.shortest must be from 0 to length={self.length}, got {self.shortest}")
         if self.train_examples and self.shortest:

@@ -64,9 +64,6 @@ class Text(TextSettings, TokenTask):
         with fork_seed(seed, "model"):
             return TextModel(self.architecture, len(self.vocabulary()), self.classes)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-
     def lra_name(self) -> str:
         return "text"
 

@@ -194,7 +194,7 @@ def test_accuracy_by_position() -> None:
 
 def test_settings_that_do_not_fit_are_refused() -> None:
     for settings, message in (
-        ({"length": 1}, "length must be at least 2, got 1"),
+        ({"length": 1}, r"length must be a whole number in \[2, 1e\+09\], got 1"),
         ({"shortest": 13}, "shortest must be from 0 to length=12, got 13"),
         ({"shortest": 2, "train_examples": 5}, "a fixed training set has one length"),
         ({"labels": "some"}, "labels must be one of 'every', 'last', got 'some'"),

@@ -172,5 +172,5 @@ def test_refuses() -> None:
         _small(output_stride=4)
     with pytest.raises(ValueError, match="norm must be one of 'layer_norm_2d', 'layer_norm', got 'batch'"):
         _small(norm="batch")
-    with pytest.raises(ValueError, match="five positive integers"):
+    with pytest.raises(ValueError, match="five each, one a stage"):
         AFFNet((1, 1), (8, 8))

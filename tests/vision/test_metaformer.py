@@ -317,7 +317,7 @@ def test_position_embedding_stands_before_the_first_attention() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depths": (1, 1)}, "as many positive integers"),
+        ({"depths": (1, 1)}, "dims must have an entry per stage"),
         ({"norm": "batch"}, "norm must be one of"),
         ({"act": "tanh"}, "act must be one of"),
         ({"head": "conv"}, "head must be one of 'linear', 'mlp'"),

@@ -93,5 +93,5 @@ def test_residual_false_takes_the_equations_by_the_letter() -> None:
 def test_options_that_do_not_exist() -> None:
     with pytest.raises(ValueError, match=r"tokens must be a whole number in \[1, 1e\+09\], got 0"):
         ViM2(tokens=0)
-    with pytest.raises(ValueError, match="depths must be positive and dims have an entry each"):
+    with pytest.raises(ValueError, match="dims must have an entry per stage"):
         ViM2(depths=(1, 1))

@@ -147,8 +147,6 @@ class ActiveMLP(VisionModel):
         super().__init__(num_classes, in_chans, img_size)
         if not len(depths) == len(dims) > 0:
             raise ValueError(f"dims must have an entry per stage of depths={depths!r}, got {dims!r}")
-        if not isinstance(interval, int) or interval < 1:
-            raise ValueError(f"interval must be a positive integer, got {interval!r}")
         ratios = per_stage("mlp_ratio", mlp_ratio, len(depths))
         specs, seed = stage_specs(mixers, depths), int(torch.randint(2**31, (), device="cpu"))
         self.stem = ConvStem(in_chans, dims[0], norm=None)

@@ -204,10 +204,8 @@ class AFFNet(VisionModel):
         drop_path_rate: Chance = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
-        if len(depths) != 5 or len(dims) != 5 or not all(isinstance(n, int) and n > 0 for n in (*depths, *dims)):
-            raise ValueError(f"depths and dims must be five positive integers each, got {depths!r} and {dims!r}")
-        if output_stride not in (8, 16, 32):
-            raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
+        if len(depths) != 5 or len(dims) != 5:
+            raise ValueError(f"depths and dims must be five each, one a stage, got {depths!r} and {dims!r}")
         specs = stage_specs(f"aff(act={act!r})" if mixers is None else mixers, depths[2:])
         fusions = per_stage("fusion", fusion, 3)
         rates = drop_paths(drop_path_rate, depths[2:])
@@ -249,8 +247,6 @@ class AFFNet(VisionModel):
 
 
 def _norm(name: Norm, dim: int) -> nn.Module:
-    if name not in ("layer_norm_2d", "layer_norm"):
-        raise ValueError(f"norm must be 'layer_norm_2d' or 'layer_norm', got {name!r}")
     return MapNorm(dim, eps=1e-5, bias=True) if name == "layer_norm_2d" else DeviationNorm(dim)
 
 

@@ -79,8 +79,8 @@ class FFNet(VisionModel):
         drop_path_rate: Chance = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
-        if len(depths) != 4 or len(dims) != 4 or not all(isinstance(n, int) and n > 0 for n in (*depths, *dims)):
-            raise ValueError(f"depths and dims must be four positive integers each, got {depths!r} and {dims!r}")
+        if len(depths) != 4 or len(dims) != 4:
+            raise ValueError(f"depths and dims must be four each, one a stage, got {depths!r} and {dims!r}")
         specs = stage_specs(self.default_mixers if mixers is None else mixers, depths)
         ratios, scales = per_stage("mlp_ratio", mlp_ratio, 4), per_stage("layer_scale", layer_scale, 4)
         kernels = per_stage("kernel", kernel, 4)

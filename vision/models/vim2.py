@@ -120,10 +120,8 @@ class ViM2(VisionModel):
         drop_path_rate: Chance = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, img_size)
-        if len(dims) != len(depths) or not depths or min(depths) < 1:
-            raise ValueError(f"depths must be positive and dims have an entry each, got {depths!r} and {dims!r}")
-        if not isinstance(tokens, int) or tokens < 1:
-            raise ValueError(f"tokens must be a positive integer, got {tokens!r}")
+        if len(dims) != len(depths) or not depths:
+            raise ValueError(f"dims must have an entry per stage of depths={depths!r}, got {dims!r}")
         specs, channel_specs = stage_specs(mixers, depths), stage_specs(channel_mixers, depths)
         self.stem = PatchStem(in_chans, dims[0])
         grid = self.stem.out_grid(self.img_size)

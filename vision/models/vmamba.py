@@ -120,8 +120,6 @@ class VMamba(VisionModel):
         super().__init__(num_classes, in_chans, img_size)
         if len(dims) != len(depths) or not depths:
             raise ValueError(f"dims must have an entry per stage of depths={depths!r}, got {dims!r}")
-        if stem not in ("patch", "conv") or down not in ("merge", "conv"):
-            raise ValueError(f"stem must be 'patch' or 'conv', down 'merge' or 'conv', got {stem!r} and {down!r}")
         specs, ratios = stage_specs(mixers, depths), per_stage("mlp_ratio", mlp_ratio, len(depths))
         self.stem = PatchStem(in_chans, dims[0]) if stem == "patch" else ConvStem(in_chans, dims[0])
         grid = self.stem.out_grid(self.img_size)

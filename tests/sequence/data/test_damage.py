@@ -109,10 +109,11 @@ def test_settings_that_no_task_takes(settings: dict[str, object], message: str) 
 
 def test_settings_that_one_task_does_not_take() -> None:
     for wrong, message in (
-        (lambda: ListOps(max_args=1), "max_args must be at least 2"),
+        (lambda: ListOps(max_args=1), r"max_args must be a whole number in \[2, "),
         (lambda: ListOps(min_length=10, max_length=11), r"max_length must be at least min_length \+ 2 = 12, .* got 11"),
         (lambda: ListOps(train_examples=0), "train_examples must be a whole number in"),
-        (lambda: ListOps(longer=(1,)), "longer holds different factors of at least 2"),
+        (lambda: ListOps(longer=(1,)), r"longer must be a tuple, each a whole number in \[2, "),
+        (lambda: ListOps(longer=(2, 2)), "longer must be different factors"),
         (lambda: ListOps(data="x", longer=(2,)), "longer is for lists that are drawn"),
         (lambda: Text(held_out=0.0), r"held_out must be a finite number in \(0, 1\)"),
         (lambda: Text(tokens="words"), "tokens must be one of 'bytes', 'characters', got 'words'"),
