@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from itertools import pairwise
-from typing import Self, TypeVar
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,8 +15,6 @@ from matmix.matrices.dense import Dense
 from matmix.matrices.legend import axes
 from matmix.ops.cost import Cost
 from matmix.ops.sizes import joint
-
-_MatrixT = TypeVar("_MatrixT", bound=Matrix)
 
 
 def _joint(sizes: list[int], what: str, name: str) -> int:
@@ -30,13 +28,6 @@ def _joint(sizes: list[int], what: str, name: str) -> int:
 def _several(owner: str, name: str, parts: tuple[Matrix, ...]) -> None:
     if not parts:
         raise ValueError(f"{owner}: {name} must be at least one matrix, got none")
-
-
-def agreed(matrix: _MatrixT) -> _MatrixT:
-    """A matrix whose parts are seen to agree in their sizes. Forwards make some of these: nothing is looked at within
-    the parts, as ``check`` does."""
-    matrix._check({})
-    return matrix
 
 
 def _one_batch(mixed: list[Tensor]) -> list[Tensor]:
@@ -62,13 +53,12 @@ class Sum(Matrix):
 
     @classmethod
     def of(cls, *terms: Matrix) -> Self:
-        return agreed(cls(tuple(p for term in terms for p in (term.terms if isinstance(term, Sum) else (term,)))))
+        return cls(tuple(p for term in terms for p in (term.terms if isinstance(term, Sum) else (term,))))._agreed()
 
     def _check(self, sizes: dict[str, int]) -> None:
         _several("Sum", "terms", self.terms)
         if any(term.shape[2:] != self.terms[0].shape[2:] for term in self.terms):
             raise ValueError(f"Sum: terms must be of one size, got {', '.join(map(repr, self.terms))}")
-        self.shape  # noqa: B018  # batch and heads agree, or this says that they do not
 
     @property
     def shape(self) -> Shape:
@@ -175,7 +165,7 @@ class Product(Matrix):
     @classmethod
     def of(cls, *factors: Matrix) -> Self:
         flat = (p for factor in factors for p in (factor.factors if isinstance(factor, Product) else (factor,)))
-        return agreed(cls(tuple(flat)))
+        return cls(tuple(flat))._agreed()
 
     def _check(self, sizes: dict[str, int]) -> None:
         _several("Product", "factors", self.factors)
@@ -185,7 +175,6 @@ class Product(Matrix):
                     f"Product: factors must fit each other, but {left!r} has {left.shape[3]} columns, {right!r} has "
                     f"{right.shape[2]} rows"
                 )
-        self.shape  # noqa: B018  # batch and heads agree, or this says that they do not
 
     @property
     def shape(self) -> Shape:
@@ -268,9 +257,6 @@ class Kron(Matrix):
     rows: Matrix
     columns: Matrix
 
-    def _check(self, sizes: dict[str, int]) -> None:
-        self.shape  # noqa: B018  # batch and heads agree, or this says that they do not
-
     @property
     def shape(self) -> Shape:
         rows, columns = self.rows.shape, self.columns.shape
@@ -331,7 +317,7 @@ class HeadCat(Matrix):
 
     @classmethod
     def of(cls, *parts: Matrix, repeats: tuple[int, ...] | None = None) -> Self:
-        return agreed(cls(tuple(parts), repeats or (1,) * len(parts)))
+        return cls(tuple(parts), repeats or (1,) * len(parts))._agreed()
 
     def _check(self, sizes: dict[str, int]) -> None:
         _several("HeadCat", "parts", self.parts)
@@ -339,7 +325,6 @@ class HeadCat(Matrix):
             raise ValueError(f"HeadCat: parts must be of one size, got {', '.join(map(repr, self.parts))}")
         if len(self.repeats) != len(self.parts):
             raise ValueError(f"HeadCat: repeats must be one for each of {len(self.parts)} parts, got {self.repeats}")
-        self.shape  # noqa: B018  # the batches agree, or this says that they do not
 
     @property
     def shape(self) -> Shape:
@@ -402,7 +387,6 @@ class ColumnCat(Matrix):
 
     def _check(self, sizes: dict[str, int]) -> None:
         _several("ColumnCat", "blocks", self.blocks)
-        self.shape  # noqa: B018  # rows, batch and heads agree, or this says that they do not
 
     @property
     def shape(self) -> Shape:

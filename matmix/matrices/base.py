@@ -52,7 +52,7 @@ from matmix.matrices.legend import axes, fit
 from matmix.ops.cost import Cost
 from matmix.ops.product import product
 from matmix.ops.sizes import surely
-from matmix.ranges import Allowed, shown
+from matmix.ranges import Allowed, refuse, shown
 
 if TYPE_CHECKING:
     from matmix.matrices.algebra import ColumnCat, HeadCat, Kron, Masked, Product, Scale, Sum
@@ -166,13 +166,19 @@ class Matrix(ABC):
             if value is None and stated.default is None:
                 continue
             if allowed is not None and not allowed.holds(value):
-                raise ValueError(f"{name}: {stated.name} must be {allowed.words}, got {shown(value)}")
+                raise refuse(f"{name}: {stated.name}", allowed, value)
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(part, Matrix):
                     part.check()
             if legend is not None:
                 fit(name, stated.name, value, legend, stated.metadata["dtype"], sizes)
-        self._check(sizes)
+        return self._agreed(sizes)
+
+    def _agreed(self, sizes: dict[str, int] | None = None) -> Self:
+        """This matrix, when its parts agree. Forwards make sums and products of matrices: nothing within the parts is
+        looked at, as ``check`` does."""
+        self._check(sizes or {})
+        _ = self.shape  # or an error that says why they have none
         return self
 
     def matmul(self, values: Tensor) -> Tensor:
@@ -284,9 +290,9 @@ class Matrix(ABC):
     @explained
     def kron(self, other: Matrix) -> Kron:
         """``M (x) N``: M along the rows, N along the columns of a grid."""
-        from matmix.matrices.algebra import Kron, agreed
+        from matmix.matrices.algebra import Kron
 
-        return agreed(Kron(self, other))
+        return Kron(self, other)._agreed()
 
     @explained
     def cat_heads(self, *others: Matrix) -> HeadCat:
@@ -298,9 +304,9 @@ class Matrix(ABC):
     @explained
     def cat_columns(self, *others: Matrix) -> ColumnCat:
         """``[M, N, ...]``, to be applied to values stacked along the tokens."""
-        from matmix.matrices.algebra import ColumnCat, agreed
+        from matmix.matrices.algebra import ColumnCat
 
-        return agreed(ColumnCat((self, *others)))
+        return ColumnCat((self, *others))._agreed()
 
     # ------------------------------------------------------------------ tensors, dtype, device, text
 

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matmix.ranges import Allowed, numbers, or_none, shown
+from matmix.matrices.legend import undense
+from matmix.ranges import Allowed, allowed, either, hints, numbers, or_none, refuse, shown
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -38,9 +39,7 @@ def kind(annotation: Any, least: float = -math.inf) -> Allowed | None:
         inner = [found for part in parts if part is not types.NoneType and (found := kind(part, least)) is not None]
         if len(inner) < len([part for part in parts if part is not types.NoneType]):
             return None
-        words = " or ".join(each.words for each in inner)
-        either = Allowed(words, lambda value: any(each.holds(value) for each in inner))
-        return or_none(either) if types.NoneType in parts else either
+        return or_none(either(*inner)) if types.NoneType in parts else either(*inner)
     if origin is tuple:
         each = kind(parts[0], least)
         if each is None:
@@ -50,7 +49,7 @@ def kind(annotation: Any, least: float = -math.inf) -> Allowed | None:
             lambda value: isinstance(value, tuple | list) and len(value) > 0 and all(map(each.holds, value)),
         )
     if annotation is bool:
-        return Allowed("True or False", lambda value: isinstance(value, bool))
+        return allowed(bool)
     if annotation in (int, float):
         number = numbers(least, 2**31 if annotation is int else sys.float_info.max, whole=annotation is int)
         words = number.words if annotation is int else "a finite number"
@@ -94,18 +93,17 @@ def explain(
         given = inspect.signature(method).bind(owner, *args, **options).arguments
     except TypeError:  # too many arguments, or one that there is not: Python has said so
         return
-    words = {word: hint for word, hint in method.__annotations__.items() if word != "return"}
-    hints = typing.get_type_hints(types.SimpleNamespace(__annotations__=words), method.__globals__)
     parameters = inspect.signature(method).parameters
+    annotations = hints(list(parameters), method.__annotations__, method.__globals__)
     bounds = {f.name: f.metadata.get("least", -math.inf) for f in dataclasses.fields(owner)}
     flat: dict[str, Any] = {}
     for word, value in list(given.items())[1:]:
         several = parameters[word].kind is inspect.Parameter.VAR_POSITIONAL
         flat |= {f"{word}[{place}]": each for place, each in enumerate(value)} if several else {word: value}
-        allowed = kind(hints.get(word), bounds.get(word, -math.inf))
+        may = kind(annotations.get(word), bounds.get(word, -math.inf))
         for each in value if several else (value,):
-            if allowed is not None and not allowed.holds(each):
-                raise ValueError(f"{name}: {word} must be {allowed.words}, got {shown(each)}") from error
+            if may is not None and not may.holds(each):
+                raise refuse(f"{name}: {word}", may, each) from error
     if isinstance(error, ValueError):
         return  # ours, and it has said what is wrong
     for word, value in flat.items():
@@ -120,12 +118,12 @@ def explain(
 
 def _compare(name: str, error: Exception, given: dict[str, Any]) -> None:
     """Layouts, devices and dtypes of everything that has some."""
-    tensors = [found for word, value in given.items() for found in _tensors(value, word)]
+    stated = [found for word, value in given.items() for found in _stated(value, word)]
+    tensors = [(word, tensor) for word, tensor in stated if isinstance(tensor, Tensor)]
     for word, tensor in tensors:
-        if tensor.is_nested or tensor.layout != torch.strided:
-            layout = "nested" if tensor.is_nested else tensor.layout
+        if layout := undense(tensor):
             raise ValueError(f"{name}: {word} must be a dense tensor, got one that is {layout}") from error
-    devices = [found for word, value in given.items() for found in _devices(value, word)]
+    devices = [(word, one.device if isinstance(one, Tensor) else one) for word, one in stated]
     for word, device in devices:
         if device != devices[0][1]:
             wanted = f"{devices[0][1]} as {devices[0][0]} is"
@@ -140,27 +138,14 @@ def _compare(name: str, error: Exception, given: dict[str, Any]) -> None:
             raise ValueError(f"{name}: {word} must be {wanted}, got {shown(tensor)}") from error
 
 
-def _devices(value: Any, word: str) -> Iterator[tuple[str, torch.device]]:
-    """Devices of an argument: of its tensors, and those that a matrix without tensors states."""
-    if isinstance(value, Tensor):
-        yield word, value.device
-    elif isinstance(value, tuple | list):
-        for place, part in enumerate(value):
-            yield from _devices(part, f"{word}[{place}]")
-    elif hasattr(type(value), "_tensors"):
-        for name in (*type(value)._tensors, *(n for n in type(value)._options if n == "device")):
-            part = getattr(value, name)
-            named = f"{word}.{name}" if word else name
-            yield from [(named, part)] if isinstance(part, torch.device) else _devices(part, named)
-
-
-def _tensors(value: Any, word: str) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of an argument, those of a matrix too, with their names."""
+def _stated(value: Any, word: str) -> Iterator[tuple[str, Tensor | torch.device]]:
+    """Tensors of an argument, those of a matrix too, and the devices that matrices without tensors state, by name."""
     if isinstance(value, Tensor):
         yield word, value
     elif isinstance(value, tuple | list):
         for place, part in enumerate(value):
-            yield from _tensors(part, f"{word}[{place}]")
+            yield from _stated(part, f"{word}[{place}]")
     elif hasattr(type(value), "_tensors"):
-        for name in type(value)._tensors:
-            yield from _tensors(getattr(value, name), f"{word}.{name}" if word else name)
+        for name in (*type(value)._tensors, *(n for n in type(value)._options if n == "device")):
+            part, named = getattr(value, name), f"{word}.{name}" if word else name
+            yield from [(named, part)] if isinstance(part, torch.device) else _stated(part, named)

@@ -34,8 +34,7 @@ def fit(owner: str, name: str, value: Any, legend: str, dtype: torch.dtype | Non
     words = legend.split()
     shown = f"({', '.join(word.replace('|', ' or ') for word in words)}{',' if len(words) == 1 else ''})"
     if isinstance(value, Tensor):
-        if value.is_nested or value.layout != torch.strided:
-            layout = "nested" if value.is_nested else value.layout
+        if layout := undense(value):
             raise ValueError(f"{owner}: {name} must be a dense tensor {shown}, got one that is {layout}")
         kind, fits = _kind(value, dtype)
         if not fits:
@@ -57,6 +56,11 @@ def fit(owner: str, name: str, value: Any, legend: str, dtype: torch.dtype | Non
         trouble = _axis(word, size, sizes)
         if trouble:
             raise ValueError(f"{owner}: {name} must be {kind} {shown}, got {tuple(value.shape)}: {trouble}")
+
+
+def undense(tensor: Tensor) -> str:
+    """What a tensor is that is not dense, for errors; "" for one that is."""
+    return "nested" if tensor.is_nested else "" if tensor.layout == torch.strided else str(tensor.layout)
 
 
 def check_window(owner: str, grid: tuple[int, ...], window: tuple[int, ...], sizes: dict[str, int]) -> None:

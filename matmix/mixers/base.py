@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar, final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from matmix.mixers.calls import check_batch, check_grid, described, explain, is_
 from matmix.mixers.options import checking_options
 from matmix.ops.marks import undecayed
 from matmix.ops.masks import in_order, padding_first, runs
+from matmix.ops.private import in_jit_trace
 from matmix.ops.reparam import keeping_statistics
 from matmix.ops.sizes import LengthError, known
 from matmix.ranges import shown
@@ -75,6 +77,7 @@ def _checking_grid(resize: Callable[..., _MixerT]) -> Callable[..., _MixerT]:
         if grid is None:
             raise ValueError(f"{type(self).__name__}: grid must be the new grid, (L,) or (rows, columns), got None")
         grid = check_grid(grid, self.traits, type(self).__name__)
+        _LIKE.pop(self, None)  # a state may hang on the grid
         return resize(self, grid, **options)
 
     return checked
@@ -296,11 +299,11 @@ class Mixer(nn.Module):
 
     def _check_state(self, x: Tensor, state: State) -> None:
         """A ValueError for a state of another mixer or batch; what is empty at the start may have grown."""
-        like = None if torch.compiler.is_compiling() else self.__dict__.get("_like")
+        like = None if torch.compiler.is_compiling() else _LIKE.get(self)
         if like is None:
             like = likeness(self.init_state(1))
-            if not torch.compiler.is_compiling():
-                self._like = like
+            if not torch.compiler.is_compiling() and not in_jit_trace():  # sizes are tensors while torch.jit traces
+                _LIKE[self] = like
         if not is_like(state, like, x.shape[0]):
             raise ValueError(
                 f"{type(self).__name__}: state must be like that of init_state({x.shape[0]}), "
@@ -361,6 +364,11 @@ class Mixer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, grid={self.grid}"
+
+
+_LIKE: WeakKeyDictionary[Mixer, Any] = WeakKeyDictionary()
+"""``likeness`` of the states of mixers that have stepped. It stands beside them: an attribute that a call adds is one
+more that ``torch.jit.trace`` finds in its second run, and would go into pickles, to be read by later versions."""
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

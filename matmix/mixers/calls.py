@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from matmix.matrices.given import FLOATS
+from matmix.matrices.legend import undense
 from matmix.ops.private import in_jit_trace
 from matmix.ops.sizes import is_size
 from matmix.ranges import shown
 
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MOST = 2**31
 """Tokens along an axis of a grid, and samples of a state; beyond them sizes overflow within PyTorch."""
 
@@ -54,7 +55,7 @@ def likeness(state: Any) -> Any:
     """What of a state is the same for every batch: its tuples, and of each tensor the sizes behind B and the kind of
     numbers."""
     if isinstance(state, Tensor):
-        return state.shape[1:], state.is_floating_point(), state.is_complex()
+        return tuple(state.shape[1:]), state.is_floating_point(), state.is_complex()
     return type(state), [likeness(part) for part in state]
 
 
@@ -64,16 +65,18 @@ def is_like(state: Any, like: Any, batch: int) -> bool:
         sizes, floats, complexes = like
         if not isinstance(state, Tensor) or state.is_nested:
             return False
-        shape = state.shape
+        shape, wanted = state.shape, (batch, *sizes)
         return (
-            len(shape) == len(sizes) + 1
-            and shape[0] == batch
-            and (shape[1:] == sizes or all(n in (0, m) for n, m in zip(sizes, shape[1:], strict=True)))
+            (shape == wanted or (len(shape) == len(wanted) and shape[0] == batch and all(map(_grown, wanted, shape))))
             and state.is_floating_point() == floats
             and state.is_complex() == complexes
         )
     kind, parts = like
     return type(state) is kind and len(state) == len(parts) and all(map(is_like, state, parts, [batch] * len(parts)))
+
+
+def _grown(size: int, now: int) -> bool:
+    return size in (0, now)
 
 
 def described(state: Any) -> str:
@@ -100,19 +103,16 @@ def explain(mixer: Any, error: Exception, x: Any, state: Any = (), grid: Any = N
     said = isinstance(error, ValueError) and error.__context__ is None  # ours, and not of a matrix about its own parts
     if said or isinstance(error, torch.OutOfMemoryError) or not isinstance(x, Tensor):
         return
+    others |= {f"state[{place}]": leaf for place, leaf in enumerate(_leaves(state))}
     for word, value in {"x": x, **others}.items():
-        if isinstance(value, Tensor) and (value.is_nested or value.layout != torch.strided):
-            kind = "nested" if value.is_nested else str(value.layout)
-            raise ValueError(f"{name}: {word} must be a dense tensor, got one that is {kind}") from error
+        if isinstance(value, Tensor) and (layout := undense(value)):
+            raise ValueError(f"{name}: {word} must be a dense tensor, got one that is {layout}") from error
     if x.dtype not in FLOATS:
         allowed = ", ".join(map(str, FLOATS))
         raise ValueError(f"{name}: x must be one of {allowed}, got {shown(x)}") from error
-    others |= {f"state[{place}]": leaf for place, leaf in enumerate(_leaves(state))}
     for word, value in others.items():
         if isinstance(value, Tensor) and value.device != x.device:
             raise ValueError(f"{name}: {word} must be on {x.device} as x is, got {value.device}") from error
-        if isinstance(value, Tensor) and value.layout != torch.strided:
-            raise ValueError(f"{name}: {word} must be a dense tensor, got one that is {value.layout}") from error
     _name_weights(mixer, error, x)
     for word, value in others.items():
         if word.startswith("state") and value.is_floating_point() and value.dtype != x.dtype:

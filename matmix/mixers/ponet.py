@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,14 @@ from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.low_rank import LowRank
 from matmix.matrices.selection import Selection
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads, split_heads
+from matmix.mixers.calls import explain
 from matmix.mixers.registry import register
 from matmix.ops.activations import looked_on
 from matmix.ops.layout import image_of
 from matmix.ops.linear import linear
 from matmix.ops.precision import full_precision, working_dtype
 from matmix.ops.sizes import known
+from matmix.ranges import shown
 
 
 class Streams(NamedTuple):
@@ -121,8 +123,9 @@ class PoNet(Mixer):
         return Streams(*linear(self.in_proj, x).unflatten(-1, (5, self.dim)).unbind(2))
 
     def _runs(self, x: Tensor, context: Context) -> Segments:
-        if context.own is not None:  # given to mix_segments
-            return cast("Segments", context.own)
+        given: Segments | None = context.own  # of mix_segments
+        if given is not None:
+            return given
         return runs(x.shape[1], self.segments, None if self.padded_segments else context.mask, x.device)
 
     def merge(self, mixed: Tensor, rest: Any) -> Tensor:
@@ -141,16 +144,21 @@ class PoNet(Mixer):
             mask: as in ``forward``.
 
         Raises:
-            ValueError: if ``index`` or ``special`` have another shape or type.
+            ValueError: as ``forward`` does, and if ``index`` or ``special`` have another shape, type or device.
         """
-        context = self._context(x, None, mask)
-        for name, given, kind in (("index", index, torch.int64), ("special", special, torch.bool)):
-            if given is not None and (given.shape != x.shape[:2] or given.dtype != kind):
-                raise ValueError(
-                    f"{name} must be {kind} of shape {tuple(x.shape[:2])}, got {given.dtype} {given.shape}"
-                )
-        context = context._replace(own=Segments(index, x.shape[1], special))
-        return drop_padding(self.mix(drop_padding(x, mask), context), mask)
+        try:
+            context = self._context(x, None, mask)
+            for word, given, kind in (("index", index, torch.int64), ("special", special, torch.bool)):
+                if word == "special" and given is None:
+                    continue
+                if not isinstance(given, Tensor) or given.dtype != kind or given.shape != x.shape[:2]:
+                    raise ValueError(f"PoNet: {word} must be {kind} of shape {tuple(x.shape[:2])}, got {shown(given)}")
+            context = context._replace(own=Segments(index, x.shape[1], special))
+            out = drop_padding(self.mix(drop_padding(x, mask), context), mask)
+        except Exception as error:
+            explain(self, error, x, mask=mask, index=index, special=special)
+            raise
+        return out if out.dtype == x.dtype else out.to(x.dtype)
 
     @staticmethod
     def _from_published(module: PoNet, state: dict[str, Tensor]) -> dict[str, Tensor]:
