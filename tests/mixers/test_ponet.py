@@ -86,6 +86,10 @@ def test_errors_say_what_is_allowed() -> None:
     mixer = create_mixer("ponet(heads=2)", 8)
     with pytest.raises(ValueError, match=r"index must be torch\.int64 of shape"):
         mixer.mix_segments(torch.randn(1, 4, 8), torch.zeros(1, 3).long())
+    with pytest.raises(ValueError, match=r"PoNet: index must be torch\.int64 of shape \(1, 4\), got None"):
+        mixer.mix_segments(torch.randn(1, 4, 8), None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="PoNet: index must be on cpu as x is, got meta"):
+        mixer.mix_segments(torch.randn(1, 4, 8), torch.zeros(1, 4, dtype=torch.int64, device="meta"))
 
 
 def test_given_segments_are_in_the_matrix_that_is_shown() -> None:
