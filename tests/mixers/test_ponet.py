@@ -88,8 +88,8 @@ def test_errors_say_what_is_allowed() -> None:
         mixer.mix_segments(torch.randn(1, 4, 8), torch.zeros(1, 3).long())
     with pytest.raises(ValueError, match=r"PoNet: index must be torch\.int64 of shape \(1, 4\), got None"):
         mixer.mix_segments(torch.randn(1, 4, 8), None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="PoNet: index must be on cpu as x is, got meta"):
-        mixer.mix_segments(torch.randn(1, 4, 8), torch.zeros(1, 4, dtype=torch.int64, device="meta"))
+    with pytest.raises(ValueError, match="PoNet: index must be a dense tensor, got one that is"):
+        mixer.mix_segments(torch.randn(1, 4, 8), torch.zeros(1, 4, dtype=torch.int64).to_sparse())
 
 
 def test_given_segments_are_in_the_matrix_that_is_shown() -> None:
