@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+
+from matmix.experiments.cli_words import Parser
 
 LISTED = 50
 """So many folders are all listed; of more, those with which something is wrong."""
@@ -17,7 +18,7 @@ def verify(words: Sequence[str]) -> int:
 
     The exit status is 1 where one is. Runs of older versions kept no checksums: they are "unchecked".
     """
-    parser = argparse.ArgumentParser(prog="matmix verify", description=verify.__doc__, allow_abbrev=False)
+    parser = Parser(prog="matmix verify", description=verify.__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="of a run, of a study, or with some below it")
     root: Path = parser.parse_args(words).folder
     from rich.console import Console

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from matmix.experiments import cli
+from matmix.experiments.cli_packages import list_commands
 from matmix.experiments.run import Result, RunConfig, read_config
 from matmix.mixers import list_mixers
 
@@ -112,6 +113,13 @@ def test_wrong_input_is_one_line(command, message, tmp_path, capsys):
     assert message.format(out=out) in error and error.startswith("matmix: ") and len(error.splitlines()) == 1
     assert printed == ""
     assert not list(tmp_path.iterdir()), "it left something behind"
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS, *list_commands()])
+def test_every_command_says_in_one_line_what_is_wrong(command, capsys):
+    status, out, error = here(f"{command} --no-such-option", capsys)
+    assert status == 2 and not out
+    assert error.startswith("matmix: ") and error.count("\n") == 1, error
 
 
 def test_unknown_options_are_refused(capsys):
