@@ -50,10 +50,10 @@ def data_only() -> Iterator[None]:
 def own_packages() -> frozenset[str]:
     """The packages that are installed with matmix: those that its entry points name."""
     try:
-        entries = distribution("matmix").entry_points
+        named = [entry.value for entry in distribution("matmix").entry_points]
     except PackageNotFoundError:  # a checkout that was never installed
-        entries = ()  # type: ignore[assignment]
-    return frozenset({"matmix", *(re.split(r"[.:]", entry.value)[0] for entry in entries)})
+        named = []
+    return frozenset({"matmix", *(re.split(r"[.:]", value)[0] for value in named)})
 
 
 def import_code(source: str) -> ModuleType:
