@@ -41,7 +41,7 @@ from matmix.experiments.folder import (
     repair,
     write_json,
 )
-from matmix.experiments.index import Index
+from matmix.experiments.index import Entry, Index
 from matmix.experiments.manifest import sealed, sum_of
 from matmix.experiments.output import steady
 from matmix.experiments.plugins import import_all
@@ -133,11 +133,12 @@ def run_study(
     index = Index(out)
     try:
         runs = study.runs()
-    except Exception:
+    except Exception:  # of a task or a mixer, which may be foreign code
         study.check()  # which says everything that is wrong with it
         raise
-    _check_folder(index, runs)
-    pending = [run for run in runs if index[run.folder].status not in (*DONE, "damaged")]
+    there = {run.folder: index[run.folder] for run in runs}  # each look is four of the system's
+    _check_folder(out, there, runs)
+    pending = [run for run in runs if there[run.folder].status not in (*DONE, "damaged")]
     study.check((run.setting, run.mixer) for run in pending)
     jobs = min(jobs or _default_jobs(study.threads), max(1, len(pending)))
     claim(out, "study", is_study_folder)
@@ -145,7 +146,7 @@ def run_study(
         sweep(folder)
     for run in runs:  # a process may be killed between its result and this
         checkpoints = out / run.folder / "checkpoints"
-        if index[run.folder].status in DONE and checkpoints.is_dir():
+        if there[run.folder].status in DONE and checkpoints.is_dir():
             remove_checkpoints(checkpoints)
     problems: list[str] = []
     with _noted(problems, "the plan of the study cannot be written"):
@@ -175,8 +176,8 @@ def run_study(
         how = "Ray" if ray else f"{jobs} process{'es' * (jobs > 1)}"
         board.say(f"study {study.name}: {len(pending)} of {len(runs)} runs to do, {how}, in {out}")
     for run in runs:
-        if index[run.folder].damage:
-            board.say(f"{name(run)}: damaged, {index[run.folder].damage}. {repair(out / run.folder)}")
+        if there[run.folder].damage:
+            board.say(f"{name(run)}: damaged, {there[run.folder].damage}. {repair(out / run.folder)}")
     about = {"jobs": jobs, "threads": study.threads, "ray": bool(ray), "pending": len(pending), "margin": study.margin}
     clock = Clock(minutes)
     with steady(), _session(out, about, problems), stoppable():
@@ -213,8 +214,10 @@ def _outcome(
         key, entry = name(run), index[run.folder]
         said, text = ended.get(key, ("", ""))
         status[key] = entry.status if entry.status in DONE or not said else said
+        if status[key] in DONE:
+            continue
         text = entry.damage or text or (entry.result.error if entry.result is not None else None) or ""
-        if status[key] not in DONE and text:
+        if text:
             errors[key] = text
     return Outcome(out, status, errors, tuple(problems))
 
@@ -239,14 +242,14 @@ def _run_here(work: list[tuple[StudyRun, Path]], tell: Any, track: str) -> None:
         tell(run, "end", ended)
 
 
-def _check_folder(index: Index, runs: list[StudyRun]) -> None:
+def _check_folder(out: Path, there: dict[str, Entry], runs: list[StudyRun]) -> None:
     """Refuse a folder whose runs have other settings, before the first run finds out."""
     for run in runs:
-        theirs, mine = index[run.folder].config, run.config.to_json()
+        theirs, mine = there[run.folder].config, run.config.to_json()
         if theirs is not None and theirs != mine:
             found = ", ".join(differences(theirs, mine))
             raise ValueError(
-                f"{index.root / run.folder} holds a run with other settings than {name(run)} has now ({found}); take "
+                f"{out / run.folder} holds a run with other settings than {name(run)} has now ({found}); take "
                 f"another folder for this study, or remove that one"
             )
 
