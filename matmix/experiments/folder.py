@@ -244,10 +244,11 @@ def claim_run(folder: Path, config: RunConfig) -> str:
 
 def check_whole(folder: Path, result: Result, only: tuple[str, ...] = ()) -> None:
     """Raise `Damaged` where a file of a run that is done is not the one that the run has written; or of these ones."""
-    for name, how in damages(folder, only).items():
-        raise Damaged(folder / name, "the file that the run has written", how)
-    if result.key and read_manifest(folder) is None:
+    found = read_manifest(folder)
+    if found is None and result.key:
         raise Damaged(folder / "manifest.json", "the checksums of the run", "there is none")
+    for name, how in damages(folder, found[1] if found else {}, only).items():
+        raise Damaged(folder / name, "the file that the run has written", how)
 
 
 class FolderLost(RunError):

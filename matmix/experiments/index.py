@@ -135,7 +135,7 @@ def _read(folder: Path, stamps: list[Stamp]) -> Entry:
     """A folder as it is now; a file that went since its stamp was taken is none."""
     read: tuple[Callable[[], Any], ...] = (
         lambda: read_json(folder / "config.json", CONFIG, CONFIG_KEYS),
-        lambda: _result(folder / "result.json"),
+        lambda: read_json(folder / "result.json", RESULT, {}),
         lambda: tuple(read_metrics(folder)),
     )
     found: list[Any] = [None, None, ()]
@@ -157,9 +157,3 @@ def _read(folder: Path, stamps: list[Stamp]) -> Entry:
     except Damaged as error:
         return Entry(found[0], None, (), str(error))
     return Entry(*found)
-
-
-def _result(path: Path) -> dict[str, Any]:
-    data: dict[str, Any] = read_json(path, RESULT)
-    Result.of(data, path)
-    return data

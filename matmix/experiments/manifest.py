@@ -82,15 +82,11 @@ def check_file(path: Path, data: bytes | None = None) -> None:
         raise Damaged(path, "the file that its run has finished", difference(is_, said))
 
 
-def damages(folder: Path, only: Iterable[str] = ()) -> dict[str, str]:
-    """Files of a finished run that are damaged or missing by its manifest, and how; all of them are read, or some only.
-
-    Raises:
-        Damaged: as `read_manifest`.
-    """
-    found = read_manifest(folder)
+def damages(folder: Path, files: Sums, only: Iterable[str] = ()) -> dict[str, str]:
+    """Files of a finished run that are damaged or missing by the checksums of its manifest, and how; all of them are
+    read, or some only."""
     wrong = {}
-    for name, said in (found[1] if found else {}).items():
+    for name, said in files.items():
         if only and name not in only:
             continue
         try:

@@ -120,7 +120,7 @@ def _of_run(folder: Path, study: Path | None) -> Iterator[Finding]:
     elif manifest is None:
         yield Finding("unchecked", folder, f"{result.status} by an older version, which kept no checksums")
     else:
-        yield from (wrong(*each) for each in damages(folder).items())
+        yield from (wrong(*each) for each in damages(folder, manifest[1]).items())
         yield Finding("ok", folder, result.status)
 
 
