@@ -78,7 +78,7 @@ def check_ours(
         if found["kind"] != kind:
             raise NotOurs(f"{name} must be a folder of its own, and {folder} is that of a {found['kind']}, not {kind}")
         return found
-    strangers = sorted(path.name for path in folder.iterdir() if not _begun(path))
+    strangers = sorted(names_in(folder))
     if strangers and not old(folder):
         more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
         raise NotOurs(
@@ -168,6 +168,11 @@ def remove(folder: Path, made: str) -> list[Path]:
         except OSError:  # not empty, or gone
             stays += [path for path in Path(above).glob("*") if path.is_symlink() and path.is_dir()]
     return stays
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names in a folder, without those that say nothing of whose it is: what a killed process left."""
+    return {path.name for path in folder.iterdir() if not _begun(path)}
 
 
 def _begun(path: Path) -> bool:

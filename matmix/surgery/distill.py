@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from matmix.adapters.discovery import arguments_of
 from matmix.adapters.held import holding
 from matmix.cost import evaluating, frozen
-from matmix.folders import claim
+from matmix.folders import claim, names_in
 from matmix.ops.marks import grouped, no_weight_decay, optim_settings
 from matmix.ops.seed import fork_seed
 from matmix.ops.signals import interruptible
@@ -338,8 +338,8 @@ class _Run:
 
 
 def _is_distillation(folder: Path) -> bool:
-    """Whether nothing stands in a folder without a marker but what a distillation writes."""
-    return {path.name for path in folder.iterdir()} <= {CHECKPOINT, HISTORY}
+    """Whether nothing stands in a folder without a marker but what a distillation writes, drafts included."""
+    return names_in(folder) <= {name for file in (CHECKPOINT, HISTORY) for name in (file, f".{file}")}
 
 
 _NOTHING = {

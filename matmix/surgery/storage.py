@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from matmix.adapters import Found, discover
 from matmix.files import Damaged, Keys, read_json, shaped
-from matmix.folders import claim
+from matmix.folders import claim, names_in
 from matmix.surgery.refuse import refuse_wrappers
 from matmix.surgery.replace import commit, plan
 from matmix.surgery.report import Report, Row
@@ -83,7 +83,7 @@ def apply(model: nn.Module, folder: str | os.PathLike[str]) -> Report:
         shaped(row["site"], _OF_SITE, source / WORDS, f"site {number} of a surgery")
     try:
         weights = _safetensors().load_file(source / WEIGHTS)
-    except Exception as error:  # of safetensors, whose class is its own
+    except Exception as error:  # of safetensors: its own class, which derives from no other
         raise Damaged(source / WEIGHTS, "weights of a surgery", str(error)) from None
     shapes = {name: list(p.shape) for name, p in model.named_parameters()}
     _same_model(words["model"], shapes)
@@ -98,7 +98,7 @@ def apply(model: nn.Module, folder: str | os.PathLike[str]) -> Report:
 
 def _is_surgery(folder: Path) -> bool:
     """Whether nothing stands in a folder without a marker but what `save` writes: it was made before there were any."""
-    return {path.name for path in folder.iterdir()} == {WORDS, WEIGHTS}
+    return names_in(folder) == {WORDS, WEIGHTS}
 
 
 def _words(row: Row) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -145,6 +146,29 @@ def test_savers_of_the_library_ask_too(write, tmp_path):
 # ------------------------------------------------------------------ what is ours
 
 
+KILLED = ".tmp-.matmix-00000000-1-00000000"
+"""A marker that a process of another machine did not end."""
+
+
+@pytest.mark.parametrize(
+    ("old", "files"),
+    [
+        ("matmix.surgery.storage:_is_surgery", ("surgery.json", "surgery.safetensors")),
+        ("matmix.surgery.distill:_is_distillation", ("distill.pt", "history.jsonl", ".distill.pt")),
+        ("sequence.series.panel.files:_is_forecaster", ("forecaster.json", "weights.safetensors")),
+    ],
+)
+def test_what_a_killed_process_left_says_nothing_of_an_older_folder(old, files, tmp_path):
+    module, _, name = old.partition(":")
+    is_old = getattr(importlib.import_module(module), name)
+    fill(tmp_path, dict.fromkeys((*files, KILLED), ""))
+    assert folders.claim(tmp_path, "old", is_old) == folders.token(tmp_path) != ""
+    (tmp_path / folders.MARKER).unlink()
+    fill(tmp_path, {"a.bin": "mine"})
+    with pytest.raises(folders.NotOurs, match=r"holds a\.bin"):
+        folders.claim(tmp_path, "old", is_old)
+
+
 def test_folders_from_before_the_marker_are_adopted(tmp_path):
     """Of a run by its configuration, of a study by its study.json; a report by its pages."""
     execute(config(), tmp_path / "run")
@@ -152,7 +176,7 @@ def test_folders_from_before_the_marker_are_adopted(tmp_path):
     write_study(tmp_path / "study", study, {"digits": {"identity": 0.9}})
     write_report(tmp_path / "study", matrices=False)
     for folder in ("run", "study/report"):
-        (tmp_path / folder / ".matmix").unlink()
+        (tmp_path / folder / ".matmix").rename(tmp_path / folder / KILLED)
     assert execute(config(), tmp_path / "run").status == "finished"
     (tmp_path / "study" / "report" / "9-old-curves.png").write_bytes(b"of an older report")
     write_report(tmp_path / "study", matrices=False)

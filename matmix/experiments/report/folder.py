@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from matmix.experiments.manifest import Sums, sums
-from matmix.folders import check_ours, claim, mark, remove, sweep, temporary
+from matmix.folders import check_ours, claim, mark, names_in, remove, sweep, temporary
 
 NAME = KIND = "report"
 _LOCK = ".lock"
@@ -66,7 +66,7 @@ def _exchange(fresh: Path, out: Path) -> None:
 
 def _is_report(folder: Path) -> bool:
     """Whether a folder without a marker holds a report, and nothing else: it was made before there were any."""
-    files = [path for path in folder.iterdir() if path.name != _LOCK]
+    files = [folder / name for name in names_in(folder) - {_LOCK}]
     if not {"index.html", "report.md", "runs.csv"} <= {path.name for path in files}:
         return False
     with open(folder / "index.html", "rb") as page:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from matmix.experiments.task import build
 from matmix.files import Damaged, Keys, read_json, shaped
-from matmix.folders import claim
+from matmix.folders import claim, names_in
 from sequence.series.panel.dates import to_step
 from sequence.series.panel.frames import Panel, Series
 from sequence.series.panel.settings import Settings
@@ -63,7 +63,7 @@ def save(kept: Kept, folder: Path) -> None:
 
 def _is_forecaster(folder: Path) -> bool:
     """Whether nothing stands in a folder without a marker but what `save` writes: it was made before there were any."""
-    return {path.name for path in folder.iterdir()} == {NAME, WEIGHTS}
+    return names_in(folder) == {NAME, WEIGHTS}
 
 
 def load(folder: Path) -> Kept:
