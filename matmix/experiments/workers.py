@@ -44,7 +44,7 @@ def run_one(
     for patience in (0.5, 1, 2, 4, 8, None):
         try:
             result = execute(RunConfig.from_json(config), Path(folder), progress=news, track=track)
-        except Exception as error:
+        except Exception as error:  # of a task or mixer, which may be foreign code: the study goes on
             if not isinstance(error, InUse) or patience is None:
                 return _ended_by(error)
             time.sleep(patience)
@@ -106,7 +106,7 @@ def _under_lease(lease: Lease, run: StudyRun, tell: Listener, track: str) -> Non
     except KeyboardInterrupt:
         tell(run, "end", ("interrupted", ""))
         raise
-    except Exception as error:
+    except Exception as error:  # as in `run_one`
         if isinstance(error, OSError) and not lease.held():  # who has taken it over has removed this attempt
             ended = "refused", f"another worker has taken it over: {error}"
         else:

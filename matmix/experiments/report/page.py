@@ -74,7 +74,7 @@ def drawn(draw: Callable[[Path], bool], path: Path, alt: str) -> list[Block]:
         return [Picture(path, alt)] if draw(path) else []
     except OSError:
         raise
-    except Exception as error:
+    except Exception as error:  # of matplotlib, or of a task's code: errors of any kind
         return [Text(f"{path.name} cannot be drawn: {type(error).__name__}: {error}")]
 
 
