@@ -134,7 +134,7 @@ class VisionModel(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = checking_options(cls.__init__, unknown_option)  # type: ignore[method-assign]
+            cls.__init__ = checking_options(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, num_classes: Whole = 1000, in_chans: Count = 3, img_size: Size = 224) -> None:
         super().__init__()

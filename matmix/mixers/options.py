@@ -159,7 +159,7 @@ OPTIONS: dict[str, Option] = {
 }
 
 
-def checking_options(init: Callable[..., None], unknown: Callable[..., str] = unknown_option) -> Callable[..., None]:
+def checking_options(init: Callable[..., None]) -> Callable[..., None]:
     """A constructor that refuses an option that it does not have, by the error of specs that says what it is called,
     and a value that its annotation and the bounds of the word do not allow."""
     signature = inspect.signature(init)
@@ -182,7 +182,7 @@ def checking_options(init: Callable[..., None], unknown: Callable[..., str] = un
         name = type(self).__name__
         for option in () if swallows else options:
             if option not in names:
-                raise TypeError(unknown(name, option, names))
+                raise TypeError(unknown_option(name, option, names))
         for option, value in (options | dict(zip(placed, args, strict=False))).items():  # too many: the constructor's
             kind = kinds().get(option)
             if kind is not None and not kind.holds(value):
