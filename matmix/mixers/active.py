@@ -12,6 +12,7 @@ from matmix.matrices.algebra import ColumnCat
 from matmix.matrices.identity import Identity
 from matmix.matrices.interpolation import Interpolation
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
+from matmix.mixers.calls import check_axes
 from matmix.mixers.registry import register
 from matmix.ops.linear import linear
 from matmix.ops.plain import is_plain
@@ -85,8 +86,7 @@ class Active(Mixer):
     def _read(self, x: Tensor, context: Context) -> tuple[Tensor, list[Interpolation], list[Tensor]]:
         """Values, the matrix along every axis, and the tokens ``(B, L, D)`` that every branch reads."""
         grid = context.grid
-        if len(grid) != self.axes:
-            raise ValueError(f"Active takes a grid of {self.axes} axes, as it was built for, got {grid}")
+        check_axes(self, grid)
         batch, length, dim = x.shape
         groups = dim // self.share
         offsets = self.offset_layer(x).mT.view(batch, self.axes, groups, length).unbind(1)
@@ -124,8 +124,7 @@ class Active(Mixer):
         return linear(self.proj, out)
 
     def resize_(self, grid: Grid) -> Self:
-        if len(grid) != self.axes:
-            raise ValueError(f"Active takes a grid of {self.axes} axes, as it was built for, got {grid}")
+        check_axes(self, grid)
         return super().resize_(grid)
 
     def extra_repr(self) -> str:

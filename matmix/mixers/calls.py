@@ -37,6 +37,13 @@ def check_grid(grid: Any, traits: Any, name: str, option: str = "grid") -> tuple
     return sizes
 
 
+def check_axes(mixer: Any, grid: tuple[int, ...]) -> None:
+    """A ValueError for a grid of another number of axes than ``mixer.axes``, where weights are made for them."""
+    if len(grid) != mixer.axes:
+        name = type(mixer).__name__
+        raise ValueError(f"{name} takes a grid of {mixer.axes} axes, as it was built for, got {grid}")
+
+
 def _is_count(size: Any) -> bool:
     if isinstance(size, int):
         return not isinstance(size, bool) and 0 < size < MOST

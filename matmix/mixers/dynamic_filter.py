@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from matmix.matrices.circulant import Circulant
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding, merge_heads
-from matmix.mixers.calls import check_grid
+from matmix.mixers.calls import check_axes, check_grid
 from matmix.mixers.registry import register
 from matmix.ops.fft import hermitian, interpolate_spectrum, resample_spectrum, to_complex
 from matmix.ops.layers import StarReLU
@@ -90,8 +90,7 @@ class DynamicFilter(Mixer):
 
     def project(self, x: Tensor, context: Context) -> Projected:
         grid, mask = context.grid, context.mask
-        if len(grid) != self.axes:
-            raise ValueError(f"DynamicFilter takes a grid of {self.axes} axes, as it was built for, got {grid}")
+        check_axes(self, grid)
         values = drop_padding(linear(self.pwconv1, x, self.act1), mask)
         mean = x.mean(1) if mask is None else x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         weights = self.reweight(mean).unflatten(-1, (self.filters, -1))  # (B, K, inner)
@@ -124,11 +123,9 @@ class DynamicFilter(Mixer):
     def resize_(self, grid: Grid) -> Self:
         """Carry the filters to another grid by the rule ``resize``; with ``built`` they stay where they are."""
         old = self.grid
+        check_axes(self, grid)
         super().resize_(grid)
         assert self.grid is not None
-        if len(self.grid) != self.axes:
-            self.grid = old
-            raise ValueError(f"DynamicFilter takes a grid of {self.axes} axes, as it was built for, got {grid}")
         if self.built is None and self.grid != old:
             assert old is not None
             weight = self.complex_weights

@@ -14,6 +14,7 @@ from matmix.matrices.dense import Dense
 from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.gate import Gate
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
+from matmix.mixers.calls import check_axes
 from matmix.mixers.registry import register
 from matmix.ops.activations import gelu
 from matmix.ops.layers import CrossMlp
@@ -128,8 +129,7 @@ class FFNified(Mixer):
     def _run(self, x: Tensor, context: Context) -> _Run:
         """The layer itself. Its batch norms are called once, for the matrix too: they follow what they see."""
         grid, mask = context.grid, context.mask
-        if len(grid) != self.axes:
-            raise ValueError(f"FFNified takes a grid of {self.axes} axes, as it was built for, got {grid}")
+        check_axes(self, grid)
         image_grid = grid if self.axes == 2 else (1, *grid)
         real = None if mask is None else mask.view(mask.shape[0], 1, *image_grid)
         value = drop_padding(self._query(x, mask), mask)
@@ -176,8 +176,7 @@ class FFNified(Mixer):
         return self
 
     def resize_(self, grid: Grid) -> Self:
-        if len(grid) != self.axes:
-            raise ValueError(f"FFNified takes a grid of {self.axes} axes, as it was built for, got {grid}")
+        check_axes(self, grid)
         return super().resize_(grid)
 
     def extra_repr(self) -> str:

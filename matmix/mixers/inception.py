@@ -16,6 +16,7 @@ from matmix.matrices.diagonal import Diagonal
 from matmix.matrices.selection import Selection
 from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits, drop_padding
+from matmix.mixers.calls import check_axes
 from matmix.mixers.registry import register
 from matmix.ops.activations import gelu
 from matmix.ops.depthwise import conv
@@ -177,8 +178,7 @@ class Inception(Mixer):
     def _streams(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, _Rest]:
         """Tokens to convolve (widened), to pool and to attend."""
         grid = context.grid
-        if len(grid) != self.axes:
-            raise ValueError(f"Inception takes a grid of {self.axes} axes, as it was built for, got {grid}")
+        check_axes(self, grid)
         rest = _Rest(grid if self.axes == 2 else (1, *grid), context.mask)
         wide, peak, low = x.split((self.part, self.part, self.low), 2)
         return self.high_mixer.conv1(wide), peak, low, rest
@@ -227,8 +227,7 @@ class Inception(Mixer):
         return depthwise(image, layer.weight + centre, None).flatten(2).mT
 
     def resize_(self, grid: Grid) -> Self:
-        if len(grid) != self.axes:
-            raise ValueError(f"Inception takes a grid of {self.axes} axes, as it was built for, got {grid}")
+        check_axes(self, grid)
         return super().resize_(grid)
 
     def extra_repr(self) -> str:

@@ -19,7 +19,7 @@ from matmix.matrices.normalise import Normalise
 from matmix.matrices.permutation import Permutation
 from matmix.matrices.selection import Selection
 from matmix.mixers.base import Context, Grid, Mixer, Projected, Traits
-from matmix.mixers.calls import check_grid
+from matmix.mixers.calls import check_axes, check_grid
 from matmix.mixers.registry import register
 from matmix.ops import interpolate
 from matmix.ops.activations import gelu
@@ -236,8 +236,7 @@ class Raft(Mixer):
 
     def _prepared(self, x: Tensor, context: Context) -> tuple[Tensor, Sides | None, list[Tensor | None]]:
         """The image ``(B, rows, columns, D)``, how to resample it, and what each direction's branch counts."""
-        if len(context.grid) != self.axes:
-            raise ValueError(f"Raft takes a grid of {self.axes} axes, as it was built for, got {context.grid}")
+        check_axes(self, context.grid)
         grid = context.grid if self.axes == 2 else (1, *context.grid)
         image = x.view(x.shape[0], *grid, self.dim)
         return image, self._sides(grid, x), [part.draw(image) for part, _ in self._directions()]
@@ -271,11 +270,9 @@ class Raft(Mixer):
         the weakest are dropped.
         """
         old = self.grid
+        check_axes(self, grid)
         super().resize_(grid)
         assert self.grid is not None
-        if len(self.grid) != self.axes:
-            self.grid = old
-            raise ValueError(f"Raft takes a grid of {self.axes} axes, as it was built for, got {grid}")
         if self.built is None and old is not None:
             for part, axis in self._directions():
                 before, after = old[min(axis, self.axes) - 1], self.grid[min(axis, self.axes) - 1]

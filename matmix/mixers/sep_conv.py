@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from matmix.matrices.convolution import Convolution
 from matmix.mixers.base import Context, Grid, Mixer, Projected, State, Traits, drop_padding, merge_heads
+from matmix.mixers.calls import check_axes
 from matmix.mixers.registry import register
 from matmix.ops.depthwise import conv, convolve
 from matmix.ops.effective import depthwise_of, tensor_of
@@ -92,8 +93,7 @@ class SepConv(Mixer):
         return conv(layer, image, self._margins()).flatten(2).unsqueeze(-1), None
 
     def _inner(self, x: Tensor, context: Context) -> Tensor:
-        if len(context.grid) != self.axes:
-            raise ValueError(f"SepConv takes a grid of {self.axes} axes, as it was built for, got {context.grid}")
+        check_axes(self, context.grid)
         # Neither biases nor StarReLU keep zeros, so padding is dropped after it.
         return drop_padding(linear(self.pwconv1, x, self.act1), context.mask)
 
@@ -116,8 +116,7 @@ class SepConv(Mixer):
         return linear(self.pwconv2, mixed if self.act2 is None else self.act2(mixed))
 
     def resize_(self, grid: Grid) -> SepConv:
-        if len(grid) != self.axes:
-            raise ValueError(f"SepConv takes a grid of {self.axes} axes, as it was built for, got {grid}")
+        check_axes(self, grid)
         return super().resize_(grid)
 
     # ------------------------------------------------------------------ token by token: the last kernel - 1 inputs
