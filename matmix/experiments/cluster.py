@@ -17,6 +17,8 @@ from matmix.experiments.extras import advice
 from matmix.experiments.plugins import import_all
 from matmix.experiments.study import StudyRun
 from matmix.experiments.workers import Listener, run_one
+from matmix.ranges import Amount
+from matmix.settings import Settings
 
 TRIES = 3
 """A run whose worker or node is lost goes on from its last checkpoint so often; one that takes its process down would
@@ -26,23 +28,17 @@ SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Cluster:
+class Cluster(Settings):
     """Which cluster, and what each run asks of it, beside as many CPUs as it has threads."""
 
     address: str = ""
     """"auto", "HOST:PORT" or "ray://HOST:PORT"; "": the one that `RAY_ADDRESS` names, or a new one on this machine."""
-    gpus: float = 0.0
+    gpus: Amount = 0.0
     """A fraction puts several runs on one GPU."""
-    memory: float = 0.0
+    memory: Amount = 0.0
     """GiB; 0 asks for none in particular."""
     runtime_env: dict[str, Any] = field(default_factory=dict)
     """Ray's: {"pip": [...], "env_vars": {...}}."""
-
-    def __post_init__(self) -> None:
-        for name in ("gpus", "memory"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a number of at least 0, got {name}={value!r}")
 
     def asks(self, threads: int) -> dict[str, float]:
         """Amounts by Ray's names of resources."""

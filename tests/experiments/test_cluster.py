@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -101,3 +102,10 @@ def test_what_is_said_of_a_cluster(tmp_path, capsys, words, message):
     with pytest.raises(SystemExit):
         main(["study", "digits", "--mixers", "identity", "--out", str(tmp_path / "out"), *words])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [{"gpus": "one"}, {"memory": -1}, {"address": 10001}, {"runtime_env": ["pip"]}])
+def test_a_cluster_is_what_its_annotations_say(wrong):
+    (name, value), *_ = wrong.items()
+    with pytest.raises(ValueError, match=rf"^Cluster\.{name} must be .*, got {re.escape(repr(value))}$"):
+        Cluster(**wrong)
