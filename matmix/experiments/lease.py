@@ -104,7 +104,10 @@ class Lease:
         remove_checkpoints(self.folder / "checkpoints")
         names = sorted((path.name for path in self.attempt.iterdir()), key=lambda name: name == "result.json")
         for name in (name for name in names if not name.startswith(".") or name == MARKER):
-            os.replace(self.attempt / name, self.folder / name)
+            if (self.folder / name).is_dir():  # a tracker's, of an attempt that failed: no folder takes its place
+                shutil.copytree(self.attempt / name, self.folder / name, dirs_exist_ok=True)
+            else:
+                os.replace(self.attempt / name, self.folder / name)
         for attempt in self.folder.glob(".attempt-*"):
             if attempt <= self.attempt:
                 remove_run(attempt)

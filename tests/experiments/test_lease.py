@@ -58,6 +58,20 @@ def test_a_lease_is_held_by_one(tmp_path: Path, monkeypatch) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", ".matmix"}
 
 
+def test_a_run_that_failed_before_is_published_with_its_tracker(tmp_path: Path) -> None:
+    for number, status in enumerate(("failed", "finished")):
+        lease = Watch().take(tmp_path)
+        assert lease is not None
+        events = lease.begin() / "tensorboard"
+        events.mkdir()
+        (events / f"events.{number}").write_text(status)
+        (lease.attempt / "result.json").write_text(status)
+        assert lease.publish() and not lease.attempt.exists()
+        lease.release(done=status == "finished")
+    assert {path.name for path in (tmp_path / "tensorboard").iterdir()} == {"events.0", "events.1"}
+    assert (tmp_path / "result.json").read_text() == "finished"
+
+
 def test_a_worker_passes_over_what_is_held(tmp_path: Path, monkeypatch) -> None:
     recipe = {"steps": 1, "eval_every": 1, "batch_size": 4}
     study = Study("s", (StudyTask("digits", {"dim": 4, "depth": 1}, recipe),), ("identity",), seeds=(0, 1))
