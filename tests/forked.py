@@ -3,6 +3,7 @@ import, which is seconds. Imported by the children, too."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -30,6 +31,12 @@ def run_script(script: Path, folder: Path) -> tuple[int, str]:
     child.join(300)
     assert child.exitcode is not None, f"{script} hangs"
     return child.exitcode, log.read_text()
+
+
+def tell(child: Any, number: int) -> None:
+    """A signal to a child. One that has ended at an earlier signal is gone: the server has waited for it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child.pid, number)
 
 
 def _start(log: Path, function: Callable[..., None], *args: Any) -> Any:

@@ -14,7 +14,7 @@ import pytest
 from matmix.experiments.folder import Result
 from tests.campaigns.processes import RUN, timed, train, whole
 from tests.experiments.killing import wait_for_step
-from tests.forked import SERVER
+from tests.forked import SERVER, tell
 
 CODE = "import matmix_command as m; print('on', flush=True); m.main()"
 
@@ -61,7 +61,7 @@ def test_while_it_trains(tmp_path, numbers, status):
     child.start()
     wait_for_step(folder, 8, child)
     for number in numbers:
-        os.kill(child.pid, number)
+        tell(child, number)
         time.sleep(0.02)
     child.join(60)
     assert child.exitcode == status and "Traceback" not in log.read_text(), log.read_text()
@@ -102,7 +102,7 @@ def test_a_study_with_workers(tmp_path, numbers, status):
     while not list((tmp_path / "out").rglob("step-*")) and time.monotonic() < until:
         time.sleep(0.02)
     for number in numbers:
-        os.kill(child.pid, number)
+        tell(child, number)
         time.sleep(0.05)
     child.join(120)
     said = (tmp_path / "log").read_text()

@@ -163,4 +163,5 @@ if __name__ == "__main__":
     }
     if int(torch.distributed.get_rank()) == 0:
         torch.save(found, Path(sys.argv[2]))
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()

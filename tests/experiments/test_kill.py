@@ -17,7 +17,7 @@ from safetensors.torch import load
 
 from matmix.experiments.checkpoint import load_checkpoint, save_checkpoint
 from matmix.experiments.run import Result, RunConfig
-from tests.forked import start_command
+from tests.forked import start_command, tell
 from tests.sequence import written
 
 
@@ -137,7 +137,7 @@ def test_command_killed_and_interrupted(tmp_path, whole):
 
     second = start(folder)
     wait_for_step(folder, 24, second)
-    os.kill(second.pid, signal.SIGINT)
+    tell(second, signal.SIGINT)
     second.join(60)
     said = folder.with_suffix(".log").read_text()
     assert second.exitcode == 130, said
