@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -106,3 +107,13 @@ def test_shell_lines_of_examples_name_files_that_exist() -> None:
     for page in (*PAGES, *EXAMPLES):
         for name in re.findall(r"examples/\w+\.py", page.read_text()):
             assert (ROOT / name).is_file(), f"{page.name} names {name}"
+
+
+def test_a_page_lists_every_optimizer_that_is_refused() -> None:
+    from matmix.experiments.recipe import ELSEWHERE, UNFIT
+
+    hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+    rows = hooks["on_page_markdown"]((ROOT / "docs" / "add-a-task.md").read_text()).splitlines()
+    reasons = {**UNFIT, **{f"{begin}...": library for begin, library in ELSEWHERE.items()}}
+    for name, why in reasons.items():
+        assert [row for row in rows if f"`{name}`" in row and why in row], name

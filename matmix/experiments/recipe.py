@@ -20,7 +20,9 @@ UNFIT = {
     "adahessian": "takes second derivatives, for which the backward pass keeps no graph here",
     **dict.fromkeys(("adan", "adanw", "cadan", "cadanw"), "needs three betas, and a recipe has two"),
 }
-"""Optimisers of timm that cannot be trained with, and why."""
+"""Optimisers of timm that cannot be trained with, and why; docs/add-a-task.md lists them from here."""
+ELSEWHERE = {"bnb": "bitsandbytes", "fused": "APEX"}
+"""How the names of those begin that need a GPU, and the library that they are from."""
 
 
 @dataclasses.dataclass(frozen=True)
