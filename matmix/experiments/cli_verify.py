@@ -14,12 +14,13 @@ LISTED = 50
 
 
 def verify(words: Sequence[str]) -> int:
-    """Say which files of a run, of a study or of a tree of them are damaged or missing, and the command that repairs.
+    """Say which files of runs, studies, saved surgeries and forecasters in a folder are damaged or missing, and the
+    command that repairs.
 
     The exit status is 1 where one is. Runs of older versions kept no checksums: they are "unchecked".
     """
     parser = Parser(prog="matmix verify", description=verify.__doc__, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="of a run, of a study, or with some below it")
+    parser.add_argument("folder", type=Path, help="of a run, a study, a surgery or a forecaster, or with some below it")
     root: Path = parser.parse_args(words).folder
     from rich.console import Console
     from rich.progress import track

@@ -14,9 +14,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import nn
 
+from matmix.checksums import damages
 from matmix.experiments.checkpoint import write_file
 from matmix.experiments.config import UNUSED, RunConfig, RunError
-from matmix.experiments.manifest import check_file, damages, read_manifest
+from matmix.experiments.manifest import check_file, read_manifest
 from matmix.experiments.plugins import data_only
 from matmix.experiments.task import Task
 from matmix.experiments.weights import read_weights

@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from matmix.checksums import sum_of
 from matmix.experiments.checkpoint import DamagedCheckpoint, sync_folder, write_file
 from matmix.experiments.folder import read_metrics
-from matmix.experiments.manifest import sum_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

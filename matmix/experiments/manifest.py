@@ -8,31 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from matmix.checksums import Sums, difference, sum_of, sums
 from matmix.files import Damaged
 from matmix.folders import MARKER
 
 NAME = "manifest.json"
 VERSION = 1
-Sums = dict[str, dict[str, Any]]
-
-
-def sums(folder: Path, names: Iterable[str]) -> Sums:
-    """Size and SHA-256 of files, by name."""
-    found = {}
-    for name in names:
-        with open(folder / name, "rb") as file:
-            found[name] = {"size": 0, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-            found[name]["size"] = file.tell()
-    return found
-
-
-def sum_of(data: bytes) -> dict[str, Any]:
-    """Size and SHA-256 of what a file holds, or is to hold."""
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def write_manifest(folder: Path, run: str, files: Sums) -> None:
@@ -82,26 +66,6 @@ def check_file(path: Path, data: bytes | None = None) -> None:
         raise Damaged(path, "the file that its run has finished", difference(is_, said))
 
 
-def damages(folder: Path, files: Sums, only: Iterable[str] = ()) -> dict[str, str]:
-    """Files of a finished run that are damaged or missing by the checksums of its manifest, and how; all of them are
-    read, or some only."""
-    wrong = {}
-    for name, said in files.items():
-        if only and name not in only:
-            continue
-        try:
-            is_ = sums(folder, [name])[name]
-        except FileNotFoundError:
-            wrong[name] = "missing"
-            continue
-        except OSError as error:
-            wrong[name] = f"it cannot be read: {error.strerror or error}"
-            continue
-        if is_ != said:
-            wrong[name] = difference(is_, said)
-    return wrong
-
-
 def sealed(data: dict[str, Any]) -> dict[str, Any]:
     """JSON with the checksum of the rest in it."""
     plain = {name: value for name, value in data.items() if name != "sha256"}
@@ -111,13 +75,6 @@ def sealed(data: dict[str, Any]) -> dict[str, Any]:
 def seal_is_broken(data: dict[str, Any]) -> bool:
     """Whether JSON has a checksum in it, and not the one of the rest."""
     return "sha256" in data and sealed(data) != data
-
-
-def difference(is_: dict[str, Any], said: dict[str, Any]) -> str:
-    """How a file is other than its checksum says, in words."""
-    if is_["size"] != said["size"]:
-        return f"it has {is_['size']:,} bytes of {said['size']:,}"
-    return "it does not have its checksum"
 
 
 def _own(run: str, files: Sums) -> str:

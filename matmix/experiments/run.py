@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from matmix.checksums import sum_of, sums
 from matmix.experiments import trainer
 from matmix.experiments.checkpoint import remove_checkpoints, write_file
 from matmix.experiments.config import RunConfig, RunError
@@ -45,7 +46,7 @@ from matmix.experiments.folder import (
     write_json,
 )
 from matmix.experiments.lease import holder
-from matmix.experiments.manifest import sum_of, sums, write_manifest
+from matmix.experiments.manifest import write_manifest
 from matmix.experiments.output import complain
 from matmix.experiments.progress import Progress
 from matmix.experiments.trainer import Diverged

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from matmix.checksums import sum_of
 from matmix.experiments.board import Board, name
 from matmix.experiments.checkpoint import remove_checkpoints, write_file
 from matmix.experiments.cluster import Cluster, require_ray, run_on_ray
@@ -42,7 +43,7 @@ from matmix.experiments.folder import (
     write_json,
 )
 from matmix.experiments.index import Entry, Index
-from matmix.experiments.manifest import sealed, sum_of
+from matmix.experiments.manifest import sealed
 from matmix.experiments.output import steady
 from matmix.experiments.plugins import import_all
 from matmix.experiments.step import check_tracker

@@ -1,4 +1,5 @@
-"""Is what was written still there? Every file of a run, a study or a tree of them, against the checksums it was given.
+"""Is what was written still there? Every file of a run, a study, a saved surgery or a tree of them, against the
+checksums it was given.
 
 Nothing is written, repaired or imported. What has no checksum (runs of older versions, trackers' files) is said to be
 unchecked; `index.jsonl` is made anew wherever it does not fit, so nothing can be wrong with it.
@@ -14,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matmix.checksums import damages, difference, sum_of, sums
 from matmix.experiments.checkpoint import DamagedCheckpoint, checkpoint_steps, load_checkpoint
 from matmix.experiments.config import key_of
 from matmix.experiments.folder import CONFIG, CONFIG_KEYS, Result, read_metrics
 from matmix.experiments.log import check_log
 from matmix.experiments.manifest import NAME as MANIFEST
-from matmix.experiments.manifest import damages, difference, read_manifest, seal_is_broken, sum_of, sums
+from matmix.experiments.manifest import read_manifest, seal_is_broken
 from matmix.experiments.report.folder import NAME as REPORT
 from matmix.experiments.report.folder import files_of
 from matmix.experiments.study import Study
@@ -41,7 +43,7 @@ class Finding:
 
 
 def folders(root: Path) -> list[Path]:
-    """The folders of runs and studies in a folder, itself included.
+    """The folders of runs, studies and what else was saved (surgeries, forecasters) in a folder, itself included.
 
     Raises:
         ValueError: if there is none.
@@ -49,28 +51,30 @@ def folders(root: Path) -> list[Path]:
     if not root.is_dir():
         raise ValueError(f"verify: there is no folder {root}")
     found = []
-    for above, below, files in os.walk(root):
+    for above, below, _ in os.walk(root):
         folder = Path(above)
-        below[:] = sorted(name for name in below if name != REPORT or not _kind(folder / name))
-        if _kind(folder) == "run" or ("config.json" in files and _is_config(folder / "config.json")):
+        below[:] = sorted(name for name in below if name != REPORT or not (folder / name / MARKER).exists())
+        sort = _sort(folder)
+        if sort:
             found.append(folder)
+        if sort == "run":
             below.clear()
-        elif _kind(folder) == "study" or "study.json" in files or (folder / REPORT / MARKER).exists():
-            found.append(folder)
     if not found:
-        raise ValueError(f"verify: {root} holds no run and no study")
+        raise ValueError(f"verify: {root} holds no run, no study and nothing else that matmix saved")
     return found
 
 
 def verify(folder: Path, study: Path | None = None) -> list[Finding]:
-    """What is wrong in the folder of a run or of a study (not in its runs); one finding where nothing is.
+    """What is wrong in the folder of a run, of a study (not in its runs) or of what else was saved; one finding where
+    nothing is.
 
     Args:
         folder: one of `folders`.
         study: the folder of the study that a run is of.
     """
-    is_run = _kind(folder) == "run" or (folder / "config.json").exists()
-    found = list(_of_run(folder, study) if is_run else _of_study(folder))
+    sort = _sort(folder)
+    looks = _of_run(folder, study) if sort == "run" else _of_study(folder) if sort == "study" else _of_saved(folder)
+    found = list(looks)
     return [one for one in found if one.status in WRONG] or found[-1:]
 
 
@@ -175,6 +179,19 @@ def _of_study(folder: Path) -> Iterator[Finding]:
     yield Finding("ok" if said.get("study") else "unchecked", folder, "the plan, the notes and the report of a study")
 
 
+def _of_saved(folder: Path) -> Iterator[Finding]:
+    again = f"save it again, in {shlex.quote(str(folder))}"
+    try:
+        said = marker(folder) or {}
+    except NotOurs as error:
+        yield Finding("damaged", folder / MARKER, str(error), again)
+        return
+    for name, how in damages(folder, said.get("files", {})).items():
+        status = "missing" if how == "missing" else "damaged"
+        yield Finding(status, folder / name, "" if how == "missing" else how, again)
+    yield Finding("ok" if "files" in said else "unchecked", folder, str(said.get("kind", "")))
+
+
 def _of_plan(path: Path, wanted: dict[str, Any] | None) -> Finding:
     again = _command(path.parent) or f"the command that made it, with --out {shlex.quote(str(path.parent))}"
     try:
@@ -187,6 +204,18 @@ def _of_plan(path: Path, wanted: dict[str, Any] | None) -> Finding:
     if wanted and is_ != wanted:
         return Finding("damaged", path, difference(is_, wanted), again)
     return Finding("ok", path)
+
+
+def _sort(folder: Path) -> str:
+    """What a folder is looked at as: "run", "study", "saved" (once, as a surgery is); "" for one that is not ours."""
+    kind = _kind(folder)
+    if kind:
+        return kind if kind in ("run", "study") else "saved"
+    if (folder / "config.json").exists() and _is_config(folder / "config.json"):
+        return "run"
+    if (folder / "study.json").exists() or (folder / REPORT / MARKER).exists():
+        return "study"
+    return "saved" if (folder / MARKER).exists() else ""
 
 
 def _kind(folder: Path) -> str:

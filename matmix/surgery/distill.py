@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from matmix.adapters.discovery import arguments_of
 from matmix.adapters.held import holding
+from matmix.checksums import sums
 from matmix.cost import evaluating, frozen
-from matmix.folders import claim, names_in
+from matmix.files import Damaged
+from matmix.folders import check_ours, claim, mark, names_in
 from matmix.ops.marks import grouped, no_weight_decay, optim_settings
 from matmix.ops.seed import fork_seed
 from matmix.ops.signals import interruptible
@@ -33,7 +35,7 @@ from matmix.training import after_step, auxiliary_losses
 Batches = Iterable[Any] | Callable[[int], Any]
 Loss = Callable[[Any, Any, Any], Tensor]  # of the student's output, the teacher's, and the batch
 Progress = Callable[[dict[str, Any]], None]
-CHECKPOINT, HISTORY = "distill.pt", "history.jsonl"
+KIND, CHECKPOINT, HISTORY = "distillation", "distill.pt", "history.jsonl"
 
 
 @dataclass
@@ -179,6 +181,7 @@ class _Run:
         self.inputs, self.loss, self.progress = inputs, loss, progress
         self.history: dict[str, list[tuple[int, float]]] = {name: [] for name, _ in recipe.stages()}
         self.done = 0  # steps of all stages
+        self.stands: list[dict[str, Any]] = []  # the checksum of the checkpoint in the folder
         self.saved: dict[str, Any] | None = None  # the optimizer's state of a checkpoint within a stage
         self.folder: Path | None = None
         self.began, self.samples, self.first = time.perf_counter(), 0, 0
@@ -287,12 +290,17 @@ class _Run:
         """Take up what the folder holds, or make it.
 
         Raises:
-            ValueError: for the folder of another recipe, or of other sites, or with files that are not ours.
+            ValueError: for the folder of another recipe, or of other sites, or with files that are not ours, or a
+                checkpoint that is damaged.
         """
         self.folder = folder
-        claim(folder, "distillation", _is_distillation, "folder")
+        claim(folder, KIND, _is_distillation, "folder")
         if not (folder / CHECKPOINT).is_file():
             return
+        self.stands = [sums(folder, [CHECKPOINT])[CHECKPOINT]]
+        noted = (check_ours(folder, KIND, name="folder") or {}).get("checkpoints", self.stands)
+        if self.stands[0] not in noted:
+            raise Damaged(folder / CHECKPOINT, "a checkpoint as it was saved", "it does not have its checksum")
         state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
         mine, theirs = _flat(self.recipe.to_json()), _flat(state["recipe"])
         for key in dict.fromkeys([*mine, *theirs]):
@@ -326,7 +334,10 @@ class _Run:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        fresh = sums(self.folder, [draft.name])[draft.name]
+        mark(self.folder, KIND, checkpoints=[*self.stands, fresh])  # one of them holds wherever this process is killed
         os.replace(draft, self.folder / CHECKPOINT)
+        self.stands = [fresh]
         lines = [
             json.dumps({"stage": name, "step": step, "loss": value})
             for name, entries in self.history.items()

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from matmix.adapters import Found, discover
+from matmix.checksums import check_sealed, seal
 from matmix.files import Damaged, Keys, read_json, shaped
 from matmix.folders import claim, names_in
 from matmix.surgery.refuse import refuse_wrappers
@@ -18,6 +19,7 @@ from matmix.surgery.replace import commit, plan
 from matmix.surgery.report import Report, Row
 
 FORMAT = 1
+KIND = "surgery"
 WORDS = "surgery.json"
 WEIGHTS = "surgery.safetensors"
 _SITE = ("adapter", "dim", "module_class", "heads", "head_dim", "prefix", "parameters")  # what must be the same
@@ -45,7 +47,7 @@ def save(report: Report, folder: str | os.PathLike[str]) -> Path:
         raise ValueError(f"the report's replacements are not in the model: {', '.join(out)}")
     from_torch = _safetensors().save_file
     target = Path(folder)
-    claim(target, "surgery", _is_surgery, "folder")
+    claim(target, KIND, _is_surgery, "folder")
     weights = {
         f"{row.site.name}:{name}": tensor.detach().cpu().contiguous().clone()
         for row in report.rows
@@ -59,6 +61,7 @@ def save(report: Report, folder: str | os.PathLike[str]) -> Path:
     }
     from_torch(weights, target / WEIGHTS)
     (target / WORDS).write_text(json.dumps(words, indent=1) + "\n")
+    seal(target, KIND, (WORDS, WEIGHTS))
     return target
 
 
@@ -68,12 +71,13 @@ def apply(model: nn.Module, folder: str | os.PathLike[str]) -> Report:
     Raises:
         FileNotFoundError: for a folder that holds no surgery.
         ValueError: for a model that is another than that of the report; the message names the first difference, and
-            the model is as it was. For a file that is damaged, too.
+            the model is as it was. For a file that is damaged, by its checksum too.
     """
     refuse_wrappers(model)
     source = Path(folder)
     if not (source / WORDS).is_file():
         raise FileNotFoundError(f"{source} holds no {WORDS}: it is not a folder of surgery.save")
+    check_sealed(source, KIND, "a surgery as it was saved")
     words = read_json(source / WORDS, "a surgery", {"format": Any})
     if words["format"] != FORMAT:
         raise ValueError(f"{source / WORDS} has the format {words['format']!r}, this version reads {FORMAT}")

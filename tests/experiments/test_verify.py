@@ -101,7 +101,7 @@ def test_it_imports_nothing_and_runs_no_command_of_the_folder(tmp_path):
 def test_folders_of_others(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(ValueError, match=r"verify: .*(holds no run and no study|there is no folder)"):
+        with pytest.raises(ValueError, match=r"verify: .*(holds no run, no study|there is no folder)"):
             folders(folder)
     execute(RunConfig("digits", "identity", 0, {"dim": 4, "depth": 1}, {"steps": 1, "batch_size": 8}), tmp_path / "run")
     assert folders(tmp_path) == [tmp_path / "run"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from matmix.experiments.manifest import Sums, sums
+from matmix.checksums import Sums, sums
 from matmix.folders import check_ours, claim, mark, names_in, remove, sweep, temporary
 
 NAME = KIND = "report"

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from matmix.checksums import check_sealed, seal
 from matmix.experiments.task import build
 from matmix.files import Damaged, Keys, read_json, shaped
 from matmix.folders import claim, names_in
@@ -20,7 +21,7 @@ from sequence.series.panel.frames import Panel, Series
 from sequence.series.panel.settings import Settings
 from sequence.series.panel.task import Scale
 
-NAME, WEIGHTS, FORMAT, MODEL = "forecaster.json", "weights.safetensors", 1, "model."
+KIND, NAME, WEIGHTS, FORMAT, MODEL = "forecaster", "forecaster.json", "weights.safetensors", 1, "model."
 
 
 class Kept(NamedTuple):
@@ -56,9 +57,10 @@ def save(kept: Kept, folder: Path) -> None:
         "series": series,
         "notes": kept.notes,
     }
-    claim(folder, "forecaster", _is_forecaster, "folder")
+    claim(folder, KIND, _is_forecaster, "folder")
     save_file(tensors, folder / WEIGHTS)
     (folder / NAME).write_text(json.dumps(about, indent=1) + "\n")
+    seal(folder, KIND, (NAME, WEIGHTS))
 
 
 def _is_forecaster(folder: Path) -> bool:
@@ -77,6 +79,7 @@ def load(folder: Path) -> Kept:
 
     if not (folder / NAME).is_file() or not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder} holds no forecaster: there is no {NAME} with {WEIGHTS}")
+    check_sealed(folder, KIND, "a forecaster as it was saved")
     about = read_json(folder / NAME, "a forecaster", {"format": Any})
     if about["format"] != FORMAT:
         raise ValueError(f"{folder / NAME} is of format {about['format']!r}; this matmix reads format {FORMAT}")

@@ -143,6 +143,9 @@ def test_files_and_quantiles(tmp_path):
     assert [axes.get_title() for axes in forecaster.plot(forecast).axes[:3]] == ["a", "b", "c"]
     about = json.loads((tmp_path / "kept" / "forecaster.json").read_text())
     (tmp_path / "kept" / "forecaster.json").write_text(json.dumps({**about, "format": 9}))
+    with pytest.raises(ValueError, match=r"forecaster\.json: expected a forecaster as it was saved, but it has"):
+        Forecaster.load(tmp_path / "kept")
+    (tmp_path / "kept" / ".matmix").unlink()  # of an older version, say, that kept no checksums
     with pytest.raises(ValueError, match="format 9"):
         Forecaster.load(tmp_path / "kept")
 
