@@ -28,7 +28,7 @@ import numpy as np
 
 from sequence.data import pictures
 from sequence.data.cache import cached, source_key
-from sequence.data.faults import UNREADABLE, BadData, Broken, bad, from_the_hub, open_binary, shown
+from sequence.data.faults import UNREADABLE, BadData, Broken, apart, bad, from_the_hub, open_binary, shown
 from sequence.data.parallel import progress
 from sequence.data.pictures import Pictures
 
@@ -91,13 +91,16 @@ def files_of(data: str) -> list[Path]:
         if re.fullmatch(r"[\w.\-]+/[\w.\-]+", data) and not root.exists() and not Path(root.parts[0]).exists():
             return []
         raise BadData(f"data: there is no {root}; allowed: {_allowed()}")
-    for _, files in _batches(root):
+    for ending, files in _batches(root):
+        apart({split: [f for f in files if f.name.removesuffix(ending) in names] for split, names in BATCHES.items()})
         return files
     found = sorted(root.rglob("*.parquet")) or sorted(root.glob("*.npz")) or sorted(root.glob("cifar-10-*.tar*"))
     if not found:
         raise BadData(f"data: {root} holds no CIFAR-10; allowed: {_allowed()}")
     if found[0].suffix != ".parquet" and len(found) > 1:
         raise BadData(f"data: {root} holds {found[0].name} and {found[1].name}; allowed: one of them, named itself")
+    if found[0].suffix == ".parquet":
+        apart({split: _of_split(found, split) for split in PUBLISHED})
     return found
 
 
@@ -204,7 +207,7 @@ def _packed(path: Path, split: str) -> Iterator[Raw | BadData]:
 def _parquet(root: Path, files: list[Path], split: str) -> Iterator[Raw | BadData]:
     from pyarrow import ArrowException, parquet
 
-    mine = [file for file in files if split in re.split(r"[\W_]+", file.name.lower())]
+    mine = _of_split(files, split)
     if not mine:
         raise BadData(f"data: {root} has no file of the split {split}; allowed: {_allowed()}")
     for file in mine:
@@ -219,6 +222,10 @@ def _parquet(root: Path, files: list[Path], split: str) -> Iterator[Raw | BadDat
         except (ArrowException, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise bad(file, number + 1, f"it cannot be read on: {reason}", "a whole parquet file") from error
+
+
+def _of_split(files: list[Path], split: str) -> list[Path]:
+    return [file for file in files if split in re.split(r"[\W_]+", file.name.lower())]
 
 
 def _column(where: str, names: list[str]) -> str:
@@ -249,8 +256,9 @@ def _arrays(path: Path, split: str) -> Iterator[Raw | BadData]:
     if len(found) < len(wanted):
         raise bad(path, 0, f"it has not all arrays of {split}", f"the arrays {', '.join(wanted)}")
     data, starts, labels = found
-    if len(starts) != len(labels) + 1 or (np.diff(starts) < 0).any() or starts[-1] > len(data):
-        raise bad(path, 0, f"off_{split} does not divide the bytes", f"{len(labels) + 1} numbers that rise")
+    if len(starts) != len(labels) + 1 or (np.diff(starts) < 0).any() or starts[0] or starts[-1] != len(data):
+        rising = f"{len(labels) + 1} numbers that rise, from 0 to {len(data)}"
+        raise bad(path, 0, f"off_{split} does not divide the bytes", rising)
     for number, label in enumerate(labels.tolist(), 1):
         yield str(path), number, data[starts[number - 1] : starts[number]].tobytes(), label
 

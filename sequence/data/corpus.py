@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from matmix.experiments.extras import require
-from sequence.data.faults import BadData, bad, open_binary, shown
+from sequence.data.faults import BadData, apart, bad, open_binary, shown
 
 SPLITS = {"train": ("train", "training"), "val": ("valid", "val", "validation", "dev"), "test": ("test", "testing")}
 SHARES = {"train": 0.9, "val": 0.95, "test": 1.0}
@@ -228,6 +228,7 @@ def _files(folder: Path) -> dict[str, Path]:
                 f"{SPLITS[split][0]}.txt or wiki.{SPLITS[split][0]}.tokens), and has {there}; a single file is cut "
                 "into the three"
             )
+    apart(found)
     return {split: files[0] for split, files in found.items()}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import bz2
 import csv
+import filecmp
 import gzip
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeVar, cast
@@ -44,6 +45,27 @@ def from_the_hub(name: str, allowed: str) -> Iterator[None]:
         raise BadData(
             f"data: the hub's data set {name} cannot be opened: {type(error).__name__}: {text}; allowed: {allowed}"
         ) from error
+
+
+def apart(files: Mapping[str, Iterable[Path]]) -> None:
+    """Refuse a file that stands in two splits, by its name, by a link or as a copy: what one tests on would be what one
+    trains on.
+
+    Args:
+        files: of each split. Only files of one size are read.
+
+    Raises:
+        BadData: for the first file of two splits.
+    """
+    seen: dict[int, list[tuple[str, Path]]] = {}
+    for split, paths in files.items():
+        for path in paths:
+            alike = seen.setdefault(path.stat().st_size, [])
+            for other, first in alike:
+                if other != split and path.stat().st_size and filecmp.cmp(first, path, shallow=False):
+                    one = f"{first} and {path} are {'one file' if path.samefile(first) else 'the same, byte by byte'}"
+                    raise BadData(f"data: {one}, and stand for {other} and {split}; allowed: files of its own for each")
+            alike.append((split, path))
 
 
 class Broken:

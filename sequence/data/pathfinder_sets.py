@@ -84,6 +84,7 @@ def from_files(data: str, size: int, contour_length: int, broken: str, broken_co
             raise release.broken_copy(folder, measured)
         faults, empty = Broken(broken), 0
         found = list(faults.kept(row for table in tables for row in release.rows(table)))
+        again = len(found) - len({(row.folder, row.name) for row in found})  # a cut may part them
         with progress(f"reading {folder}", len(found), "pictures") as advance:
 
             def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -99,7 +100,8 @@ def from_files(data: str, size: int, contour_length: int, broken: str, broken_co
 
             if not pictures.write(target, parts()):
                 raise bad(folder, 0, "it has no picture", "at least one")
-        return {"folder": str(folder), **({"left out, empty in the release": empty} if empty else {}), **faults.facts()}
+        counts = {"left out, empty in the release": empty, "rows that name a picture of another row": again}
+        return {"folder": str(folder), **{what: count for what, count in counts.items() if count}, **faults.facts()}
 
     return pictures.read(cached("pathfinder-files", key, make, cache))
 

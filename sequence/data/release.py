@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from matmix.spec import close_names
-from sequence.data.faults import GZIP, UNREADABLE, BadData, open_binary
+from sequence.data.faults import GZIP, UNREADABLE, BadData, apart, open_binary
 from sequence.data.parallel import progress
 
 URL = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
@@ -50,6 +50,7 @@ def files(data: str, names: Sequence[str], folder: str) -> Iterator[Found]:
     missing = [name for name in names if name not in there]
     if missing:
         raise BadData(_missing(path, missing, folder))
+    apart({name: [file] for name, file in there.items()})
     for name, file in there.items():
         with open_binary(file) as opened:
             yield Found(name, str(file), opened)

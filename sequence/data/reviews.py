@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from matmix.spec import close_names
-from sequence.data.faults import BadData, bad, from_the_hub, open_binary, shown, table, text_lines
+from sequence.data.faults import BadData, apart, bad, from_the_hub, open_binary, shown, table, text_lines
 
 HUB = "stanfordnlp/imdb"
 CLASSES = ("negative", "positive")
@@ -63,6 +63,7 @@ def files_of(data: str, depths: Sequence[str] = ("*", "*/*")) -> dict[str, list[
             + (f" (did you mean {' or '.join(near)}?)" if near else "")
             + f"; allowed: {_allowed()}"
         )
+    apart(found)
     return found
 
 

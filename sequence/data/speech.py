@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +78,9 @@ def sources(data: str, words: str) -> list[Path]:
     missing = [word for word in classes if not (inner / word).is_dir()]
     if missing or not classes:
         raise BadData(f"data: {root} has no folder {', '.join(missing) or 'of a word'}; allowed: {_allowed()}")
-    return [*(inner / name for name in LISTS.values() if (inner / name).is_file()), *_sounds(inner, classes)]
+    sounds = _sounds(inner, classes)
+    _once(sounds)
+    return [*(inner / name for name in LISTS.values() if (inner / name).is_file()), *sounds]
 
 
 def read(data: str, split: str, words: str) -> Iterator[Sound]:
@@ -138,6 +141,17 @@ def _folders(inner: Path) -> list[Path]:
 def _sounds(inner: Path, classes: tuple[str, ...]) -> list[Path]:
     found = [sorted(f for f in (inner / word).iterdir() if f.suffix.lower() in SOUNDS) for word in classes]
     return [file for files in found for file in files]
+
+
+def _once(sounds: list[Path]) -> None:
+    """Refuse a recording that stands twice by a link: it would be of two classes, or in two splits."""
+    real = {folder: os.path.realpath(folder) for folder in {file.parent for file in sounds}}
+    seen: dict[str, Path] = {}
+    for file in sounds:
+        place = os.path.realpath(file) if file.is_symlink() else os.path.join(real[file.parent], file.name)
+        first = seen.setdefault(place, file)
+        if first is not file:
+            raise BadData(f"data: {first} and {file} are one file, by a link; allowed: each recording once")
 
 
 def _listed(inner: Path, classes: tuple[str, ...]) -> dict[str, str] | None:

@@ -182,7 +182,8 @@ def glue(folder: Path, *names: str, counts: tuple[int, int] = (48, 12)) -> Path:
         (folder / task.folder).mkdir(parents=True, exist_ok=True)
         for part in parts(name):
             count = counts[part != "train"]
-            texts = [[f'{text} "' for text in sentences(count, seed)] for seed in range(len(task.texts))]
+            first = 10 * parts(name).index(part)
+            texts = [[f'{text} "' for text in sentences(count, first + at)] for at in range(len(task.texts))]
             columns = COLA if name == "cola" else ("index", *task.texts, task.label)
             lines = [] if name == "cola" else ["\t".join(columns)]
             for row in range(count):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matmix.spec import hint
-from sequence.data.faults import BadData, bad, decoded, open_binary, shown
+from sequence.data.faults import BadData, apart, bad, decoded, open_binary, shown
 
 HUB = "nyu-mll/glue"
 
@@ -116,6 +116,7 @@ def files_of(data: str, name: str) -> dict[str, list[Path]]:
             wanted = " or ".join(" with ".join(file.name for file in way) for way in ways)
             raise BadData(f"data: {folder} has no labels for {part} of {name}; allowed: {wanted}")
         found[part] = whole[0]
+    apart(found)
     return found
 
 
@@ -188,6 +189,6 @@ def _hub(data: str, name: str, part: str) -> Iterator[Example | BadData]:
     columns = task.hub or task.texts
     for number, row in enumerate(rows, 1):
         label = row["label"]
-        if task.labels and label in range(len(task.labels)):  # numbers there, words in the files
+        if task.labels and type(label) is int and label in range(len(task.labels)):  # numbers there, words in the files
             label = task.labels[label]
         yield _checked(f"{data} {name} {split}", number, task, [row[column] for column in columns], label)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from sequence.data.cache import source_key
 from sequence.data.corpus import SPLITS, read, sources
-from sequence.data.faults import BadData, bad, decoded, shown
+from sequence.data.faults import BadData, apart, bad, decoded, shown
 
 TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """Endings of files that `datasets` reads, and what it calls them."""
@@ -107,6 +107,7 @@ def _opened(root: Path, data: str, config: str, streaming: bool) -> dict[str, An
 
     try:
         if (root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file():
+            apart({folder.name: sorted(folder.glob("*.arrow")) for folder in root.iterdir() if folder.is_dir()})
             found = datasets.load_from_disk(str(root))
             found = found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict(train=found)
             return {name: rows.to_iterable_dataset() for name, rows in found.items()} if streaming else dict(found)
@@ -127,15 +128,16 @@ def _opened(root: Path, data: str, config: str, streaming: bool) -> dict[str, An
 
 
 def _by_split(root: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[Path]] = {}
     for file in sorted(file for file in root.iterdir() if file.suffix in TABLES):
         words = set(re.split(r"[\W_]+", file.name.lower()))
         for split, names in SPLITS.items():
             if words & set(names):
-                found.setdefault(split if split != "val" else "validation", []).append(str(file))
+                found.setdefault(split if split != "val" else "validation", []).append(file)
     if "train" not in found:
         raise bad(root, 0, "no file of it is named after the split train", "files such as train.jsonl")
-    return found
+    apart(found)
+    return {split: list(map(str, files)) for split, files in found.items()}
 
 
 def _rows(table: Any, name: str, column: str, begin: int, end: int | None) -> Callable[[], Iterator[str]]:

@@ -23,7 +23,7 @@ import numpy as np
 from matmix.experiments.data import Finding
 from matmix.spec import hint
 from sequence.data.check import words
-from sequence.data.faults import UNREADABLE, BadData, open_binary
+from sequence.data.faults import UNREADABLE, BadData, open_binary, shown
 
 VARIABLE = "MATMIX_DATA"
 SOURCES = {
@@ -32,6 +32,7 @@ SOURCES = {
     "PSM": "https://github.com/eBay/RANSynCoders",
     "UCR": "https://www.cs.ucr.edu/~eamonn/time_series_data_2018 (UCR_Anomaly)",
 }
+_ARRAY = re.compile(r"_(train|test|test_label)\.npy$")
 _UCR = re.compile(r"_(\d+)_(\d+)_(\d+)\.txt(\.gz|\.bz2|\.xz)?$")
 
 
@@ -128,12 +129,12 @@ def _load(path: Path, state: tuple[tuple[str, int], ...]) -> list[Recording]:
     files = {file.name: file for file in path.iterdir() if file.is_file()}
     parts = ("train", "test", "test_label")
     if (path / "train").is_dir():
-        names = sorted(file.stem for file in (path / "train").glob("*.txt"))
+        names = sorted({file.stem for part in parts for file in (path / part).glob("*.txt")})
         return [_made(name, *(_text(_there(path / part, f"{name}.txt"), ",") for part in parts)) for name in names]
     if "train.csv" in files:
         train, test, label = (_text(_there(path, f"{part}.csv"), ",", skip=1) for part in parts)
         return [_made(path.name, train[:, 1:], test[:, 1:], label[:, -1:])]
-    arrays = sorted(name.removesuffix("_train.npy") for name in files if name.endswith("_train.npy"))
+    arrays = sorted({re.sub(r"_(train|test|test_label)\.npy$", "", name) for name in files if _ARRAY.search(name)})
     if arrays:
         return [_made(name, *(np.load(_there(path, f"{name}_{part}.npy")) for part in parts)) for name in arrays]
     found = [one for name, file in sorted(files.items()) if name.endswith(".npz") for one in _npz(file)]
@@ -155,7 +156,8 @@ def _npz(path: Path) -> list[Recording]:
         with np.load(path, allow_pickle=False) as file:
             if "train" in file:
                 return [_made(path.name.partition(".")[0], file["train"], file["test"], file["label"])]
-            names = [name.removesuffix("_train") for name in file if name.endswith("_train")]
+            named = (name.rpartition("_") for name in file)
+            names = list(dict.fromkeys(name for name, _, part in named if name and part in ("train", "test", "label")))
             if not names:
                 raise BadData(f"data: {path} has no train, but {', '.join(list(file)[:6])}")
             return [_made(name, *(file[f"{name}_{part}"] for part in ("train", "test", "label"))) for name in names]
@@ -188,7 +190,16 @@ def _ucr(path: Path) -> Recording:
 
 def _made(name: str, train: np.ndarray, test: np.ndarray, labels: np.ndarray) -> Recording:
     train, test = (np.asarray(part, np.float64).reshape(len(part), -1) for part in (train, test))
-    labels = np.asarray(labels).reshape(len(labels), -1)[:, 0] > 0.5
+    labels = np.asarray(labels)
+    if labels.ndim > 1 and labels.size == len(labels):
+        labels = labels[..., 0].reshape(-1)
+    odd = np.flatnonzero((labels != 0) & (labels != 1) if labels.ndim == 1 else [])
+    if labels.ndim != 1 or len(odd):
+        what = f"the label {shown(labels[odd[0]])} of step {odd[0]}" if len(odd) else f"labels of shape {labels.shape}"
+        raise BadData(f"data: {name}: {what}; allowed: 0 or 1 for each step of the test")
+    labels = labels == 1
+    if np.array_equal(train, test, equal_nan=True):
+        raise BadData(f"data: {name}: train and test are the same values; allowed: recordings of their own")
     if train.shape[1] != test.shape[1] or len(test) != len(labels):
         raise BadData(
             f"data: {name}: train {train.shape}, test {test.shape} and {len(labels)} labels do not fit together"

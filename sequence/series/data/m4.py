@@ -106,7 +106,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
     with open_binary(path) as file:
         rows = table(text_lines(file, path), path)
         next(rows, None)  # V1, V2, ...
-        for line, (name, *cells) in rows:
+        for line, (name, *cells) in ((line, row or [""]) for line, row in rows):
+            if name in found:
+                raise bad(path, line, f"series {name} for the second time", "each series once")
             while cells and cells[-1] in ("", "NA"):
                 cells.pop()
             try:

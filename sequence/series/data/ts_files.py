@@ -17,7 +17,7 @@ import numpy as np
 from matmix.experiments.data import Finding
 from matmix.spec import hint
 from sequence.data.check import words
-from sequence.data.faults import BadData, bad, byte_lines, decoded, open_binary, shown
+from sequence.data.faults import BadData, apart, bad, byte_lines, decoded, open_binary, shown
 
 VARIABLE = "MATMIX_DATA"
 SOURCE = "https://www.timeseriesclassification.com/dataset.php"
@@ -81,6 +81,7 @@ def load(data: str, folder: str = "") -> dict[str, Cases]:
         BadData: for files that are not there, that cannot be read, or are not the published ones.
     """
     files = {part: _file(data, folder, part.upper()) for part in ("train", "test")}
+    apart({part: [path] for part, path in files.items()})
     found = {part: read_ts(path) for part, path in files.items()}
     train, test = found["train"], found["test"]
     if train.channels != test.channels or train.classes != test.classes:
@@ -177,6 +178,8 @@ def _classes(path: Path, number: int, header: dict[str, list[str]]) -> dict[str,
         raise bad(path, number, "it names no classes", "a line @classLabel true, with two classes or more behind it")
     if header.get("@timestamps", ["false"])[0].lower() == "true":
         raise bad(path, number, "its values have time stamps", "@timeStamps false")
+    if twice := [name for index, name in enumerate(known) if name in known[1:index]]:
+        raise bad(path, number, f"it names the class {shown(twice[0])} twice", "each class once")
     return {name: index for index, name in enumerate(known[1:])}
 
 

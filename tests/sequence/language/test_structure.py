@@ -86,9 +86,9 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> MLMStructure:
     root = tmp_path_factory.mktemp("structure")
     words = str(written.tokenizer(root / "tokenizer.json"))
     (root / "texts").mkdir()
-    for split, count in (("train", 240), ("valid", 40), ("test", 40)):
+    for split, first, count in (("train", 0, 240), ("valid", 0, 40), ("test", 4, 40)):
         (root / "texts" / f"{split}.txt").write_text(
-            "\n".join(" ".join([WORDS[n // 4 % 7]] * 3) for n in range(count)) + "\n"
+            "\n".join(" ".join([WORDS[n // 4 % 7]] * 3) for n in range(first, first + count)) + "\n"
         )
     data, cache = str(root / "texts"), str(root / "cache")
     return MLMStructure(data=data, tokens=words, length=24, dim=32, depth=1, draws=2, cache=cache)
