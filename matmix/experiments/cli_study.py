@@ -74,6 +74,12 @@ def study(words: Sequence[str]) -> int:
         changes["margin"] = given.margin
         keep = {key: value for key, value in changes.items() if value not in (None, "", ()) or key == "seeds"}
         found = dataclasses.replace(found, **{key: value for key, value in keep.items() if value is not None})
+    if given.equal:
+        from matmix.experiments.equal import equal_arms
+
+        found = equal_arms(found, given.equal, given.by, say=complain)
+    elif given.by:
+        raise ValueError(f"by={given.by!r} is what arms are made equal by: say --equal parameters or --equal macs, too")
     return _submit(found, given, words) if given.slurm else _run_study(found, given)
 
 
@@ -198,6 +204,11 @@ class _Study(Settings):
     margin: Chance | None = None
     """The largest change that does not matter in practice, as a share of the reference's score: 0.01 is 1 %. Then the
     report says of each arm whether it is equivalent, better or worse."""
+    equal: Literal["", "parameters", "macs"] = ""
+    """Give all arms the parameters, or the multiply-accumulates, of the reference, by the number that `by` names."""
+    by: str = ""
+    """The number of the model that is set for each arm, with the step that it goes in where that is not 1: hidden,
+    dim=8, mlp_ratio=0.0625."""
     jobs: Count | None = None
     """Runs at once. Default: one for each core."""
     minutes: Amount = 0.0
