@@ -8,7 +8,7 @@ programs, to the same digits.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ class Compiled(nn.Module):
                 of these inputs (a LengthError, say) is raised as it is.
         """
         axes, (opened, more) = self._open((args, named))
-        with compiling(self.model):
+        with compiling(self.model), open_strides() if axes else nullcontext():
             try:
                 return self._program(axes, self.model, opened, more)
             except Exception as error:
@@ -89,6 +89,23 @@ def _of_the_compiler(error: Exception) -> bool:
     from torch._dynamo.exc import TorchDynamoException  # a second of imports
 
     return isinstance(error, TorchDynamoException)
+
+
+@contextmanager
+def open_strides() -> Iterator[None]:
+    """Within, Inductor gives a view that is an output the strides that it has, in place of the order of its strides.
+
+    For the order it sorts them, which it cannot where one is an open length: "cannot determine truth value of
+    Relational: 1 < s27", of a transposed view that is kept for the backward pass (pytorch/pytorch#172204 and #185510;
+    #185871 would mend it).
+    """
+    from torch._inductor import config  # seconds of imports
+
+    if not hasattr(config, "strict_output_strides"):  # older ones
+        yield
+        return
+    with config.patch(strict_output_strides=True):
+        yield
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from matmix.testing import MATRIX_LAWS, MIXER_LAWS, PROPERTIES, SLOW_MIXER_LAWS,
 from tests.laws import matrix_classes
 from tests.wrong import MODULES, WRONG_MIXERS, claims, matrices, mixers
 
-SLOW = {"compiles_by_inductor", "compiles_at_several_sizes"}
+SLOW = {"compiles_by_inductor", "compiles_lengths_by_inductor", "compiles_at_several_sizes"}
 
 
 def _mark(law: str, *values: object) -> object:

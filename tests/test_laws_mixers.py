@@ -21,7 +21,7 @@ SAME_CODE = {
     "scan": "ssd", "selective_channel": "vim", "selective_token": "ss2d", "simple_gla": "retention",
     "spatial_fc": "dense",
 }  # fmt: skip
-COMPILERS = ("compiles_by_inductor", "compiles_at_several_sizes")
+COMPILERS = ("compiles_by_inductor", "compiles_lengths_by_inductor", "compiles_at_several_sizes")
 NAMES = mixer_names()
 SLOW_LAWS = {law: [name for name in NAMES if law not in COMPILERS or name not in SAME_CODE] for law in SLOW_MIXER_LAWS}
 SLOW = [(law, name) for law, names in SLOW_LAWS.items() for name in names]
@@ -30,6 +30,7 @@ VARIANTS = variants()
 ONE_SIZE = {
     "compiles_by_inductor": slice(-1, None),
     "nothing_overwritten_at_size": slice(-1, None),
+    "compiles_lengths_by_inductor": slice(0, 1),
     "compiles_at_several_sizes": slice(0, 1),
     "compiles_steps": slice(0, 1),
     "exports_any_length": slice(0, 1),

@@ -126,7 +126,7 @@ class Operator:
 
         self.call = getattr(torch.ops.matmix, name)
         self.call_back = getattr(torch.ops.matmix, f"{name}_backward")
-        decomposes(self.call.default, self.decomposed)
+        decomposes(self.call.default, self.decomposed, self._shapes)
         OPERATORS[name] = self
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:

@@ -71,13 +71,24 @@ def in_a_thread(function: Callable[..., _Found], *args: Any) -> _Found:
         return pool.submit(run).result()
 
 
-def decomposes(operator: Any, function: Callable[..., Any]) -> None:
+def decomposes(operator: Any, function: Callable[..., Any], shapes: Callable[..., Any]) -> None:
     """Let exporters that do not know an operator put ``function`` in its place.
 
-    Publicly such a function is handed to ``ExportedProgram.run_decompositions`` by whoever exports.
+    Publicly such a function is handed to ``ExportedProgram.run_decompositions`` by whoever exports. Fake tensors of
+    open sizes run it too, in place of the operator's ``shapes``, and what it gives may lie otherwise in memory: a
+    program then fails, as it holds the operator to the strides that were told. So where nobody notes what is run, they
+    get the shapes.
     """
     try:
         from torch._decomp import register_decomposition
     except ImportError:
         return
-    register_decomposition(operator)(function)
+
+    def asked(*args: Any) -> Any:
+        from torch._subclasses.fake_tensor import FakeTensor  # a second of imports
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+        tensors = [type(t) for t in args if isinstance(t, torch.Tensor)]
+        return (shapes if set(tensors) == {FakeTensor} and get_proxy_mode() is None else function)(*args)
+
+    register_decomposition(operator)(asked)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from matmix.compiled import Compiled
 from matmix.mixers.base import Mixer
 from matmix.testing.cases import MixerCase
 from matmix.testing.compare import TOLERANCE, close
@@ -51,6 +52,27 @@ def compiles(case: MixerCase) -> None:
 def compiles_by_inductor(case: MixerCase) -> None:
     """The same with kernels that inductor writes."""
     _compiled(case, "inductor")
+
+
+@slow_law
+def compiles_lengths_by_inductor(case: MixerCase) -> None:
+    """A mixer whose length is any trains at several lengths through one program that inductor writes, compiled as
+    `Recipe.compile` does it, with eager's results."""
+    mixer = case.build(torch.float32)
+    if mixer.traits.length != "any" or len(case.grid) != 1:
+        return
+    torch._dynamo.reset()
+    try:
+        # The first batch is told, and of another length than any here: so all run with the length left open.
+        first = [[case.batch, case.length + 1, case.dim]]
+        run = Compiled(mixer, {f"{'train' if mixer.training else 'eval'} [3]": first})
+        for size in (case, case.on((2 * case.length,))):
+            x, weight = size.tokens(torch.float32), size.tokens(torch.float32, name="weight")
+            expected = _train(mixer, x, weight)
+            for name, value in _train(mixer, x, weight, run).items():
+                close(value, expected[name], f"compiled, {size.length} tokens: {name}", tolerance=1e-4)
+    finally:
+        torch._dynamo.reset()
 
 
 @slow_law

@@ -133,6 +133,25 @@ def test_the_program_of_a_batch_does_not_hang_on_those_before(without_inductor):
         assert made == [1, 1, 0]
 
 
+def test_a_program_of_open_sizes_does_not_sort_its_strides(monkeypatch):
+    """Inductor could not (pytorch/pytorch#172204); the slow law `compiles_lengths_by_inductor` holds what it makes."""
+    from torch._inductor import config
+
+    whole, seen = torch.compile, []
+
+    def backend(graph, inputs):
+        seen.append(config.strict_output_strides)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: whole(*args, backend=backend, **options))
+    torch.compiler.reset()
+    program = Compiled(nn.Linear(3, 3), {})
+    for length in (2, 4, 5, 2):
+        program(torch.randn(1, length, 3))
+    assert seen == [False, True] and not config.strict_output_strides
+    torch.compiler.reset()
+
+
 class Branches(nn.Linear):
     """Asks for a number."""
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import AotEagerAndRecordGraphs
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.flop_counter import FlopCounterMode
 
 import matmix
@@ -149,6 +151,22 @@ def derives(name: str, form: int) -> None:
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_opcheck(name: str, form: int) -> None:
     passes_opcheck(name, form, QUICK)
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_results_of_open_sizes_lie_as_they_will(name: str, form: int) -> None:
+    """Compiled programs ask for the strides that they were told, where the compiler knows no sizes too."""
+    operator, args = OPERATORS[name], arguments(name, form)
+    back = backwards(operator, args)
+    for call, given in ((operator.call, args), (operator.call_back, back)):
+        mode = FakeTensorMode(shape_env=ShapeEnv())
+        open_sizes = [mode.from_tensor(t.detach()) if isinstance(t, Tensor) else t for t in given]
+        with mode:
+            told = call(*open_sizes)
+        real = call(*(t.detach() if isinstance(t, Tensor) else t for t in given))
+        for one, other in zip(*(x if isinstance(x, list | tuple) else (x,) for x in (told, real)), strict=True):
+            steps = zip(other.shape, one.stride(), other.stride(), strict=True)
+            assert all(int(said) == step for size, said, step in steps if size > 1), (one.stride(), other.stride())
 
 
 @pytest.mark.slow

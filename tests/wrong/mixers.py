@@ -492,6 +492,7 @@ WRONG_MIXERS: list[tuple[str, type[Mixer], type[Mixer], str]] = [
     ("aligned", DividesByLength, Decay, "the matrix of the first 1 tokens: off by"),
     ("compiles", BranchesOnTokens, Decay, "data-dependent"),
     ("compiles_at_several_sizes", RemembersItsFirstLength, Decay, "of shape (B, 8, 13, W)"),
+    ("compiles_lengths_by_inductor", RemembersItsFirstLength, Decay, "(B, 8, 13, W), got (3, 8, 26"),
     ("compiles_by_inductor", BranchesOnTokens, Decay, "data-dependent"),
     ("compiles_steps", BranchesOnItsState, Decay, "data-dependent"),
     ("exports", BranchesOnTokens, Decay, "data-dependent"),
