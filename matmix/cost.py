@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
+from matmix.arguments import checking_arguments
 from matmix.mixers.base import Mixer
 from matmix.ops.layers import ShortConv
 from matmix.ops.operator import register_flops
@@ -51,6 +52,7 @@ class CostReport:
         return text + (f", without {', '.join(self.uncounted)}" if self.uncounted else "")
 
 
+@checking_arguments()
 def count(model: nn.Module, *inputs: Any, **options: Any) -> CostReport:
     """Run ``model(*inputs, **options)`` once, in eval mode and without gradients, and count.
 
@@ -72,6 +74,7 @@ def count(model: nn.Module, *inputs: Any, **options: Any) -> CostReport:
     )
 
 
+@checking_arguments()
 def state_bytes(model: nn.Module, *inputs: Any, **options: Any) -> int | None:
     """Bytes that the mixers of a model keep of one sequence, behind these inputs, to go on token by token.
 
@@ -88,6 +91,7 @@ def state_bytes(model: nn.Module, *inputs: Any, **options: Any) -> int | None:
     return _bytes_behind(model, seen)
 
 
+@checking_arguments()
 def tokens(model: nn.Module, *inputs: Any, **options: Any) -> int | None:
     """How many tokens each mixer of a model sees of these inputs; None where they see different numbers, or none is."""
     with evaluating(model), torch.no_grad(), _seeing(list(_outermost(model))) as seen:
@@ -103,6 +107,7 @@ class Measured(NamedTuple):
     tokens: int | None
 
 
+@checking_arguments()
 def measure(model: nn.Module, *inputs: Any, **options: Any) -> Measured:
     """``count``, ``state_bytes`` and ``tokens`` of one forward."""
     kept = list(_outermost(model))

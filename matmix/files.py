@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 T = TypeVar("T")
 Keys = dict[str, Any]
 """What an object of JSON must have: names, and the type of each; further names are not looked at."""
@@ -57,6 +59,24 @@ def read_lines(path: Path, what: str, keys: Keys) -> list[dict[str, Any]]:
     return [
         shaped(_parse(line, path, what, number), keys, path, what, number) for number, line in enumerate(whole, start=1)
     ]
+
+
+def read_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
+    """The arrays of a file of numpy: those of an .npz by name, that of an .npy under "". Objects are not read.
+
+    Raises:
+        Damaged: if it cannot be read as either.
+        FileNotFoundError: if there is none.
+    """
+    head = _bytes(path, what, 6)
+    if not head.startswith((b"PK", b"\x93NUMPY")):  # numpy would take it for a pickle, and advise to load it as one
+        raise Damaged(path, what, "it is no file of arrays as numpy saves them, .npz or .npy")
+    try:
+        found = np.load(path, allow_pickle=False)
+        return {"": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+    except Exception as error:  # readers of headers, of zip archives and of packed bytes raise what they like
+        reason = "it holds objects, and arrays alone are read" if "allow_pickle" in str(error) else str(error)
+        raise Damaged(path, what, f"it cannot be read: {(reason.splitlines() or ['it is cut short'])[0]}") from None
 
 
 def shaped(data: Any, keys: Keys, path: Path, what: str, line: int = 0) -> dict[str, Any]:
@@ -115,13 +135,14 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, bool) == (origin is bool) and isinstance(value, origin)
 
 
-def _bytes(path: Path, what: str) -> bytes:
+def _bytes(path: Path, what: str, most: int = -1) -> bytes:
     try:
         if not path.exists():
             raise FileNotFoundError(2, "No such file or directory", str(path))
         if not path.is_file():  # a pipe would be waited for
             raise Damaged(path, what, "it is no file")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(most)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -107,6 +107,16 @@ Chance = Annotated[float, numbers(0, below=1)]
 """Below 1: what is always left out is never learnt."""
 
 
+def _is_place(value: Any) -> bool:
+    return _is_text(value) and all(len(part.encode()) <= 255 for part in value.split("/"))
+
+
+Place = Annotated[
+    str, Allowed("a path or a name, of at most 255 bytes between two slashes, none of them NUL", _is_place)
+]
+"""Of a file or a folder, as file systems can have it."""
+
+
 def allowed(
     annotation: Any, bounds: Mapping[str, float] = types.MappingProxyType({}), *, lists: bool = False
 ) -> Allowed | None:

@@ -31,13 +31,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from matmix.arguments import checking_arguments
+from matmix.ranges import shown
+
 
 def after_step(model: nn.Module) -> None:
     """Move the state of every module that has some, once the optimiser has moved the weights; in all processes."""
+    if not isinstance(model, nn.Module):  # once a step, so nothing else is looked at
+        raise ValueError(f"after_step: model must be a torch.nn.Module, got {shown(model)}")
     for module in having(model, "after_step"):
         module.after_step()  # type: ignore[operator]
 
 
+@checking_arguments()
 @contextmanager
 def auxiliary_losses(model: nn.Module) -> Iterator[Callable[[], Tensor | float]]:
     """Inside, forwards in training mode note what their modules' own losses are made of.

@@ -11,19 +11,21 @@ bit, in all the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from matmix.mixers import Mixer, layer_specs
 from matmix.mixers.base import drop_padding
+from matmix.mixers.calls import Input, check_batch, described, explain_inputs, explaining, is_like, likeness
 from matmix.mixers.options import checking_options
 from matmix.mixers.ponet import delimited
 from matmix.ops.masks import in_order, padding_first, padding_last, places, runs
 from matmix.ops.seed import fork_seed
 from matmix.ops.sizes import LengthError
-from matmix.ranges import Amount, Chance, Count, Depth, Positive, Seed, Whole
+from matmix.ranges import Amount, Chance, Count, Depth, Positive, Seed, Whole, shown
 from sequence.layers.block import Act, Block, BlockOptions, BlockState, Padding
 from sequence.layers.embedding import Patches as Patches
 from sequence.layers.embedding import Stem, look_up
@@ -138,7 +140,7 @@ class Encoder(nn.Module):
         seed: Seed = 0,
     ) -> None:
         super().__init__()
-        self.read, self.pool, self.pair_features = head, pool, pair_features
+        self.read, self.pool, self.pair_features, self.width = head, pool, pair_features, dim
         self.pools = head in ("class", "pair")
         length, in_front = torch.Size(grid).numel(), self.pools and pool == "cls"
         if in_front:
@@ -146,6 +148,7 @@ class Encoder(nn.Module):
                 raise ValueError(f"pool='cls' puts a token in front of a sequence, and grid={grid} is none")
             grid = (length + 1,)
         length += in_front
+        self.length = length
         with fork_seed(seed, "embedding"):
             self.embedding = embedding()
             if not isinstance(self.embedding, nn.Module):
@@ -199,6 +202,44 @@ class Encoder(nn.Module):
         if outputs != embedding.num_embeddings:
             raise ValueError(f"tied: outputs must be the {embedding.num_embeddings} tokens embedded, got {outputs}")
 
+    def explain(self, error: Exception, method: str, given: dict[str, Any]) -> None:
+        """After an error in a method: one in its place that says which argument did not fit."""
+        pairs, step = self.read == "pair" and method == "forward", method == "step"
+        width = getattr(self.embedding, "in_features", None)  # of a linear layer; others may read what they like
+        pair, row = " 2" * pairs, "" if step else " L"
+        x = Input(f"B{pair}{row} C" if width else "B *rest", needed=True)
+        if given.get("embedded"):
+            x, width = Input("B L D", needed=True), None
+        elif isinstance(self.embedding, nn.Embedding):
+            x = Input(f"B{pair}{row}", torch.int64, needed=True)
+        whole = Input("B L", torch.int64)
+        mask = Input(f"B{pair} L", torch.bool)
+        wanted = {"x": x, "mask": mask, "segments": whole, "types": whole, "sentences": whole}
+        known = {"D": self.width, **({"C": width} if width else {})}
+        if self.read == "forecast":  # reads all tokens at once
+            known["L"] = self.length
+        explain_inputs(self, error, wanted, given, **known)
+        sentences = given.get("sentences")
+        if sentences is not None and sentences.numel():
+            least, most, last = int(sentences.min()), int(sentences.max()), sentences.shape[1] - 1
+            if not 0 <= least <= most <= last:
+                what = f"numbers from 0 to {last}, got {least} to {most}"
+                raise ValueError(f"{type(self).__name__}: sentences must be {what}") from error
+        state = given.get("state")
+        if state is None and not step:
+            return
+        batch, device = len(given["x"]), given["x"].device
+        if not is_like(state, likeness(self.init_state(1)), batch):
+            raise ValueError(
+                f"{type(self).__name__}: state must be like that of init_state({batch}), "
+                f"{described(self.init_state(batch))} (0 may have grown), got {described(state)}"
+            ) from error
+        for leaf in pytree.tree_leaves(state):
+            if isinstance(leaf, Tensor) and leaf.device != device:
+                name = type(self).__name__
+                raise ValueError(f"{name}: state must be on {device} as x is, got {leaf.device}") from error
+
+    @explaining
     def forward(self, x: Tensor, *, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Raw input to the outputs of the head.
 
@@ -210,7 +251,7 @@ class Encoder(nn.Module):
         """
         if self.read == "pair":
             if segments is not None:
-                raise ValueError("segments: pairs are not packed")
+                raise ValueError(f"segments must be None for head='pair': pairs are not packed, got {shown(segments)}")
             both = self.encode(x.flatten(0, 1), None if mask is None else mask.flatten(0, 1))
             a, b = both.unflatten(0, (-1, 2)).unbind(1)
             return self._answer(pair_features(a, b, self.pair_features))
@@ -222,6 +263,7 @@ class Encoder(nn.Module):
         answer: Tensor = self.head(x)
         return answer
 
+    @explaining
     def encode(
         self,
         x: Tensor,
@@ -248,7 +290,8 @@ class Encoder(nn.Module):
         x = self._typed(x, types)
         if self.cls is not None:
             if segments is not None:
-                raise ValueError("segments: pool='cls' has one token in front; packed rows take 'mean' or 'last'")
+                packed = f"packed rows take 'mean' or 'last', got {shown(segments)}"
+                raise ValueError(f"segments must be None for pool='cls', which has one token in front; {packed}")
             if mask is not None:  # padding in front would part the token from its sequence
                 order = padding_last(mask)
                 x, mask = in_order(x, order), nn.functional.pad(mask.gather(1, order), (1, 0), value=True)
@@ -293,7 +336,7 @@ class Encoder(nn.Module):
         if self.types is not None:
             return x + (self.types.weight[0] if types is None else look_up(self.types, types, "types"))
         if types is not None:
-            raise ValueError("types: this encoder has no embedding of them (type_vocab_size=0)")
+            raise ValueError(f"types must be None: this encoder has type_vocab_size=0, got {shown(types)}")
         return x
 
     def _place(
@@ -311,8 +354,8 @@ class Encoder(nn.Module):
         last = length if before is None and length <= len(self.position) else int(place.max()) + 1
         if last > len(self.position):
             raise LengthError(
-                f"x: {last} tokens, and learned positions reach {len(self.position)}: build the encoder for a longer "
-                "grid, or with position='sinusoidal' or 'none'"
+                f"x must be in reach: {last} tokens, and learned positions reach {len(self.position)}: build "
+                "the encoder for a longer grid, or with position='sinusoidal' or 'none'"
             )
         return x + (self.position[:length] if place.dim() == 1 else self.position[place])
 
@@ -330,9 +373,11 @@ class Encoder(nn.Module):
                 "step and prefill need recurrent mixers (causal=True makes some so) and head='token' or 'language', "
                 f"got {', '.join(names) or 'recurrent mixers'} and head={self.read!r}"
             )
+        check_batch(type(self).__name__, batch)
         states = tuple(block.init_state(batch) for block in self._blocks())
         return EncoderState(torch.zeros(batch, dtype=torch.int64, device=next(self.parameters()).device), states)
 
+    @explaining
     def prefill(
         self,
         x: Tensor,
@@ -367,6 +412,7 @@ class Encoder(nn.Module):
         seen = state.seen + (x.shape[1] if mask is None else mask.sum(1))
         return (out if back is None else in_order(out, back)), EncoderState(seen, tuple(states))
 
+    @explaining
     def step(self, x: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
         """One more token (B, ...) and the state before it to its outputs (B, outputs) and the state after it."""
         token = self._place(self._typed(self._embed(x, None).unsqueeze(1)), before=state.seen).squeeze(1)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     "matmix.spec",
     "matmix.ranges",
+    "matmix.arguments",
     "matmix.ops",
     "matmix.matrices",
     "matmix.mixers",

@@ -193,7 +193,7 @@ def test_matrices_that_are_not_square():
     assert found.causal is None and found.lower_rank is None and found.rank == 4
     with pytest.raises(ValueError, match="square"):
         rank_pattern(torch.randn(1, 1, 4, 8))
-    with pytest.raises(ValueError, match="not empty"):
+    with pytest.raises(ValueError, match="L_out must be at least 1"):
         describe(torch.randn(1, 1, 0, 0))
 
 

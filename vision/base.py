@@ -51,23 +51,31 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from matmix.mixers import Mixer
+from matmix.mixers.calls import Input, explain_inputs, explaining, is_said
 from matmix.mixers.options import checking_options
 from matmix.ops.layers import StarReLU
 from matmix.ops.marks import undecayed
 from matmix.ops.seed import fork_seed
-from matmix.ranges import Count, Whole
+from matmix.ops.sizes import LengthError
+from matmix.ranges import Count, Whole, shown
 from vision.layers import Head
 from vision.layers.stems import Grid
 from vision.words import unknown_option
 
 Size = Count | Sequence[Count]
+MOST = 2**20
+"""Pixels of a side of an image; beyond them sizes overflow within PyTorch."""
 
 
 def image_size(size: Size) -> Grid:
     """An image size as ``(H, W)``; an int is a square."""
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
-        raise ValueError(f"img_size must be a positive integer or a pair (H, W) of them, got {size!r}")
+    sides = (size, size) if isinstance(size, int) else size
+    if (
+        not isinstance(sides, tuple | list)
+        or len(sides) != 2
+        or not all(type(n) is int and 0 < n < MOST for n in sides)
+    ):
+        raise ValueError(f"img_size must be a positive integer below 2**20 or a pair (H, W) of them, got {shown(size)}")
     return sides[0], sides[1]
 
 
@@ -93,10 +101,9 @@ def isolated(seed: int, name: str) -> Iterator[None]:
 @register_notrace_function
 def check_images(image: Tensor, channels: int) -> None:
     """Refuse what is no batch of images ``(B, channels, H, W)``."""
-    if image.dim() != 4 or image.shape[1] != channels:
+    if not isinstance(image, Tensor) or image.is_nested or image.dim() != 4 or image.shape[1] != channels:
         raise ValueError(
-            f"images must be (B, {channels}, H, W), got {tuple(image.shape)}; "
-            f"in_chans= builds a model for other channels"
+            f"images must be (B, {channels}, H, W), got {shown(image)}; in_chans= builds a model for other channels"
         )
 
 
@@ -167,6 +174,26 @@ class VisionModel(nn.Module):
         x: Tensor = self.stem(image)
         return x
 
+    def explain(self, error: Exception, method: str, given: dict[str, Any]) -> None:
+        """After an error in a method: one in its place that says what of the image or map it has stumbled over."""
+        name, x, too_long = type(self).__name__, given["x"], isinstance(error, LengthError)
+        of_head = method == "forward_head"
+        if is_said(error) and not too_long:
+            return
+        legend = f"B {self.num_features} h w" if of_head else f"B {self.in_chans} H W"
+        explain_inputs(self, error, {"x": Input(legend, needed=True)}, given)
+        if of_head or not isinstance(x, Tensor):
+            return
+        if too_long:
+            raise LengthError(
+                f"{name}: x must be images of img_size={self.img_size}, got {shown(x)}: {error}"
+            ) from error
+        coarsest = max(entry["reduction"] for entry in self.feature_info)
+        if min(x.shape[2:]) < coarsest:
+            least = f"{coarsest} x {coarsest} pixels"
+            raise ValueError(f"{name}: x must be images of at least {least}, got {shown(x)}") from error
+
+    @explaining
     def forward_features(self, x: Tensor) -> Tensor:
         """Images ``(B, in_chans, H, W)`` to the last map ``(B, num_features, h, w)``."""
         x, kept = self._map(x), []
@@ -183,6 +210,7 @@ class VisionModel(nn.Module):
         """The last stage's map as the head gets it; ``kept`` is what ``aside`` gave, stage by stage."""
         return self.norm(x)
 
+    @explaining
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map to logits, or to what the classifier gets."""
         return self.head(x.permute(0, 2, 3, 1), pre_logits)
@@ -191,6 +219,7 @@ class VisionModel(nn.Module):
         """Images ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``."""
         return self.forward_head(self.forward_features(x))
 
+    @explaining
     def forward_intermediates(
         self,
         x: Tensor,
@@ -217,7 +246,7 @@ class VisionModel(nn.Module):
         output_fmt = str(getattr(output_fmt, "value", output_fmt))
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {output_fmt!r}")
-        wanted, deepest = feature_take_indices(len(self.stages), indices)  # type: ignore[arg-type]
+        wanted, deepest = self._taken(indices)
         x, maps, kept, last = self._map(x), [], [], len(self.stages) - 1
         for index, stage in enumerate(self.stages):
             if (stop_early or intermediates_only) and index > deepest:
@@ -235,11 +264,26 @@ class VisionModel(nn.Module):
             x = self.last(x, kept)
         return x.permute(0, 3, 1, 2), maps
 
+    def _taken(self, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
+        """Numbers of the stages that are meant, and the last of them."""
+        count = len(self.stages)
+        several = isinstance(indices, tuple | list) and len(indices) > 0
+        if not (
+            indices is None
+            or (type(indices) is int and 0 < indices <= count)
+            or (several and all(type(i) is int and -count <= i < count for i in indices))  # type: ignore[union-attr]
+        ):
+            raise ValueError(
+                f"indices must be how many of the {count} stages, or their numbers from {-count} to {count - 1}, "
+                f"got {shown(indices)}"
+            )
+        return feature_take_indices(count, indices)  # type: ignore[arg-type]
+
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the stages after the last one asked for and, unless told otherwise, the head; ``indices`` as above."""
-        wanted, deepest = feature_take_indices(len(self.stages), indices)  # type: ignore[arg-type]
+        wanted, deepest = self._taken(indices)
         cut = deepest < len(self.stages) - 1
         self.stages = self.stages[: deepest + 1]
         if self.feature_norms is not None:
@@ -302,13 +346,15 @@ class VisionModel(nn.Module):
         for stage in self.stages:
             grid = stage.out_grid(grid)  # type: ignore[operator]
             grids.append(grid)
+        if min(map(min, grids)) < 1:
+            raise ValueError(f"img_size must leave every stage a map of at least 1 x 1, got {img_size!r}: {grids}")
         return grids
 
     def resize_(self, img_size: Size) -> Self:
         """Adapt what is tied to the built size (mixers of fixed length, position embeddings) to another, in place."""
-        size = image_size(img_size)
+        size, grids = image_size(img_size), self.stage_grids(img_size)
         _resize(self.stem, self.stem.out_grid(size))  # type: ignore[operator]
-        for stage, grid in zip(self.stages, self.stage_grids(size), strict=True):
+        for stage, grid in zip(self.stages, grids, strict=True):
             _resize(stage, grid)
         self.img_size = size
         self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # where timm notes it
@@ -330,6 +376,8 @@ class VisionModel(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """PyTorch's own; its error says so where the weights are for another image size."""
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a table of names and tensors, got {shown(state_dict)}")
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:

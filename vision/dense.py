@@ -22,7 +22,10 @@ from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
+from matmix.arguments import checking_arguments
 from matmix.mixers import Mixer
+from matmix.mixers.options import checking_options
+from matmix.ranges import Chance, Count
 from vision.base import Size, VisionModel, image_size
 
 
@@ -59,7 +62,7 @@ class Pyramid(nn.Module):
     ) -> None:
         super().__init__()
         if not hasattr(model, "forward_intermediates") or not hasattr(model, "prune_intermediate_layers"):
-            raise ValueError(f"model: {type(model).__name__} gives no intermediate maps (forward_intermediates)")
+            raise ValueError(f"model must give intermediate maps (forward_intermediates), got {type(model).__name__}")
         info = list(model.feature_info)  # type: ignore[arg-type]
         sources = [_nearest([entry["reduction"] for entry in info], stride) for stride in strides]
         self.taken = sorted(set(sources))
@@ -116,12 +119,11 @@ class SemanticFPN(nn.Module):
         drop_rate: dropout of whole channels before the classifier.
     """
 
+    @checking_options
     def __init__(
-        self, model: nn.Module, num_classes: int, *, width: int = 256, inner: int = 128, drop_rate: float = 0.1
+        self, model: nn.Module, num_classes: Count, *, width: Count = 256, inner: Count = 128, drop_rate: Chance = 0.1
     ) -> None:
         super().__init__()
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
         self.backbone = Pyramid(model, (4, 8, 16, 32), width)
 
         def step(channels: int) -> nn.Module:
@@ -151,8 +153,9 @@ def _resized(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, like.shape[2:], mode="bilinear")
 
 
+@checking_arguments()
 def retinanet(
-    model: nn.Module, num_classes: int, *, width: int = 256, img_size: Size | None = None, **options: Any
+    model: nn.Module, num_classes: Count, *, width: Count = 256, img_size: Size | None = None, **options: Any
 ) -> RetinaNet:
     """torchvision's RetinaNet (arXiv 1708.02002) on the strides 8 to 128 of a model's pyramid.
 
@@ -168,8 +171,9 @@ def retinanet(
     return RetinaNet(Pyramid(model, (8, 16, 32), width, LastLevelP6P7(width, width)), num_classes, **options)
 
 
+@checking_arguments()
 def mask_rcnn(
-    model: nn.Module, num_classes: int | None, *, width: int = 256, img_size: Size | None = None, **options: Any
+    model: nn.Module, num_classes: Count | None, *, width: Count = 256, img_size: Size | None = None, **options: Any
 ) -> MaskRCNN:
     """torchvision's Mask R-CNN (arXiv 1703.06870) on the strides 4 to 64 of a model's pyramid.
 
@@ -182,7 +186,8 @@ def mask_rcnn(
     return MaskRCNN(Pyramid(model, (4, 8, 16, 32), width, LastLevelMaxPool()), num_classes, **options)
 
 
-def semantic_fpn(model: nn.Module, num_classes: int, *, img_size: Size | None = None, **options: Any) -> SemanticFPN:
+@checking_arguments()
+def semantic_fpn(model: nn.Module, num_classes: Count, *, img_size: Size | None = None, **options: Any) -> SemanticFPN:
     """A ``SemanticFPN``; ``img_size`` resizes a model that is tied to a size, other options are the class's."""
     if img_size is not None and isinstance(model, VisionModel):
         model.resize_(img_size)

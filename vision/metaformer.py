@@ -40,14 +40,16 @@ def stage_specs(mixers: str | Sequence[str], depths: Sequence[int]) -> list[list
             calls = parse_spec(mixers)
             if len(calls) not in (1, len(depths)):
                 raise ValueError(
-                    f"mixers={mixers!r} names {len(calls)} mixers for {len(depths)} stages; give one, one a stage, or "
-                    f"a pattern for each stage, stages apart by ';'"
+                    f"mixers={mixers!r} names {len(calls)} mixers for {len(depths)} stages; it takes one, one a stage, "
+                    f"or a pattern for each stage, stages apart by ';'"
                 )
             parts = [str(call) for call in (calls if len(calls) > 1 else calls * len(depths))]
     else:
         parts = list(mixers)
     if len(parts) != len(depths):
-        raise ValueError(f"mixers={mixers!r} is for {len(parts)} stages, the model has {len(depths)}")
+        raise ValueError(
+            f"mixers must be one, or one for each of {len(depths)} stages, got {mixers!r} for {len(parts)}"
+        )
     return [
         [str(call) for call in layer_specs(part, depth)] if depth else []
         for part, depth in zip(parts, depths, strict=True)

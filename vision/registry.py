@@ -22,6 +22,7 @@ import timm.models
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
+from matmix.ranges import Allowed, allowed, either, one_of, or_none, refuse, shown
 from matmix.spec import hint
 from vision.base import VisionModel, options_of
 from vision.published import adapt
@@ -50,6 +51,14 @@ class ModelInfo:
 _REGISTRY: dict[str, ModelInfo] = {}
 _BUILDER = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "cache_dir",
             "features_only", "out_indices", "feature_cls")  # fmt: skip
+_CLASSES = one_of("getter", "hook", "fx", "dict", "list")
+_FOUND = {
+    "features_only": allowed(bool),
+    "out_indices": allowed(int | tuple[int, ...] | None, lists=True),
+    "feature_cls": or_none(either(_CLASSES, Allowed("a class", lambda value: isinstance(value, type)))),
+}
+_KINDS = {name: kind for name, kind in _FOUND.items() if kind is not None}
+"""What of timm's own options may be; it checks none."""
 
 
 def register(
@@ -159,8 +168,13 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
     Raises:
         ValueError: for an unknown name or override; the message lists the close ones.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"create_model: name must be one of vision.list_models(), got {shown(name)}")
     base, _, tag = name.partition(".")
     info = model_info(base)
+    tags = [known.partition(".")[2] for known in timm.models.get_arch_pretrained_cfgs(info.timm_name)]
+    if tag and tag not in tags:
+        raise ValueError(f"{base} has no tag {tag!r}{hint(tag, [known for known in tags if known])}")
     return _build(info, {"pretrained_cfg": tag, **overrides} if tag else overrides)
 
 
@@ -169,6 +183,8 @@ def _build(info: ModelInfo, overrides: dict[str, Any]) -> nn.Module:
     for key in overrides:
         if key not in allowed and key not in _BUILDER:
             raise ValueError(unknown_option(info.name, key, [*allowed, *_BUILDER]))
+        if key in _KINDS and not _KINDS[key].holds(overrides[key]):
+            raise refuse(f"{info.name}: {key}", _KINDS[key], overrides[key])
     options = {**info.defaults, **overrides}
     features = {"feature_cls": options.pop("feature_cls", None) or "getter"}
     if options.get("features_only"):

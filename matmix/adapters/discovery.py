@@ -217,8 +217,7 @@ def observe(model: nn.Module, found: list[Found], example: Any) -> list[Found]:
         handles.append(one.module.register_forward_pre_hook(note, with_kwargs=True))
     try:
         with evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            args, kwargs = arguments_of(example)
-            model(*args, **kwargs)
+            called(model, example, "example")
     finally:
         for handle in handles:
             handle.remove()
@@ -231,6 +230,26 @@ def observe(model: nn.Module, found: list[Found], example: Any) -> list[Found]:
 
 def _refused(site: Site, why: str) -> Site:
     return dataclasses.replace(site, refused={"module": why, **site.refused})
+
+
+def called(model: nn.Module, example: Any, word: str) -> Any:
+    """What a model gives for a tensor, a tuple of arguments, or a mapping of them by name.
+
+    Raises:
+        ValueError: for arguments that its forward does not have, or lacks.
+    """
+    args, kwargs = arguments_of(example)
+    try:
+        return model(*args, **kwargs)
+    except TypeError as error:
+        try:
+            inspect.signature(model.forward).bind(*args, **kwargs)
+        except TypeError as unfit:
+            given = f"{len(args)} by place and {', '.join(map(str, kwargs)) or 'none'} by name"
+            raise ValueError(
+                f"{word} must be arguments of {type(model).__name__}.forward, got {given}: {unfit}"
+            ) from error
+        raise
 
 
 def arguments_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

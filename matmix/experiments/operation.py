@@ -115,7 +115,7 @@ class Surgery(Settings):
         sites = self.sites(model, example)
         notes.append(f"{mixer} at {len(sites)} site{'s' * (len(sites) > 1)}: {', '.join(s.name for s in sites)}")
 
-        def put(init: str) -> Report:
+        def put(init: Literal["fresh", "projected"]) -> Report:
             averaged = parse_spec(mixer)[0].name == "mean_matrix" or init == "projected"
             return replace(
                 model,

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from matmix.arguments import checking_arguments
 from matmix.inspect.recording import grids as recorded_grids
 from matmix.inspect.recording import matrices
 from matmix.matrices.algebra import ColumnCat, HeadCat, Kron, Masked, Product, Scale, Sum, Transpose
 from matmix.matrices.base import Matrix
+from matmix.matrices.legend import fit
 from matmix.mixers.base import Grid, Mixer
 from matmix.mixers.registry import create_mixer
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Count, Seed, Whole, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,14 +41,15 @@ class Panel:
     grid: Grid | None = None
 
 
+@checking_arguments()
 def show(
     what: Matrix | Mixer | nn.Module,
     path: str | os.PathLike[str],
     x: Tensor | tuple[Any, ...] | None = None,
     *,
     heads: int | Sequence[int] | None = None,
-    max_heads: int = 8,
-    sample: int = 0,
+    max_heads: Count = 8,
+    sample: Whole = 0,
     grid: Grid | None = None,
     mask: Tensor | None = None,
     title: str | None = None,
@@ -76,8 +80,8 @@ def show(
         grid = grid or what.grid
         if x is None:
             x = sample_tokens(what, grid)
-        if not isinstance(x, Tensor):
-            raise ValueError(f"x of a mixer must be tokens (B, L, D), got {type(x).__name__}")
+        fit("show", "x", x, "B L D", None, {"D": what.dim})
+        assert isinstance(x, Tensor)
         options = {"grid": grid} if grid is not None and math.prod(grid) == x.shape[1] else {}
         found = matrices(what, x, mask=mask, **options)
         grids, name = dict.fromkeys(found, grid), type(what).__name__
@@ -101,20 +105,23 @@ def show(
     return target
 
 
+@checking_arguments()
 def gallery(
     mixers: Sequence[str],
     path: str | os.PathLike[str],
     *,
-    dim: int = 16,
+    dim: Count = 16,
     grid: Grid = (48,),
-    columns: int = 5,
-    seed: int = 0,
+    columns: Count = 5,
+    seed: Seed = 0,
 ) -> Path:
     """One picture with a matrix of each mixer spec, freshly built, for one seeded normal input; its first head.
 
     Every panel is drawn relative to its own largest entry. Raises as :func:`show` and ``create_mixer`` do.
     """
     target = _check_path(path)
+    if not mixers:
+        raise ValueError("gallery: mixers must name at least one, got none")
     panels = []
     for spec in mixers:
         with fork_seed(seed, spec):
@@ -288,13 +295,11 @@ def _coarse(entries: Tensor) -> Tensor:
 def _choose(matrix: Matrix, heads: int | Sequence[int] | None, most: int) -> list[int]:
     total = matrix.shape[1]
     if heads is None:
-        if most < 1:
-            raise ValueError(f"max_heads must be at least 1, got {most}")
         count = min(total, most)
         return [index * total // count for index in range(count)]
     chosen = [heads] if isinstance(heads, int) else list(heads)
-    if not chosen or not all(0 <= head < total for head in chosen):
-        raise ValueError(f"heads must be in 0 .. {total - 1} for {matrix!r}, got {heads!r}")
+    if not chosen or not all(type(head) is int and 0 <= head < total for head in chosen):
+        raise ValueError(f"heads must be in 0 .. {total - 1} for {matrix!r}, got {shown(heads)}")
     return chosen
 
 

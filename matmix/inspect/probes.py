@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from matmix.arguments import checking_arguments
 from matmix.matrices.base import Matrix
+from matmix.matrices.legend import fit
+from matmix.ranges import Share, shown
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Description:
         return ", ".join(words)
 
 
-def describe(matrix: Matrix | Tensor, *, tolerance: float = 1e-5) -> Description:
+@checking_arguments()
+def describe(matrix: Matrix | Tensor, *, tolerance: Share = 1e-5) -> Description:
     """Measure a matrix or a dense ``(B, H, L_out, L_in)`` tensor. O(L^4) for the ranks of all blocks: use small L.
 
     ``tolerance`` is for entries that float32 computed; for float64 entries 1e-12 separates more sharply.
@@ -83,7 +87,8 @@ def describe(matrix: Matrix | Tensor, *, tolerance: float = 1e-5) -> Description
     )
 
 
-def rank_pattern(matrix: Matrix | Tensor, *, tolerance: float = 1e-5) -> RankPattern:
+@checking_arguments()
+def rank_pattern(matrix: Matrix | Tensor, *, tolerance: Share = 1e-5) -> RankPattern:
     """Ranks of the blocks below and above the diagonal at every split of a square matrix.
 
     Singular values count above ``tolerance`` times the largest singular value of the whole matrix.
@@ -94,7 +99,7 @@ def rank_pattern(matrix: Matrix | Tensor, *, tolerance: float = 1e-5) -> RankPat
     entries = _entries(matrix)
     length = entries.shape[3]
     if entries.shape[2] != length:
-        raise ValueError(f"off-diagonal blocks need a square matrix, got {tuple(entries.shape)}")
+        raise ValueError(f"matrix must be square to have off-diagonal blocks, got {tuple(entries.shape)}")
     scale = _scale(entries)
     splits = range(1, length)
     return RankPattern(
@@ -105,8 +110,11 @@ def rank_pattern(matrix: Matrix | Tensor, *, tolerance: float = 1e-5) -> RankPat
 
 def _entries(matrix: Matrix | Tensor) -> Tensor:
     entries = matrix.to_dense() if isinstance(matrix, Matrix) else matrix
-    if entries.dim() != 4 or 0 in entries.shape:
-        raise ValueError(f"a matrix to measure is (B, H, L_out, L_in) and not empty, got {tuple(entries.shape)}")
+    if isinstance(entries, Tensor) and not entries.is_floating_point() and not entries.is_complex():
+        entries = entries.double()  # whole numbers are measured as well
+    fit("a measure", "matrix", entries, "B H L_out L_in", None, {})
+    if 0 in entries.shape or entries.is_meta or not bool(entries.isfinite().all()):
+        raise ValueError(f"matrix must be of finite numbers and not empty, got {shown(entries)} on {entries.device}")
     return entries.detach().to("cpu", torch.float64)
 
 

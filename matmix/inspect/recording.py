@@ -14,11 +14,13 @@ from matmix.adapters import Found, Place, Replacement, discover
 from matmix.adapters.base import entries
 from matmix.adapters.discovery import ByMatrix
 from matmix.adapters.held import holding
+from matmix.arguments import checking_arguments
 from matmix.cost import evaluating
 from matmix.matrices.base import Matrix
 from matmix.mixers.base import Context, Grid, Mixer
 
 
+@checking_arguments()
 @contextmanager
 def record(model: nn.Module) -> Iterator[dict[str, Matrix]]:
     """Inside of the context, every forward of ``model`` notes the matrices that it multiplies by.
@@ -69,7 +71,9 @@ def watching(model: nn.Module, note: Callable[[Ran], None], sites: Iterable[Foun
     """
     mixers, foreign = watched(model) if sites is None else _parted(model, sites)
     if not mixers and not foreign:
-        raise ValueError(f"{type(model).__name__} contains no Mixer and no module in which an adapter sees tokens mix")
+        raise ValueError(
+            f"{type(model).__name__} contains no Mixer and has no module in which an adapter sees tokens mix"
+        )
     slots: list[tuple[nn.Module, str, Any]] = []
     settings = [
         s for name, one in foreign.items() for s in one.adapter.settings(one.site, Place(name, one.module, model))
@@ -121,6 +125,7 @@ def grids(model: nn.Module, found: Mapping[str, Matrix]) -> dict[str, Grid | Non
     return {key: own[key] or known.get(key.partition("#")[0]) for key in found}
 
 
+@checking_arguments()
 def matrices(model: nn.Module, *inputs: Any, **options: Any) -> dict[str, Matrix]:
     """The matrix of every site in one forward ``model(*inputs, **options)``, by the site's name, in order of use.
 

@@ -20,10 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from matmix.matrices.legend import undense
+from matmix.matrices.legend import FLOATS, undense
 from matmix.ranges import Allowed, allowed, either, hints, numbers, or_none, refuse, shown
-
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def kind(annotation: Any, least: float = -math.inf) -> Allowed | None:

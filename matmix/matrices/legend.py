@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from matmix.ranges import shown as given
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _AXIS = re.compile(r"(?P<times>\d*)(?P<letter>[A-Za-z_]+)(?:/(?P<over>\d+))?(?P<plus>[+-]\d+)?")
 
 
@@ -42,7 +45,7 @@ def fit(owner: str, name: str, value: Any, legend: str, dtype: torch.dtype | Non
     elif hasattr(value, "to_dense"):
         kind = "a matrix"
     else:
-        raise ValueError(f"{owner}: {name} must be a tensor {shown}, got {type(value).__name__}")
+        raise ValueError(f"{owner}: {name} must be a tensor {shown}, got {type(value).__name__} {given(value)}")
     shape = list(value.shape)
     star = next((place for place, word in enumerate(words) if word[0] == "*"), None)
     if star is not None and len(shape) >= len(words):
@@ -75,7 +78,7 @@ def check_window(owner: str, grid: tuple[int, ...], window: tuple[int, ...], siz
 def _kind(value: Tensor, dtype: torch.dtype | None) -> tuple[str, bool]:
     """The kind of numbers that is asked for, and whether these are."""
     if dtype is None:
-        return "floating point", value.is_floating_point()
+        return "floating point", value.dtype in FLOATS
     if dtype == torch.bool:
         return "bool", value.dtype == torch.bool
     return "integers", not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)

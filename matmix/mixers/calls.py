@@ -7,15 +7,16 @@ and says which of them it was. So a forward that succeeds pays for none of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from matmix.matrices.given import FLOATS
-from matmix.matrices.legend import undense
+from matmix.matrices.legend import FLOATS, fit, undense
 from matmix.ops.private import in_jit_trace
 from matmix.ops.sizes import is_size
 from matmix.ranges import shown
@@ -63,11 +64,15 @@ def likeness(state: Any) -> Any:
     numbers."""
     if isinstance(state, Tensor):
         return tuple(state.shape[1:]), state.is_floating_point(), state.is_complex()
+    if state is None:
+        return None
     return type(state), [likeness(part) for part in state]
 
 
 def is_like(state: Any, like: Any, batch: int) -> bool:
     """Whether a state has a ``likeness`` and so many samples; an axis of size 0 may have grown."""
+    if like is None:
+        return state is None
     if len(like) == 3:
         sizes, floats, complexes = like
         if not isinstance(state, Tensor) or state.is_nested:
@@ -107,8 +112,8 @@ def explain(mixer: Any, error: Exception, x: Any, state: Any = (), grid: Any = N
     name = type(mixer).__name__
     if grid is not None:
         check_grid(grid, mixer.traits, name)
-    said = isinstance(error, ValueError) and error.__context__ is None  # ours, and not of a matrix about its own parts
-    if said or isinstance(error, torch.OutOfMemoryError) or not isinstance(x, Tensor):
+    # One of a matrix about its own parts is not ours to leave.
+    if is_said(error) or isinstance(error, torch.OutOfMemoryError) or not isinstance(x, Tensor):
         return
     others |= {f"state[{place}]": leaf for place, leaf in enumerate(_leaves(state))}
     for word, value in {"x": x, **others}.items():
@@ -126,7 +131,69 @@ def explain(mixer: Any, error: Exception, x: Any, state: Any = (), grid: Any = N
             raise ValueError(f"{name}: {word} must be {x.dtype} as x is, got {shown(value)}") from error
 
 
-def _name_weights(mixer: Any, error: Exception, x: Tensor) -> None:
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Input(NamedTuple):
+    """What a model's method takes under a name, in the words of ``matmix.matrices.legend``."""
+
+    legend: str
+    dtype: torch.dtype | None = None
+    needed: bool = False
+
+
+def explaining(method: Callable[P, R]) -> Callable[P, R]:
+    """A method of a model that, when it fails, has ``model.explain(error, name of the method, arguments by name)`` look
+    at what it was given.
+
+    It raises the error in the place of PyTorch's, or nothing where the arguments are not to blame. A call that succeeds
+    pays for none of it.
+    """
+
+    @functools.wraps(method)
+    def explained(*args: P.args, **options: P.kwargs) -> R:
+        try:
+            return method(*args, **options)
+        except Exception as error:
+            try:
+                given = inspect.signature(method).bind(*args, **options).arguments
+            except TypeError:
+                raise error from None  # an argument that the method does not have, or lacks: Python names it
+            given.pop("self").explain(error, method.__name__, given)
+            raise
+
+    return explained
+
+
+def is_said(error: Exception) -> bool:
+    """Whether an error is one of ours that says itself what is wrong, and not what came of another."""
+    return isinstance(error, ValueError) and error.__context__ is None
+
+
+def explain_inputs(
+    model: nn.Module, error: Exception, wanted: dict[str, Input], given: dict[str, Any], **known: int
+) -> None:
+    """After an error: a ValueError in its place, if an input has another shape, kind of numbers, layout or device.
+
+    Args:
+        model: that was called.
+        error: what came of it.
+        wanted: the inputs in the order in which they decide on the sizes.
+        given: the arguments of the call; what is not needed may be absent or None.
+        known: sizes of letters of the legends.
+    """
+    if isinstance(error, torch.OutOfMemoryError) or any("Proxy" in type(value).__name__ for value in given.values()):
+        return
+    name, sizes = type(model).__name__, dict(known)
+    there = {word: given[word] for word in wanted if given.get(word) is not None or wanted[word].needed}
+    for word, value in there.items():
+        fit(name, word, value, wanted[word].legend, wanted[word].dtype, sizes)
+    for word, value in there.items():
+        _name_weights(model, error, value, word)
+
+
+def _name_weights(mixer: Any, error: Exception, x: Tensor, word: str = "x") -> None:
     """Where weights are of another device or dtype than tokens, say so in place of what PyTorch said."""
     name = type(mixer).__name__
     weights = [w for w in chain(mixer.parameters(), mixer.buffers()) if w.is_floating_point()]
@@ -135,11 +202,14 @@ def _name_weights(mixer: Any, error: Exception, x: Tensor) -> None:
     if weight is None:
         return
     if weight.device != x.device:
-        raise ValueError(f"{name}: x must be where its weights are, {weight.device}, got x on {x.device}") from error
+        where = f"{weight.device}, got {word} on {x.device}"
+        raise ValueError(f"{name}: {word} must be where its weights are, {where}") from error
+    if not x.is_floating_point():
+        return
     other = next((w for w in loaded if w.dtype != x.dtype), None)
     if other is not None and not torch.is_autocast_enabled(x.device.type):
         raise ValueError(
-            f"{name}: x is {x.dtype}, its weights {other.dtype}: convert one of them, or run under torch.autocast"
+            f"{name}: {word} is {x.dtype}, its weights {other.dtype}: convert one of them, or run under torch.autocast"
         ) from error
 
 

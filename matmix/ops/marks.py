@@ -23,6 +23,8 @@ from typing import Any
 
 from torch import nn
 
+from matmix.arguments import checking_arguments
+
 
 def spare(module: nn.Module, names: Iterable[str]) -> None:
     """Have this instance name parameters that weight decay leaves alone, next to those that it names already."""
@@ -59,6 +61,7 @@ def undecayed(model: nn.Module) -> set[str]:
     }
 
 
+@checking_arguments()
 def no_weight_decay(model: nn.Module) -> set[str]:
     """Names of parameters that weight decay is to leave alone: ``undecayed``, and what timm's method of the same name
     lists, for the model or for any module in it (a timm model that DistributedDataParallel has wrapped, say).
@@ -74,6 +77,7 @@ def no_weight_decay(model: nn.Module) -> set[str]:
     return names & {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
+@checking_arguments()
 def optim_settings(model: nn.Module) -> dict[str, dict[str, float]]:
     """What the modules of a model set for parameters of their own, by their names in ``model.named_parameters()``: the
     learning rate ``"lr"``, at its highest, the decay ``"weight_decay"``, or both.

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from matmix.matrices.base import Matrix
+from matmix.matrices.legend import fit
 from matmix.ops.precision import full_precision, working_dtype
+from matmix.ranges import shown
 from matmix.spec import Spec, hint, parse_spec, unknown_option
 
 Grid = tuple[int, ...]
@@ -192,17 +194,15 @@ def project(matrix: Matrix | Tensor, spec: str, *, grid: Grid | int | None = Non
 def _entries(matrix: Matrix | Tensor) -> Tensor:
     with torch.no_grad():
         entries = matrix.to_dense() if isinstance(matrix, Matrix) else matrix
-    if not isinstance(entries, Tensor):
-        raise ValueError(f"matrix must be a Matrix or a Tensor, got {type(matrix).__name__}")
-    if entries.dim() == 2:
+    if isinstance(entries, Tensor) and not entries.is_nested and entries.dim() == 2:
+        fit("project", "matrix", entries, "L_out L_in", None, {})
         entries = entries[None, None]
-    if entries.dim() != 4 or 0 in entries.shape[2:] or not entries.is_floating_point():
-        raise ValueError(
-            f"matrix must be real, of shape (B or 1, H, L_out, L_in) or (L_out, L_in), "
-            f"got {entries.dtype} {tuple(matrix.shape)}"
-        )
+    fit("project", "matrix", entries, "B H L_out L_in", None, {})
+    if 0 in entries.shape[2:] or entries.is_meta:
+        raise ValueError(f"project: matrix must hold numbers, got {shown(entries)} on {entries.device}")
     if not bool(entries.isfinite().all()):
-        raise ValueError(f"matrix must be finite, got {int((~entries.isfinite()).sum())} entries that are not")
+        wrong = int((~entries.isfinite()).sum())
+        raise ValueError(f"project: matrix must be finite, got {shown(entries)} with {wrong} entries that are not")
     return entries.detach().to(working_dtype(entries), copy=True)  # a member may hold views of them
 
 
@@ -210,9 +210,13 @@ def _grid(grid: Grid | int | None, entries: Tensor) -> Grid:
     rows, columns = entries.shape[2:]
     if grid is None:
         return (columns,)
-    tokens = (grid,) if isinstance(grid, int) else tuple(grid)
-    if rows != columns or math.prod(tokens) != columns or min(tokens, default=0) < 1:
-        raise ValueError(f"grid {tokens} must be that of the tokens of a square matrix; this one is {rows} x {columns}")
+    tokens = (grid,) if isinstance(grid, int) else grid
+    counts = isinstance(tokens, tuple | list) and all(type(size) is int and size > 0 for size in tokens)
+    if not counts or rows != columns or math.prod(tokens) != columns:
+        raise ValueError(
+            f"grid must be that of the tokens of a square matrix, this one is {rows} x {columns}; got {shown(grid)}"
+        )
+    tokens = tuple(tokens)
     return tokens
 
 
@@ -241,7 +245,7 @@ def square(entries: Tensor, name: str) -> int:
     """The number of tokens L of a matrix that has to be square."""
     rows, columns = entries.shape[2:]
     if rows != columns:
-        raise ValueError(f"{name} matrices are square; this one is {rows} x {columns}")
+        raise ValueError(f"matrix must be square for {name}, got {rows} x {columns}")
     return columns
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from matmix.adapters import Attended, Found, Place, Replacement, Site, discover, recognise
 from matmix.adapters.discovery import EDITS, ByMatrix
 from matmix.adapters.held import holding
+from matmix.arguments import checking_arguments
 from matmix.inspect.recording import Recorded, Watched
 from matmix.matrices.algebra import Product
 from matmix.matrices.base import Matrix
@@ -24,6 +25,7 @@ from matmix.matrices.softmax import Softmax
 from matmix.mixers.base import Context, Mixer, Projected
 from matmix.mixers.linear_attention import normalised
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Seed, shown
 from matmix.spec import hint
 from matmix.surgery.average import mean_matrices
 from matmix.surgery.find import Sites
@@ -62,6 +64,7 @@ class Ablation:
         return columns
 
 
+@checking_arguments(leave=("where", "exclude"))
 @contextmanager
 def ablate(
     model: nn.Module,
@@ -69,7 +72,7 @@ def ablate(
     how: str = "zero",
     *,
     batches: Iterable[Any] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     exclude: Where | None = None,
     layers: int | Iterable[int] | slice | None = None,
 ) -> Iterator[Sites]:
@@ -112,7 +115,9 @@ def ablate(
     if how not in HOW:
         raise ValueError(f"how must be one of {', '.join(map(repr, HOW))}, got {how!r}{hint(str(how), HOW)}")
     if (batches is not None) != (how == "mean"):
-        raise ValueError(f"batches are what how='mean' is the average over, got how={how!r} and batches={batches!r}")
+        raise ValueError(
+            f"batches are what how='mean' is the average over, and for it only, got {how!r}, batches={shown(batches)}"
+        )
     refuse_wrappers(model)
     chosen = _chosen(model, where, exclude, layers)
     means = mean_matrices(model, chosen, batches) if batches is not None else {}

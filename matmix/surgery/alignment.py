@@ -46,7 +46,8 @@ def pairs(teacher: nn.Module, student: nn.Module, where: Where = "all") -> list[
     common = [name for name in theirs if name in mine]
     if not common:
         raise ValueError(
-            f"teacher and student have no site in common: {', '.join(theirs) or 'none'} and {', '.join(mine) or 'none'}"
+            f"teacher and student must have a site in common, got {', '.join(theirs) or 'none'} and "
+            f"{', '.join(mine) or 'none'}"
         )
     other = [name for name in common if _differ(theirs[name], mine[name])]
     if not other:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from matmix.adapters import Found
-from matmix.adapters.discovery import arguments_of
+from matmix.adapters.discovery import called
 from matmix.cost import evaluating
 from matmix.surgery.report import Row
 
@@ -45,8 +45,7 @@ def mean_matrices(model: nn.Module, found: Iterable[Found], batches: Iterable[An
     try:
         with evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for batch in batches:
-                args, kwargs = arguments_of(batch)
-                model(*args, **kwargs)
+                called(model, batch, "batches")
     finally:
         for handle in handles:
             handle.remove()

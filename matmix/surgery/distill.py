@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from matmix.adapters.discovery import arguments_of
+from matmix.adapters.discovery import arguments_of, called
 from matmix.adapters.held import holding
+from matmix.arguments import checking_arguments
 from matmix.checksums import sums
 from matmix.cost import evaluating, frozen
 from matmix.files import Damaged
@@ -26,6 +27,7 @@ from matmix.folders import check_ours, claim, mark, names_in
 from matmix.ops.marks import grouped, no_weight_decay, optim_settings
 from matmix.ops.seed import fork_seed
 from matmix.ops.signals import interruptible
+from matmix.ranges import shown
 from matmix.surgery.alignment import Pair, by_matrices, by_outputs, divergence, listening, logits_of, pairs, stands_in
 from matmix.surgery.recipe import DistillRecipe, Stage
 from matmix.surgery.refuse import refuse_wrappers
@@ -55,6 +57,7 @@ class Distilled:
         return "\n".join(lines)
 
 
+@checking_arguments(leave=("where", "recipe", "batches"))
 def distill(
     teacher: nn.Module,
     student: nn.Module,
@@ -107,7 +110,7 @@ def distill(
     """
     recipe = DistillRecipe() if recipe is None else recipe
     if not isinstance(recipe, DistillRecipe):
-        raise TypeError(f"recipe must be a DistillRecipe, got {recipe!r}")
+        raise TypeError(f"recipe must be a DistillRecipe, got {shown(recipe)}")
     for model in (teacher, student):
         refuse_wrappers(model)
     _apart(teacher, student)
@@ -236,18 +239,22 @@ class _Run:
 
     def _loss(self, name: str, batch: Any) -> tuple[Tensor, int]:
         """The loss of a batch, and the number of its samples."""
-        args, kwargs = arguments_of(self.inputs(batch))
-        samples = next((t.shape[0] for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()), 0)
+        given = self.inputs(batch)
+        args, kwargs = arguments_of(given)
+        samples = next((t.size(0) for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()), 0)
         if name == "predictions":
             with torch.no_grad():
-                goal = self.teacher(*args, **kwargs)
+                goal = called(self.teacher, given, "batches")
             with auxiliary_losses(self.student) as auxiliary:
                 made = self.student(*args, **kwargs)
                 if self.loss is not None:
-                    return self.loss(made, goal, batch) + auxiliary(), samples
+                    told = self.loss(made, goal, batch)
+                    if not isinstance(told, Tensor) or told.dim():
+                        raise ValueError(f"loss must give a tensor of one number, got {shown(told)}")
+                    return told + auxiliary(), samples
                 return divergence(logits_of(made), logits_of(goal), self.recipe.temperature) + auxiliary(), samples
         with torch.no_grad(), listening(self.teacher, self.sites) as heard:
-            self.teacher(*args, **kwargs)
+            called(self.teacher, given, "batches")
         silent = {pair.name for pair in self.sites} - {one.pair.name for one in heard}
         if silent:
             raise ValueError(f"stage {name!r}: the teacher did not call {', '.join(sorted(silent))}")
@@ -362,7 +369,9 @@ _NOTHING = {
 
 def _apart(teacher: nn.Module, student: nn.Module) -> None:
     if teacher is student:
-        raise ValueError("teacher and student are one model: copy.deepcopy(teacher) before the replacement")
+        raise ValueError(
+            "teacher and student must be two models, got one: copy.deepcopy(teacher) before the replacement"
+        )
     held = {id(p) for p in teacher.parameters()}
     shared = [name for name, p in student.named_parameters() if id(p) in held and p.requires_grad]
     if shared:

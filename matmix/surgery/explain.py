@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from matmix.adapters import Found, Replacement, discover
-from matmix.adapters.discovery import arguments_of
+from matmix.adapters.discovery import called
+from matmix.arguments import checking_arguments
 from matmix.cost import evaluating
 from matmix.inspect.recording import Ran, watched, watching
 from matmix.mixers.base import Grid
 from matmix.ops.precision import working_dtype
+from matmix.ranges import Count, Portion, Several
 from matmix.surgery.distances import Measurement, check_classes, ladders, tokens_of
 from matmix.surgery.explanation import Explanation, Head
 from matmix.surgery.select import Where, select
@@ -24,17 +26,18 @@ Progress = Callable[[dict[str, Any]], None]
 AT_ONCE = 2**28  # entries of one batch at one site
 
 
+@checking_arguments(leave=("where",))
 def explain(
     model: nn.Module,
     batches: Iterable[Any],
     where: Where = "all",
     *,
     classes: Sequence[str] | None = None,
-    tolerance: float = 0.05,
-    share: float = 0.25,
-    samples: int = 8,
-    max_heads: int = 16,
-    max_tokens: int = 256,
+    tolerance: Portion = 0.05,
+    share: Portion = 0.25,
+    samples: Several = 8,
+    max_heads: Count = 16,
+    max_tokens: Count = 256,
     progress: Progress | None = None,
     **narrow: Any,
 ) -> Explanation:
@@ -83,7 +86,6 @@ def explain(
             not be told from any other), for classes that are unknown, and if no site is left to be explained.
     """
     check_classes(classes)
-    _check(tolerance=tolerance, share=share, samples=samples, max_heads=max_heads, max_tokens=max_tokens)
     found = [one for one in discover(model) if not one.adapter.last]
     if where == "all":
         names = {name for part in watched(model) for name in part}
@@ -106,18 +108,9 @@ def explain(
             part = (index + nth / len(taken.calls), 1 / len(taken.calls), len(chosen))
             heads += _explained(key, call, classes, tolerance, share, part, progress)
     if not heads:
-        raise ValueError("no site can be explained: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
+        reasons = "; ".join(f"{k}: {v}" for k, v in skipped.items())
+        raise ValueError(f"no site can be explained: {reasons}; there must be one")
     return Explanation(tuple(heads), tolerance, skipped)
-
-
-def _check(**numbers: float) -> None:
-    for name, value in numbers.items():
-        least = 2 if name == "samples" else 1
-        if name in ("tolerance", "share"):
-            if not 0 < value <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}")
-        elif type(value) is not int or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 class _Inputs:
@@ -177,9 +170,8 @@ class _Taken:
         with evaluating(model), torch.no_grad(), watching(model, note, [self.one]):
             for batch in inputs:
                 times = 0
-                args, options = arguments_of(batch)
                 try:
-                    model(*args, **options)
+                    called(model, batch, "batches")
                 except _Skip as skip:
                     self.skip = str(skip)
                     return

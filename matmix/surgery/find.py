@@ -8,6 +8,7 @@ from typing import Any, overload
 from torch import nn
 
 from matmix.adapters import LEVELS, Site, discover, observe
+from matmix.arguments import checking_arguments
 from matmix.surgery.select import Where, select
 from matmix.surgery.table import table
 
@@ -44,6 +45,7 @@ class Sites(Sequence[Site]):
     __repr__ = __str__
 
 
+@checking_arguments(leave=("where",))
 def find(model: nn.Module, where: Where = "all", *, example: Any = None, **narrow: Any) -> Sites:
     """Every place of a model where tokens mix, in the order of its modules.
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
 from matmix.adapters import (
-    LEVELS,
     Found,
     Level,
     Place,
@@ -23,9 +22,11 @@ from matmix.adapters import (
 from matmix.adapters.base import reference
 from matmix.adapters.rematrixed import SLOT
 from matmix.adapters.site import CROSS
+from matmix.arguments import checking_arguments
 from matmix.mixers.base import Mixer
 from matmix.mixers.registry import create_mixer, mixer_info
 from matmix.ops.seed import fork_seed
+from matmix.ranges import Seed
 from matmix.spec import parse_spec
 from matmix.surgery.average import write_means
 from matmix.surgery.changes import Change
@@ -36,17 +37,16 @@ from matmix.surgery.report import Report, Row
 from matmix.surgery.select import Where, select
 from matmix.surgery.structures import build
 
-INITS = ("fresh", "projected")
 
-
+@checking_arguments(leave=("where", "exclude"))
 def replace(
     model: nn.Module,
     spec: str | Mapping[str, str],
     where: Where = "all",
     *,
     level: Level = "module",
-    init: str = "fresh",
-    seed: int = 0,
+    init: Literal["fresh", "projected"] = "fresh",
+    seed: Seed = 0,
     optimizer: Optimizer | None = None,
     example: Any = None,
     batches: Iterable[Any] | None = None,
@@ -89,7 +89,6 @@ def replace(
     Raises:
         ValueError: for a site that cannot be replaced so, with its name and the reason; nothing has changed then.
     """
-    _check(level, init, prefix)
     if not keep_causal and level == "matrix":
         raise ValueError("keep_causal=False is for level='module': a matrix is causal where the module is")
     refuse_wrappers(model)
@@ -140,16 +139,6 @@ def commit(report: Report, optimizer: Optimizer | None = None) -> None:
 def _as_told(found: Found, prefix: Prefix, keep_causal: bool) -> Found:
     causal = found.site.causal if keep_causal else False
     return found._replace(site=dataclasses.replace(found.site, prefix_as=prefix, causal=causal))
-
-
-def _check(level: str, init: str, prefix: str) -> None:
-    for word, given, allowed in (
-        ("level", level, LEVELS),
-        ("init", init, INITS),
-        ("prefix", prefix, ("joined", "aside")),
-    ):
-        if given not in allowed:
-            raise ValueError(f"{word} must be {' or '.join(map(repr, allowed))}, got {given!r}")
 
 
 def _name(spec: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from matmix.adapters import KINDS, Site
+from matmix.ranges import shown
 from matmix.spec import close_names, hint
 
 Where = str | Site | Callable[[Site], bool] | Iterable["str | Site | Callable[[Site], bool]"]
@@ -90,7 +92,9 @@ def _layers(sites: Sequence[Site], layers: int | Iterable[int] | slice) -> list[
     if isinstance(layers, slice):
         wanted = set(range(count)[layers])
     else:
-        asked = [layers] if isinstance(layers, int) else list(layers)
+        asked: list[Any] = list(layers) if isinstance(layers, Sequence | range | set) else [layers]
+        if not all(type(n) is int for n in asked):
+            raise TypeError(f"layers must be whole numbers or a slice of them, got {shown(layers)}")
         wanted = {n + count if n < 0 else n for n in asked}
         missing = [n for n in asked if (n + count if n < 0 else n) not in numbers.values()]
         if missing:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from matmix.adapters import Found, discover
+from matmix.arguments import checking_arguments
 from matmix.checksums import check_sealed, seal
 from matmix.files import Damaged, Keys, read_json, shaped
 from matmix.folders import claim, names_in
@@ -29,6 +30,7 @@ _ROW: Keys = {"name": str, "level": Any, "spec": Any, "seed": Any, "site": dict[
 _OF_SITE: Keys = dict.fromkeys((*_SITE, *_RUN), Any)
 
 
+@checking_arguments()
 def save(report: Report, folder: str | os.PathLike[str]) -> Path:
     """Write what ``apply`` needs: ``surgery.json`` (sites, specs, the model's shapes) and the new parts' weights.
 
@@ -65,6 +67,7 @@ def save(report: Report, folder: str | os.PathLike[str]) -> Path:
     return target
 
 
+@checking_arguments()
 def apply(model: nn.Module, folder: str | os.PathLike[str]) -> Report:
     """Replace in a fresh model what a saved report replaced, with the saved weights, strictly.
 
@@ -76,7 +79,7 @@ def apply(model: nn.Module, folder: str | os.PathLike[str]) -> Report:
     refuse_wrappers(model)
     source = Path(folder)
     if not (source / WORDS).is_file():
-        raise FileNotFoundError(f"{source} holds no {WORDS}: it is not a folder of surgery.save")
+        raise FileNotFoundError(f"{source} holds no {WORDS}: it must be a folder of surgery.save")
     check_sealed(source, KIND, "a surgery as it was saved")
     words = read_json(source / WORDS, "a surgery", {"format": Any})
     if words["format"] != FORMAT:

@@ -26,9 +26,11 @@ from typing import Any
 
 import numpy as np
 
+from matmix.arguments import checking_arguments
+from matmix.ranges import Place
 from sequence.data import pictures
 from sequence.data.cache import cached, source_key
-from sequence.data.faults import UNREADABLE, BadData, Broken, apart, bad, from_the_hub, open_binary, shown
+from sequence.data.faults import UNREADABLE, BadData, Broken, apart, arrays_of, bad, from_the_hub, open_binary, shown
 from sequence.data.parallel import progress
 from sequence.data.pictures import Pictures
 
@@ -76,13 +78,15 @@ def grey(rgb: np.ndarray) -> np.ndarray:
     return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)
 
 
-def read(data: str, split: str) -> Iterator[Row | BadData]:
+@checking_arguments()
+def read(data: Place, split: str) -> Iterator[Row | BadData]:
     """Grey picture and class of every row of a split, or what is wrong with it."""
     for row in _raw(data, split):
         yield row if isinstance(row, BadData) else _checked(*row)
 
 
-def files_of(data: str) -> list[Path]:
+@checking_arguments()
+def files_of(data: Place) -> list[Path]:
     """The files that are read; none where `data` names a data set of the hub."""
     root = Path(data).expanduser()
     if root.is_file():
@@ -248,14 +252,14 @@ def _hub(name: str, split: str) -> Iterator[Raw | BadData]:
 
 def _arrays(path: Path, split: str) -> Iterator[Raw | BadData]:
     wanted = [f"{part}_{split}" for part in ("jpeg", "off", "y")]
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = [arrays[name] for name in wanted if name in arrays]
-    except Exception as error:
-        raise bad(path, 0, f"it cannot be read: {error}", "a whole .npz file") from error
+    arrays = arrays_of(path)
+    found = [arrays[name] for name in wanted if name in arrays]
     if len(found) < len(wanted):
         raise bad(path, 0, f"it has not all arrays of {split}", f"the arrays {', '.join(wanted)}")
     data, starts, labels = found
+    for name, array, kinds in zip(wanted, found, ("u", "iu", "iu"), strict=True):
+        if array.ndim != 1 or array.dtype.kind not in kinds:
+            raise bad(path, 0, f"{name} is {array.dtype} of shape {array.shape}", "a row of whole numbers")
     if len(starts) != len(labels) + 1 or (np.diff(starts) < 0).any() or starts[0] or starts[-1] != len(data):
         rising = f"{len(labels) + 1} numbers that rise, from 0 to {len(data)}"
         raise bad(path, 0, f"off_{split} does not divide the bytes", rising)

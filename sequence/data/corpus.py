@@ -19,7 +19,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from matmix.arguments import checking_arguments
 from matmix.experiments.extras import require
+from matmix.ranges import Place
 from sequence.data.faults import BadData, apart, bad, open_binary, shown
 
 SPLITS = {"train": ("train", "training"), "val": ("valid", "val", "validation", "dev"), "test": ("test", "testing")}
@@ -137,7 +139,8 @@ class FileTokenizer:
         return str(self.inner.decode(tokens.tolist(), skip_special_tokens=False))
 
 
-def corpus(data: str, tokens: str) -> Corpus:
+@checking_arguments()
+def corpus(data: Place, tokens: Place) -> Corpus:
     """The streams of a file or folder, kept as long as the files stay as they are.
 
     Args:

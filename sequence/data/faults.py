@@ -14,6 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeVar, cast
 
+import numpy as np
+
+from matmix.files import Damaged, read_arrays
+
 T = TypeVar("T")
 GZIP = b"\x1f\x8b"
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError)
@@ -28,6 +32,31 @@ def bad(file: object, line: int, what: str, allowed: str) -> BadData:
     """The error of one line (counted from 1; 0 = of the file as a whole)."""
     where = f"{file}, line {line}" if line else f"{file}"
     return BadData(f"data: {where}: {what}; allowed: {allowed}")
+
+
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of numpy, as `matmix.files.read_arrays` has them.
+
+    Raises:
+        BadData: for a file that is none.
+    """
+    try:
+        return read_arrays(path, "arrays of numbers")
+    except (Damaged, FileNotFoundError) as error:
+        raise BadData(f"data: {error}; allowed: a whole .npz or .npy file") from None
+
+
+def state_of(path: Path) -> tuple[int, int]:
+    """What is another where a file was changed: the time of the last change, and the size.
+
+    Raises:
+        BadData: for what is not there, or cannot be reached.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise bad(path, 0, f"it cannot be opened: {error.strerror or error}", "a file that can be read") from None
+    return state.st_mtime_ns, state.st_size
 
 
 @contextmanager
@@ -106,9 +135,16 @@ def shown(value: object, most: int = 60) -> str:
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """A file to read, unpacked on the way where it is packed: by what stands in it for gzip, else by its ending."""
-    with open(path, "rb") as file:
-        packed = file.read(2) == GZIP
+    """A file to read, unpacked on the way where it is packed: by what stands in it for gzip, else by its ending.
+
+    Raises:
+        BadData: for what cannot be opened, such as a folder of that name.
+    """
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == GZIP
+    except OSError as error:
+        raise bad(path, 0, f"it cannot be opened: {error.strerror or error}", "a file that can be read") from None
     if packed:
         return cast(BinaryIO, gzip.open(path, "rb"))
     if path.suffix == ".bz2":

@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sequence.data.faults import BadData, bad, shown
+from matmix.arguments import checking_arguments
+from matmix.ranges import Place
+from sequence.data.faults import BadData, arrays_of, bad, byte_lines, open_binary, shown
 from sequence.data.pathfinder_trace import PICTURES, TRACED, Fit, fit
 from sequence.data.release import ARCHIVE, INSIDE, URL, members
 
@@ -80,7 +82,8 @@ def unpacked(archive: Path, size: int, contour_length: int, room: Path) -> Path:
     return copies[max(copies, key=len)]  # the inner one has the longer way to it
 
 
-def located(data: str, size: int, contour_length: int) -> Path:
+@checking_arguments()
+def located(data: Place, size: int, contour_length: int) -> Path:
     """The folder of the pictures of this size and length, below what `data` names or that itself.
 
     Where the archive is unpacked as it is, the sound inner copy comes before the outer one.
@@ -109,9 +112,10 @@ def tables(folder: Path) -> list[Path]:
 
 def rows(table: Path) -> Iterator[Row | BadData]:
     """The pictures of a table, or what is wrong with a row."""
-    data = table.read_bytes()
+    with open_binary(table) as file:
+        data = b"".join(byte_lines(file, table))
     if data.startswith(b"\x93NUMPY"):
-        yield from _saved(table, data)
+        yield from _saved(table)
         return
     try:
         lines = data.decode("ascii").splitlines()
@@ -124,12 +128,11 @@ def rows(table: Path) -> Iterator[Row | BadData]:
             yield _row(table, number, line.split())
 
 
-def _saved(table: Path, data: bytes) -> Iterator[Row | BadData]:
+def _saved(table: Path) -> Iterator[Row | BadData]:
     """A table as the generator itself saves it: numpy's format, an array of text."""
-    try:
-        found = np.load(io.BytesIO(data), allow_pickle=False)
-    except ValueError as error:
-        raise bad(table, 0, f"it cannot be read: {error}", "a table of text") from None
+    found = arrays_of(table)[""]
+    if found.ndim != 2:
+        raise bad(table, 0, f"an array of shape {found.shape}", "a table of text")
     for number, row in enumerate(found, 1):
         yield _row(table, number, [str(value) for value in row])
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+from matmix.arguments import checking_arguments
+from matmix.ranges import Place
 from matmix.spec import close_names
 from sequence.data.faults import GZIP, UNREADABLE, BadData, apart, open_binary
 from sequence.data.parallel import progress
@@ -31,7 +33,8 @@ class Found(NamedTuple):
     file: IO[bytes]
 
 
-def files(data: str, names: Sequence[str], folder: str) -> Iterator[Found]:
+@checking_arguments()
+def files(data: Place, names: Sequence[str], folder: Place) -> Iterator[Found]:
     """Each of the files, once, in the order in which they come; those of an archive must be read before the next.
 
     Args:
@@ -79,7 +82,8 @@ def located(root: Path, names: Sequence[str], folder: str) -> dict[str, Path]:
     return found
 
 
-def sources(data: str, names: Sequence[str], folder: str) -> list[Path]:
+@checking_arguments()
+def sources(data: Place, names: Sequence[str], folder: Place) -> list[Path]:
     """The files on the disk that `files` reads: those that are named, or the archive."""
     path = Path(data).expanduser()
     return [path] if path.is_file() else list(located(path, names, folder).values())
@@ -111,11 +115,11 @@ def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """
     any_file = False
     with open(path, "rb") as raw, progress(f"reading {path.name}", path.stat().st_size, "bytes") as advance:
-        packed = raw.read(2) == GZIP
-        raw.seek(0)
-        stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw  # type: ignore[assignment]
         done = 0
         try:
+            packed = raw.read(2) == GZIP
+            raw.seek(0)
+            stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw  # type: ignore[assignment]
             # As a stream: nothing is sought, so 8 GB of gzip are unpacked once.
             with tarfile.open(fileobj=stream, mode="r|", bufsize=2**20) as tar:
                 for member in tar:

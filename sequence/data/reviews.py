@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from matmix.arguments import checking_arguments
+from matmix.ranges import Place
 from matmix.spec import close_names
 from sequence.data.faults import BadData, apart, bad, from_the_hub, open_binary, shown, table, text_lines
 
@@ -29,7 +31,8 @@ PACKED = (".gz", ".bz2", ".xz")
 Review = tuple[str, int]
 
 
-def files_of(data: str, depths: Sequence[str] = ("*", "*/*")) -> dict[str, list[Path]]:
+@checking_arguments()
+def files_of(data: Place, depths: Sequence[str] = ("*", "*/*")) -> dict[str, list[Path]]:
     """The files of each split below a folder, in order; {} where `data` names no folder but a data set of the hub.
 
     Args:
@@ -67,7 +70,8 @@ def files_of(data: str, depths: Sequence[str] = ("*", "*/*")) -> dict[str, list[
     return found
 
 
-def read(data: str, split: str) -> Iterator[Review | BadData]:
+@checking_arguments()
+def read(data: Place, split: str) -> Iterator[Review | BadData]:
     """Text and class of every row of a split, or what is wrong with it."""
     files = files_of(data)
     if not files:

@@ -24,8 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from matmix.arguments import checking_arguments
 from matmix.experiments.extras import require
-from sequence.data.faults import BadData, bad, from_the_hub, shown
+from matmix.ranges import Place
+from sequence.data.faults import BadData, bad, from_the_hub, open_binary, shown, text_lines
 
 HUB = "google/speech_commands"
 CONVERTED = "refs/convert/parquet"
@@ -55,7 +57,8 @@ class Sound(NamedTuple):
     label: int
 
 
-def classes_of(data: str, words: str) -> tuple[str, ...]:
+@checking_arguments()
+def classes_of(data: Place, words: str) -> tuple[str, ...]:
     """The classes by number, in alphabetical order: the 35 words, ten of them, or all folders that there are."""
     if words != "folders":
         return tuple(sorted(WORDS if words == "35" else TEN))
@@ -65,7 +68,8 @@ def classes_of(data: str, words: str) -> tuple[str, ...]:
     return tuple(sorted(folder.name for folder in _folders(_inner(root))))
 
 
-def sources(data: str, words: str) -> list[Path]:
+@checking_arguments()
+def sources(data: Place, words: str) -> list[Path]:
     """The files that are read; none where `data` names a data set of the hub."""
     root = Path(data).expanduser()
     if not root.is_dir():
@@ -83,7 +87,8 @@ def sources(data: str, words: str) -> list[Path]:
     return [*(inner / name for name in LISTS.values() if (inner / name).is_file()), *sounds]
 
 
-def read(data: str, split: str, words: str) -> Iterator[Sound]:
+@checking_arguments()
+def read(data: Place, split: str, words: str) -> Iterator[Sound]:
     """The recordings of a split, in the order of their names."""
     files, classes = sources(data, words), classes_of(data, words)
     if not files:
@@ -163,7 +168,9 @@ def _listed(inner: Path, classes: tuple[str, ...]) -> dict[str, str] | None:
         raise BadData(f"data: {inner} has {there[0]} alone; allowed: {' and '.join(LISTS.values())}, or neither")
     found: dict[str, str] = {}
     for split, list_name in LISTS.items():
-        for number, line in enumerate((inner / list_name).read_text(encoding="utf-8").splitlines(), 1):
+        with open_binary(inner / list_name) as file:
+            lines = list(text_lines(file, inner / list_name))
+        for number, line in enumerate(lines, 1):
             name = line.strip()
             if name.partition("/")[0] not in classes:
                 continue

@@ -12,10 +12,11 @@ from torch.utils import _pytree as pytree
 from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from matmix.ranges import shown
 from sequence.encoder import EncoderState, check_order
 from sequence.language.config import MatmixConfig
 from sequence.language.heads import Decoder
-from sequence.language.losses import IGNORED, token_loss
+from sequence.language.losses import IGNORED, check_labels, token_loss
 from sequence.language.model import MatmixModel
 from sequence.language.tasks import WithDecoder
 
@@ -86,6 +87,8 @@ class MatmixForCausalLM(WithDecoder, GenerationMixin):
             use_cache: also give what has been read by now, where all mixers are recurrent.
         """
         cache = past_key_values if cache is None else cache
+        if not isinstance(cache, MixerCache | None):
+            raise ValueError(f"{CACHE} must be a MixerCache, as an earlier output has it, or None, got {shown(cache)}")
         use_cache, hidden, after = bool(use_cache) and self.recurrent and not output_hidden_states, None, None
         if cache is None and not use_cache:
             read = self.matmix(
@@ -99,8 +102,7 @@ class MatmixForCausalLM(WithDecoder, GenerationMixin):
             tokens, after = self._read_on(input_ids, inputs_embeds, attention_mask, token_type_ids, cache)
         logits, loss = self.decoder(tokens, self.get_input_embeddings().weight), None
         if labels is not None:
-            if labels.shape != logits.shape[:-1]:
-                raise ValueError(f"labels must be {tuple(logits.shape[:-1])}, got {tuple(labels.shape)}")
+            check_labels(labels, logits.shape[:-1])
             following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
             loss = token_loss(logits, following, num_items_in_batch)
         kept: dict[str, Any] = {CACHE: after} if use_cache else {}

@@ -10,12 +10,17 @@ from transformers import PretrainedConfig
 
 from matmix.mixers import layer_specs, mixer_info
 from matmix.mixers.options import checking_options
-from matmix.ranges import Amount, Chance, Count, Depth, Positive, Seed, Whole
+from matmix.ranges import Amount, Chance, Count, Depth, Positive, Seed, Whole, numbers, one_of, or_none, refuse
 from matmix.spec import Spec
 from sequence.encoder import Position
 from sequence.layers.block import ACTS
 from sequence.layers.norms import NORMS
 
+THEIRS = {
+    "num_labels": or_none(numbers(0, 1e9, whole=True)),
+    "problem_type": or_none(one_of("regression", "single_label_classification", "multi_label_classification")),
+}
+"""What options of transformers may be that our heads read; it does not check them all."""
 POOLS = ("first", "mean", "max", "last")
 
 
@@ -124,6 +129,9 @@ class MatmixConfig(PretrainedConfig):
             setattr(self, name, given[name])
         self.delimiters = list(delimiters)  # JSON has no tuples
         self._check()
+        for name, kind in THEIRS.items():
+            if not kind.holds(kwargs.get(name)):
+                raise refuse(f"MatmixConfig.{name}", kind, kwargs[name])
         kwargs |= {"pad_token_id": pad_token_id, "tie_word_embeddings": tie_word_embeddings}
         super().__init__(**kwargs)
 

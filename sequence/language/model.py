@@ -12,10 +12,12 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from matmix.mixers.calls import Input, explain_inputs, explaining, is_said
 from matmix.ops.masks import in_order, padding_last
 from matmix.ops.private import in_jit_trace
 from matmix.ops.seed import fork_seed
 from matmix.ops.sizes import LengthError
+from matmix.ranges import shown
 from sequence.encoder import Encoder, check_order
 from sequence.language.checkpoints import of_hydra, of_ponet, of_transformers
 from sequence.language.config import MatmixConfig
@@ -33,6 +35,25 @@ class MatmixPreTrainedModel(PreTrainedModel):
         "goombalab/hydra": of_hydra, "lxchtan/PoNet": of_ponet, "huggingface/transformers": of_transformers,
     }  # fmt: skip
     _no_split_modules = ["RecomputedBlock"]  # noqa: RUF012  # transformers declares it of instances
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            cls.forward = explaining(cls.forward)
+
+    def explain(self, error: Exception, method: str, given: dict[str, Any]) -> None:
+        """After an error in a forward: one in its place that says which argument did not fit."""
+        if is_said(error):
+            return
+        mask, cache = given.get("attention_mask"), given.get("cache", given.get("past_key_values"))
+        kind = torch.int64 if isinstance(mask, Tensor) and not (mask.is_floating_point() or mask.is_complex()) else None
+        kind = torch.bool if isinstance(mask, Tensor) and mask.dtype == torch.bool else kind
+        whole = Input("B L", torch.int64)
+        wanted = {
+            "input_ids": whole, "inputs_embeds": Input("B L D"), "token_type_ids": whole, "segment_ids": whole,
+            "attention_mask": Input("B L" if cache is None else "B all", kind), "places": Input("B L", torch.bool),
+        }  # fmt: skip
+        explain_inputs(self, error, wanted, given, D=self.config.dim)
 
     def _init_weights(self, module: nn.Module) -> None:
         """The encoder has drawn its own weights under its seed; those of heads are drawn here."""
@@ -189,11 +210,11 @@ class MatmixModel(MatmixPreTrainedModel):
 
     def check_input(self, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
         if (ids is None) == (embeds is None):
-            raise ValueError("give one of input_ids and inputs_embeds")
+            raise ValueError("the model takes one of both: give one of input_ids and inputs_embeds")
         x = embeds if ids is None else ids
         assert x is not None
         if x.dim() != (3 if ids is None else 2):
-            raise ValueError(f"input_ids are (B, L) and inputs_embeds (B, L, {self.config.dim}), got {tuple(x.shape)}")
+            raise ValueError(f"input_ids must be (B, L), inputs_embeds (B, L, {self.config.dim}), got {tuple(x.shape)}")
         return x
 
     def check_mask(self, attention_mask: Tensor | None) -> Tensor | None:
@@ -212,10 +233,10 @@ class MatmixModel(MatmixPreTrainedModel):
         if types is None or self.config.type_vocab_size:
             return types
         traced = torch.compiler.is_compiling() or in_jit_trace()
-        if not traced and bool(types.any()):
+        if not traced and (not isinstance(types, Tensor) or bool(types.any())):
             raise ValueError(
-                f"token_type_ids must be 0, got {int(types.max())}: this model has type_vocab_size=0. Build it with "
-                "2, or have the tokenizer leave them out (tokenizer.model_input_names)"
+                f"token_type_ids must be a tensor of 0, got {shown(types)}: this model has type_vocab_size=0. Build it "
+                "with 2, or have the tokenizer leave them out (tokenizer.model_input_names)"
             )
         return None
 

@@ -9,7 +9,7 @@ from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutp
 
 from sequence.language.config import MatmixConfig
 from sequence.language.heads import Classifier, Decoder, Transform
-from sequence.language.losses import problem_of, text_loss, token_loss
+from sequence.language.losses import text_loss, token_loss
 from sequence.language.model import MatmixModel, MatmixPreTrainedModel
 
 
@@ -111,7 +111,7 @@ class MatmixForSequenceClassification(MatmixPreTrainedModel):
         )  # fmt: skip
         logits, loss = self.classifier(read.pooler_output), None
         if labels is not None:
-            loss = text_loss(logits, labels, self.config.problem_type or problem_of(logits.shape[-1], labels))
+            loss = text_loss(logits, labels, self.config.problem_type)
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=read.hidden_states)
         return output if self._as_dict(return_dict) else output.to_tuple()
 

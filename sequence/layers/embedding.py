@@ -33,6 +33,8 @@ class Stem(nn.Sequential):
 
 def look_up(embedding: nn.Embedding, ids: Tensor, name: str) -> Tensor:
     """The rows of an embedding, or a ValueError that says which ids there are."""
+    if isinstance(ids, Tensor) and ids.is_meta and not embedding.weight.is_meta:  # PyTorch would make rows of nothing
+        raise ValueError(f"{name}: ids must be on {embedding.weight.device} as the embedding is, got {ids.device}")
     try:
         rows: Tensor = embedding(ids)
     except IndexError as error:  # PyTorch's says neither which nor how many there are

@@ -19,6 +19,8 @@ import pandas as pd
 import torch
 from torch import nn
 
+from matmix.arguments import checking_arguments
+from matmix.ranges import Place
 from sequence.series.data.marks import frequency_of, marks
 from sequence.series.panel import files
 from sequence.series.panel.dates import to_dates
@@ -322,7 +324,8 @@ class Forecaster:
         files.save(kept, Path(folder))
 
     @classmethod
-    def load(cls, folder: Path | str) -> Forecaster:
+    @checking_arguments()
+    def load(cls, folder: Path | Place) -> Forecaster:
         """The forecaster that `save` wrote, on the CPU: `predict()` gives the same.
 
         Raises:

@@ -17,7 +17,7 @@ import torch
 
 from matmix.experiments.config import RunError
 
-FAMILY = (ValueError, TypeError, NotImplementedError, RunError)
+FAMILY = (ValueError, TypeError, NotImplementedError, FileNotFoundError, RunError)
 """Kinds of errors that say "not like this" (LengthError is a ValueError); subclasses of these that Python or PyTorch
 raise by themselves are told apart by the frame that raised them."""
 OURS = ("matmix", "vision", "sequence")
@@ -27,7 +27,7 @@ ALLOWED = re.compile(
     r"must|need|takes?\b|expect|known:|it knows|did you mean|has no\b|is called|there is none|at least|at most|one of\b"
     r"|allowed|only|no more than|does not divide|adds? up|given by name|not Python call syntax|is not recurrent"
     r"|missing:|unexpected:|left over:|wrong shape:|of the wrong shape|is no\b|loads no|call resize_|convert one"
-    r"|where ours",
+    r"|where ours|there are\b|\bgive ",
     re.IGNORECASE,
 )
 """Words by which a message says what is allowed, or what of it is not there."""

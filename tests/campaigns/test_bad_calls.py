@@ -10,12 +10,30 @@ import warnings
 
 import pytest
 
-from tests.campaigns import matrix_calls, mixer_calls, weight_calls
+from tests.campaigns import (
+    matrix_calls,
+    mixer_calls,
+    reader_calls,
+    surgery_calls,
+    text_calls,
+    vision_calls,
+    weight_calls,
+)
 from tests.campaigns.odd import count
 
-CAMPAIGNS = {"mixers": mixer_calls.calls, "matrices": matrix_calls.calls, "weights": weight_calls.calls}
-QUICK = {"mixers": 700, "matrices": 400, "weights": 400}
-LARGE = {"mixers": 12_000, "matrices": 12_000, "weights": 6_000}
+CAMPAIGNS = {
+    "mixers": mixer_calls.calls,
+    "matrices": matrix_calls.calls,
+    "weights": weight_calls.calls,
+    "images": vision_calls.calls,
+    "texts": text_calls.calls,
+    "surgery": surgery_calls.calls,
+    "readers": reader_calls.calls,
+}
+QUICK = {"mixers": 700, "matrices": 400, "weights": 400, "images": 80, "texts": 250, "surgery": 100,
+         "readers": 60}  # fmt: skip
+LARGE = {"mixers": 12_000, "matrices": 12_000, "weights": 6_000, "images": 8_000, "texts": 12_000,
+         "surgery": 6_000, "readers": 6_000}  # fmt: skip
 
 
 @pytest.mark.parametrize("subject", CAMPAIGNS)

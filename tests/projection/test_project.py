@@ -142,7 +142,7 @@ def test_matrices_of_our_own_come_back(cls: type[matmix.Matrix], spec: str) -> N
         ((6, 6), "quasiseparable(0)", None, "from 1 to 3"),
         ((6, 6), "quasiseparable(1, sweeps=-1)", None, "sweeps must be a whole number from 0"),
         ((6, 6), "toeplitz", (2, 2), "6 x 6"),
-        ((6, 5), "toeplitz", None, "square; this one is 6 x 5"),
+        ((6, 5), "toeplitz", None, "must be square for toeplitz, got 6 x 5"),
         ((6, 5), "low_rank(2)", (5,), "6 x 5"),
         ((1, 6, 6), "toeplitz", None, "(1, 6, 6)"),
         ((0, 0), "toeplitz", None, "(0, 0)"),
@@ -157,11 +157,11 @@ def test_refusals_name_what_is_allowed(shape: tuple[int, ...], spec: str, grid: 
 def test_only_finite_real_matrices_have_a_nearest() -> None:
     entries = noise(4, 4)
     entries[1, 2] = torch.nan
-    with pytest.raises(ValueError, match="must be finite, got 1"):
+    with pytest.raises(ValueError, match=r"must be finite, got .* with 1 entries"):
         project(entries, "toeplitz")
-    with pytest.raises(ValueError, match="must be real"):
+    with pytest.raises(ValueError, match="must be floating point"):
         project(torch.eye(3, dtype=torch.long), "toeplitz")
-    with pytest.raises(ValueError, match="a Matrix or a Tensor, got list"):
+    with pytest.raises(ValueError, match=r"must be a tensor .*, got list"):
         project([[1.0]], "toeplitz")  # type: ignore[arg-type]
 
 

@@ -239,8 +239,9 @@ def test_packed_rows_that_cannot_be_are_refused():
         (encoder(pool="cls"), "one token in front"),
         (encoder(head="pair"), "pairs are not packed"),
     ):
+        x = torch.stack((TOKENS, TOKENS), 1) if model.read == "pair" else TOKENS
         with pytest.raises(ValueError, match=message):
-            model(TOKENS, segments=segments)
+            model(x, segments=segments)
 
 
 STEPPED = ["attention(head_dim=4, causal=True, rotary=True)", "ssd(head_dim=4, d_state=2), delta_rule(heads=2)", "s4d"]

@@ -200,7 +200,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         run(s=teacher)
     with pytest.raises(ValueError, match=r"the student has the teacher's mixer at each of blocks.0.mixer, blocks.1"):
         run(s=copy.deepcopy(teacher))
-    with pytest.raises(ValueError, match="no site in common"):
+    with pytest.raises(ValueError, match="must have a site in common"):
         run(s=nn.Linear(2, 2))
     shares = copy.copy(teacher)
     shares._modules = {**teacher._modules, "blocks": copy.deepcopy(student.blocks)}

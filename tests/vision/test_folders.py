@@ -257,8 +257,8 @@ def test_images_without_a_class(tmp_path, monkeypatch):
 
 def test_a_path_that_no_file_system_takes(tmp_path):
     for data in (str(tmp_path / ("x" * 300)), "a\0b", "x" * 5000):
-        refused(data, "there is no folder")
-        with pytest.raises(ValueError, match="there is no folder"):
+        refused(data, "data must be a path or a name")
+        with pytest.raises(ValueError, match="data must be a path or a name"):
             pairs(data)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import BinaryIO
@@ -11,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from matmix.experiments.task import Split
-from vision.data.decoding import decoding
+from matmix.files import Damaged, read_arrays
 from vision.data.source import Source
 
 
@@ -29,10 +28,13 @@ class JpegArrays(Source):
     @classmethod
     def open(cls, path: Path, split: Split) -> JpegArrays | None:
         wanted = [f"{part}_{split}" for part in ("jpeg", "off", "y")]
-        if not zipfile.is_zipfile(path):  # numpy would take it for a pickle, and advise to load it as one
-            raise ValueError(f"data: {path} must be a .npz file as numpy writes it, a zip archive, and is none")
-        with decoding(str(path)), np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in (*wanted, "classes") if name in arrays}
+        try:
+            arrays = read_arrays(path, "encoded images")
+        except Damaged as error:
+            raise ValueError(
+                f"data: {error}; {path.name} must be a .npz file as numpy writes it, a zip archive"
+            ) from None
+        found = {name: arrays[name] for name in (*wanted, "classes") if name in arrays}
         if not found.keys() & set(wanted):
             return None
         missing = [name for name in (*wanted, "classes") if name not in found]
@@ -44,6 +46,9 @@ class JpegArrays(Source):
                 raise ValueError(
                     f"data: {path}: {name} must be a row of whole numbers, got {array.dtype} of shape {array.shape}"
                 )
+        for name, array in ((f"jpeg_{split}", data), ("classes", classes)):
+            if array.ndim != 1 or not len(array):
+                raise ValueError(f"data: {path}: {name} must be a row of at least one, got shape {array.shape}")
         if (
             len(offsets) != len(labels) + 1
             or (np.diff(offsets) < 0).any()

@@ -62,7 +62,9 @@ class ClassFolders:
         for name in classes:
             found = files_below(name, self.owners)
             if not found.images:
-                raise ValueError(f"data: the class folder {shown(name)} holds no image, {only(found.left)}")
+                raise ValueError(
+                    f"data: the class folder {shown(name)} holds no image, {only(found.left)}; it must hold one"
+                )
             self.files[name.name] = found.images
             self.left.update(found.left)
 

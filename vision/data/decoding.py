@@ -32,7 +32,7 @@ class BrokenImage(BadData):
 
 
 @contextmanager
-def decoding(name: str, argument: str = "data") -> Iterator[None]:
+def decoding(name: str, argument: str = "data", what: str = "a whole image of 8 bits a channel") -> Iterator[None]:
     """Whatever is raised while a file is read and decoded comes out as a BrokenImage with the name of the file.
 
     Decoders raise what they like (AVIF RuntimeError, DDS NotImplementedError, others struct.error or IndexError): no
@@ -45,7 +45,8 @@ def decoding(name: str, argument: str = "data") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in NOT_OF_THE_FILE):
             raise
-        raise BrokenImage.of(name, f"{argument}: {name} cannot be read: {_reason(error)}") from error
+        words = f"{argument}: {name} cannot be read: {_reason(error)}"
+        raise BrokenImage.of(name, f"{words}; it must be {what}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -29,7 +29,9 @@ from torch import Tensor
 from torchvision.transforms import ColorJitter
 from torchvision.transforms.functional import to_tensor
 
+from matmix.arguments import checking_arguments
 from matmix.experiments.task import Split
+from matmix.ranges import Place
 from vision.data.decoding import BadData, BrokenImage, decoding, in_colour, open_file, shown, turned
 from vision.data.folders import (
     apart,
@@ -157,8 +159,9 @@ def _words(values: Sequence[int]) -> str:
     return listed([str(value) for value in values], word="", most=10)
 
 
+@checking_arguments()
 @cache
-def pairs(data: str, splits: tuple[str, ...] = (), masks: str = "") -> dict[Split, tuple[tuple[Path, Path], ...]]:
+def pairs(data: Place, splits: tuple[str, ...] = (), masks: str = "") -> dict[Split, tuple[tuple[Path, Path], ...]]:
     """The pairs of every split of a folder.
 
     Args:
@@ -260,7 +263,8 @@ def _matched(images: Path, masks: Path) -> tuple[tuple[Path, Path], ...]:
         if lonely:
             rest = f" and {len(lonely) - 3} more" if len(lonely) > 3 else ""
             raise ValueError(
-                f"data: {', '.join(lonely[:3])}{rest}: {what} {shown(masks if one is pictures else images)}"
+                f"data: {', '.join(lonely[:3])}{rest}: {what} {shown(masks if one is pictures else images)}; each "
+                "image must have a mask of its name, and each mask an image"
             )
     if not pictures:
         raise ValueError(f"data: {shown(images)} holds no image, {only(files_below(images).left)}")

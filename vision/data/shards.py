@@ -142,7 +142,8 @@ def _index(shard: Path) -> tuple[list[tuple[int, int, str, int]], Counter[str]]:
                 else:
                     left[ending(file) or "no ending"] += 1
     except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(shown(f"data: the shard {shard} cannot be read: {type(error).__name__}: {error}")) from error
+        reason = f"{type(error).__name__}: {error}; it must be a whole tar archive, not packed, of images with labels"
+        raise ValueError(shown(f"data: the shard {shard} cannot be read: {reason}")) from error
     missing = [name for key, (_, _, name) in images.items() if key not in labels]
     if missing or not images:
         what = f"{missing[0]} has no .cls or .json with a label" if missing else "no image in it"

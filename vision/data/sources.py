@@ -31,7 +31,9 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from matmix.arguments import checking_arguments
 from matmix.experiments.task import Split
+from matmix.ranges import Place
 from matmix.spec import close_names
 from vision.data.arrays import JpegArrays
 from vision.data.class_folders import FolderClasses, class_splits
@@ -45,7 +47,8 @@ Kind = Literal["folder", "shards", "npz", "hub"]
 KINDS: dict[str, Kind] = {"folder:": "folder", "shards:": "shards", "hf:": "hub"}
 
 
-def kind_of(data: str) -> tuple[Kind, str]:
+@checking_arguments()
+def kind_of(data: Place) -> tuple[Kind, str]:
     """What `data` names, and the path or name of it, found without asking a hub.
 
     Raises:
@@ -63,7 +66,10 @@ def kind_of(data: str) -> tuple[Kind, str]:
     if os.path.exists(path):
         if path.suffix.lower() == ".npz" and path.is_file():
             return "npz", data
-        raise ValueError(f"data: {shown(path)} is a file; name a folder (of images, or of .tar shards) or a .npz file")
+        raise ValueError(
+            f"data: {shown(path)} is a file; name a folder (of images, or of .tar shards) or a .npz file; "
+            "it must be one of them"
+        )
     hub = re.fullmatch(r"[\w.\-]+/[\w.\-]+", data) and not data.startswith(".")
     if not hub or os.path.exists(path.parts[0]) or _mistyped(path.parts[0]):
         raise ValueError(
@@ -99,7 +105,8 @@ def _kind_of_folder(path: Path) -> Kind:
     return "shards"
 
 
-def open_source(data: str, split: Split, splits: Sequence[str] = ()) -> Source | None:
+@checking_arguments()
+def open_source(data: Place, split: Split, splits: Sequence[str] = ()) -> Source | None:
     """The images of a split; None where the data set has no such split.
 
     Raises:

@@ -9,6 +9,7 @@ from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from matmix.ops.sizes import LengthError
 from vision.layers.stems import Grid
 
 
@@ -50,7 +51,7 @@ class PositionEmbedding(nn.Module):
         if grid == built:
             return x + self.pos_embed
         if not self.dynamic:
-            raise ValueError(
+            raise LengthError(
                 f"position embeddings were built for the grid {built}, got a map of {grid}; build the model with "
                 f"img_size=, or call resize_ to interpolate them"
             )

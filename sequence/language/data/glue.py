@@ -18,8 +18,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matmix.arguments import checking_arguments
+from matmix.ranges import Place
 from matmix.spec import hint
-from sequence.data.faults import BadData, apart, bad, decoded, open_binary, shown
+from sequence.data.faults import BadData, apart, bad, byte_lines, decoded, open_binary, shown
 
 HUB = "nyu-mll/glue"
 
@@ -96,7 +98,8 @@ def parts(name: str) -> tuple[str, ...]:
     return ("train", "dev", MISMATCHED) if name == "mnli" else ("train", "dev")
 
 
-def files_of(data: str, name: str) -> dict[str, list[Path]]:
+@checking_arguments()
+def files_of(data: Place, name: str) -> dict[str, list[Path]]:
     """The released files of each part of a task; {} where `data` is no folder but a data set of the hub.
 
     Raises:
@@ -120,7 +123,8 @@ def files_of(data: str, name: str) -> dict[str, list[Path]]:
     return found
 
 
-def read(data: str, name: str, part: str) -> Iterator[Example | BadData]:
+@checking_arguments()
+def read(data: Place, name: str, part: str) -> Iterator[Example | BadData]:
     """Every example of a part, or what is wrong with its line."""
     files = files_of(data, name)
     if not files:
@@ -132,7 +136,7 @@ def read(data: str, name: str, part: str) -> Iterator[Example | BadData]:
 
 def _tsv(file: Path, task: GlueTask) -> Iterator[Example | BadData]:
     with open_binary(file) as opened:
-        lines = enumerate(opened, 1)
+        lines = enumerate(byte_lines(opened, file), 1)
         columns, counted = COLA, ""
         if task.folder != "CoLA":
             columns = tuple(decoded(next(lines, (1, b""))[1], file, 1).rstrip("\r\n").split("\t"))

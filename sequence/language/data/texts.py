@@ -18,6 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matmix.arguments import checking_arguments
+from matmix.ranges import Place
 from sequence.data.cache import source_key
 from sequence.data.corpus import SPLITS, read, sources
 from sequence.data.faults import BadData, apart, bad, decoded, shown
@@ -35,7 +37,10 @@ class Texts(NamedTuple):
     """Of splits, for errors and tables."""
 
 
-def texts(data: str, *, config: str = "", column: str = "text", streaming: bool = False, held_out: int = 1000) -> Texts:
+@checking_arguments()
+def texts(
+    data: Place, *, config: str = "", column: str = "text", streaming: bool = False, held_out: int = 1000
+) -> Texts:
     """The texts of a data set.
 
     Args:

@@ -16,6 +16,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from matmix.arguments import checking_arguments
+from matmix.ranges import Place
 from sequence.data.cache import cached
 
 TRAINED = "wordpiece"
@@ -26,8 +28,9 @@ NEEDED = ("pad", "cls", "sep", "mask")
 FILE = "tokenizer.json"
 
 
+@checking_arguments()
 def tokenizer(
-    tokens: str,
+    tokens: Place,
     *,
     texts: Callable[[], Iterable[str]] | None = None,
     key: Mapping[str, Any] | None = None,
@@ -147,7 +150,9 @@ def _of_file(path: Path) -> PreTrainedTokenizerFast:
     try:
         inner = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no class of its own
-        raise ValueError(f"tokens: {path} cannot be read as a tokenizer.json: {error}") from None
+        raise ValueError(
+            f"tokens: {path} cannot be read as a tokenizer.json: {error}; allowed: one of the library tokenizers"
+        ) from None
     known = {f"{name}_token": word for name, word in SPECIALS.items() if inner.token_to_id(word) is not None}
     return PreTrainedTokenizerFast(tokenizer_object=inner, **known)
 

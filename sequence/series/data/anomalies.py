@@ -20,10 +20,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from matmix.arguments import checking_arguments
 from matmix.experiments.data import Finding
+from matmix.ranges import Place
 from matmix.spec import hint
 from sequence.data.check import words
-from sequence.data.faults import UNREADABLE, BadData, open_binary, shown
+from sequence.data.faults import UNREADABLE, BadData, arrays_of, bad, open_binary, shown
 
 VARIABLE = "MATMIX_DATA"
 SOURCES = {
@@ -33,6 +35,10 @@ SOURCES = {
     "UCR": "https://www.cs.ucr.edu/~eamonn/time_series_data_2018 (UCR_Anomaly)",
 }
 _ARRAY = re.compile(r"_(train|test|test_label)\.npy$")
+FORMS = (
+    "*.npz with train, test and label, *_train.npy, train.csv, folders train, test and test_label, or files of the UCR "
+    "archive, whose names end in _TRAINEND_BEGIN_END.txt"
+)
 _UCR = re.compile(r"_(\d+)_(\d+)_(\d+)\.txt(\.gz|\.bz2|\.xz)?$")
 
 
@@ -47,7 +53,8 @@ class Recording(NamedTuple):
     """Values that were missing; the last one before each stands there now, and 0 before the first."""
 
 
-def load(data: str, folder: str = "", series: str = "") -> list[Recording]:
+@checking_arguments()
+def load(data: Place, folder: Place = "", series: str = "") -> list[Recording]:
     """The recordings of a file or a folder.
 
     Args:
@@ -59,7 +66,7 @@ def load(data: str, folder: str = "", series: str = "") -> list[Recording]:
         BadData: for what is not there, of which parts are absent, or that does not fit together.
     """
     if not data:
-        raise BadData("data: name a file or a folder of recordings; get them from " + "; ".join(
+        raise BadData("data must name a file or a folder of recordings; get them from " + "; ".join(
             f"{name}: {source}" for name, source in SOURCES.items()))  # fmt: skip
     root = Path(folder or os.environ.get(VARIABLE, ".")).expanduser()
     places = (Path(data).expanduser(), root / data)
@@ -119,12 +126,12 @@ def _state(path: Path) -> tuple[tuple[str, int], ...]:
 
 
 def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return [file for file in ([path] if not path.is_dir() else path.rglob("*")) if file.exists()]
 
 
 @cache
 def _load(path: Path, state: tuple[tuple[str, int], ...]) -> list[Recording]:
-    if path.is_file():
+    if not path.is_dir():
         return _npz(path) if path.suffix == ".npz" else [_ucr(path)]
     files = {file.name: file for file in path.iterdir() if file.is_file()}
     parts = ("train", "test", "test_label")
@@ -133,38 +140,44 @@ def _load(path: Path, state: tuple[tuple[str, int], ...]) -> list[Recording]:
         return [_made(name, *(_text(_there(path / part, f"{name}.txt"), ",") for part in parts)) for name in names]
     if "train.csv" in files:
         train, test, label = (_text(_there(path, f"{part}.csv"), ",", skip=1) for part in parts)
+        if min(train.shape[1], test.shape[1]) < 2:
+            raise bad(path, 0, "train.csv or test.csv has a single column", "time stamps, then the series")
         return [_made(path.name, train[:, 1:], test[:, 1:], label[:, -1:])]
     arrays = sorted({re.sub(r"_(train|test|test_label)\.npy$", "", name) for name in files if _ARRAY.search(name)})
     if arrays:
-        return [_made(name, *(np.load(_there(path, f"{name}_{part}.npy")) for part in parts)) for name in arrays]
+        return [_made(name, *(_array(_there(path, f"{name}_{part}.npy")) for part in parts)) for name in arrays]
     found = [one for name, file in sorted(files.items()) if name.endswith(".npz") for one in _npz(file)]
     found += [_ucr(file) for name, file in sorted(files.items()) if _UCR.search(name)]
     if not found:
-        raise BadData(f"data: {path} has no recording in a form that is known: *.npz, *_train.npy, train.csv, folders "
-                      "train, test and test_label, or files of the UCR archive")  # fmt: skip
+        raise bad(path, 0, "it has no recording in a form that is known", FORMS)
     return found
+
+
+def _array(path: Path) -> np.ndarray:
+    found = arrays_of(path)
+    if "" not in found:
+        raise bad(path, 0, f"it holds the arrays {', '.join(found) or 'none'}", "one array, as .npy")
+    return found[""]
 
 
 def _there(folder: Path, name: str) -> Path:
     if not (folder / name).is_file():
-        raise BadData(f"data: {folder} has no {name}")
+        raise bad(folder, 0, f"it has no {name}", "all of train, test and test_label")
     return folder / name
 
 
 def _npz(path: Path) -> list[Recording]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if "train" in file:
-                return [_made(path.name.partition(".")[0], file["train"], file["test"], file["label"])]
-            named = (name.rpartition("_") for name in file)
-            names = list(dict.fromkeys(name for name, _, part in named if name and part in ("train", "test", "label")))
-            if not names:
-                raise BadData(f"data: {path} has no train, but {', '.join(list(file)[:6])}")
-            return [_made(name, *(file[f"{name}_{part}"] for part in ("train", "test", "label"))) for name in names]
-    except (KeyError, ValueError, *UNREADABLE) as error:
-        if isinstance(error, BadData):
-            raise
-        raise BadData(f"data: {path} cannot be read: {error}") from error
+    file = arrays_of(path)
+    named = (name.rpartition("_") for name in file)
+    begins = [f"{name}_" for name, _, part in named if name and part in ("train", "test", "label")]
+    begins = [""] if "train" in file else list(dict.fromkeys(begins))
+    wanted = [f"{begin}{part}" for begin in begins for part in ("train", "test", "label")]
+    missing = [name for name in wanted or ["train"] if name not in file]
+    if missing:
+        raise bad(path, 0, f"it has no {', '.join(missing)}, but {', '.join(list(file)[:6]) or 'nothing'}", FORMS)
+    name = path.name.partition(".")[0]
+    parts = [wanted[at : at + 3] for at in range(0, len(wanted), 3)]
+    return [_made(part[0].rpartition("_")[0] or name, *(file[one] for one in part)) for part in parts]
 
 
 def _text(path: Path, delimiter: str | None, skip: int = 0) -> np.ndarray:
@@ -172,23 +185,28 @@ def _text(path: Path, delimiter: str | None, skip: int = 0) -> np.ndarray:
         with open_binary(path) as file:
             return np.genfromtxt(file, delimiter=delimiter, skip_header=skip, ndmin=2)
     except (ValueError, *UNREADABLE) as error:
-        raise BadData(f"data: {path} cannot be read: {error}") from error
+        reason = str(error).split("\n    ")[:2]  # numpy lists every line
+        raise bad(path, 0, f"it cannot be read: {' '.join(reason).strip()}", "the same columns in every line") from None
 
 
 def _ucr(path: Path) -> Recording:
     named = _UCR.search(path.name)
     if named is None:
-        raise BadData(f"data: {path}: the name of a file of the UCR archive ends in _TRAINEND_BEGIN_END.txt")
+        raise bad(path, 0, "its name says nothing of an anomaly", FORMS)
     end, first, last = (int(number) for number in named.groups()[:3])
     values = _text(path, None).reshape(-1, 1)  # a column, or all in one line
     if not 0 < end < first <= last <= len(values):
-        raise BadData(f"data: {path} has {len(values):,} values, and names {end}, {first} and {last}")
+        what = f"{len(values):,} values, and its name says {end}, {first} and {last}"
+        raise bad(path, 0, what, "numbers that rise within the values")
     labels = np.zeros(len(values) - end, bool)
     labels[first - end : last - end + 1] = True
     return _made(path.name, values[:end], values[end:], labels)
 
 
 def _made(name: str, train: np.ndarray, test: np.ndarray, labels: np.ndarray) -> Recording:
+    for part, array in (("train", train), ("test", test), ("labels", labels)):
+        if array.dtype.kind not in "biuf" or array.ndim not in (1, 2) or not array.size:
+            raise bad(name, 0, f"{part} is {array.dtype} of shape {array.shape}", "numbers, (steps, series)")
     train, test = (np.asarray(part, np.float64).reshape(len(part), -1) for part in (train, test))
     labels = np.asarray(labels)
     if labels.ndim > 1 and labels.size == len(labels):
@@ -202,7 +220,8 @@ def _made(name: str, train: np.ndarray, test: np.ndarray, labels: np.ndarray) ->
         raise BadData(f"data: {name}: train and test are the same values; allowed: recordings of their own")
     if train.shape[1] != test.shape[1] or len(test) != len(labels):
         raise BadData(
-            f"data: {name}: train {train.shape}, test {test.shape} and {len(labels)} labels do not fit together"
+            f"data: {name}: train {train.shape}, test {test.shape} and {len(labels)} labels do not fit together; "
+            "allowed: the same series in both, and a label a step of the test"
         )
     missing = int((~np.isfinite(train)).sum() + (~np.isfinite(test)).sum())
     return Recording(name, _held(train), _held(test), labels, missing)

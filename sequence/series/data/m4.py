@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from matmix.arguments import checking_arguments
+from matmix.ranges import Place
 from sequence.data.faults import BadData, bad, open_binary, shown, table, text_lines
 from sequence.series.data.sets import PACKED, VARIABLE
 
@@ -57,7 +59,8 @@ def located(frequency: str, part: Part, root: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def load(frequency: str, folder: str = "") -> M4Data:
+@checking_arguments()
+def load(frequency: str, folder: Place = "") -> M4Data:
     """Both files of a frequency.
 
     Raises:
@@ -86,10 +89,10 @@ def _load(frequency: str, states: tuple[tuple[Path, int], ...]) -> M4Data:
         if len(rows) != asked_for.series:
             raise BadData(
                 f"data: {path} has {len(rows):,} series, the published file {asked_for.series:,}: it is cut short or "
-                f"another file; get it from {SOURCE}"
+                f"another file; allowed: that from {SOURCE}"
             )
     if list(known) != list(asked):
-        raise BadData(f"data: {train} and {test} do not name the same series in the same order")
+        raise BadData(f"data: {train} and {test} must name the same series in the same order, got others")
     for name, values in asked.items():
         if len(values) != asked_for.horizon:
             raise BadData(f"data: {test}, series {name}: {len(values)} values; allowed: {asked_for.horizon}")

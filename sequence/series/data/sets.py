@@ -6,6 +6,8 @@ import dataclasses
 import os
 from pathlib import Path
 
+from matmix.arguments import checking_arguments
+from matmix.ranges import Place
 from matmix.spec import hint
 from sequence.data.faults import BadData
 from sequence.series.data.table import Table, read_table
@@ -71,7 +73,8 @@ def located(found: SeriesSet, root: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def load(data: str, folder: str = "", target: str = "") -> Table:
+@checking_arguments()
+def load(data: Place, folder: Place = "", target: str = "") -> Table:
     """A data set by name or a csv file, its target behind all other columns.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from matmix.spec import hint
-from sequence.data.faults import UNREADABLE, BadData, bad, open_binary, shown
+from sequence.data.faults import UNREADABLE, BadData, bad, open_binary, shown, state_of
 
 DATES = ("date", "datetime", "timestamp", "time", "ds")
 """What a column of dates may be called, in any case."""
@@ -50,8 +50,7 @@ def read_table(path: Path) -> Table:
         BadData: with file, line and value, for what is no number, a missing value, a date that nobody can read, dates
             that go back, or a file that is cut short.
     """
-    state = path.stat()
-    return _read(path, state.st_mtime_ns, state.st_size)
+    return _read(path, *state_of(path))
 
 
 @cache

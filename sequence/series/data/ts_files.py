@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from matmix.arguments import checking_arguments
 from matmix.experiments.data import Finding
+from matmix.ranges import Place
 from matmix.spec import hint
 from sequence.data.check import words
-from sequence.data.faults import BadData, apart, bad, byte_lines, decoded, open_binary, shown
+from sequence.data.faults import BadData, apart, bad, byte_lines, decoded, open_binary, shown, state_of
 
 VARIABLE = "MATMIX_DATA"
 SOURCE = "https://www.timeseriesclassification.com/dataset.php"
@@ -70,7 +72,8 @@ class Cases(NamedTuple):
         return self._replace(values=tuple(self.values[i] for i in at), labels=self.labels[at])
 
 
-def load(data: str, folder: str = "") -> dict[str, Cases]:
+@checking_arguments()
+def load(data: Place, folder: Place = "") -> dict[str, Cases]:
     """The cases of "train" and "test".
 
     Args:
@@ -135,8 +138,7 @@ def read_ts(path: Path) -> Cases:
     Raises:
         BadData: with file and line, for what is no case.
     """
-    state = path.stat()
-    return _read(path, state.st_mtime_ns, state.st_size)
+    return _read(path, *state_of(path))
 
 
 @cache

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
+from matmix.mixers.calls import Input, explain_inputs, explaining, is_said
 from matmix.mixers.options import checking_options
 from matmix.ranges import Count, Whole
 from matmix.spec import hint, unknown_option
@@ -50,6 +51,8 @@ class SeriesModel(nn.Module):
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             cls.__init__ = checking_options(cls.__init__)  # type: ignore[method-assign]
+        if "forward" in vars(cls):
+            cls.forward = explaining(cls.forward)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -96,6 +99,19 @@ class SeriesModel(nn.Module):
             observed: (B, L, C) bool, True = a known value, for goal="imputation".
             start: what a decoder begins with (B, any + horizon, C); by default the last steps of x, then zeros.
         """
+
+    def explain(self, error: Exception, method: str, given: dict[str, Any]) -> None:
+        """After an error in a forward: one in its place that says which argument did not fit."""
+        if is_said(error):
+            return
+        values = f"B {self.length} {self.channels}"
+        wanted = {
+            "x": Input(values, needed=True), "marks": Input(f"B {self.length} {self.marks}"),
+            "future_marks": Input(f"B n {self.marks}"),
+            "mask": Input(f"B {self.length}", torch.bool), "observed": Input(values, torch.bool),
+            "start": Input(f"B n {self.channels}"),
+        }  # fmt: skip
+        explain_inputs(self, error, wanted, given)
 
     def check(
         self,

@@ -105,7 +105,7 @@ def test_bad_input_is_named():
         (lambda: masked(IDS, token_type_ids=IDS), "types of tokens must be 0 to 1"),
         (lambda: masked(long), "13 tokens, and learned positions reach 12"),
         (lambda: whole(long), "13 tokens, and the model reaches length=12"),
-        (lambda: no_types(IDS, token_type_ids=IDS), "token_type_ids must be 0.*type_vocab_size=0"),
+        (lambda: no_types(IDS, token_type_ids=IDS), "token_type_ids must be a tensor of 0.*type_vocab_size=0"),
         (lambda: masked(IDS, labels=IDS + 10), "labels must be 0 to 29, or -100 .* got 3"),
         (lambda: masked(IDS, labels=IDS[:1]), r"labels must be \(2, 9\), got \(1, 9\)"),
         (lambda: causal(IDS, labels=IDS + 10), "labels must be 0 to 29"),
