@@ -196,7 +196,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     def run(*, t: nn.Module = teacher, s: nn.Module = student, recipe: object = RECIPE, **options: object) -> None:
         surgery.distill(t, s, batch, recipe, **options)  # type: ignore[arg-type]
 
-    with pytest.raises(ValueError, match=r"one model: copy.deepcopy"):
+    with pytest.raises(ValueError, match=r"got one: copy.deepcopy"):
         run(s=teacher)
     with pytest.raises(ValueError, match=r"the student has the teacher's mixer at each of blocks.0.mixer, blocks.1"):
         run(s=copy.deepcopy(teacher))
