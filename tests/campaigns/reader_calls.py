@@ -343,8 +343,8 @@ def _tokenizer(data: Any) -> Any:
 
 def _ts(folder: Path) -> None:
     head = "@problemName P\n@timeStamps false\n@univariate false\n@classLabel true a b\n@data\n"
-    for part in ("TRAIN", "TEST"):
-        rows = [f"{n},1.5,?,2:3,4,{n}.5,6:{'ab'[n % 2]}" for n in range(6)]
+    for part, last in (("TRAIN", 6), ("TEST", 7)):
+        rows = [f"{n},1.5,?,2:3,4,{n}.5,{last}:{'ab'[n % 2]}" for n in range(6)]
         (folder / f"P_{part}.ts").write_text(head + "\n".join(rows) + "\n")
 
 
