@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,16 @@ MOST = 500
 """Blocks of a large test split are made longer, up to so many: they stay as good, and 50,000 images take no minute."""
 
 
+class Examples(NamedTuple):
+    """What a run keeps of its test examples, in the order of the split."""
+
+    scores: np.ndarray
+    weights: np.ndarray
+    """How much each counts for in the score of the split, a mean."""
+    span: int
+    """How many neighbours may share data."""
+
+
 @dataclass(frozen=True)
 class BlockInterval:
     mean: float
@@ -35,17 +46,21 @@ class BlockInterval:
     """How many blocks the split holds: what it counts for."""
 
 
-def write_examples(folder: Path, scores: np.ndarray, span: int) -> None:
-    """Keep the score of every test example, in the order of the split, in a run's folder."""
+def write_examples(folder: Path, scores: np.ndarray, span: int, weights: np.ndarray | None = None) -> None:
+    """Keep the score of every test example, in the order of the split, in a run's folder; without weights all count
+    alike."""
     import io
 
     held = io.BytesIO()
-    np.savez_compressed(held, score=scores.astype(np.float32), span=np.int64(span))
+    kept: dict[str, Any] = {"score": scores.astype(np.float32), "span": np.int64(span)}
+    if weights is not None and not (weights == weights[0]).all():
+        kept["weight"] = weights.astype(np.float32)
+    np.savez_compressed(held, **kept)
     write_file(folder / NAME, held.getvalue())
 
 
-def read_examples(folder: Path) -> tuple[np.ndarray, int] | None:
-    """Scores of the test examples of a run and how many neighbours may share data; None where they were not kept.
+def read_examples(folder: Path) -> Examples | None:
+    """The test examples of a run; None where they were not kept.
 
     Raises:
         Damaged: for a file that cannot be read, or is not the one that the run has finished.
@@ -53,7 +68,9 @@ def read_examples(folder: Path) -> tuple[np.ndarray, int] | None:
     try:
         check_file(folder / NAME)
         with np.load(folder / NAME) as found:
-            return found["score"].astype(np.float64), int(found["span"])
+            scores = found["score"].astype(np.float64)
+            weights = found["weight"].astype(np.float64) if "weight" in found else np.ones_like(scores)
+            return Examples(scores, weights, int(found["span"]))
     except FileNotFoundError:
         return None
     except Damaged:
@@ -63,32 +80,46 @@ def read_examples(folder: Path) -> tuple[np.ndarray, int] | None:
 
 
 def block_interval(
-    differences: np.ndarray, block: int, confidence: float = 0.95, seed: int = 0
+    differences: np.ndarray,
+    block: int,
+    confidence: float = 0.95,
+    seed: int = 0,
+    weights: np.ndarray | None = None,
 ) -> BlockInterval | None:
-    """The mean of a row of differences, with an interval over new data; None for fewer than four blocks.
+    """The mean of a row of differences, with an interval over new data; None for fewer than four blocks, and where
+    nothing counts.
 
     Args:
         differences: arm minus reference, one an example, neighbours beside each other.
         block: how many neighbours are drawn together, at least.
         confidence: the share of test splits whose interval holds the true mean.
         seed: of the resamples.
+        weights: how much each counts for in the mean; alike where None.
     """
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
-    values = np.asarray(differences, np.float64)
+    weights = np.ones(len(differences)) if weights is None else np.asarray(weights, np.float64)
+    values = np.asarray(differences, np.float64) * weights
     block = max(block, math.ceil(len(values) / MOST))
     blocks = len(values) / block
     if blocks < LEAST:
         return None
     count = math.ceil(blocks)
-    sums = np.concatenate(([0.0], values.cumsum()))
     starts = np.random.default_rng(seed).integers(0, len(values) - block + 1, (RESAMPLES, count))
     last = len(values) - (count - 1) * block  # the last block is cut, so that a resample is as long as the split
     ends = starts + np.array([block] * (count - 1) + [last])
-    means = (sums[ends] - sums[starts]).sum(1) / len(values)
+    totals, counts = ((sums[ends] - sums[starts]).sum(1) for sums in map(_cumulative, (values, weights)))
+    counts, whole = counts[counts > 0], float(weights.sum())
+    if not whole or len(counts) < RESAMPLES:
+        return None
+    means, mean = totals / counts, float(values.sum() / whole)
     # About the mean of the resamples: examples at both ends are in fewer blocks.
-    low, high = np.quantile(means, expanded_levels(blocks, confidence)) - means.mean() + values.mean()
-    return BlockInterval(float(values.mean()), float(low), float(high), blocks)
+    low, high = np.quantile(means, expanded_levels(blocks, confidence)) - means.mean() + mean
+    return BlockInterval(mean, float(low), float(high), blocks)
+
+
+def _cumulative(values: np.ndarray) -> np.ndarray:
+    return np.concatenate(([0.0], values.cumsum()))
 
 
 def block_length(count: int, span: int) -> int:

@@ -46,7 +46,7 @@ class Scorer:
         self.mean = self.new_mean()
         self.parts: dict[str, MeanMetric] = {}  # of a loss that has some, by name
         self.seconds = 0.0
-        self._kept: list[Tensor] | None = None  # scores of single examples, where they are asked for
+        self._kept: list[Tensor] | None = None  # scores of single examples and their weights, where they are asked for
 
     @torch.no_grad()
     def __call__(
@@ -102,14 +102,16 @@ class Scorer:
                     self.parts[name].update(value, weight=weight)
             if self._kept is not None:
                 each = task.example_scores(output, batch)
-                self._kept = None if each is None else [*self._kept, each.detach().float().cpu()]
+                self._kept = None if each is None else [*self._kept, torch.stack(each).detach().double().cpu()]
             found = task.prediction(output, batch)
             if found is not None:
                 for metric in self.metrics.values():
                     metric.update(*found)
 
-    def with_examples(self, model: nn.Module, split: Split, seed: int) -> tuple[dict[str, float], np.ndarray | None]:
-        """Scores of a split, and those of its single examples in their order.
+    def with_examples(
+        self, model: nn.Module, split: Split, seed: int
+    ) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray] | None]:
+        """Scores of a split, and those of its single examples in their order with their weights.
 
         None for the latter where the task has none, where their mean is not its metric, and with several processes,
         which see them in turns.
@@ -119,11 +121,13 @@ class Scorer:
             scores, kept = self(model, split, seed), self._kept
         finally:
             self._kept = None
-        each = torch.cat(kept).numpy() if kept else None
         metric = scores.get(self.task.metric)
-        if each is None or metric is None or not np.isclose(each.mean(dtype=np.float64), metric, rtol=1e-4, atol=1e-6):
+        if not kept or metric is None:
             return scores, None
-        return scores, each
+        each, weights = torch.cat(kept, 1).numpy()
+        if not np.isclose(np.average(each, weights=weights), metric, rtol=1e-4, atol=1e-6):
+            return scores, None
+        return scores, (each, weights)
 
     def _met(self, name: str, metric: Metric) -> bool:
         """Whether there was anything for a metric, in any process: a split without labels has no such scores."""

@@ -76,6 +76,19 @@ def _part(tensor: Tensor, count: int, index: int) -> Tensor:
     return parts[index] if len(parts) == count else tensor.tensor_split(count)[index]
 
 
+def example_means(values: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The weighted mean of what each of so many examples has, 0 where nothing counts, and the sum of its weights.
+
+    Args:
+        values: one example behind the other, as many of each; what has no weight may be no number.
+        weights: of the same shape.
+    """
+    rows, weight = values.reshape(count, -1), weights.reshape(count, -1).to(torch.float64)
+    total = torch.where(weight > 0, rows, 0).to(torch.float64).mul(weight).sum(1)
+    whole = weight.sum(1)
+    return torch.where(whole > 0, total / whole, 0), whole
+
+
 def examples(tree: Any) -> int:
     """How many examples a batch, or any nest of tensors, holds: the size of their one first axis.
 
@@ -182,20 +195,22 @@ class Task(Settings, ABC):
         labels. Where validation has nothing at all, the loss picks the best weights."""
         return output, batch.y
 
-    def example_scores(self, output: Any, batch: Batch) -> Tensor | None:
-        """A number for each example of a batch, (B,), whose mean over the test split is the test `metric`; None where
-        the metric is no such mean. From them a report says how far other test data may move a difference.
+    def example_scores(self, output: Any, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """A number for each example of a batch, and how much it counts for, (B,) each, whose weighted mean over the
+        test split is the test `metric`; None where the metric is no such mean. From them a report says how far other
+        test data may move a difference.
 
-        Here: whether each example got its class, where the metric is "accuracy" and an example has one label.
+        Here: the share of its labels that each example got, where the metric is "accuracy". Labels below 0 are none.
         """
         found = self.prediction(output, batch) if self.metric == "accuracy" else None
         if found is None or not all(isinstance(part, Tensor) for part in found):
             return None
-        logits, labels = found
-        if logits.dim() != 2 or labels.shape != logits.shape[:1] or len(labels) != examples(batch.x):
+        said, labels = found
+        said = said.argmax(-1) if said.shape[:-1] == labels.shape else said
+        count = examples(batch.x)
+        if said.shape != labels.shape or labels.numel() % count:
             return None
-        correct: Tensor = logits.argmax(-1) == labels
-        return correct.float()
+        return example_means(said == labels, labels >= 0, count)
 
     def example_span(self) -> int:
         """How many neighbouring examples of the test split may share data: 1, or the steps of overlapping windows."""

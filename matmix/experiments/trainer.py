@@ -339,7 +339,7 @@ class Training:
             write_tensors(self.folder / "final.safetensors", final, self.key)
             write_tensors(self.folder / "best.safetensors", best, self.key)
             if each is not None:
-                write_examples(self.folder, each, self.task.example_span())
+                write_examples(self.folder, each[0], self.task.example_span(), each[1])
         seconds = self.watch.typical
         return {
             "step": self.step,

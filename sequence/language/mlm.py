@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from matmix.experiments.task import Batch, Recipe, Split
+from matmix.experiments.task import Batch, Recipe, Split, example_means
 from matmix.ranges import Count, OpenShare, Share
 from matmix.sampling import once, order
 from sequence.data.faults import BadData
@@ -207,6 +207,14 @@ class MLM(ModelSettings):
     def prediction(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         words = self.words(batch)
         return output.float(), words[words != IGNORED]
+
+    def example_scores(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The cross entropy of each row of tokens, of as many words as are hidden in it."""
+        words = self.words(batch)
+        hidden = words != IGNORED
+        nats = torch.zeros(words.shape, device=words.device)
+        nats[hidden] = nn.functional.cross_entropy(*self.prediction(output, batch), reduction="none")
+        return example_means(nats, hidden, len(words))
 
     def metrics(self) -> dict[str, Metric]:
         from torchmetrics.classification import MulticlassAccuracy

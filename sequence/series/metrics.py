@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from matmix.experiments.task import example_means
+
 M4_GROUPS = {"Yearly": ("Yearly",), "Quarterly": ("Quarterly",), "Monthly": ("Monthly",),
              "Others": ("Weekly", "Daily", "Hourly")}  # fmt: skip
 """How the competition reports its six frequencies."""
@@ -47,6 +49,11 @@ class WeightedMean(Metric):
 
     def compute(self) -> Tensor:
         return self.total / self.weight
+
+    def of_examples(self, output: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The mean of each example, and its weight, (B,) each."""
+        error = self.parts(target[self.of] if self.of else output, target)
+        return example_means(error, target["weight"].expand_as(error), len(error))
 
 
 class SquaredError(WeightedMean):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from matmix.experiments.task import Batch, Recipe
+from matmix.experiments.task import Batch, Recipe, example_means
 from matmix.experiments.tensor_task import TensorTask
 from matmix.ranges import Count, OpenShare
 from sequence.tasks.settings import EncoderSettings
@@ -69,6 +69,11 @@ class CO2(EncoderSettings, TensorTask):
         prediction, target = self._measured(output, batch)
         scale = weeks(self.train_share).scale
         return prediction * scale, target * scale
+
+    def example_scores(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The absolute error of each window, over its measured weeks."""
+        error = (output - batch.y).abs() * weeks(self.train_share).scale
+        return example_means(error, ~batch.y.isnan(), len(error))
 
     def _measured(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         known = ~batch.y.isnan()

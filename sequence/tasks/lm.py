@@ -10,6 +10,7 @@ are refused. `sequence.generate.generate` goes on with a text.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -129,6 +130,12 @@ class LM(LanguageSettings, Task):
     def prediction(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Nats of every token, and the bytes it stands for; -1 where it is not scored."""
         return nn.functional.cross_entropy(output.float().mT, batch.y["token"], reduction="none"), batch.y["size"]
+
+    def example_scores(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Bits for each byte of a piece, and its bytes."""
+        nats, sizes = self.prediction(output, batch)
+        total, count = nats.double().masked_fill(sizes < 0, 0).sum(1), sizes.clamp(min=0).sum(1).double()
+        return torch.where(count > 0, total / count / math.log(2), 0), count
 
     def metrics(self) -> dict[str, Metric]:
         from sequence.metrics import BitsPerByte, Perplexity

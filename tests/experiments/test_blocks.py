@@ -23,6 +23,24 @@ def test_single_examples_agree_with_scipy():
     assert found.high == pytest.approx(theirs.confidence_interval.high, abs=0.1 * width)
 
 
+def test_weighted_examples_agree_with_scipy():
+    generator = np.random.default_rng(0)
+    values, weights = generator.normal(0.1, 1, 400), generator.integers(0, 9, 400)
+    found = block_interval(values, 1, weights=weights)
+
+    def mean(values, weights, axis):
+        return (values * weights).sum(axis) / weights.sum(axis)
+
+    theirs = scipy.stats.bootstrap(
+        (values, weights), mean, paired=True, method="percentile", n_resamples=4000, random_state=1
+    ).confidence_interval
+    assert found.mean == pytest.approx(np.average(values, weights=weights))
+    assert [found.low, found.high] == pytest.approx(list(theirs), abs=0.1 * (theirs.high - theirs.low))
+    alike = block_interval(values, 5, weights=np.full(400, 7.0))
+    assert [alike.low, alike.high] == pytest.approx([*vars(block_interval(values, 5)).values()][1:3])
+    assert block_interval(values, 1, weights=np.zeros(400)) is None
+
+
 def test_too_few_blocks_have_no_interval():
     assert block_interval(np.arange(100.0), 26) is None
     found = block_interval(np.arange(100.0), 25)
@@ -55,10 +73,13 @@ def test_blocks_are_as_long_as_what_neighbours_share_or_longer():
 def test_a_run_keeps_the_scores_of_its_test_examples(tmp_path):
     options, recipe = {"patch": 4, "dim": 8, "depth": 1}, {"steps": 4, "eval_every": 4, "log_every": 4}
     result = execute(RunConfig("digits", "identity", 0, options, recipe), tmp_path)
-    scores, span = read_examples(tmp_path)
+    scores, weights, span = read_examples(tmp_path)
+    assert (weights == 1).all()
     assert scores.mean() == pytest.approx(result.test["accuracy"]) and span == 1
     assert set(scores) <= {0.0, 1.0} and len(scores) == result.facts["test"]
     assert read_examples(tmp_path / "nowhere") is None
     (tmp_path / "other").mkdir()
     write_examples(tmp_path / "other", np.array([0.5, math.pi]), 7)
-    assert read_examples(tmp_path / "other")[1] == 7
+    assert read_examples(tmp_path / "other").span == 7
+    write_examples(tmp_path / "other", np.array([0.5, 1.0]), 1, np.array([3.0, 0.0]))
+    assert list(read_examples(tmp_path / "other").weights) == [3, 0]

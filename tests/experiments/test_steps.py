@@ -8,12 +8,14 @@ import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from matmix.experiments.run import RunConfig, execute, read_metrics
+from matmix.experiments.task import examples
 from tests.experiments import steps
 from tests.sequence import written
 from tests.sequence.series import tables
@@ -29,6 +31,9 @@ NAMES = (
     "pathfinder-pretraining", "mlm", "mlm-structure", "glue", "speech", "forecast", "imputation", "m4",
     "series-classification", "series-anomaly",
 )  # fmt: skip
+
+WITHOUT_EXAMPLES = {"image-pretraining", "mad", "segmentation", "series-anomaly"}
+"""Their metrics are no means over examples: R^2, a mean over classes, intersection over union, area under a curve."""
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +78,18 @@ def test_parts_are_one_step(name: str, folder) -> None:
     assert float(whole["gradient"].norm()) > 0
     for parts in (2, 8):
         near(steps.divided(task, mixer, parts), whole, f"{parts} parts")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_of_examples_have_the_mean_that_is_the_score(name: str, folder) -> None:
+    task, mixer = steps.cases(folder)[name]
+    model, accelerator = task.model(mixer, 0), steps.trainer.new_accelerator("no")
+    scores, found = steps.trainer.Scorer(task, accelerator, 16).with_examples(model, "test", 0)
+    assert (found is None) == (name in WITHOUT_EXAMPLES)
+    if found is not None:
+        each, weights = found
+        assert np.average(each, weights=weights) == pytest.approx(scores[task.metric], rel=1e-4, abs=1e-6)
+        assert len(each) == sum(examples(batch.x) for batch in task.batches("test", 16))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from matmix.experiments.blocks import block_interval, block_length, read_examples
+from matmix.experiments.blocks import Examples, block_interval, block_length, read_examples
 from matmix.experiments.fev import fev_table
 from matmix.experiments.folder import Result
 from matmix.experiments.report import page
@@ -116,7 +116,7 @@ def new_data(collected: Collected, found: Sequence[Verdict]) -> tuple[list[str],
     examples a block has, in words."""
     folders = {(run.setting, run.mixer, run.seed): run.folder for run in collected.runs if run.score is not None}
     seeds = sorted({seed for _, _, seed in folders})
-    held: dict[tuple[str, str, int], tuple[np.ndarray, int] | None] = {}
+    held: dict[tuple[str, str, int], Examples | None] = {}
     said, spans = [], set()
     for one in found:
         pairs = []
@@ -126,19 +126,22 @@ def new_data(collected: Collected, found: Sequence[Verdict]) -> tuple[list[str],
                 if key not in held:
                     held[key] = _examples(collected, folders[key]) if key in folders else None
             arm, base = (held[key] for key in keys)
-            if arm is not None and base is not None and arm[0].shape == base[0].shape:
-                pairs.append((arm[0] - base[0], arm[1]))
+            if arm is not None and base is not None and np.array_equal(arm.weights, base.weights):
+                pairs.append(arm._replace(scores=arm.scores - base.scores))
         interval = None
-        if pairs and len({len(each) for each, _ in pairs}) == 1 and one.base:
-            block = block_length(len(pairs[0][0]), max(span for _, span in pairs))
+        if pairs and len({len(pair.scores) for pair in pairs}) == 1 and one.base:
+            block = block_length(len(pairs[0].scores), max(pair.span for pair in pairs))
             spans.add(block)
-            interval = block_interval(np.mean([each for each, _ in pairs], 0), block)
+            weights = np.mean([pair.weights for pair in pairs], 0)
+            sums = np.mean([pair.scores * pair.weights for pair in pairs], 0)
+            differences = np.divide(sums, weights, out=np.zeros_like(sums), where=weights > 0)
+            interval = block_interval(differences, block, weights=weights)
         shares = [100 * one.share(x) for x in (interval.low, interval.high)] if interval else []
         said.append(f"[{shares[0]:+.2f}, {shares[1]:+.2f}]" if shares else "")
     return said, " or ".join(f"{span:,}" for span in sorted(spans))
 
 
-def _examples(collected: Collected, folder: Path) -> tuple[np.ndarray, int] | None:
+def _examples(collected: Collected, folder: Path) -> Examples | None:
     """Scores of test examples; a file that is damaged is named in the report, and left out."""
     try:
         return read_examples(folder)

@@ -76,10 +76,6 @@ class Forecast(TableTask):
     def prediction(self, output: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return output, batch.y
 
-    def example_scores(self, output: Tensor, batch: Batch) -> Tensor:
-        """The squared error of each window: all have as many steps, so their mean is that of the split."""
-        return (output - batch.y["values"]).square().mean((1, 2))
-
     def example_span(self) -> int:
         return self.length + self.steps
 

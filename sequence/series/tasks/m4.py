@@ -166,6 +166,12 @@ class M4(SeriesSettings, Task):
         weight = batch.y["weight"]
         return weight.numel() if self.published_protocol else float(weight.sum())
 
+    def example_scores(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """SMAPE of each series."""
+        from sequence.series.metrics import SMAPE
+
+        return SMAPE().of_examples(output, batch.y)
+
     def metrics(self) -> dict[str, Metric]:
         from sequence.series.metrics import MASE, SMAPE, owa
 

@@ -196,6 +196,12 @@ class TableTask(SeriesSettings, Task):
         weight = weight.expand_as(values)
         return ((output - values).square() * weight).sum() / weight.sum()
 
+    def example_scores(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The squared error of each window, and how many values of it are scored."""
+        from sequence.series.metrics import SquaredError
+
+        return SquaredError().of_examples(output, batch.y)
+
     def metrics(self) -> dict[str, Metric]:
         from sequence.series.metrics import AbsoluteError, SquaredError
 

@@ -479,7 +479,9 @@ def test_errors_of_single_windows_have_the_mean_that_is_the_score(tmp_path):
     with torch.no_grad():
         for batch in task.batches("test", 50):
             output = task.forward(model, batch)
-            each.append(task.example_scores(output, batch))
+            scores, weights = task.example_scores(output, batch)
+            assert bool((weights == 6 * 3).all())
+            each.append(scores)
             metric.update(*task.prediction(output, batch))
     found = torch.cat(each)
     assert len(found) == task.facts()["windows"]["test"] and task.example_span() == 18
