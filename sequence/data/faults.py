@@ -84,14 +84,15 @@ def apart(files: Mapping[str, Iterable[Path]]) -> None:
         files: of each split. Only files of one size are read.
 
     Raises:
-        BadData: for the first file of two splits.
+        BadData: for the first file of two splits, or one that cannot be reached.
     """
     seen: dict[int, list[tuple[str, Path]]] = {}
     for split, paths in files.items():
         for path in paths:
-            alike = seen.setdefault(path.stat().st_size, [])
+            size = state_of(path)[1]
+            alike = seen.setdefault(size, [])
             for other, first in alike:
-                if other != split and path.stat().st_size and filecmp.cmp(first, path, shallow=False):
+                if other != split and size and filecmp.cmp(first, path, shallow=False):
                     one = f"{first} and {path} are {'one file' if path.samefile(first) else 'the same, byte by byte'}"
                     raise BadData(f"data: {one}, and stand for {other} and {split}; allowed: files of its own for each")
             alike.append((split, path))
