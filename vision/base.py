@@ -243,9 +243,9 @@ class VisionModel(nn.Module):
         Returns:
             ``(last map, [maps])`` as ``forward_features`` gives the last one, or ``[maps]``.
         """
-        output_fmt = str(getattr(output_fmt, "value", output_fmt))
+        given, output_fmt = output_fmt, str(getattr(output_fmt, "value", output_fmt))
         if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {output_fmt!r}")
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {shown(given)}")
         wanted, deepest = self._taken(indices)
         x, maps, kept, last = self._map(x), [], [], len(self.stages) - 1
         for index, stage in enumerate(self.stages):

@@ -73,7 +73,8 @@ def _given(draw: random.Random, good: dict[str, Any], wrong: dict[str, tuple[Any
     some = wrong.get(option, ())
     value = draw.choice(some) if some and draw.random() < 0.6 else thing(draw)
     value = _no_model(draw) if option == "model" else value
-    if option in ("where", "exclude") and callable(value):  # what it raises is its own
+    free = option in ("where", "exclude") or (option == "inputs" and isinstance(value, type))
+    if free and callable(value):  # what it raises is its own
         value = "none"
     return option, {**good, option: value}
 

@@ -221,15 +221,19 @@ def _read(draw: random.Random) -> Call:
     given = {option: value} if option == "inputs_embeds" else {"input_ids": ids, option: value}
     if option in ("places", "num_items_in_batch"):
         given["labels"] = labels
+    free = option in ("segment_ids", "num_items_in_batch")
     aliases = {"input_ids": ("x", "inputs_embeds"), "inputs_embeds": ("x", "input_ids"), "cache": ("past_key_values",),
-               "segment_ids": ("sentences", "segments"), "token_type_ids": ("types",), "attention_mask": ("mask",),
+               "segment_ids": ("sentences", "segments", "index"), "token_type_ids": ("types",),
+               "attention_mask": ("mask",),
                "past_key_values": ("cache",), "places": ("labels",), "next_sentence_label": ("labels",)}  # fmt: skip
     return Call(
         f"{name}.forward({option}={short(value)})",
         _quiet(lambda: model(**given)),
         (option, *aliases.get(option, ())),
         (value, *_sizes(value), "type_vocab_size", "one of input_ids"),
-        _finite("x" if option == "input_ids" else option, value, ids) if option != "segment_ids" else _ignored,
+        _finite("x" if option == "input_ids" else option, value, ids)
+        if option not in ("segment_ids", "num_items_in_batch")
+        else _ignored,
     )
 
 
