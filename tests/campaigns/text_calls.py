@@ -221,7 +221,6 @@ def _read(draw: random.Random) -> Call:
     given = {option: value} if option == "inputs_embeds" else {"input_ids": ids, option: value}
     if option in ("places", "num_items_in_batch"):
         given["labels"] = labels
-    free = option in ("segment_ids", "num_items_in_batch")
     aliases = {"input_ids": ("x", "inputs_embeds"), "inputs_embeds": ("x", "input_ids"), "cache": ("past_key_values",),
                "segment_ids": ("sentences", "segments", "index"), "token_type_ids": ("types",),
                "attention_mask": ("mask",),
