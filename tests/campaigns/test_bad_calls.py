@@ -30,10 +30,17 @@ CAMPAIGNS = {
     "surgery": surgery_calls.calls,
     "readers": reader_calls.calls,
 }
+
 QUICK = {"mixers": 700, "matrices": 400, "weights": 400, "images": 80, "texts": 250, "surgery": 100,
          "readers": 60}  # fmt: skip
 LARGE = {"mixers": 12_000, "matrices": 12_000, "weights": 6_000, "images": 8_000, "texts": 12_000,
          "surgery": 6_000, "readers": 6_000}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch) -> None:
+    """A name that is drawn for a folder may be taken for one."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("subject", CAMPAIGNS)
