@@ -48,6 +48,22 @@ def read_json(path: Path, what: str, keys: Keys | None = None) -> Any:
     return data if keys is None else shaped(data, keys, path, what)
 
 
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The data in a TOML file.
+
+    Raises:
+        Damaged: if it cannot be read, or is no TOML.
+        FileNotFoundError: if there is none.
+    """
+    import tomllib
+
+    data = _bytes(path, what)
+    try:
+        return tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as error:  # as of JSON
+        raise Damaged(path, what, f"it is no TOML: {error}") from None
+
+
 def read_lines(path: Path, what: str, keys: Keys) -> list[dict[str, Any]]:
     """The objects of a file with one a line. A last line without its end is left out: its writer was killed.
 

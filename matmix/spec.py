@@ -75,13 +75,24 @@ def hint(word: str, known: Iterable[str]) -> str:
     Known words are listed in the order given, at most 60 of them.
     """
     known = list(known)
-    close = close_names(word, known)
+    close = close_names(word, known) if isinstance(word, str) else []
     if close:
         return f"; did you mean {', '.join(close)}?"
     if not known:
         return "; there is none"
     more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
     return f"; known: {', '.join(known[:NAMED])}{more}"
+
+
+def quoted(word: Any) -> str:
+    """A word, or what stands in its place, as errors show it: of a long one the beginning."""
+    if isinstance(word, str):
+        return repr(word) if len(word) <= 200 else f"{word[:200]!r}..."
+    try:
+        text = " ".join(repr(word).split())
+    except ValueError:  # a whole number of more digits than Python writes
+        text = f"a {type(word).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def unknown_option(owner: str, option: str, known: Iterable[str], kind: str = "option") -> str:
@@ -98,7 +109,7 @@ def unknown_option(owner: str, option: str, known: Iterable[str], kind: str = "o
         if new in known:
             turned = ", where True was False" if option in OPPOSITE else ""
             return f"{owner} has no {kind} {option!r}: {option} is called {new} here{turned}"
-    return f"{owner} has no {kind} {option!r}{hint(option, known)}"
+    return f"{owner} has no {kind} {quoted(option)}{hint(option, known)}"
 
 
 def place(named: Any) -> tuple[str, str]:
@@ -128,29 +139,29 @@ def parse_spec(spec: str) -> list[Spec]:
         ValueError: for anything but names, calls with literal arguments, ``* count`` and commas.
     """
     if not isinstance(spec, str) or not spec.strip():
-        raise ValueError(f"spec must be a non-empty string such as 'hydra(expand=2)', got {spec!r}")
+        raise ValueError(f"spec must be a non-empty string such as 'hydra(expand=2)', got {quoted(spec)}")
     if len(spec) > LONGEST:
-        raise ValueError(f"spec {_short(spec)} must have at most {LONGEST:,} characters, got {len(spec):,}")
+        raise ValueError(f"spec {quoted(spec)} must have at most {LONGEST:,} characters, got {len(spec):,}")
     try:
         body = ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError) as error:  # a ValueError for null bytes and halves of surrogate pairs
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise ValueError(f"spec {_short(spec)} is not Python call syntax: {reason}") from None
+        raise ValueError(f"spec {quoted(spec)} is not Python call syntax: {reason}") from None
     except (RecursionError, MemoryError):  # what the parser says of a few hundred brackets in each other
-        raise ValueError(f"spec {_short(spec)} is nested too deeply to be read") from None
+        raise ValueError(
+            f"spec {quoted(spec)} is nested too deeply to be read: at most some dozens of brackets"
+        ) from None
     calls: list[Spec] = []
     try:
         for item in body.elts if isinstance(body, ast.Tuple) else [body]:
             calls += _read(item, spec, LAYERS - len(calls))
     except RecursionError:
-        raise ValueError(f"spec {_short(spec)} is nested too deeply to be read") from None
+        raise ValueError(
+            f"spec {quoted(spec)} is nested too deeply to be read: at most some dozens of brackets"
+        ) from None
     if not calls:
-        raise ValueError(f"spec {_short(spec)} names nothing: write a name such as 'hydra(expand=2)'")
+        raise ValueError(f"spec {quoted(spec)} names nothing: write a name such as 'hydra(expand=2)'")
     return calls
-
-
-def _short(spec: str) -> str:
-    return repr(spec) if len(spec) <= 200 else f"{spec[:200]!r}..."
 
 
 def _read(node: ast.expr, spec: str, room: int) -> list[Spec]:
@@ -160,7 +171,7 @@ def _read(node: ast.expr, spec: str, room: int) -> list[Spec]:
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         count = node.right.value if isinstance(node.right, ast.Constant) else None
         if type(count) is not int or count < 1:
-            raise ValueError(f"spec {_short(spec)}: the count after * must be a positive integer")
+            raise ValueError(f"spec {quoted(spec)}: the count after * must be a positive integer")
         found = _read(node.left, spec, room)
         if count * len(found) <= room:
             return found * count
@@ -168,21 +179,21 @@ def _read(node: ast.expr, spec: str, room: int) -> list[Spec]:
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         names = [k.arg for k in node.keywords if k.arg is not None]
         if len(names) < len(node.keywords):
-            raise ValueError(f"spec {_short(spec)}: options are given by name, not by **")
+            raise ValueError(f"spec {quoted(spec)}: options are given by name, not by **")
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"spec {_short(spec)}: {node.func.id} is given {twice} twice")
+            raise ValueError(f"spec {quoted(spec)}: {node.func.id} is given {twice} twice; name an option at most once")
         try:
             args = tuple(ast.literal_eval(arg) for arg in node.args)
             options = tuple(zip(names, (ast.literal_eval(k.value) for k in node.keywords), strict=True))
         except (ValueError, TypeError):  # a TypeError for a set or a key that cannot be hashed
-            raise ValueError(f"spec {_short(spec)}: arguments must be literals (numbers, strings, tuples)") from None
+            raise ValueError(f"spec {quoted(spec)}: arguments must be literals (numbers, strings, tuples)") from None
         found = [Spec(node.func.id, args, options)]
     else:
-        at = _short(ast.unparse(node))
-        raise ValueError(f"spec {_short(spec)}: expected a name, a call, * count or a comma at {at}")
+        at = quoted(ast.unparse(node))
+        raise ValueError(f"spec {quoted(spec)}: expected a name, a call, * count or a comma at {at}")
     if room < 1:
-        raise ValueError(f"spec {_short(spec)} must name at most {LAYERS:,} layers")
+        raise ValueError(f"spec {quoted(spec)} must name at most {LAYERS:,} layers")
     return found
 
 
@@ -190,9 +201,13 @@ def layer_specs(spec: str, depth: int) -> list[Spec]:
     """The spec of each of ``depth`` layers; the pattern repeats.
 
     Raises:
-        ValueError: if the pattern's length does not divide ``depth``.
+        ValueError: for a depth that is no number of layers, or if the pattern's length does not divide it.
     """
     calls = parse_spec(spec)
-    if depth < 1 or depth % len(calls):
-        raise ValueError(f"spec {spec!r} is a pattern of {len(calls)} layers, which does not divide depth={depth}")
+    if type(depth) is not int or not 1 <= depth <= LAYERS:
+        raise ValueError(f"depth must be a whole number from 1 to {LAYERS:,}, got {quoted(depth)}")
+    if depth % len(calls):
+        raise ValueError(
+            f"spec {quoted(spec)} is a pattern of {len(calls)} layers, which does not divide depth={depth}"
+        )
     return calls * (depth // len(calls))

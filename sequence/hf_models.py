@@ -8,29 +8,31 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
+
+from matmix.experiments.models import foreign
 
 by_prefix = True
 """Names such as `vit` are too common to be found without `hf:`."""
 
 
-def create_model(name: str, pretrained: str = "", **options: Any) -> nn.Module:
+def create_model(name: str, /, pretrained: str = "", **options: Any) -> nn.Module:
     """The library's base model of a configuration, without a head.
 
     Raises:
         ValueError: for a configuration that has no such model, or that refuses its options.
     """
-    try:
+    given = {**({"pretrained": pretrained} if pretrained else {}), **options}
+    with foreign("hf", name, given, OSError, ImportError, StrictDataclassError):
         if pretrained:
             made: nn.Module = AutoModel.from_pretrained(pretrained, **options)
             if made.config.model_type != name:  # type: ignore[union-attr]
                 raise ValueError(f"{pretrained} is a {made.config.model_type!r}")  # type: ignore[union-attr]
             return made
         return AutoModel.from_config(AutoConfig.for_model(name, **options))
-    except (TypeError, ValueError, OSError, ImportError) as error:
-        raise ValueError(f"hf:{name}: {str(error).strip().partition(chr(10))[0]}") from error
 
 
 def list_models() -> list[str]:

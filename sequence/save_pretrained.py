@@ -36,7 +36,7 @@ def save_pretrained(words: Sequence[str]) -> int:
     if given.weights not in ("best", "final"):
         raise ValueError(f"weights must be 'best' or 'final', got {given.weights!r}")
     if Result.read(given.run) is None:
-        raise ValueError(f"run: {given.run} holds no finished run")
+        raise ValueError(f"run must be the folder of a finished run, got {given.run}")
     write(given.run, given.out, given.weights)
     print(f"saved {given.out}")
     return 0

@@ -6,6 +6,7 @@ Installed packages add commands of their own (see `cli_packages`).
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -31,6 +32,8 @@ COMMANDS = {
 }
 """Where a command stands, a function from its words to the exit status, and what it does."""
 
+LONGEST_WORD = 1000
+"""Characters of a word in a message."""
 RENAMED = {"--tensorboard": "--track tensorboard"}
 """Options that had another word before, and the word that they have."""
 
@@ -107,7 +110,9 @@ def _usage() -> str:
 
 
 def _stop(message: str) -> NoReturn:
-    complain(f"matmix: {message}")
+    # A word of thousands of characters is known by its beginning.
+    short = re.sub(rf"(\S{{{LONGEST_WORD}}})\S+", r"\1...", message)
+    complain(f"matmix: {short}")
     sys.exit(2)
 
 

@@ -59,6 +59,8 @@ def study(words: Sequence[str]) -> int:
         found = with_imports(found, given.imports)
         say(given.task)
     else:
+        if what is not None and not is_study(what):
+            find_study(what)  # which says what there is
         own = _options(what or "")
         if (what or "").endswith(".py"):
             say_imports([what or ""])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 KINDS = {
@@ -38,8 +39,10 @@ def read(options: Callable[..., Any], words: Sequence[str], *, prog: str, about:
     import tyro
 
     said, wrong = io.StringIO(), False
+    helps = {"-h", "--help"} & set(words)
     try:
-        with contextlib.redirect_stderr(said):  # tyro draws a box around what it has to say, and leaves
+        # tyro draws a box around what it has to say, and leaves; a narrow one would break long words in two.
+        with contextlib.redirect_stderr(said), contextlib.nullcontext() if helps else _wide():
             return tyro.cli(options, prog=prog, description=about, args=list(words), **more)
     except SystemExit as end:
         wrong = end.code not in (0, None)
@@ -49,6 +52,20 @@ def read(options: Callable[..., Any], words: Sequence[str], *, prog: str, about:
         if not wrong:
             sys.stderr.write(said.getvalue())
     raise ValueError(_in_words(_unboxed(said.getvalue()), prog))
+
+
+@contextlib.contextmanager
+def _wide() -> Iterator[None]:
+    """Within, the terminal is as wide as any text."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "1000000"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def _unboxed(text: str) -> str:
@@ -62,6 +79,7 @@ def _unboxed(text: str) -> str:
 
 
 def _in_words(text: str, prog: str) -> str:
+    text = re.sub(r"Missing value for argument '(\w+)'\. Expected .*", r"\1 must be given", text)
     found = re.match(r"(?:Error parsing|argument) (\S+?):? (?:\(.*?\))?:? ?(.*)", text, re.DOTALL)
     name, message = found.groups() if found else ("", text)
     for said, kind in KINDS.items():

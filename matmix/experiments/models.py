@@ -21,7 +21,8 @@ As in mixer specs, options are literals and nothing is evaluated.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib.metadata import EntryPoint
 from typing import Any
@@ -30,7 +31,7 @@ from torch import nn
 
 from matmix.experiments.entries import entries
 from matmix.experiments.extras import advice
-from matmix.spec import hint, parse_spec
+from matmix.spec import hint, parse_spec, quoted
 
 Example = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 """A model, and the positional and the named arguments of one call."""
@@ -46,6 +47,22 @@ def create_model(spec: str, **options: Any) -> nn.Module:
     source, name, own = _find(spec)
     model: nn.Module = source.create_model(name, **{**options, **own})
     return model
+
+
+@contextmanager
+def foreign(package: str, name: str, options: dict[str, Any], *more: type[Exception]) -> Iterator[None]:
+    """Within, a library builds a model: what it says of options that it does not take is one ValueError of one line.
+
+    Args:
+        more: kinds of errors that are the library's own.
+    """
+    kinds = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+    try:
+        yield
+    except (*kinds, *more) as error:
+        said = str(error).strip().partition("\n")[0]
+        given = ", ".join(f"{option}={quoted(value)}" for option, value in options.items()) or "none"
+        raise ValueError(f"{package}:{name} must be given options that {package} takes, got {given}: {said}") from error
 
 
 def example(spec: str) -> Callable[..., Example]:
@@ -77,15 +94,17 @@ def _find(spec: str) -> tuple[Any, str, dict[str, Any]]:
     source = _package(package) if package else _owner(name)
     known = source.list_models()
     if name not in known and name.partition(".")[0] not in known:
-        raise ValueError(f"unknown model {spec!r}{hint(name, known)}")
+        raise ValueError(f"unknown model {quoted(spec)}{hint(name, known)}")
     return source, name, own
 
 
 def read(spec: str) -> tuple[str, str, dict[str, Any]]:
     """Package ("" where none is named), name and options of a model spec."""
+    if not isinstance(spec, str):
+        raise ValueError(f"model must be a name or a call with options, got {quoted(spec)}")
     found = re.fullmatch(r"(?:(\w+):)?([\w.\-]+)\s*(\(.*\))?", spec.strip(), re.DOTALL)
     if found is None:
-        raise ValueError(f"model {spec!r} is not of the form name, package:name or name(option=value, ...)")
+        raise ValueError(f"model {quoted(spec)} is not of the form name, package:name or name(option=value, ...)")
     package, name, call = found.groups()
     (parsed,) = parse_spec(f"model{call or ''}")
     if parsed.args:
@@ -116,5 +135,5 @@ def _owner(name: str) -> Any:
         if name in package.list_models():
             return package
     raise ValueError(
-        f"unknown model {name!r}{hint(name, [known for each in packages for known in each.list_models()])}"
+        f"unknown model {quoted(name)}{hint(name, [known for each in packages for known in each.list_models()])}"
     )

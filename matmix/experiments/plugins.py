@@ -71,6 +71,8 @@ def import_code(source: str) -> ModuleType:
         raise NotNamed(f"{source} is not imported, since only data name it: name it with --import {source} "
                        "(in Python: matmix.experiments.plugins.import_all)")  # fmt: skip
     if not source.endswith(".py"):
+        if not all(part.isidentifier() for part in source.split(".")):
+            raise ValueError(f"import {source!r}: no such module, and no file (those end in .py)")
         try:
             return importlib.import_module(source)
         except ModuleNotFoundError as error:

@@ -20,7 +20,7 @@ from matmix.experiments.extras import advice
 from matmix.experiments.plugins import TASKS, NotNamed, import_code
 from matmix.experiments.task import Task
 from matmix.settings import check_defaults
-from matmix.spec import hint, place
+from matmix.spec import hint, place, quoted
 
 _TaskT = TypeVar("_TaskT", bound=type[Task])
 
@@ -71,6 +71,8 @@ def task_class(name: str) -> type[Task]:
             class that is no whole task; the message says what is missing.
         NotNamed: (a ValueError) for a file or module that only data name (see `plugins.data_only`).
     """
+    if not isinstance(name, str):
+        raise ValueError(f"task must be a name, got {quoted(name)}")
     if name in TASKS:
         return check_class(TASKS[name])
     if name in _entries():
@@ -82,7 +84,7 @@ def task_class(name: str) -> type[Task]:
             raise ValueError(f"task {name!r} cannot be imported: {advice(error, package)}") from error
     source, colon, attribute = name.rpartition(":")
     if not colon:
-        raise ValueError(f"unknown task {name!r}{hint(name, list_tasks())}")
+        raise ValueError(f"unknown task {quoted(name)}{hint(name, list_tasks())}")
     try:
         found = getattr(import_code(source), attribute)
     except NotNamed:

@@ -156,7 +156,9 @@ def _pairs(models: Sequence[str], data: Sequence[str]) -> list[tuple[str, str, S
         for name in names:
             if not any(pair[at] == name for pair in found):
                 kinds = "".join(f"\n  {kind}: {subject.words}" for kind, subject in subjects().items())
-                raise ValueError(f"{word}: nothing joins {name!r} with what else is named; what can be joined:{kinds}")
+                raise ValueError(
+                    f"{word}: nothing joins {name!r} with what else is named; only these can be joined:{kinds}"
+                )
     return found
 
 

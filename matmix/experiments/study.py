@@ -40,10 +40,11 @@ from matmix.experiments.plugins import absolute, absolute_task, fingerprints, im
 from matmix.experiments.registry import list_tasks
 from matmix.experiments.task import build, check_metric
 from matmix.experiments.text import folder_name
+from matmix.files import read_json, read_toml
 from matmix.mixers import list_mixers
-from matmix.ranges import Chance, Count, Seed, Whole
+from matmix.ranges import Chance, Count, Seed, Whole, shown
 from matmix.settings import Settings
-from matmix.spec import hint
+from matmix.spec import hint, quoted
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ class StudyTask(Settings):
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names):
-            raise ValueError(f"StudyTask.arms of {self.label or self.task!r} have a name twice: {', '.join(names)}")
+            raise ValueError(
+                f"StudyTask.arms of {self.label or self.task!r} must have different names, got {', '.join(names)}"
+            )
 
     def rows(self, mixers: Iterable[str]) -> list[StudyArm]:
         """The arms of this task in a study of these mixers: theirs first, then its own."""
@@ -152,9 +155,9 @@ class Study(Settings):
                 raise ValueError(f"study {self.name!r}: {name} is empty: name at least one")
             twice = [value for index, value in enumerate(values) if value in values[:index]]
             if twice:
-                raise ValueError(f"study {self.name!r}: {name} has {twice[0]!r} twice")
+                raise ValueError(f"study {self.name!r}: {name} must differ, got {shown(twice[0])} twice")
         if "" in self.tuning:
-            raise ValueError(f"study {self.name!r}: tuning has a trial without a name")
+            raise ValueError(f"study {self.name!r}: tuning must name each trial, got an empty name")
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             raise ValueError(f"study name must be letters, digits, '.', '_' or '-', got {self.name!r}")
         labels = [label for label, *_ in self.settings()]
@@ -233,7 +236,7 @@ class Study(Settings):
         """From JSON or TOML values; an unknown key is an error that lists the known ones."""
         tasks = data.get("tasks", ())
         if not isinstance(tasks, list | tuple) or not all(isinstance(task, dict | str) for task in tasks):
-            raise ValueError(f"tasks must be a list of names or tables, got {tasks!r}")
+            raise ValueError(f"tasks must be a list of names or tables, got {shown(tasks)}")
         return build(cls, {**data, "tasks": tuple(_study_task(task) for task in tasks)})
 
     def check(self, cells: Iterable[tuple[str, str]] | None = None) -> None:
@@ -272,7 +275,7 @@ def _study_task(data: dict[str, Any] | str) -> StudyTask:
         return StudyTask(data)
     arms = data.get("arms", ())
     if not isinstance(arms, list | tuple) or not all(isinstance(arm, dict) for arm in arms):
-        raise ValueError(f"arms of a task must be a list of tables, got {arms!r}")
+        raise ValueError(f"arms of a task must be a list of tables, got {shown(arms)}")
     return build(StudyTask, {**data, "arms": tuple(build(StudyArm, arm) for arm in arms)})
 
 
@@ -320,7 +323,7 @@ def find_study(name: str) -> Callable[..., Study]:
         return STUDIES[name]
     if name not in _entries():
         known = [*list_studies(), *list_tasks()]
-        raise ValueError(f"unknown study {name!r}{hint(name, known)} Or give a .py, .json or .toml file.")
+        raise ValueError(f"unknown study {quoted(name)}{hint(name, known)} Or give a .py, .json or .toml file.")
     try:
         found: Callable[..., Study] = _entries()[name].load()
     except ImportError as error:
@@ -350,13 +353,11 @@ def load_study(source: str, **options: Any) -> Study:
         if not isinstance(study, Study):
             raise ValueError(f"{path} must define `study`, a Study or a function that returns one")
     else:
-        import tomllib
-
-        text = path.read_text(encoding="utf-8")
+        data = read_json(path, "a study", {}) if path.suffix == ".json" else read_toml(path, "a study")
         try:
-            study = Study.from_json(json.loads(text) if path.suffix == ".json" else tomllib.loads(text))
-        except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from None
+            study = Study.from_json(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     tasks = tuple(dataclasses.replace(task, task=absolute_task(task.task, path.parent)) for task in study.tasks)
     study = dataclasses.replace(study, tasks=tasks)
     # A Python study file may register mixers itself, so every process imports it.

@@ -72,7 +72,7 @@ def equal_state(spec: str, size: int, dim: int) -> str:
     n = max(1, round(1 + (size - least) / (more - least)))
     if abs(kept(n) - size) > CLOSE * size:
         raise ValueError(
-            f"size={size} bytes is not near what {spec!r} can keep at dim={dim}: {kept(n):,}, or {kept(n + 1):,}"
+            f"size={size} bytes must be near what {spec!r} can keep at dim={dim}: {kept(n):,}, or {kept(n + 1):,}"
         )
     return sized(n)
 

@@ -47,6 +47,8 @@ def mqar(
     known = [length for length, _ in FIGURE2]
     if lengths and (suite != "figure2" or not set(lengths) <= set(known)):
         raise ValueError(f"lengths are among {known} and of suite='figure2', got {lengths} with suite={suite!r}")
+    if not dims:
+        raise ValueError("dims must name at least one width, got none")
     tasks = []
     for cells in sizes:
         given = cls() if cells is None else dataclasses.replace(cls(), length=cells[0], pairs=cells[1])

@@ -27,7 +27,8 @@ ALLOWED = re.compile(
     r"must|need|takes?\b|expect|known:|it knows|did you mean|has no\b|is called|there is none|at least|at most|one of\b"
     r"|allowed|only|no more than|does not divide|adds? up|given by name|not Python call syntax|is not recurrent"
     r"|missing:|unexpected:|left over:|wrong shape:|of the wrong shape|is no\b|loads no|call resize_|convert one"
-    r"|where ours|there are\b|\bgive ",
+    r"|supported formats|where ours"
+    r"|says what there is|of the form|those end in|first: matmix|there are\b|\bgive |\[Errno \d+\] ",
     re.IGNORECASE,
 )
 """Words by which a message says what is allowed, or what of it is not there."""

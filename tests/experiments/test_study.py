@@ -72,7 +72,7 @@ def test_an_arm_has_its_own_spec_and_settings():
     assert found["bag"].config.recipe["lr"] == 0.2 != found["own"].config.recipe["lr"]
     assert found["identity"].config.options["position"] != "none"
     assert [run.mixer for run in grid.runs() if run.setting == "recall"] == ["own", "identity"]
-    with pytest.raises(ValueError, match=r"arms of 'digits' have a name twice: x, x"):
+    with pytest.raises(ValueError, match=r"arms of 'digits' must have different names, got x, x"):
         StudyTask("digits", arms=(StudyArm("x"), StudyArm("x")))
 
 
@@ -80,8 +80,8 @@ def test_an_arm_has_its_own_spec_and_settings():
     ("changes", "message"),
     [
         ({"mixers": ()}, "mixers is empty"),
-        ({"mixers": ("identity", "identity")}, "'identity' twice"),
-        ({"seeds": (1, 1)}, "1 twice"),
+        ({"mixers": ("identity", "identity")}, "mixers must differ, got 'identity' twice"),
+        ({"seeds": (1, 1)}, "seeds must differ, got 1 twice"),
         ({"name": "../x"}, "study name"),
         ({"margin": 1.0}, r"margin must be a finite number in \[0, 1\)"),
         ({"tasks": (TINY, dataclasses.replace(TINY, recipe={}))}, "different labels"),
@@ -116,10 +116,10 @@ def test_a_study_is_json_toml_or_python(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.json", "{", "cannot be read"),
+        ("a.json", "{", "expected a study, but it is no JSON"),
         ("a.json", '{"name": "a", "mixer": []}', "no setting 'mixer'; did you mean mixers"),
         ("a.json", '{"name": "a", "tasks": [{"task": "digits", "option": {}}], "mixers": ["x"]}', "'option'"),
-        ("a.toml", "name = a", "cannot be read"),
+        ("a.toml", "name = a", "expected a study, but it is no TOML"),
         ("a.py", "x = 1", "must define `study`"),
     ],
 )

@@ -161,7 +161,9 @@ def collect(folder: Path) -> Collected:
     index.save()
     if not runs:
         why = f" ({problems[0]})" if problems else ""
-        raise ValueError(f"{folder} holds neither a study.json nor a run{why}")
+        raise ValueError(
+            f"{folder} must be the folder of a study or of a run: it holds neither a study.json nor a run{why}"
+        )
     settings = dict.fromkeys(run.setting for run in runs.values())
     arms = {name: tuple(task.rows(study.mixers)) for name, task, _ in study.settings()} if study else {}
     return Collected(

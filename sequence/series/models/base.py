@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from matmix.mixers.calls import Input, explain_inputs, explaining, is_said
 from matmix.mixers.options import checking_options
 from matmix.ranges import Count, Whole
-from matmix.spec import hint, unknown_option
+from matmix.spec import hint, quoted, unknown_option
 
 Goal = Literal["forecast", "imputation", "anomaly", "classification"]
 """What a model is asked for."""
@@ -168,12 +168,12 @@ def series_model_class(name: str) -> type[SeriesModel]:
     Raises:
         ValueError: for a name that is not there; close ones are listed.
     """
-    if name not in _MODELS:
-        raise ValueError(f"unknown time-series model {name!r}{hint(name, list_series_models())}")
+    if not isinstance(name, str) or name not in _MODELS:
+        raise ValueError(f"unknown time-series model {quoted(name)}{hint(name, list_series_models())}")
     return _MODELS[name]
 
 
-def create_series_model(name: str, **options: Any) -> SeriesModel:
+def create_series_model(name: str, /, **options: Any) -> SeriesModel:
     """A model by name.
 
     Raises:
