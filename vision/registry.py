@@ -155,7 +155,7 @@ def timm_name(name: str) -> str:
     return model_info(name).timm_name
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
+def create_model(name: str, /, **overrides: Any) -> nn.Module:
     """Build one of our models.
 
     Args:

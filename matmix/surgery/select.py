@@ -65,7 +65,7 @@ def _each(sites: Sequence[Site], where: Where, word: str) -> list[Site]:
 def _one(sites: Sequence[Site], part: object, word: str) -> list[Site]:
     if isinstance(part, Site):
         return [site for site in sites if part.name in site.names]
-    if callable(part):
+    if callable(part) and not isinstance(part, type):
         return [site for site in sites if part(site)]
     if not isinstance(part, str):
         raise TypeError(f"{word} must be made of names, kinds, patterns, sites or functions, got {part!r}")
@@ -82,7 +82,7 @@ def _matches(name: str, pattern: str) -> bool:
         return True
     try:
         return re.fullmatch(pattern, name) is not None
-    except re.error:  # a glob such as *.attn is no regular expression
+    except (re.error, OverflowError, RecursionError):  # a glob such as *.attn is no regular expression
         return False
 
 
