@@ -56,10 +56,12 @@ def foreign(package: str, name: str, options: dict[str, Any], *more: type[Except
     Args:
         more: kinds of errors that are the library's own.
     """
-    kinds = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+    kinds: tuple[type[Exception], ...] = (
+        ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, *more,
+    )  # fmt: skip
     try:
         yield
-    except (*kinds, *more) as error:
+    except kinds as error:
         said = str(error).strip().partition("\n")[0]
         given = ", ".join(f"{option}={quoted(value)}" for option, value in options.items()) or "none"
         raise ValueError(f"{package}:{name} must be given options that {package} takes, got {given}: {said}") from error
