@@ -117,11 +117,7 @@ def first_entries(tensor: Tensor, axis: int, count: int) -> Tensor:
 
 def joined(chunks: Tensor, axis: int, count: int) -> Tensor:
     """Chunks ``(..., Z, Q, ...)`` in a row, ``(..., count, ...)``, without the tail; Z stands at ``axis``."""
-    if known(count, chunks.shape[axis]):
-        return first_entries(chunks.flatten(axis, axis + 1), axis, count)
-    place, size = torch.arange(count, device=chunks.device), chunks.shape[axis + 1]  # for the same reason
-    index: tuple[Any, ...] = (*(slice(None),) * axis, place // size, place % size)
-    return chunks[index]
+    return first_entries(chunks.flatten(axis, axis + 1), axis, count)
 
 
 def power_of_two(size: int) -> int:
