@@ -14,7 +14,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -q -n auto -m "not slow and not large and not gpu"
 
 slow: $(READY)
-	$(BIN)/python -m pytest -q -n auto -m "slow and not gpu"
+	$(BIN)/python -m pytest -q -n auto -m "slow and not gpu" --durations=40
 
 campaigns: $(READY)
 	$(BIN)/python -m pytest -q -n auto -s -m large tests/campaigns

@@ -61,9 +61,12 @@ def test_the_commands_of_the_pages_parse(
     check_command(command, capsys)
 
 
+LONG = ("study", "hydra_in_a_vit")
+
+
 @pytest.mark.parametrize(
     "example",
-    [pytest.param(path, marks=pytest.mark.slow) if path.stem == "study" else path for path in EXAMPLES],
+    [pytest.param(path, marks=pytest.mark.slow) if path.stem in LONG else path for path in EXAMPLES],
     ids=lambda path: path.stem,
 )
 def test_examples_run(example: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ and removed: whoever reads it refuses it by name, or gets what was saved."""
 from __future__ import annotations
 
 import copy
+import os
 import random
 import shutil
 from collections import Counter
@@ -161,7 +162,7 @@ def test_a_distillation_that_is_killed_between_its_notes_and_its_checkpoint_goes
         pass
 
     for kills in range(2):  # twice in a row: the checkpoint that stands is then two notes old
-        real, left = surgery.distill.__globals__["os"].replace, kills
+        real, left = os.replace, kills
         with monkeypatch.context() as patch:
 
             def replace(source, target, real=real):

@@ -249,7 +249,7 @@ def wait_for_step(folder: Path, seconds: float = 90.0) -> None:
 @pytest.mark.parametrize(
     ("how", "jobs"),
     [
-        ("ctrl-c", 1),
+        pytest.param("ctrl-c", 1, marks=pytest.mark.slow),
         pytest.param("ctrl-c", 2, marks=pytest.mark.slow),
         pytest.param("kill", 1, marks=pytest.mark.slow),
         pytest.param("kill", 2, marks=pytest.mark.slow),

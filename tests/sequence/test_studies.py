@@ -28,7 +28,7 @@ def test_states_of_equally_many_bytes() -> None:
             spec = equal_state(name, size, dim)
             assert state_bytes(create_mixer(spec, dim), torch.zeros(1, 3, dim)) == pytest.approx(size, rel=0.1), spec
     assert equal_state("retention(heads=4, out_gate=False)", 4096, 64).startswith("retention(heads=4, out_gate=False, ")
-    for spec, size, message in (("attention(causal=True)", 4096, "state of a set size"), ("s6", 10, "not near")):
+    for spec, size, message in (("attention(causal=True)", 4096, "state of a set size"), ("s6", 10, "must be near")):
         with pytest.raises(ValueError, match=message):
             equal_state(spec, size, 64)
     study = mqar(dims=(64,), lengths=(64,), rates=(1e-3,), states=(4096, 16_384))

@@ -52,7 +52,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for words, message in (
         ((), "name the model first"),
         (("hf:brt", *out), "did you mean bert"),
-        (("hf:bert(hidden_size=25)", *out), "hf:bert: The hidden size"),
+        (("hf:bert(hidden_size=25)", *out), "got hidden_size=25: The hidden size"),
         (("hf:whisper", *out), "takes input_features"),
         ((BERT, *out, "--inputs", str(tmp_path / "no.pt")), "there is no file"),
         ((BERT, *out, "--inputs", str(tmp_path / "uneven.pt")), "batches of several sizes: [2, 3]"),

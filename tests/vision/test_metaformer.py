@@ -190,7 +190,7 @@ def test_specs_of_stages() -> None:
         stage_specs("pooling, pooling, attention", depths)
     with pytest.raises(ValueError, match="does not divide depth=2"):
         stage_specs("hydra*3; pooling; pooling; pooling", depths)
-    with pytest.raises(ValueError, match="for 2 stages, the model has 4"):
+    with pytest.raises(ValueError, match=r"must be one, or one for each of 4 stages, got .* for 2"):
         stage_specs(["pooling", "hydra"], depths)
 
 

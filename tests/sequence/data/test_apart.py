@@ -137,7 +137,7 @@ def test_surplus_and_missing_recordings(tmp_path: Path) -> None:
     folder = _machines(tmp_path / "data")
     for part in ("test", "test_label"):
         shutil.copyfile(folder / part / "machine-1-1.txt", folder / part / "machine-1-2.txt")
-    with pytest.raises(BadData, match=r"train has no machine-1-2\.txt"):
+    with pytest.raises(BadData, match=r"train: it has no machine-1-2\.txt"):
         anomalies.load(str(folder))
     file = tables.recordings(tmp_path / "waves.npz")
     with np.load(file) as found:

@@ -52,7 +52,7 @@ def write(folder: Path) -> dict[str, int]:
 
 
 def test_two_processes_end_with_one_entry(tmp_path: Path) -> None:
-    both = [start(tmp_path, 0.2), start(tmp_path, 0.2)]
+    both = [start(tmp_path, 0.6), start(tmp_path, 0.6)]
     ended = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [0, 0], ended
     assert ended[0][0] == ended[1][0] and (tmp_path / "made").read_text() == "x\n"

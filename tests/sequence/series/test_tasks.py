@@ -422,7 +422,7 @@ def test_m4_files_are_held_to_what_they_are(tmp_path: Path) -> None:
         (lines[:-1], r"Weekly-train\.csv has 358 series, the published file 359: it is cut short"),
         ([*lines[:4], lines[4].replace('"1', '"x', 1), *lines[5:]], r"line 5: 'x.*' in series W4; allowed: a number"),
         ([*lines[:4], '"W4",,', *lines[5:]], r"line 5: series W4 has no value"),
-        ([*lines[:4], lines[5], lines[4], *lines[6:]], "do not name the same series in the same order"),
+        ([*lines[:4], lines[5], lines[4], *lines[6:]], "must name the same series in the same order"),
     ):
         path.write_text("\n".join(change))
         with pytest.raises(ValueError, match=message):
