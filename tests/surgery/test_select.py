@@ -41,6 +41,7 @@ def test_words(where, meant):
     [
         ({"layers": 2}, [3, 4]),
         ({"layers": [0, -1]}, [0, 1, 3, 4]),
+        ({"layers": (n for n in (0, -1))}, [0, 1, 3, 4]),
         ({"layers": slice(1, None)}, [2, 3, 4]),
         ({"exclude": "attn"}, [1, 4]),
         ({"exclude": ["conv", "0.attn"], "layers": slice(0, 2)}, [2]),
