@@ -49,11 +49,10 @@ def _train(config: dict, folder: str, log: str) -> None:
     cli.main([*words[1:-1], folder])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("numbers", "status"),
-    [((signal.SIGHUP, signal.SIGHUP), 129), pytest.param((signal.SIGINT,) * 3, 130, marks=pytest.mark.slow),
-     pytest.param((signal.SIGTERM,), 130, marks=pytest.mark.slow)],
-)  # fmt: skip
+    ("numbers", "status"), [((signal.SIGHUP,) * 2, 129), ((signal.SIGINT,) * 3, 130), ((signal.SIGTERM,), 130)]
+)
 def test_while_it_trains(tmp_path, numbers, status):
     long = {**RUN, "recipe": {**RUN["recipe"], "steps": 400, "schedule_steps": 400}}
     folder, log = tmp_path / "run", tmp_path / "log"

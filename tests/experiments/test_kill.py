@@ -48,13 +48,17 @@ def draw(seed: int, deaths: int) -> list[tuple[str, int]]:
     return [(kind, dice.randint(1, 25)) for kind in dice.choices(("step", "file"), k=deaths)]
 
 
-@pytest.mark.parametrize("plan", [[("step", 18), ("step", 1), ("step", 30)], draw(0, 4)], ids=["steps", "random"])
+@pytest.mark.parametrize(
+    "plan",
+    [[("step", 18), ("step", 1), ("step", 30)], pytest.param(draw(0, 4), marks=pytest.mark.slow)],
+    ids=["steps", "random"],
+)
 def test_killed_runs_end_the_same(tmp_path, whole, plan):
     assert chain(tmp_path, plan) == len(plan)
     assert outputs(tmp_path) == whole
 
 
-@pytest.mark.parametrize("operation", [7, 12])
+@pytest.mark.parametrize("operation", [7, pytest.param(12, marks=pytest.mark.slow)])
 def test_killed_during_a_checkpoint(tmp_path, whole, operation):
     assert chain(tmp_path, [("step", 10), ("file", operation)]) == 2
     assert outputs(tmp_path) == whole

@@ -123,6 +123,7 @@ def test_scan_is_the_mean_over_orders(spec: str, orders: tuple[str, ...]) -> Non
     torch.testing.assert_close(mixer(x), expected)
 
 
+@pytest.mark.slow
 def test_scan_holds_the_laws_around_several_mixers() -> None:
     laws = ["product", "gradients", "small", "mask_content", "mask_trim", "precision", "length"]
     for spec in ("hydra(head_dim=4, d_state=2, learnable_init_states=True)", "ponet(heads=2, segments=3)", "toeplitz"):

@@ -170,7 +170,7 @@ def _run(tmp_path: Path, load: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_mixer_in_one_new_file_is_enrolled_by_import(tmp_path: Path, causal: bool) -> None:
     (tmp_path / "my_shift.py").write_text(MIXER.format(causal=causal))
     out = _run(tmp_path, "import my_shift")

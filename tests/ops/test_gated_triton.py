@@ -159,6 +159,7 @@ def check_many(device: str) -> None:
             compare(case, "gradient of the sum", one, other[1])
 
 
+@pytest.mark.slow  # 10 s; `test_operators` runs the kernels at small sizes
 def test_interpreted() -> None:
     assert interpreted("tests.ops.test_gated_triton").count("holds") == len(CASES) + 1
 
