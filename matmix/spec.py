@@ -7,8 +7,8 @@ A spec is Python call syntax, read with ``ast`` and never evaluated::
     heads("attention", "ssd")               with positional arguments
     ssd*3, attention                        several, one a layer
 
-This module imports nothing of matmix, so that mixers, models, tasks and the command line all read specs and word their
-errors by it.
+Of matmix this module imports only how errors show a value, so that mixers, models, tasks and the command line all read
+specs and word their errors by it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from matmix.ranges import shown
 
 CLOSE = 0.6
 """How alike two words are at least, from 0 to 1 as difflib counts, for one to be offered in place of the other."""
@@ -84,17 +86,6 @@ def hint(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known[:NAMED])}{more}"
 
 
-def quoted(word: Any) -> str:
-    """A word, or what stands in its place, as errors show it: of a long one the beginning."""
-    if isinstance(word, str):
-        return repr(word) if len(word) <= 200 else f"{word[:200]!r}..."
-    try:
-        text = " ".join(repr(word).split())
-    except ValueError:  # a whole number of more digits than Python writes
-        text = f"a {type(word).__name__}"
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
 def unknown_option(owner: str, option: str, known: Iterable[str], kind: str = "option") -> str:
     """The error for an option that ``owner`` does not have.
 
@@ -109,7 +100,7 @@ def unknown_option(owner: str, option: str, known: Iterable[str], kind: str = "o
         if new in known:
             turned = ", where True was False" if option in OPPOSITE else ""
             return f"{owner} has no {kind} {option!r}: {option} is called {new} here{turned}"
-    return f"{owner} has no {kind} {quoted(option)}{hint(option, known)}"
+    return f"{owner} has no {kind} {shown(option)}{hint(option, known)}"
 
 
 def place(named: Any) -> tuple[str, str]:
@@ -139,17 +130,17 @@ def parse_spec(spec: str) -> list[Spec]:
         ValueError: for anything but names, calls with literal arguments, ``* count`` and commas.
     """
     if not isinstance(spec, str) or not spec.strip():
-        raise ValueError(f"spec must be a non-empty string such as 'hydra(expand=2)', got {quoted(spec)}")
+        raise ValueError(f"spec must be a non-empty string such as 'hydra(expand=2)', got {shown(spec)}")
     if len(spec) > LONGEST:
-        raise ValueError(f"spec {quoted(spec)} must have at most {LONGEST:,} characters, got {len(spec):,}")
+        raise ValueError(f"spec {shown(spec)} must have at most {LONGEST:,} characters, got {len(spec):,}")
     try:
         body = ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError) as error:  # a ValueError for null bytes and halves of surrogate pairs
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise ValueError(f"spec {quoted(spec)} is not Python call syntax: {reason}") from None
+        raise ValueError(f"spec {shown(spec)} is not Python call syntax: {reason}") from None
     except (RecursionError, MemoryError):  # what the parser says of a few hundred brackets in each other
         raise ValueError(
-            f"spec {quoted(spec)} is nested too deeply to be read: at most some dozens of brackets"
+            f"spec {shown(spec)} is nested too deeply to be read: at most some dozens of brackets"
         ) from None
     calls: list[Spec] = []
     try:
@@ -157,10 +148,10 @@ def parse_spec(spec: str) -> list[Spec]:
             calls += _read(item, spec, LAYERS - len(calls))
     except RecursionError:
         raise ValueError(
-            f"spec {quoted(spec)} is nested too deeply to be read: at most some dozens of brackets"
+            f"spec {shown(spec)} is nested too deeply to be read: at most some dozens of brackets"
         ) from None
     if not calls:
-        raise ValueError(f"spec {quoted(spec)} names nothing: write a name such as 'hydra(expand=2)'")
+        raise ValueError(f"spec {shown(spec)} names nothing: write a name such as 'hydra(expand=2)'")
     return calls
 
 
@@ -171,7 +162,7 @@ def _read(node: ast.expr, spec: str, room: int) -> list[Spec]:
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         count = node.right.value if isinstance(node.right, ast.Constant) else None
         if type(count) is not int or count < 1:
-            raise ValueError(f"spec {quoted(spec)}: the count after * must be a positive integer")
+            raise ValueError(f"spec {shown(spec)}: the count after * must be a positive integer")
         found = _read(node.left, spec, room)
         if count * len(found) <= room:
             return found * count
@@ -179,21 +170,21 @@ def _read(node: ast.expr, spec: str, room: int) -> list[Spec]:
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         names = [k.arg for k in node.keywords if k.arg is not None]
         if len(names) < len(node.keywords):
-            raise ValueError(f"spec {quoted(spec)}: options are given by name, not by **")
+            raise ValueError(f"spec {shown(spec)}: options are given by name, not by **")
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"spec {quoted(spec)}: {node.func.id} is given {twice} twice; name an option at most once")
+            raise ValueError(f"spec {shown(spec)}: {node.func.id} is given {twice} twice; name an option at most once")
         try:
             args = tuple(ast.literal_eval(arg) for arg in node.args)
             options = tuple(zip(names, (ast.literal_eval(k.value) for k in node.keywords), strict=True))
         except (ValueError, TypeError):  # a TypeError for a set or a key that cannot be hashed
-            raise ValueError(f"spec {quoted(spec)}: arguments must be literals (numbers, strings, tuples)") from None
+            raise ValueError(f"spec {shown(spec)}: arguments must be literals (numbers, strings, tuples)") from None
         found = [Spec(node.func.id, args, options)]
     else:
-        at = quoted(ast.unparse(node))
-        raise ValueError(f"spec {quoted(spec)}: expected a name, a call, * count or a comma at {at}")
+        at = shown(ast.unparse(node))
+        raise ValueError(f"spec {shown(spec)}: expected a name, a call, * count or a comma at {at}")
     if room < 1:
-        raise ValueError(f"spec {quoted(spec)} must name at most {LAYERS:,} layers")
+        raise ValueError(f"spec {shown(spec)} must name at most {LAYERS:,} layers")
     return found
 
 
@@ -205,9 +196,7 @@ def layer_specs(spec: str, depth: int) -> list[Spec]:
     """
     calls = parse_spec(spec)
     if type(depth) is not int or not 1 <= depth <= LAYERS:
-        raise ValueError(f"depth must be a whole number from 1 to {LAYERS:,}, got {quoted(depth)}")
+        raise ValueError(f"depth must be a whole number from 1 to {LAYERS:,}, got {shown(depth)}")
     if depth % len(calls):
-        raise ValueError(
-            f"spec {quoted(spec)} is a pattern of {len(calls)} layers, which does not divide depth={depth}"
-        )
+        raise ValueError(f"spec {shown(spec)} is a pattern of {len(calls)} layers, which does not divide depth={depth}")
     return calls * (depth // len(calls))

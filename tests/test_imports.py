@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up: a layer imports itself and those below it. "matmix" is the package itself and what stands on the
 # mixers: adapters, inspect, cost, published, sampling, testing; on these stands surgery.
 LAYERS = (
-    "matmix.spec",
     "matmix.ranges",
+    "matmix.spec",
     "matmix.arguments",
     "matmix.ops",
     "matmix.matrices",

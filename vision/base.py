@@ -267,12 +267,11 @@ class VisionModel(nn.Module):
     def _taken(self, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
         """Numbers of the stages that are meant, and the last of them."""
         count = len(self.stages)
-        several = isinstance(indices, tuple | list) and len(indices) > 0
-        if not (
-            indices is None
-            or (type(indices) is int and 0 < indices <= count)
-            or (several and all(type(i) is int and -count <= i < count for i in indices))  # type: ignore[union-attr]
-        ):
+        if isinstance(indices, tuple | list):
+            fit = len(indices) > 0 and all(type(i) is int and -count <= i < count for i in indices)
+        else:
+            fit = indices is None or (type(indices) is int and 0 < indices <= count)
+        if not fit:
             raise ValueError(
                 f"indices must be how many of the {count} stages, or their numbers from {-count} to {count - 1}, "
                 f"got {shown(indices)}"

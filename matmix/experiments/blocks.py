@@ -86,8 +86,8 @@ def block_interval(
     seed: int = 0,
     weights: np.ndarray | None = None,
 ) -> BlockInterval | None:
-    """The mean of a row of differences, with an interval over new data; None for fewer than four blocks, and where
-    nothing counts.
+    """The mean of a row of differences, with an interval over new data; None for fewer than four blocks, and where a
+    resample has nothing that counts.
 
     Args:
         differences: arm minus reference, one an example, neighbours beside each other.
@@ -109,10 +109,9 @@ def block_interval(
     last = len(values) - (count - 1) * block  # the last block is cut, so that a resample is as long as the split
     ends = starts + np.array([block] * (count - 1) + [last])
     totals, counts = ((sums[ends] - sums[starts]).sum(1) for sums in map(_cumulative, (values, weights)))
-    counts, whole = counts[counts > 0], float(weights.sum())
-    if not whole or len(counts) < RESAMPLES:
+    if not counts.all():
         return None
-    means, mean = totals / counts, float(values.sum() / whole)
+    means, mean = totals / counts, float(values.sum() / weights.sum())
     # About the mean of the resamples: examples at both ends are in fewer blocks.
     low, high = np.quantile(means, expanded_levels(blocks, confidence)) - means.mean() + mean
     return BlockInterval(mean, float(low), float(high), blocks)

@@ -15,7 +15,7 @@ from typing import Literal
 from matmix.experiments.costs import costs
 from matmix.experiments.models import read
 from matmix.experiments.plugins import import_all
-from matmix.experiments.registry import task_class
+from matmix.experiments.registry import settings_of
 from matmix.experiments.run import RunConfig
 from matmix.experiments.study import Study, StudyArm, StudyTask
 from matmix.spec import Spec
@@ -122,7 +122,7 @@ def _sized(
 def _with(task: StudyTask, arm: StudyArm, name: str, value: float) -> StudyArm:
     """The arm with a number of its task, or of the model that the task names, at this value."""
     options = {**task.options, **arm.options}
-    if name in {field.name for field in dataclasses.fields(task_class(task.task))}:  # type: ignore[arg-type]
+    if name in settings_of(task.task):
         return dataclasses.replace(arm, options={**arm.options, name: value})
     if "architecture" not in options:
         raise ValueError(f"by must be a setting of {task.task}, got {name!r}")

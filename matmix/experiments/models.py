@@ -31,7 +31,8 @@ from torch import nn
 
 from matmix.experiments.entries import entries
 from matmix.experiments.extras import advice
-from matmix.spec import hint, parse_spec, quoted
+from matmix.ranges import shown
+from matmix.spec import hint, parse_spec
 
 Example = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 """A model, and the positional and the named arguments of one call."""
@@ -63,7 +64,7 @@ def foreign(package: str, name: str, options: dict[str, Any], *more: type[Except
         yield
     except kinds as error:
         said = str(error).strip().partition("\n")[0]
-        given = ", ".join(f"{option}={quoted(value)}" for option, value in options.items()) or "none"
+        given = ", ".join(f"{option}={shown(value)}" for option, value in options.items()) or "none"
         raise ValueError(f"{package}:{name} must be given options that {package} takes, got {given}: {said}") from error
 
 
@@ -96,17 +97,17 @@ def _find(spec: str) -> tuple[Any, str, dict[str, Any]]:
     source = _package(package) if package else _owner(name)
     known = source.list_models()
     if name not in known and name.partition(".")[0] not in known:
-        raise ValueError(f"unknown model {quoted(spec)}{hint(name, known)}")
+        raise ValueError(f"unknown model {shown(spec)}{hint(name, known)}")
     return source, name, own
 
 
 def read(spec: str) -> tuple[str, str, dict[str, Any]]:
     """Package ("" where none is named), name and options of a model spec."""
     if not isinstance(spec, str):
-        raise ValueError(f"model must be a name or a call with options, got {quoted(spec)}")
+        raise ValueError(f"model must be a name or a call with options, got {shown(spec)}")
     found = re.fullmatch(r"(?:(\w+):)?([\w.\-]+)\s*(\(.*\))?", spec.strip(), re.DOTALL)
     if found is None:
-        raise ValueError(f"model {quoted(spec)} is not of the form name, package:name or name(option=value, ...)")
+        raise ValueError(f"model {shown(spec)} is not of the form name, package:name or name(option=value, ...)")
     package, name, call = found.groups()
     (parsed,) = parse_spec(f"model{call or ''}")
     if parsed.args:
@@ -137,5 +138,5 @@ def _owner(name: str) -> Any:
         if name in package.list_models():
             return package
     raise ValueError(
-        f"unknown model {quoted(name)}{hint(name, [known for each in packages for known in each.list_models()])}"
+        f"unknown model {shown(name)}{hint(name, [known for each in packages for known in each.list_models()])}"
     )

@@ -19,8 +19,9 @@ from matmix.experiments.entries import entries
 from matmix.experiments.extras import advice
 from matmix.experiments.plugins import TASKS, NotNamed, import_code
 from matmix.experiments.task import Task
+from matmix.ranges import shown
 from matmix.settings import check_defaults
-from matmix.spec import hint, place, quoted
+from matmix.spec import hint, place
 
 _TaskT = TypeVar("_TaskT", bound=type[Task])
 
@@ -50,6 +51,15 @@ def register_task(name: str) -> Callable[[_TaskT], _TaskT]:
     return enrol
 
 
+def settings_of(name: str) -> list[str]:
+    """The names of a task's settings.
+
+    Raises:
+        ValueError: as `task_class`.
+    """
+    return [field.name for field in dataclasses.fields(task_class(name))]  # type: ignore[arg-type]  # a dataclass
+
+
 def list_tasks() -> list[str]:
     """Names of all installed and registered tasks."""
     return sorted({*_entries(), *TASKS})
@@ -72,7 +82,7 @@ def task_class(name: str) -> type[Task]:
         NotNamed: (a ValueError) for a file or module that only data name (see `plugins.data_only`).
     """
     if not isinstance(name, str):
-        raise ValueError(f"task must be a name, got {quoted(name)}")
+        raise ValueError(f"task must be a name, got {shown(name)}")
     if name in TASKS:
         return check_class(TASKS[name])
     if name in _entries():
@@ -84,7 +94,7 @@ def task_class(name: str) -> type[Task]:
             raise ValueError(f"task {name!r} cannot be imported: {advice(error, package)}") from error
     source, colon, attribute = name.rpartition(":")
     if not colon:
-        raise ValueError(f"unknown task {quoted(name)}{hint(name, list_tasks())}")
+        raise ValueError(f"unknown task {shown(name)}{hint(name, list_tasks())}")
     try:
         found = getattr(import_code(source), attribute)
     except NotNamed:

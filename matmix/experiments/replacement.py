@@ -18,7 +18,7 @@ import tyro
 from matmix.experiments.entries import entries
 from matmix.experiments.extras import advice
 from matmix.experiments.operation import ABLATIONS, DEFAULT
-from matmix.experiments.registry import task_class
+from matmix.experiments.registry import settings_of
 from matmix.experiments.study import Study, StudyTask, run_folder
 from matmix.experiments.task import Recipe
 from matmix.spec import unknown_option
@@ -108,7 +108,7 @@ def replace(
     tasks, met = [], set()
     for model, one, subject in _pairs(models, data):
         task = subject.task(model, one)
-        known = {field.name for field in dataclasses.fields(task_class(task.task))}  # type: ignore[arg-type]
+        known = settings_of(task.task)
         mine = {name: value for name, value in changed.items() if name in known}
         met |= set(mine)
         label = " ".join((Path(one).name.partition(".")[0], _called(model, models)))
@@ -125,8 +125,8 @@ def replace(
             )
         )
     for name in changed.keys() - met:
-        known = {field.name for task in tasks for field in dataclasses.fields(task_class(task.task))}  # type: ignore[arg-type]
-        raise ValueError(unknown_option("settings", name, sorted(known), "setting"))
+        known = sorted({one for task in tasks for one in settings_of(task.task)})
+        raise ValueError(unknown_option("settings", name, known, "setting"))
     return Study(
         name="replace",
         tasks=tuple(tasks),

@@ -44,7 +44,7 @@ from matmix.files import read_json, read_toml
 from matmix.mixers import list_mixers
 from matmix.ranges import Chance, Count, Seed, Whole, shown
 from matmix.settings import Settings
-from matmix.spec import hint, quoted
+from matmix.spec import hint
 
 
 @dataclass(frozen=True)
@@ -323,7 +323,7 @@ def find_study(name: str) -> Callable[..., Study]:
         return STUDIES[name]
     if name not in _entries():
         known = [*list_studies(), *list_tasks()]
-        raise ValueError(f"unknown study {quoted(name)}{hint(name, known)} Or give a .py, .json or .toml file.")
+        raise ValueError(f"unknown study {shown(name)}{hint(name, known)} Or give a .py, .json or .toml file.")
     try:
         found: Callable[..., Study] = _entries()[name].load()
     except ImportError as error:

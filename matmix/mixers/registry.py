@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from matmix.matrices.base import Matrix
 from matmix.mixers.base import Grid, Mixer, Traits
-from matmix.spec import Spec, hint, layer_specs, parse_spec, place, quoted, unknown_option
+from matmix.ranges import shown
+from matmix.spec import Spec, hint, layer_specs, parse_spec, place, unknown_option
 
 _MixerT = TypeVar("_MixerT", bound=type[Mixer])
 
@@ -102,7 +103,7 @@ def mixer_info(name: str) -> MixerInfo:
     """
     _load_plugins()
     if not isinstance(name, str) or name not in _REGISTRY:
-        raise ValueError(f"unknown mixer {quoted(name)}{hint(name, sorted(_REGISTRY))}")
+        raise ValueError(f"unknown mixer {shown(name)}{hint(name, sorted(_REGISTRY))}")
     return _REGISTRY[name]
 
 
@@ -136,7 +137,7 @@ def create_mixer(spec: str, dim: int, grid: Grid | int | None = None) -> Mixer:
     calls = parse_spec(spec)
     if len(calls) != 1:
         raise ValueError(
-            f"spec {quoted(spec)} names {len(calls)} mixers, where one must stand; create_mixers(spec, depth, ...) "
+            f"spec {shown(spec)} names {len(calls)} mixers, where one must stand; create_mixers(spec, depth, ...) "
             "builds one a layer"
         )
     return _build(calls[0], dim, (grid,) if isinstance(grid, int) else grid)

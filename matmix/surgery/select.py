@@ -92,8 +92,7 @@ def _layers(sites: Sequence[Site], layers: int | Iterable[int] | slice) -> list[
     if isinstance(layers, slice):
         wanted = set(range(count)[layers])
     else:
-        several = isinstance(layers, Iterable) and not isinstance(layers, str)
-        asked: list[Any] = list(layers) if several else [layers]  # type: ignore[arg-type]
+        asked: list[Any] = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
         if not all(type(n) is int for n in asked):
             raise TypeError(f"layers must be whole numbers or a slice of them, got {shown(layers)}")
         wanted = {n + count if n < 0 else n for n in asked}

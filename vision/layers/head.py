@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from matmix.ranges import numbers, refuse, shown
+from matmix.arguments import checking_arguments
+from matmix.ranges import Whole, shown
 from vision.layers.mlp import SquaredReLU
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -16,10 +17,6 @@ POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "avgmax": lambda x: 0.5 * (x.mean((1, 2)) + x.amax((1, 2))),
     "": lambda x: x,
 }
-
-
-CLASSES = numbers(0, 1e9, whole=True)
-"""How many there may be; 0 for no classifier."""
 
 
 class MlpHead(nn.Module):
@@ -72,14 +69,13 @@ class Head(nn.Module):
         self.drop = nn.Dropout(drop_rate if kind == "linear" else 0.0)
         self.reset(num_classes, global_pool)
 
-    def reset(self, num_classes: int, global_pool: str | None = None) -> None:
+    @checking_arguments(leave=("global_pool",))
+    def reset(self, num_classes: Whole, global_pool: str | None = None) -> None:
         """A fresh classifier, and another pooling unless None."""
         if global_pool is not None:
             if not isinstance(global_pool, str) or global_pool not in POOLS:
                 raise ValueError(f"global_pool must be one of {', '.join(map(repr, POOLS))}, got {shown(global_pool)}")
             self.pool_type = global_pool
-        if not CLASSES.holds(num_classes):
-            raise refuse("num_classes", CLASSES, num_classes)
         if num_classes == 0:
             self.fc: nn.Module = nn.Identity()
         elif self.kind == "mlp":

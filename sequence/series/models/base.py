@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from matmix.mixers.calls import Input, explain_inputs, explaining, is_said
 from matmix.mixers.options import checking_options
-from matmix.ranges import Count, Whole
-from matmix.spec import hint, quoted, unknown_option
+from matmix.ranges import Count, Whole, shown
+from matmix.spec import hint, unknown_option
 
 Goal = Literal["forecast", "imputation", "anomaly", "classification"]
 """What a model is asked for."""
@@ -169,7 +169,7 @@ def series_model_class(name: str) -> type[SeriesModel]:
         ValueError: for a name that is not there; close ones are listed.
     """
     if not isinstance(name, str) or name not in _MODELS:
-        raise ValueError(f"unknown time-series model {quoted(name)}{hint(name, list_series_models())}")
+        raise ValueError(f"unknown time-series model {shown(name)}{hint(name, list_series_models())}")
     return _MODELS[name]
 
 
